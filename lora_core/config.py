@@ -1,0 +1,237 @@
+"""LoRAConfig: what to adapt and how, and its form on disk (PEFT's adapter_config.json)."""
+
+import dataclasses
+import json
+import logging
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("lora_core")
+
+CONFIG_FILE = "adapter_config.json"
+
+Names = str | tuple[str, ...] | None
+
+TASK_TYPES = {
+    "token-classification": "TOKEN_CLS",
+    "text-classification": "SEQ_CLS",
+    "encoder": "FEATURE_EXTRACTION",
+}
+"""Our task names and PEFT's. Image classification has no PEFT name."""
+
+_INITS = ("gaussian", "kaiming", "pissa", "olora", "orthogonal", "eva", "random")
+_PISSA_NITER = re.compile(r"pissa_niter_(\d+)")
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Every choice about one adapter. Field names are PEFT's; sequences are stored as tuples."""
+
+    r: int = 8
+    """Rank of the update B @ A."""
+    lora_alpha: float | None = None
+    """Numerator of the scaling alpha / r. None means r, that is a scaling of 1."""
+    lora_dropout: float = 0.0
+    """Probability of dropping an input element on the adapter's path (the frozen path sees every element)."""
+    target_modules: Names = None
+    """What to adapt: a preset ("qv", "qkv", "attention", "all-linear"), a regular expression that must match
+    a module's whole dotted path (one string), or suffixes of paths (several strings). None means "qv"."""
+    exclude_modules: Names = None
+    """What not to adapt although target_modules matches it; a regular expression or suffixes."""
+    modules_to_save: Names = None
+    """Modules trained in full and saved with the adapter. None means the task head; () freezes the head."""
+    bias: str = "none"
+    """Which bias vectors are trained too: "none", "all" (of the whole model) or "lora_only" (of the targets)."""
+    init_lora_weights: str | bool = "gaussian"
+    """"gaussian": A ~ N(0, 1/r^2), B = 0. "kaiming" (or True): A as PEFT's default, B = 0. "random" (or
+    False): both random, so the adapter changes the model at once. "pissa", "pissa_niter_N" (randomised SVD with
+    N iterations), "olora", "orthogonal", "eva"."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r), https://arxiv.org/abs/2312.03732."""
+    use_dora: bool = False
+    """Train a magnitude per output as well, https://arxiv.org/abs/2402.09353."""
+    lora_bias: bool = False
+    """Give B a bias vector; the base layer must have one to merge into."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Rank by module: the key is a regular expression that must match the end of a path after a dot."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """lora_alpha by module, keys as in rank_pattern."""
+    layers_to_transform: tuple[int, ...] | None = None
+    """Adapt only the layers with these indices."""
+    layers_pattern: Names = None
+    """Name of the module list that layers_to_transform counts in, when a path holds several."""
+    trainable_token_indices: tuple[int, ...] | None = None
+    """Rows of the input embedding that are trained in full and saved with the adapter."""
+    fan_in_fan_out: bool = False
+    """Kept for files of PEFT; the weight layout follows from the layer's class."""
+    task_type: str | None = None
+    """PEFT's task name; filled from the model when the adapter is saved."""
+    base_model_name_or_path: str | None = None
+    """Where the base model came from."""
+    revision: str | None = None
+    """Revision of the base model."""
+    inference_mode: bool = False
+    """Kept for files of PEFT, which writes true."""
+
+    def __post_init__(self) -> None:
+        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
+        if isinstance(self.modules_to_save, str):
+            object.__setattr__(self, "modules_to_save", (self.modules_to_save,))
+        for name in ("layers_to_transform", "trainable_token_indices"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, (value,) if isinstance(value, int) else tuple(value))
+        object.__setattr__(self, "rank_pattern", dict(self.rank_pattern))
+        object.__setattr__(self, "alpha_pattern", dict(self.alpha_pattern))
+        self._validate()
+
+    def _validate(self) -> None:
+        for where, r in [("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())]:
+            if isinstance(r, bool) or not isinstance(r, int) or r <= 0:
+                raise ValueError(f"{where} must be a whole number of at least 1, but it is {r!r}.")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise ValueError(f"lora_dropout must be at least 0 and below 1, but it is {self.lora_dropout!r}.")
+        if self.bias not in ("none", "all", "lora_only"):
+            raise ValueError(f'bias must be "none", "all" or "lora_only", but it is {self.bias!r}.')
+        init = self.init_lora_weights
+        if not isinstance(init, bool) and init not in _INITS and not _PISSA_NITER.fullmatch(init):
+            known = ", ".join((*_INITS, "pissa_niter_N"))
+            raise ValueError(f"init_lora_weights must be one of {known}, True or False, but it is {init!r}.")
+        if init == "orthogonal" and any(r % 2 for r in (self.r, *self.rank_pattern.values())):
+            raise ValueError(f"init_lora_weights='orthogonal' needs an even rank, but r is {self.r}.")
+
+    @property
+    def alpha(self) -> float:
+        """lora_alpha with its default filled in."""
+        return self.r if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def initialisation(self) -> str:
+        """init_lora_weights as a name: PEFT's True is "kaiming", its False is "random"."""
+        init = self.init_lora_weights
+        return {True: "kaiming", False: "random"}[init] if isinstance(init, bool) else init
+
+    @property
+    def pissa_iterations(self) -> int | None:
+        """N of "pissa_niter_N"; None for an exact SVD."""
+        match = _PISSA_NITER.fullmatch(self.initialisation)
+        return int(match[1]) if match else None
+
+    def rank_of(self, path: str) -> int:
+        """Rank of the module at ``path``, rank_pattern considered."""
+        return _by_pattern(self.rank_pattern, path, self.r)
+
+    def alpha_of(self, path: str) -> float:
+        """lora_alpha of the module at ``path``, alpha_pattern considered."""
+        default = self.rank_of(path) if self.lora_alpha is None else self.lora_alpha
+        return _by_pattern(self.alpha_pattern, path, default)
+
+    def scaling_of(self, path: str) -> float:
+        """Factor of the update B @ A at ``path``: alpha / r, or alpha / sqrt(r) with use_rslora."""
+        r = self.rank_of(path)
+        return self.alpha_of(path) / (math.sqrt(r) if self.use_rslora else r)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as adapter_config.json holds them: sorted keys and lists, so equal configs give equal files."""
+        values = dataclasses.asdict(self)
+        for name, value in values.items():
+            if isinstance(value, tuple):
+                values[name] = sorted(value)
+        values["lora_alpha"] = self.alpha
+        values["init_lora_weights"] = {"kaiming": True, "random": False}.get(self.initialisation, self.initialisation)
+        values["peft_type"] = "LORA"
+        return dict(sorted(values.items()))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "the adapter's config") -> "LoRAConfig":
+        """Read adapter_config.json's content; keys of features that this library lacks must be unset.
+
+        Raises:
+            ValueError: not a LoRA adapter, or one of a feature that would change its results is in use.
+        """
+        peft_type = values.get("peft_type")
+        if peft_type != "LORA":
+            raise ValueError(f"{where}: peft_type must be 'LORA', but it is {peft_type!r}. Only LoRA adapters can be read.")
+        in_use = [name for name in _UNSUPPORTED if values.get(name)]
+        if in_use:
+            raise ValueError(f"{where} uses {', '.join(in_use)}, which lora_core does not have. Merge the adapter in PEFT and save the model instead.")
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known - _IGNORED - set(_UNSUPPORTED))
+        if unknown:
+            logger.warning("%s: unknown keys ignored: %s", where, ", ".join(unknown))
+        fields = {name: value for name, value in values.items() if name in known}
+        if isinstance(fields.get("trainable_token_indices"), dict):
+            raise ValueError(f"{where}: trainable_token_indices by module name is not supported; give a plain list.")
+        if str(fields.get("init_lora_weights", "")) not in ("True", "False") and not _readable_init(fields):
+            fields["init_lora_weights"] = True  # only how training began; the file holds the weights
+        return cls(**{k: v for k, v in fields.items() if v is not None or k in _NULLABLE})
+
+    def save(self, folder: Path) -> None:
+        """Write adapter_config.json into ``folder``."""
+        (folder / CONFIG_FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "LoRAConfig":
+        """Read adapter_config.json from ``folder``.
+
+        Raises:
+            ValueError: the file is missing, is not JSON, or does not describe a LoRA adapter.
+        """
+        path = folder / CONFIG_FILE
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist; {folder} is not a folder that an adapter was saved in.")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not JSON: {error}.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold a JSON object, but it holds a {type(values).__name__}.")
+        return cls.from_dict(values, where=str(path))
+
+
+_NULLABLE = {f.name for f in dataclasses.fields(LoRAConfig) if f.default is None}
+_UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "target_parameters",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+"""PEFT features that change what an adapter computes and that encoders do without."""
+_IGNORED = {
+    "auto_mapping",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "runtime_config",
+}
+"""PEFT fields that do not change what a saved adapter computes."""
+
+
+def _readable_init(fields: dict[str, Any]) -> bool:
+    init = fields.get("init_lora_weights")
+    return init in _INITS or (isinstance(init, str) and _PISSA_NITER.fullmatch(init) is not None)
+
+
+def _by_pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
+    for pattern, value in patterns.items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", path):
+            return value
+    return default

@@ -1,0 +1,268 @@
+"""BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805): the encoder, under its checkpoints' names.
+
+Shapes: B sentences, T tokens (padded), H hidden size, F intermediate size.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lora_core.models.config import EncoderConfig
+from lora_core.models.layers import Dropout, activation, additive_mask, check_input, multi_head_attention
+
+
+@dataclass(frozen=True)
+class BertConfig(EncoderConfig):
+    """Sizes of a BERT encoder; the defaults are bert-base-uncased."""
+
+    model_type: ClassVar[str] = "bert"
+    activation_field: ClassVar[str] = "hidden_act"
+    attention_dropout_field: ClassVar[str] = "attention_probs_dropout_prob"
+    hidden_dropout_field: ClassVar[str] = "hidden_dropout_prob"
+
+    vocab_size: int = 30522
+    """Rows of the word embeddings."""
+    hidden_size: int = 768
+    """Width H of the hidden states."""
+    num_hidden_layers: int = 12
+    """Transformer layers."""
+    num_attention_heads: int = 12
+    """Attention heads a layer; divides hidden_size."""
+    intermediate_size: int = 3072
+    """Width F of the feed-forward layers."""
+    hidden_act: str = "gelu"
+    """Activation of the feed-forward layers."""
+    hidden_dropout_prob: float = 0.1
+    """Dropout after the embeddings and after each dense layer that ends in a residual sum."""
+    attention_probs_dropout_prob: float = 0.1
+    """Dropout of the attention weights."""
+    classifier_dropout: float | None = None
+    """Dropout before the classifier; None means hidden_dropout_prob."""
+    max_position_embeddings: int = 512
+    """Rows of the position embeddings."""
+    type_vocab_size: int = 2
+    """Rows of the token type (segment) embeddings."""
+    initializer_range: float = 0.02
+    """Standard deviation of new weights."""
+    layer_norm_eps: float = 1e-12
+    """Added to the variance in each LayerNorm."""
+    pad_token_id: int = 0
+    """Id of the padding token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} in this config is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input, special tokens included."""
+        return self.max_position_embeddings
+
+    @property
+    def head_dropout(self) -> float:
+        """Dropout before the classifier."""
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+
+class BertEmbeddings(nn.Module):
+    """Word + position + token type embeddings, normalised."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int,
+        max_position_embeddings: int,
+        type_vocab_size: int,
+        pad_token_id: int,
+        layer_norm_eps: float,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_token_id)
+        self.position_embeddings = nn.Embedding(max_position_embeddings, hidden_size)
+        self.token_type_embeddings = nn.Embedding(type_vocab_size, hidden_size)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.dropout = Dropout(dropout)
+
+    def position_ids(self, input_ids: Tensor) -> Tensor:
+        """Position of each token, in a shape that broadcasts to (B, T): here 0 to T - 1, (T,)."""
+        return torch.arange(input_ids.shape[1], device=input_ids.device)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        position_ids = self.position_ids(input_ids)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(position_ids)
+        # The two small terms first: for BERT without segments their sum is (T, H), not (B, T, H).
+        place = self.position_embeddings(position_ids) + self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + place))  # (B, T, H)
+
+
+class BertSelfAttention(nn.Module):
+    """Multi-head attention without its output projection."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        dropout_p = self.dropout.p if self.training else 0.0
+        return multi_head_attention(
+            self.query(hidden), self.key(hidden), self.value(hidden), mask, self.num_heads, dropout_p
+        )
+
+
+class BertOutput(nn.Module):
+    """End of each half layer: project to H, add the half layer's input, normalise."""
+
+    def __init__(self, in_features: int, hidden_size: int, layer_norm_eps: float, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_features, hidden_size)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
+
+
+class BertAttention(nn.Module):
+    """First half of a layer."""
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, layer_norm_eps: float, hidden_dropout: float, attention_dropout: float
+    ) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(hidden_size, num_heads, attention_dropout)
+        self.output = BertOutput(hidden_size, hidden_size, layer_norm_eps, hidden_dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        return self.output(self.self(hidden, mask), hidden)
+
+
+class BertIntermediate(nn.Module):
+    """First dense layer of the second half, H -> F."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, intermediate_size)
+        self.intermediate_act_fn = activation(hidden_act)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.intermediate_act_fn(self.dense(hidden))
+
+
+class BertLayer(nn.Module):
+    """One transformer layer, normalised after each residual sum."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        hidden_act: str,
+        layer_norm_eps: float,
+        hidden_dropout: float,
+        attention_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.attention = BertAttention(hidden_size, num_heads, layer_norm_eps, hidden_dropout, attention_dropout)
+        self.intermediate = BertIntermediate(hidden_size, intermediate_size, hidden_act)
+        self.output = BertOutput(intermediate_size, hidden_size, layer_norm_eps, hidden_dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        attended = self.attention(hidden, mask)  # (B, T, H)
+        return self.output(self.intermediate(attended), attended)
+
+
+class BertEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, layers: list[BertLayer]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        for layer in self.layer:
+            hidden = layer(hidden, mask)
+        return hidden
+
+
+class BertPooler(nn.Module):
+    """Dense layer over the first token, (B, T, H) -> (B, H); text classification calls it."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = nn.Tanh()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.activation(self.dense(hidden[:, 0]))
+
+
+class BertModel(nn.Module):
+    """The encoder without a head."""
+
+    config_class: ClassVar[type[BertConfig]] = BertConfig
+    embeddings_class: ClassVar[type[BertEmbeddings]] = BertEmbeddings
+    base_model_prefix: ClassVar[str] = "bert"
+    architecture_stem: ClassVar[str] = "Bert"
+    task: ClassVar[str] = "encoder"
+    labels: ClassVar[tuple[str, ...]] = ()
+    head_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fresh_parameters: tuple[str, ...] = ()
+        self.embeddings = self.embeddings_class(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            max_position_embeddings=config.max_position_embeddings,
+            type_vocab_size=config.type_vocab_size,
+            pad_token_id=config.pad_token_id,
+            layer_norm_eps=config.layer_norm_eps,
+            dropout=config.hidden_dropout_prob,
+        )
+        self.encoder = BertEncoder(
+            [
+                BertLayer(
+                    hidden_size=config.hidden_size,
+                    num_heads=config.num_attention_heads,
+                    intermediate_size=config.intermediate_size,
+                    hidden_act=config.hidden_act,
+                    layer_norm_eps=config.layer_norm_eps,
+                    hidden_dropout=config.hidden_dropout_prob,
+                    attention_dropout=config.attention_probs_dropout_prob,
+                )
+                for _ in range(config.num_hidden_layers)
+            ]
+        )
+        self.pooler: BertPooler | None = None
+
+    def add_pooler(self) -> BertPooler:
+        """Give the encoder its pooler, which `forward` does not call: only text classification needs one."""
+        self.pooler = BertPooler(self.config.hidden_size)
+        return self.pooler
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Return the last hidden state (B, T, H).
+
+        All arguments are (B, T): ids of the vocabulary; nonzero or True at real tokens (None: all are real);
+        segment ids (None: all 0). Raises ValueError when T exceeds `config.max_tokens`.
+        """
+        check_input(input_ids, attention_mask, self.config.max_tokens)
+        hidden = self.embeddings(input_ids, token_type_ids)  # (B, T, H)
+        return self.encoder(hidden, additive_mask(attention_mask, hidden.dtype))

@@ -1,0 +1,107 @@
+"""From a config to a model with random weights."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_core.models.bert import BertConfig, BertModel
+from lora_core.models.distilbert import DistilBertConfig, DistilBertModel
+from lora_core.models.heads import TASK_MODELS, Encoder, TaskModel
+from lora_core.models.labels import check_labels
+from lora_core.models.roberta import RobertaModel
+
+ENCODERS: dict[str, type[Encoder]] = {
+    encoder.config_class.model_type: encoder for encoder in (BertModel, RobertaModel, DistilBertModel)
+}
+"""The encoder of each `model_type`."""
+
+TASKS = ("encoder", "token-classification", "text-classification", "image-classification")
+
+
+def config_from_dict(values: Mapping[str, Any]) -> BertConfig | DistilBertConfig:
+    """Build the config of the family that `values["model_type"]` names, from the content of a config.json.
+
+    Raises ValueError when the family is unknown or a value is malformed or not implemented.
+    """
+    model_type = values.get("model_type")
+    if model_type not in ENCODERS:
+        raise ValueError(f"model_type is {model_type!r} in this config; implemented are {', '.join(ENCODERS)}")
+    return ENCODERS[model_type].config_class.from_dict(values)
+
+
+def task_model_class(model_type: str, task: str) -> type[TaskModel]:
+    """Return the task model of this family. Raises ValueError when there is none."""
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+    found = TASK_MODELS.get((ENCODERS[model_type], task))
+    if found is None:
+        can = [known for encoder, known in TASK_MODELS if encoder is ENCODERS[model_type]]
+        raise ValueError(f"{model_type} models do not do {task}; they do encoder, {', '.join(can)}")
+    return found
+
+
+def build_model(
+    config: BertConfig | DistilBertConfig,
+    task: str = "encoder",
+    labels: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+) -> Encoder | TaskModel:
+    """Build the model with random weights, in eval mode, on torch's default device.
+
+    `task` is one of TASKS, `labels` the names in the order of the logits; a bare encoder has none. The same `seed`
+    gives the same weights and torch's own random state stays as it was. Under `torch.device("meta")` no memory is
+    taken and nothing is drawn.
+
+    Raises ValueError when the family does not do the task or the labels are missing or malformed.
+    """
+    if task == "encoder" and labels is not None:
+        raise ValueError(f"labels {labels!r} were given for a bare encoder, which has none; leave them out")
+    if task != "encoder" and labels is None:
+        raise ValueError(f"{task} needs labels: a list of names in the order of the logits")
+    model = assemble(config, task, check_labels(labels) if labels is not None else ())
+    device = torch.get_default_device()
+    if device.type != "meta":
+        model.to_empty(device=device)
+        initialise(model, [name for name, _ in model.named_parameters()], seed)
+    return model
+
+
+def assemble(
+    config: BertConfig | DistilBertConfig, task: str, labels: tuple[str, ...], *, with_pooler: bool = False
+) -> Encoder | TaskModel:
+    """Build the model in eval mode on the meta device: names and shapes, no memory.
+
+    `with_pooler` gives BERT and RoBERTa a pooler that the task itself does not need.
+    """
+    with torch.device("meta"):
+        encoder = ENCODERS[config.model_type](config)
+        if with_pooler and isinstance(encoder, BertModel):
+            encoder.add_pooler()
+        if task == "encoder":
+            return encoder.eval()
+        return task_model_class(config.model_type, task)(encoder, labels).eval()
+
+
+@torch.no_grad()
+def initialise(model: Encoder | TaskModel, names: Collection[str], seed: int) -> None:
+    """Draw the named parameters as transformers does for new layers.
+
+    Weights are normal with the config's `initializer_range`, an embedding's padding row and all biases are zero,
+    and a LayerNorm starts as the identity.
+    """
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if name not in names:
+                continue
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif isinstance(module, nn.LayerNorm):
+                parameter.fill_(1)
+            else:
+                parameter.normal_(0, model.config.initializer_range, generator=generator)
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                    parameter[module.padding_idx] = 0

@@ -1,0 +1,220 @@
+"""DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108): the encoder, under its checkpoints' names.
+
+Shapes: B sentences, T tokens (padded), H hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lora_core.models.config import EncoderConfig
+from lora_core.models.layers import Dropout, activation, additive_mask, check_input, multi_head_attention
+
+LAYER_NORM_EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class DistilBertConfig(EncoderConfig):
+    """Sizes of a DistilBERT encoder; the defaults are distilbert-base-uncased."""
+
+    model_type: ClassVar[str] = "distilbert"
+    activation_field: ClassVar[str] = "activation"
+    attention_dropout_field: ClassVar[str] = "attention_dropout"
+    hidden_dropout_field: ClassVar[str] = "dropout"
+
+    vocab_size: int = 30522
+    """Rows of the word embeddings."""
+    dim: int = 768
+    """Width H of the hidden states."""
+    n_layers: int = 6
+    """Transformer layers."""
+    n_heads: int = 12
+    """Attention heads a layer; divides dim."""
+    hidden_dim: int = 3072
+    """Width of the feed-forward layers."""
+    activation: str = "gelu"
+    """Activation of the feed-forward layers."""
+    dropout: float = 0.1
+    """Dropout after the embeddings and the feed-forward layers, and before the token classifier."""
+    attention_dropout: float = 0.1
+    """Dropout of the attention weights."""
+    seq_classif_dropout: float = 0.2
+    """Dropout before the text classifier."""
+    max_position_embeddings: int = 512
+    """Rows of the position embeddings."""
+    initializer_range: float = 0.02
+    """Standard deviation of new weights."""
+    pad_token_id: int = 0
+    """Id of the padding token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim {self.dim} in this config is not a multiple of n_heads {self.n_heads}")
+
+    @property
+    def hidden_size(self) -> int:
+        """`dim`, by the name that the other families use."""
+        return self.dim
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """`n_layers`, by the name that the other families use."""
+        return self.n_layers
+
+    @property
+    def num_attention_heads(self) -> int:
+        """`n_heads`, by the name that the other families use."""
+        return self.n_heads
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input, special tokens included."""
+        return self.max_position_embeddings
+
+    @property
+    def head_dropout(self) -> float:
+        """Dropout before the token classifier."""
+        return self.dropout
+
+
+class Embeddings(nn.Module):
+    """Word + position embeddings, normalised."""
+
+    def __init__(
+        self, *, vocab_size: int, hidden_size: int, max_position_embeddings: int, pad_token_id: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_token_id)
+        self.position_embeddings = nn.Embedding(max_position_embeddings, hidden_size)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
+        summed = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
+        return self.dropout(self.LayerNorm(summed))  # (B, T, H)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with its output projection."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_lin = nn.Linear(hidden_size, hidden_size)
+        self.k_lin = nn.Linear(hidden_size, hidden_size)
+        self.v_lin = nn.Linear(hidden_size, hidden_size)
+        self.out_lin = nn.Linear(hidden_size, hidden_size)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        dropout_p = self.dropout.p if self.training else 0.0
+        return self.out_lin(
+            multi_head_attention(
+                self.q_lin(hidden), self.k_lin(hidden), self.v_lin(hidden), mask, self.num_heads, dropout_p
+            )
+        )
+
+
+class FeedForward(nn.Module):
+    """The two dense layers of the second half."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, activation_name: str, dropout: float) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation = activation(activation_name)
+        self.lin2 = nn.Linear(intermediate_size, hidden_size)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.dropout(self.lin2(self.activation(self.lin1(hidden))))
+
+
+class TransformerBlock(nn.Module):
+    """One transformer layer, normalised after each residual sum; no dropout on the attention's output."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        activation_name: str,
+        hidden_dropout: float,
+        attention_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.attention = SelfAttention(hidden_size, num_heads, attention_dropout)
+        self.sa_layer_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+        self.ffn = FeedForward(hidden_size, intermediate_size, activation_name, hidden_dropout)
+        self.output_layer_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        attended = self.sa_layer_norm(self.attention(hidden, mask) + hidden)  # (B, T, H)
+        return self.output_layer_norm(self.ffn(attended) + attended)
+
+
+class Transformer(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, layers: list[TransformerBlock]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        for layer in self.layer:
+            hidden = layer(hidden, mask)
+        return hidden
+
+
+class DistilBertModel(nn.Module):
+    """The encoder without a head."""
+
+    config_class: ClassVar[type[DistilBertConfig]] = DistilBertConfig
+    base_model_prefix: ClassVar[str] = "distilbert"
+    architecture_stem: ClassVar[str] = "DistilBert"
+    task: ClassVar[str] = "encoder"
+    labels: ClassVar[tuple[str, ...]] = ()
+    head_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: DistilBertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fresh_parameters: tuple[str, ...] = ()
+        self.embeddings = Embeddings(
+            vocab_size=config.vocab_size,
+            hidden_size=config.dim,
+            max_position_embeddings=config.max_position_embeddings,
+            pad_token_id=config.pad_token_id,
+            dropout=config.dropout,
+        )
+        self.transformer = Transformer(
+            [
+                TransformerBlock(
+                    hidden_size=config.dim,
+                    num_heads=config.n_heads,
+                    intermediate_size=config.hidden_dim,
+                    activation_name=config.activation,
+                    hidden_dropout=config.dropout,
+                    attention_dropout=config.attention_dropout,
+                )
+                for _ in range(config.n_layers)
+            ]
+        )
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: None = None
+    ) -> Tensor:
+        """Return the last hidden state (B, T, H).
+
+        `input_ids` are (B, T) ids of the vocabulary; `attention_mask` (B, T) is nonzero or True at real tokens
+        (None: all are real). Raises ValueError when T exceeds `config.max_tokens` or token_type_ids are given.
+        """
+        if token_type_ids is not None:
+            raise ValueError("token_type_ids were given, but DistilBERT has no segments; leave them out")
+        check_input(input_ids, attention_mask, self.config.max_tokens)
+        hidden = self.embeddings(input_ids)  # (B, T, H)
+        return self.transformer(hidden, additive_mask(attention_mask, hidden.dtype))

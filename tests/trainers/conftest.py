@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+
+from trainers.runs import Run
+
+LABELS = ["O", "B-DNA", "B-protein", "I-DNA", "I-protein"]
+
+
+@pytest.fixture
+def make_run():
+    """Factory of finished runs: `make_run("runs/a", f1=0.7, support={"DNA": 2}, **config)`."""
+
+    def make(folder, f1=0.7, support=None, **config):
+        support = support or {"DNA": 100, "protein": 500}
+        types = {name: {"precision": f1, "recall": f1, "f1": f1, "support": n} for name, n in support.items()}
+        scores = {
+            "precision": f1 + 0.01,
+            "recall": f1 - 0.01,
+            "f1": f1,
+            "strict_f1": f1 - 0.05,
+            "accuracy": 0.95,
+        }
+        scores |= {"loss": 0.25, "types": types}
+        epochs = [
+            {"event": "epoch", "epoch": epoch, "validation": {"loss": 0.3, "f1": f1 - 0.1 / epoch}}
+            for epoch in (1, 2, 3)
+        ]
+        result = {
+            "event": "result",
+            "test": scores,
+            "validation": {**scores, "loss": 0.2},
+            "trainable": 700_427,
+            "total": 124_661_782,
+            "seconds": 3723.4,
+            "tokens_per_second": 2137.4,
+            "peak_memory_bytes": 3_500_000_000,
+            "best_epoch": 3,
+        }
+        config = {"data": "bionlp2004", "labels": LABELS, **config}
+        return Run(Path(folder), Path(folder).name, config, epochs, result)
+
+    return make

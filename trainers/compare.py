@@ -1,0 +1,225 @@
+"""Several finished runs side by side: a table, a JSON file and a picture.
+
+Only runs on the same data with the same labels can be compared. `config.json` of each run names both, under
+`data` and `labels`; that the scored sentences are the same shows in the number of gold entities per type.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainers.runs import Run
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a comparison. Scores are on the comparison's split, from 0 to 1."""
+
+    name: str
+    """The run's folder name, with as many parent folders as it takes to tell the runs apart."""
+    trainable: int
+    """Trained parameters."""
+    total: int
+    """All parameters."""
+    validation_loss: float
+    """Validation loss of the weights that were kept."""
+    precision: float
+    recall: float
+    f1: float
+    f1_difference: float
+    """F1 minus the baseline's F1, in percentage points."""
+    strict_f1: float
+    accuracy: float
+    seconds: float
+    """Duration of training."""
+    tokens_per_second: float
+    peak_memory_bytes: int
+    validation_f1: dict[int, float]
+    """F1 on the validation split by epoch."""
+    type_f1: dict[str, float]
+    """F1 of each entity type."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare_runs` found."""
+
+    data: str
+    """The data of the runs, as the baseline's settings name it."""
+    split: str
+    """Where the scores come from: `test`, or `validation` when a run has no test scores."""
+    baseline: str
+    """Name of the run that differences are taken to."""
+    rows: list[Row]
+    """In the order in which the runs were given."""
+    support: dict[str, int]
+    """Number of gold entities of each type, most frequent first."""
+
+
+def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
+    """Put runs side by side; F1 differences are taken to `runs[baseline]`.
+
+    Raises:
+        ValueError: fewer than two runs, a run given twice, no such baseline, runs on other data or labels, or a
+            run that lacks one of the figures.
+    """
+    if len(runs) < 2:
+        raise ValueError(
+            f"A comparison needs at least two runs, but {len(runs)} was given: name two or more folders."
+        )
+    if not 0 <= baseline < len(runs):
+        raise ValueError(f"The baseline is run {baseline}, but the runs are numbered 0 to {len(runs) - 1}.")
+    names = _distinct_names(runs)
+    split = "test" if all(run.result.get("test") for run in runs) else "validation"
+    _check_same_data(runs, split)
+    baseline_f1 = _figure(runs[baseline], split, "f1")
+    rows = [_row(run, name, split, baseline_f1) for run, name in zip(runs, names, strict=True)]
+    support = _support(runs[baseline], split)
+    return Comparison(
+        data=runs[baseline].config["data"],
+        split=split,
+        baseline=names[baseline],
+        rows=rows,
+        support=dict(sorted(support.items(), key=lambda item: (-item[1], item[0]))),
+    )
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """A Markdown table, aligned so that it reads well in a terminal too. Scores are in percent."""
+    header = (
+        "run | trainable | total | val. loss | precision | recall | F1 | difference | strict F1 | accuracy"
+    )
+    cells = [[*header.split(" | "), "time", "tokens/s", "peak memory"]]
+    for row in comparison.rows:
+        scores = [f"{100 * score:.2f}" for score in (row.precision, row.recall, row.f1)]
+        difference = "baseline" if row.name == comparison.baseline else f"{row.f1_difference:+.2f}"
+        cells.append(
+            [
+                row.name.replace("|", r"\|"),
+                f"{row.trainable:,} ({row.trainable / row.total:.2%})",
+                f"{row.total:,}",
+                f"{row.validation_loss:.4f}",
+                *scores,
+                difference,
+                f"{100 * row.strict_f1:.2f}",
+                f"{100 * row.accuracy:.2f}",
+                _duration(row.seconds),
+                f"{row.tokens_per_second:,.0f}",
+                f"{row.peak_memory_bytes / 1e9:.2f} GB",
+            ]
+        )
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    cells.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = ["| " + " | ".join(_pad(line, widths)) + " |" for line in cells]
+    caption = f"{comparison.data}, {comparison.split} split. Scores in percent; difference of F1 in points."
+    return "\n".join([*lines, "", caption, ""])
+
+
+def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
+    """Write `comparison.md`, `comparison.json` and `comparison.png` into `folder`; return their paths."""
+    from trainers.compare_plot import plot_comparison  # brings in matplotlib, which only the picture needs
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    table, figures, picture = (folder / f"comparison.{suffix}" for suffix in ("md", "json", "png"))
+    table.write_text(comparison_table(comparison), encoding="utf-8")
+    text = json.dumps(dataclasses.asdict(comparison), indent=2, ensure_ascii=False)
+    figures.write_text(text + "\n", encoding="utf-8")
+    plot_comparison(comparison, picture)
+    return [table, figures, picture]
+
+
+def _row(run: Run, name: str, split: str, baseline_f1: float) -> Row:
+    f1 = _figure(run, split, "f1")
+    return Row(
+        name=name,
+        trainable=_figure(run, "trainable"),
+        total=_figure(run, "total"),
+        validation_loss=_figure(run, "validation", "loss"),
+        precision=_figure(run, split, "precision"),
+        recall=_figure(run, split, "recall"),
+        f1=f1,
+        f1_difference=100 * (f1 - baseline_f1),
+        strict_f1=_figure(run, split, "strict_f1"),
+        accuracy=_figure(run, split, "accuracy"),
+        seconds=_figure(run, "seconds"),
+        tokens_per_second=_figure(run, "tokens_per_second"),
+        peak_memory_bytes=_figure(run, "peak_memory_bytes"),
+        validation_f1={
+            event["epoch"]: event["validation"]["f1"] for event in run.epochs if event.get("validation")
+        },
+        type_f1={name: scores["f1"] for name, scores in _figure(run, split, "types").items()},
+    )
+
+
+def _figure(run: Run, *keys: str) -> Any:
+    value: Any = run.result
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise ValueError(
+                f"The result of the run in {run.folder} lacks {'.'.join(keys)!r}. "
+                "Repeat the run with this version, or leave it out of the comparison."
+            )
+        value = value[key]
+    return value
+
+
+def _check_same_data(runs: list[Run], split: str) -> None:
+    first = runs[0]
+    for run in runs:
+        for key in ("data", "labels"):
+            if key not in run.config:
+                raise ValueError(
+                    f"{run.folder / 'config.json'} does not say which {key} the run used. "
+                    "Repeat the run with this version, or leave it out of the comparison."
+                )
+        # The same data may lie in different folders, or come from the hub: its own name is the last part.
+        if Path(run.config["data"]).name != Path(first.config["data"]).name:
+            raise ValueError(
+                f"{first.folder} used the data {first.config['data']!r} but {run.folder} used "
+                f"{run.config['data']!r}: only runs on the same data can be compared."
+            )
+        if list(run.config["labels"]) != list(first.config["labels"]):
+            raise ValueError(
+                f"{first.folder} has the labels {list(first.config['labels'])} but {run.folder} has "
+                f"{list(run.config['labels'])}: only runs with the same labels can be compared."
+            )
+        if _support(run, split) != _support(first, split):
+            raise ValueError(
+                f"The {split} split of {first.folder} has the entities {dict(_support(first, split))} but "
+                f"that of {run.folder} has {dict(_support(run, split))}: they were scored on different sentences."
+            )
+
+
+def _support(run: Run, split: str) -> Counter[str]:
+    types = _figure(run, split, "types")
+    return Counter({name: scores["support"] for name, scores in types.items() if scores["support"]})
+
+
+def _distinct_names(runs: list[Run]) -> list[str]:
+    parts = [run.folder.resolve().parts for run in runs]
+    if len(set(parts)) < len(parts):
+        twice = next(run.folder for run, own in zip(runs, parts, strict=True) if parts.count(own) > 1)
+        raise ValueError(f"The run {twice} was given more than once: name each folder once.")
+    depth = 1
+    while len({own[-depth:] for own in parts}) < len(parts):
+        depth += 1
+    return ["/".join(own[-depth:]) for own in parts]
+
+
+def _pad(line: list[str], widths: list[int]) -> list[str]:
+    return [
+        line[0].ljust(widths[0]),
+        *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

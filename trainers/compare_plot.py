@@ -1,0 +1,90 @@
+"""The picture of a comparison: validation F1 by epoch, and F1 by entity type."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from trainers.compare import Comparison
+
+MAX_TYPES = 12
+"""Entity types with bars of their own; more would not be readable."""
+
+# Okabe and Ito, "Color Universal Design" (2008): colour-blind readers tell them apart too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = "osD^vPX*"
+LINE_STYLES = ("-", "--", ":", "-.")
+
+
+def plot_comparison(comparison: Comparison, path: str | Path) -> None:
+    """Write the picture as a PNG file.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "The picture of a comparison needs matplotlib: pip install 'lora-core[demo]'", name=error.name
+        ) from error
+    types = list(comparison.support)[:MAX_TYPES]
+    bars_width = max(6.0, 0.18 * len(types) * (len(comparison.rows) + 1))
+    legend_lines = -(-len(comparison.rows) // 3)
+    # A Figure without pyplot draws with Agg and leaves no global state behind.
+    figure = Figure(figsize=(6.0 + bars_width, 4.6 + 0.25 * legend_lines), layout="constrained")
+    curves, bars = figure.subplots(1, 2, width_ratios=[6.0, bars_width])
+    _plot_curves(comparison, curves)
+    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _plot_types(comparison, types, bars)
+    for axes in (curves, bars):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.9")
+        axes.set_axisbelow(True)
+    figure.suptitle(f"{comparison.data}: {len(comparison.rows)} runs compared", fontweight="bold")
+    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _plot_curves(comparison: Comparison, axes: Axes) -> None:
+    for index, row in enumerate(comparison.rows):
+        axes.plot(
+            list(row.validation_f1),
+            [100 * f1 for f1 in row.validation_f1.values()],
+            label=f"{row.name} (baseline)" if row.name == comparison.baseline else row.name,
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            linestyle=LINE_STYLES[index // len(COLOURS) % len(LINE_STYLES)],
+        )
+    axes.set(title="F1 on the validation split", xlabel="epoch", ylabel="F1 (%)")
+
+
+def _plot_types(comparison: Comparison, types: list[str], axes: Axes) -> None:
+    places = np.arange(len(types))
+    width = 0.8 / len(comparison.rows)
+    for index, row in enumerate(comparison.rows):
+        axes.bar(
+            places + (index - (len(comparison.rows) - 1) / 2) * width,
+            [100 * row.type_f1[name] for name in types],
+            width=0.92 * width,
+            color=COLOURS[index % len(COLOURS)],
+            hatch=None if index < len(COLOURS) else "//",
+            edgecolor="white",
+            linewidth=0,
+        )
+    names = [f"{textwrap.shorten(name, 18, placeholder='…')}\n{comparison.support[name]:,}" for name in types]
+    crowded = len(types) > 6
+    axes.set_xticks(places, names, rotation=40 if crowded else 0, ha="right" if crowded else "center")
+    shown = "type" if len(types) == len(comparison.support) else f"the {len(types)} most frequent types"
+    axes.set(
+        title=f"F1 on the {comparison.split} split by {shown}",
+        xlabel="type, with its number of gold entities",
+    )
+    axes.set(ylabel="F1 (%)", ylim=(0, 100))

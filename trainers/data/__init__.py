@@ -1,0 +1,19 @@
+"""Data in: read tagged sentences, tokenise them into windows, and batch the windows by length."""
+
+from trainers.data.batches import epoch_batches, evaluation_batches, share
+from trainers.data.readers import TokenDataset, load_token_datasets
+from trainers.data.tokenizer import check_vocabulary, load_tokenizer
+from trainers.data.windows import IGNORED_LABEL, TokenWindows, encode_tokens
+
+__all__ = [
+    "IGNORED_LABEL",
+    "TokenDataset",
+    "TokenWindows",
+    "check_vocabulary",
+    "encode_tokens",
+    "epoch_batches",
+    "evaluation_batches",
+    "load_token_datasets",
+    "load_tokenizer",
+    "share",
+]

@@ -1,0 +1,161 @@
+"""A checkpoint's own tokenizer, set up so that words which are already split tokenise like running text."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.models import BPE, WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
+from tokenizers.processors import BertProcessing, RobertaProcessing
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder, with padding and truncation switched off.
+
+    Reads `tokenizer.json`; without it `vocab.txt` (BERT, DistilBERT; casing from `tokenizer_config.json`) or
+    `vocab.json` + `merges.txt` (RoBERTa). Byte-level tokenizers get `add_prefix_space=True`: their vocabulary
+    marks the start of a word by the space before it, which a list of words no longer has.
+
+    Raises ValueError when the folder holds none of these, or a file that cannot be read as a tokenizer.
+    """
+    folder = Path(folder)
+    if (folder / "tokenizer.json").is_file():
+        return _from_json(folder / "tokenizer.json")
+    if (folder / "vocab.txt").is_file():
+        build = _bert
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        build = _roberta
+    else:
+        raise ValueError(
+            f"{folder} holds no tokenizer: expected tokenizer.json, or vocab.txt (BERT), or vocab.json and "
+            f"merges.txt (RoBERTa). Copy the tokenizer files of the checkpoint into this folder."
+        )
+    tokenizer = build(folder, _read_config(folder))
+    _refuse_added_tokens(folder, tokenizer)
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise ValueError when the tokenizer can produce an id that a model of `vocab_size` embeddings lacks."""
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    token = max(vocabulary, key=vocabulary.__getitem__)
+    if vocabulary[token] >= vocab_size:
+        raise ValueError(
+            f"the tokenizer's largest id is {vocabulary[token]} ({token!r}), but the model "
+            f"has only {vocab_size} embeddings (ids 0 to {vocab_size - 1}). Use the tokenizer that was saved with this model."
+        )
+
+
+def _from_json(path: Path) -> Tokenizer:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Fetch the file again.") from error
+    if not isinstance(data, dict) or "model" not in data:
+        raise ValueError(f"{path} is not a tokenizer of the tokenizers library: it has no 'model' entry.")
+    data["padding"] = data["truncation"] = None
+    for step in _byte_level_steps(data.get("pre_tokenizer")):
+        step["add_prefix_space"] = True
+    try:
+        return Tokenizer.from_str(json.dumps(data))
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise ValueError(f"{path} cannot be read by the installed tokenizers library: {error}") from error
+
+
+def _byte_level_steps(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    if step is None:
+        return
+    if step["type"] == "ByteLevel":
+        yield step
+    for inner in step.get("pretokenizers", ()):
+        yield from _byte_level_steps(inner)
+
+
+def _bert(folder: Path, config: dict[str, Any]) -> Tokenizer:
+    vocabulary = _read_vocabulary_lines(folder / "vocab.txt")
+    special = _special_tokens(
+        config,
+        unk_token="[UNK]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        mask_token="[MASK]",
+    )
+    _require_tokens(folder / "vocab.txt", vocabulary, special.values())
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=special["unk_token"]))
+    tokenizer.normalizer = BertNormalizer(
+        lowercase=config.get("do_lower_case", True),
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+    )
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    sep, cls = special["sep_token"], special["cls_token"]
+    tokenizer.post_processor = BertProcessing((sep, vocabulary[sep]), (cls, vocabulary[cls]))
+    tokenizer.decoder = WordPieceDecoder()
+    tokenizer.add_special_tokens(list(special.values()))
+    return tokenizer
+
+
+def _roberta(folder: Path, config: dict[str, Any]) -> Tokenizer:
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    special = _special_tokens(
+        config, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>", mask_token="<mask>"
+    )
+    _require_tokens(folder / "vocab.json", vocabulary, special.values())
+    try:
+        tokenizer = Tokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise ValueError(f"{folder}/merges.txt does not fit {folder}/vocab.json: {error}") from error
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    bos, eos = special["bos_token"], special["eos_token"]
+    tokenizer.post_processor = RobertaProcessing((eos, vocabulary[eos]), (bos, vocabulary[bos]))
+    tokenizer.decoder = ByteLevelDecoder()
+    # The mask stands for a word together with the space before it.
+    mask = AddedToken(special.pop("mask_token"), lstrip=True, special=True)
+    tokenizer.add_special_tokens([*special.values(), mask])
+    return tokenizer
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _special_tokens(config: dict[str, Any], **defaults: str) -> dict[str, str]:
+    """The special tokens by role; older configs store a token as {"content": ...}."""
+    found = {role: config.get(role) or token for role, token in defaults.items()}
+    return {role: token["content"] if isinstance(token, dict) else token for role, token in found.items()}
+
+
+def _read_vocabulary_lines(path: Path) -> dict[str, int]:
+    with path.open(encoding="utf-8") as lines:
+        return {line.rstrip("\n"): index for index, line in enumerate(lines)}
+
+
+def _require_tokens(path: Path, vocabulary: dict[str, int], tokens: Any) -> None:
+    missing = [token for token in tokens if token not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"{path} lacks the special tokens {missing}: it is cut short or of another kind of model."
+        )
+
+
+def _refuse_added_tokens(folder: Path, tokenizer: Tokenizer) -> None:
+    path = folder / "added_tokens.json"
+    if not path.is_file():
+        return
+    added = [
+        token
+        for token in json.loads(path.read_text(encoding="utf-8"))
+        if tokenizer.token_to_id(token) is None
+    ]
+    if added:
+        raise ValueError(
+            f"{path} adds tokens that the vocabulary lacks ({added[:5]}), which only a tokenizer.json can "
+            f"carry. Write one: transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+        )

@@ -1,0 +1,81 @@
+"""Reading the folder that a training run leaves behind.
+
+`config.json` holds the resolved settings. `metrics.jsonl` holds one JSON object per line, in the order in
+which things happened, told apart by `event`: `step`, `epoch`, and at the very end one `result`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run."""
+
+    folder: Path
+    """Where it was read from."""
+    name: str
+    """The folder's own name."""
+    config: dict[str, Any]
+    """The settings of the run, as in `config.json`."""
+    epochs: list[dict[str, Any]]
+    """The `epoch` events, by epoch number: `train_loss`, `validation` (loss and scores), `seconds`, ..."""
+    result: dict[str, Any]
+    """The `result` event: `test` and `validation` scores, parameter counts, `seconds`, ..."""
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a finished run.
+
+    After an interruption an epoch may have been logged twice: the later entry counts.
+
+    Raises:
+        ValueError: the folder is not that of a run, the run has not finished, or a file is damaged.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "metrics.jsonl"):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder} is not the folder of a run: it has no {name}. "
+                "Pass the folder that training wrote, the one with config.json and metrics.jsonl in it."
+            )
+    config = _json_object((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json"))
+    events = _read_events(folder / "metrics.jsonl")
+    epochs = {event["epoch"]: event for event in events if event["event"] == "epoch"}
+    if not events or events[-1]["event"] != "result":
+        reached = f"its last finished epoch is {max(epochs)}" if epochs else "it has finished no epoch"
+        raise ValueError(
+            f"The run in {folder} has not finished: {reached}, and {folder / 'metrics.jsonl'} does not end "
+            "with a result. Wait for it, or resume it if it was interrupted."
+        )
+    epochs_in_order = [epochs[number] for number in sorted(epochs)]
+    return Run(folder, folder.resolve().name, config, epochs_in_order, events[-1])
+
+
+def _read_events(path: Path) -> list[dict[str, Any]]:
+    events = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            event = _json_object(line, f"{path}:{number}")
+            if "event" not in event or (event["event"] == "epoch" and "epoch" not in event):
+                raise ValueError(
+                    f"{path}:{number} has the keys {sorted(event)}; expected 'event', and in an epoch event "
+                    "also 'epoch'. The file was not written by training, or was edited."
+                )
+            events.append(event)
+    return events
+
+
+def _json_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where} is not valid JSON ({error}): {text[:80]!r}. "
+            "A run that was stopped while writing leaves such a line: resume or repeat the run."
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} holds {type(value).__name__} instead of a JSON object: {text[:80]!r}.")
+    return value
