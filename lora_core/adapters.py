@@ -83,17 +83,14 @@ def set_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
     merged = sorted({name for _, host in hosts(model) for name in host.merged_adapters})
     if merged and set(merged) != set(names):
         raise ValueError(f"Adapters {merged} are merged. Call lora_core.unmerge_lora(model) before another is set.")
+    if merged:
+        return  # they act already, and their merged biases must not be replaced
     state.active = names
     for _, host in hosts(model):
         host.active_adapters = tuple(name for name in names if name in host.lora)
         for name, adapter in host.lora.items():
             adapter.requires_grad_(name in names and state.adapters[name].trainable)
-    owned = {key: (tensor, record) for record in records.values() for key, tensor in record.saved.items()}
-    for key, base in state.base.items():
-        tensor, record = owned.get(key, (base, None))
-        if isinstance(tensor, nn.Parameter):
-            tensor.requires_grad_(record is not None and record.trainable)
-        put(model, key, tensor)
+    _put_owned(model, state, records)
 
 
 @contextmanager
@@ -104,21 +101,22 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
     """
     state = state_of(model)
     layers = [host for _, host in hosts(model)]
-    before = [(host, host.active_adapters, host.merged_adapters) for host in layers]
+    before = [(host, host.active_adapters, host.merged_adapters, host.row_adapters) for host in layers]
+    for host in layers:
+        host.active_adapters = host.merged_adapters = ()
+        host.row_adapters = None
+        exchange_frozen(host)
     swapped = {key: get(model, key) for key in state.base}
     try:
-        for host in layers:
-            host.active_adapters = host.merged_adapters = ()
-            exchange_frozen(host)
         for key, tensor in state.base.items():
             put(model, key, tensor)
         yield
     finally:
-        for host, active, merged in before:
-            host.active_adapters, host.merged_adapters = active, merged
-            exchange_frozen(host)
         for key, tensor in swapped.items():
             put(model, key, tensor)
+        for host, active, merged, rows in before:
+            host.active_adapters, host.merged_adapters, host.row_adapters = active, merged, rows
+            exchange_frozen(host)
 
 
 @contextmanager
@@ -143,18 +141,20 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
     rows = [
         (name, torch.tensor([i for i, n in enumerate(adapter_names) if n == name], device=device)) for name in names
     ]
-    trainable = {
-        parameter: parameter.requires_grad for host in layers for parameter in host.lora.parameters()
-    }
+    trainable = {parameter: parameter.requires_grad for host in layers for parameter in host.lora.parameters()}
+    swapped = {key: (tensor := get(model, key), tensor.requires_grad) for key in state.base}
     try:
+        _put_owned(model, state, {name: state.adapters[name] for name in names})
         for host in layers:
-            host.row_adapters = rows
+            host.row_adapters = (len(adapter_names), rows)
             for name, adapter in host.lora.items():
                 adapter.requires_grad_(name in names and state.adapters[name].trainable)
         yield
     finally:
         for host in layers:
             host.row_adapters = None
+        for key, (tensor, flag) in swapped.items():
+            put(model, key, tensor.requires_grad_(flag))
         for parameter, flag in trainable.items():
             parameter.requires_grad_(flag)
 
@@ -205,6 +205,16 @@ def put(model: nn.Module, path: str, tensor: Tensor) -> None:
     if old.device != tensor.device and not old.is_meta:
         tensor.data = tensor.data.to(old.device)
     (module._parameters if leaf in module._parameters else module._buffers)[leaf] = tensor
+
+
+def _put_owned(model: nn.Module, state: LoRAState, acting: dict[str, AdapterRecord]) -> None:
+    """Put the whole tensors of the acting adapters in place, and the base model's where they own none."""
+    owned = {key: (tensor, record) for record in acting.values() for key, tensor in record.saved.items()}
+    for key, base in state.base.items():
+        tensor, record = owned.get(key, (base, None))
+        if isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(record is not None and record.trainable)
+        put(model, key, tensor)
 
 
 def _check_combination(records: dict[str, AdapterRecord]) -> None:

@@ -7,6 +7,7 @@ their own path, except that the bias of an adapted layer has `base_layer.` befor
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from lora_core.inject import add_adapter
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def lora_state_dict(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
@@ -67,14 +69,16 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
 
 
 def load_adapter(
-    model: nn.Module, folder: str | Path, adapter_name: str = "default", *, trainable: bool = True, active: bool = True
-) -> nn.Module:
+    model: nn.Module, folder: str | Path, adapter_name: str = "default", *, trainable: bool = True, active: bool = True,
+    adapter_dtype: torch.dtype | None = None,
+) -> nn.Module:  # fmt: skip
     """Add the adapter saved in ``folder`` to ``model``, in place, and return the model. Reads local files only.
 
     Args:
         adapter_name: its name in this model.
         trainable: whether it can be trained further; the base is frozen either way.
         active: whether it acts from now on, alone.
+        adapter_dtype: as for ``inject_lora``.
 
     Raises:
         ValueError: a file is missing or damaged, keys are missing, unknown or misshapen (all listed), or a tensor
@@ -83,11 +87,12 @@ def load_adapter(
     folder = Path(folder)
     config = LoRAConfig.load(folder)
     tensors = _read(folder / WEIGHTS_FILE)
+    config = dataclasses.replace(config, modules_to_save=_saved_modules(model, config.modules_to_save or (), tensors))
     fresh = not hasattr(model, "lora_state")
     was_active = () if fresh else state_of(model).active
     was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     with torch.random.fork_rng(devices=[]):  # the random start is overwritten and must not move the user's generator
-        add_adapter(model, adapter_name, config=_unset_start(config), trainable=trainable)
+        add_adapter(model, adapter_name, config=_unset_start(config), trainable=trainable, adapter_dtype=adapter_dtype)
     try:
         _fill(model, adapter_name, tensors, folder / WEIGHTS_FILE)
     except ValueError:
@@ -114,6 +119,11 @@ def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file:
         f"  misshapen: {key} is {tuple(tensors[key].shape)}, the model needs {tuple(tensor.shape)}"
         for key, tensor in expected.items()
         if key in tensors and tensors[key].shape != tensor.shape
+    ]
+    problems += [
+        f"  of the wrong kind: {key} is {tensors[key].dtype}, the model needs {tensor.dtype}"
+        for key, tensor in expected.items()
+        if key in tensors and tensors[key].dtype not in (*_FLOATS, tensor.dtype)
     ]
     if problems:
         shown = "\n".join(problems[:20] + ([f"  and {len(problems) - 20} more"] if len(problems) > 20 else []))
@@ -143,6 +153,23 @@ def _is_preset(targets: str | tuple[str, ...] | None) -> bool:
     from lora_core.targets import PRESETS
 
     return targets is None or targets in PRESETS or (isinstance(targets, tuple) and len(targets) == 1 and targets[0] in PRESETS)
+
+
+def _saved_modules(model: nn.Module, names: Sequence[str], tensors: dict[str, Tensor]) -> tuple[str, ...]:
+    """A file's modules_to_save in this model's terms.
+
+    PEFT adds "classifier" and "score" for a task whether the model has both or not, and its names match the end
+    of a path's text, so "classifier" also takes DistilBERT's pre_classifier. A name without a module is dropped
+    here; had the file tensors under it, they are reported as unknown.
+    """
+    paths = [path for path, _ in model.named_modules() if path]
+    found = []
+    for name in names:
+        ends = [path for path in paths if path.endswith(name)]
+        exact = [path for path in ends if path == name or path.endswith(f".{name}")]
+        found += [name] if exact else []
+        found += [p for p in ends if p not in exact and any(key.startswith(f"{_PREFIX}{p}.") for key in tensors)]
+    return tuple(dict.fromkeys(found))
 
 
 def _unset_start(config: LoRAConfig) -> LoRAConfig:

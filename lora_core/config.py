@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,16 +96,38 @@ class LoRAConfig:
         for where, r in [("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())]:
             if isinstance(r, bool) or not isinstance(r, int) or r <= 0:
                 raise ValueError(f"{where} must be a whole number of at least 1, but it is {r!r}.")
-        if not 0.0 <= self.lora_dropout < 1.0:
+        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+            names = getattr(self, name)
+            if isinstance(names, tuple) and not all(isinstance(part, str) and part for part in names):
+                raise ValueError(f"{name} must hold names of modules, but it is {names!r}.")
+        for name in ("layers_to_transform", "trainable_token_indices"):
+            if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in getattr(self, name) or ()):
+                raise ValueError(f"{name} must hold whole numbers from 0, but it is {getattr(self, name)!r}.")
+        for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "inference_mode"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, but it is {getattr(self, name)!r}.")
+        alphas = [("lora_alpha", self.alpha), *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items())]
+        for where, alpha in alphas:
+            if not _is_number(alpha) or not math.isfinite(alpha):
+                raise ValueError(f"{where} must be a finite number, but it is {alpha!r}.")
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), str):
+                _check_pattern(name, getattr(self, name))
+        for name in ("rank_pattern", "alpha_pattern"):
+            for pattern in getattr(self, name):
+                _check_pattern(name, pattern)
+        if not _is_number(self.lora_dropout) or not 0.0 <= self.lora_dropout < 1.0:
             raise ValueError(f"lora_dropout must be at least 0 and below 1, but it is {self.lora_dropout!r}.")
         if self.bias not in ("none", "all", "lora_only"):
             raise ValueError(f'bias must be "none", "all" or "lora_only", but it is {self.bias!r}.')
         init = self.init_lora_weights
-        if not isinstance(init, bool) and init not in _INITS and not _PISSA_NITER.fullmatch(init):
+        if not isinstance(init, bool) and not _is_named_init(init):
             known = ", ".join((*_INITS, "pissa_niter_N"))
             raise ValueError(f"init_lora_weights must be one of {known}, True or False, but it is {init!r}.")
         if init == "orthogonal" and any(r % 2 for r in (self.r, *self.rank_pattern.values())):
             raise ValueError(f"init_lora_weights='orthogonal' needs an even rank, but r is {self.r}.")
+        if self.lora_bias and self.use_dora:
+            raise ValueError("lora_bias cannot be combined with use_dora: neither paper says how the two act together.")
 
     @property
     def alpha(self) -> float:
@@ -137,14 +160,21 @@ class LoRAConfig:
         r = self.rank_of(path)
         return self.alpha_of(path) / (math.sqrt(r) if self.use_rslora else r)
 
+    def with_alphas(self) -> "LoRAConfig":
+        """The same choices with every alpha stated, since a file has no "as large as the rank"."""
+        if self.lora_alpha is not None:
+            return self
+        by_rank = {pattern: r for pattern, r in self.rank_pattern.items() if pattern not in self.alpha_pattern}
+        return dataclasses.replace(self, lora_alpha=self.r, alpha_pattern=self.alpha_pattern | by_rank)
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as adapter_config.json holds them: sorted keys and lists, so equal configs give equal files."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(self.with_alphas())
         for name, value in values.items():
             if isinstance(value, tuple):
                 values[name] = sorted(value)
-        values["lora_alpha"] = self.alpha
-        values["init_lora_weights"] = {"kaiming": True, "random": False}.get(self.initialisation, self.initialisation)
+        init = {"kaiming": True, "random": False}.get(self.initialisation, self.initialisation)
+        values["init_lora_weights"] = True if self.lora_bias else init  # PEFT refuses names together with lora_bias
         values["peft_type"] = "LORA"
         return dict(sorted(values.items()))
 
@@ -168,13 +198,22 @@ class LoRAConfig:
         fields = {name: value for name, value in values.items() if name in known}
         if isinstance(fields.get("trainable_token_indices"), dict):
             raise ValueError(f"{where}: trainable_token_indices by module name is not supported; give a plain list.")
-        if str(fields.get("init_lora_weights", "")) not in ("True", "False") and not _readable_init(fields):
+        init = fields.get("init_lora_weights", True)
+        if not isinstance(init, bool) and not _is_named_init(init):
             fields["init_lora_weights"] = True  # only how training began; the file holds the weights
-        return cls(**{k: v for k, v in fields.items() if v is not None or k in _NULLABLE})
+        try:
+            return cls(**{k: v for k, v in fields.items() if v is not None or k in _NULLABLE})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
 
     def save(self, folder: Path) -> None:
-        """Write adapter_config.json into ``folder``."""
-        (folder / CONFIG_FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write adapter_config.json into ``folder``, atomically."""
+        new = folder / f".{CONFIG_FILE}.{os.getpid()}"
+        try:
+            new.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            os.replace(new, folder / CONFIG_FILE)
+        finally:
+            new.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path) -> "LoRAConfig":
@@ -185,10 +224,12 @@ class LoRAConfig:
         """
         path = folder / CONFIG_FILE
         if not path.is_file():
-            raise ValueError(f"{path} does not exist; {folder} is not a folder that an adapter was saved in.")
+            inner = sorted(str(found.parent) for found in folder.glob(f"*/{CONFIG_FILE}"))
+            remedy = f" There are adapters in {', '.join(inner)}; name one of them." if inner else ""
+            raise ValueError(f"{path} does not exist; {folder} is not a folder that an adapter was saved in.{remedy}")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, numbers or nesting without end
             raise ValueError(f"{path} is not JSON: {error}.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold a JSON object, but it holds a {type(values).__name__}.")
@@ -225,9 +266,19 @@ _IGNORED = {
 """PEFT fields that do not change what a saved adapter computes."""
 
 
-def _readable_init(fields: dict[str, Any]) -> bool:
-    init = fields.get("init_lora_weights")
-    return init in _INITS or (isinstance(init, str) and _PISSA_NITER.fullmatch(init) is not None)
+def _is_named_init(init: Any) -> bool:
+    return isinstance(init, str) and (init in _INITS or _PISSA_NITER.fullmatch(init) is not None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_pattern(field: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{field}: {pattern!r} is not a regular expression: {error}.") from error
 
 
 def _by_pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:

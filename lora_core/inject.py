@@ -50,10 +50,13 @@ def inject_lora(
             the layers that could be adapted), an adapter of that name, or a value out of range. The model is
             unchanged then.
     """
+    fields = LoRAConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=target_modules,
+                        modules_to_save=modules_to_save, bias=bias, init_lora_weights=init_lora_weights,
+                        **options)  # fmt: skip
     if config is None:
-        config = LoRAConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=target_modules,
-                            modules_to_save=modules_to_save, bias=bias, init_lora_weights=init_lora_weights,
-                            **options)  # fmt: skip
+        config = fields
+    elif fields != LoRAConfig():
+        raise ValueError("Give either config or single fields, not both: dataclasses.replace(config, r=16) combines them.")
     add_adapter(model, adapter_name, config=config, adapter_dtype=adapter_dtype)
     set_adapter(model, adapter_name)
     return model
@@ -69,16 +72,20 @@ def add_adapter(
     **fields,
 ) -> None:
     """Add an adapter without making it act; arguments and errors as for ``inject_lora``."""
+    if config is not None and fields:
+        raise ValueError(f"Give either config or single fields, not both; the fields are {sorted(fields)}.")
     config = LoRAConfig(**fields) if config is None else config
-    state = getattr(model, STATE, None) or LoRAState()
+    state = getattr(model, STATE, None) or LoRAState(was_trainable={n: p.requires_grad for n, p in model.named_parameters()})
     _check_name(adapter_name, state)
+    merged = sorted({name for _, host in hosts(model) for name in host.merged_adapters})
+    if merged:
+        raise ValueError(f"Adapters {merged} are merged. Call lora_core.unmerge_lora(model) before another is added.")
     targets = find_targets(model, config)
     saved = find_saved(model, config, targets)
     new = {path: _new_adapter(model.get_submodule(path), path, config, adapter_dtype) for path in targets}
 
     # Nothing below can fail for a reason the user could mend, so a refused injection leaves the model as it was.
     if not state.adapters:
-        state.was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
         model.requires_grad_(False)
     for path, adapter in new.items():
         layer = model.get_submodule(path)
@@ -87,7 +94,7 @@ def add_adapter(
     for key in saved:
         state.base.setdefault(key, get(model, key))
     fresh = {key: _copy(state.base[key], adapter_dtype) for key in saved}
-    config = dataclasses.replace(config, lora_alpha=config.alpha, modules_to_save=_saved_modules(model, config))
+    config = dataclasses.replace(config.with_alphas(), modules_to_save=_saved_modules(model, config))
     state.adapters[adapter_name] = AdapterRecord(config, tuple(targets), fresh, trainable)
     setattr(model, STATE, state)
     set_adapter(model, state.active)
@@ -118,9 +125,9 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 
 def _check_name(name: str, state: LoRAState) -> None:
-    if not _NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+    if not _NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
         raise ValueError(
-            f"An adapter's name may hold letters, digits, '_' and '-' and must not be a method of torch's modules, "
+            f"An adapter's name may hold letters, digits, '_' and '-' and must not be an attribute of torch's modules, "
             f"but it is {name!r}. Choose another, for example {'my_' + re.sub(r'[^A-Za-z0-9_-]', '_', name)!r}."
         )
     if name in state.adapters:

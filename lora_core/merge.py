@@ -27,10 +27,12 @@ def merge_lora(model: nn.Module, adapter_names: str | Sequence[str] | None = Non
         names = state_of(model).active
     else:
         names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
+    if not names:
+        raise ValueError("No adapter acts, so there is nothing to merge. Name adapters, or call set_adapter first.")
     for name in names:
         record_of(model, name)
     layers = list(hosts(model))
-    if any(set(names) <= set(host.merged_adapters) for _, host in layers):
+    if set(names) <= {name for _, host in layers for name in host.merged_adapters}:
         warnings.warn(f"Adapters {list(names)} are merged already; nothing was changed.", stacklevel=2)
         return model
     if any(host.merged_adapters for _, host in layers):

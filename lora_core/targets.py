@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from lora_core.config import LoRAConfig, Names
-from lora_core.layers import HOSTS, LoRALayer
+from lora_core.fused_qkv import THIRDS, is_fused_qkv
+from lora_core.kinds import HOSTS, host_class, refusal
+from lora_core.layers import LoRAConv1D, LoRALayer, LoRALinear
+from lora_core.multihead import LoRAMultiheadAttention
 
 ATTENTION_NAMES = (
     # query, key, value, output projection
@@ -20,24 +23,30 @@ ATTENTION_NAMES = (
 )
 """Names of attention projections in the field, most common first."""
 
+FUSED_OUTPUTS = ("attn.proj", "attn.Wo")
+"""Output projections beside fused query-key-value layers: timm, ModernBERT."""
+
 PRESETS = ("qv", "qkv", "attention", "all-linear")
 
 _HEAD_NAMES = ("classifier", "pre_classifier", "score", "qa_outputs", "head", "heads", "fc", "lm_head")
 
 
 def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
-    """Paths of the layers that ``config`` adapts, in the model's order.
+    """Paths of the layers that ``config`` adapts, in the model's order; "path.q" is a third of a fused layer.
 
     Raises:
         ValueError: a pattern (of targets, exclusions, ranks, alphas or layer indices) matches nothing.
     """
-    adaptable = [path for path, module in model.named_modules() if path and is_adaptable(module)]
+    adaptable = _adaptable(model)
     if not adaptable:
         kinds = ", ".join(cls.__name__ for cls in HOSTS)
         raise ValueError(f"{type(model).__name__} has no layer that LoRA can adapt ({kinds}).")
+    saved = set(head_names(model) if config.modules_to_save is None else config.modules_to_save)
+    refused = _refused(model, config, saved)
+    if refused:
+        raise ValueError(f"target_modules: {refused}")
     targets = _matches(model, adaptable, config.target_modules)
-    saved = set(config.modules_to_save or ()) if config.modules_to_save is not None else set(head_names(model))
-    targets = [path for path in targets if not _suffix_match(path, saved) and not _inside(path, saved, model)]
+    targets = [path for path in targets if not _within(path, saved)]
     if config.exclude_modules is not None:
         excluded = set(_by_names(config.exclude_modules, adaptable, "exclude_modules"))
         targets = [path for path in targets if path not in excluded]
@@ -54,11 +63,12 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
 
 def find_saved(model: nn.Module, config: LoRAConfig, targets: Sequence[str]) -> list[str]:
     """Paths of the parameters and buffers that an adapter owns in full: saved modules, and biases by ``bias``."""
-    paths = [path for path, _ in model.named_modules() if path]
+    inside = _adapter_prefixes(model)
+    paths = [path for path, _ in model.named_modules() if path and not path.startswith(inside)]
     names = head_names(model) if config.modules_to_save is None else config.modules_to_save
     modules = []
     for name in names:
-        found = [path for path in paths if _suffix_match(path, (name,)) and ".lora." not in path]
+        found = [path for path in paths if _suffix_match(path, (name,))]
         if not found:
             raise _no_match("modules_to_save", name, paths)
         modules += found
@@ -72,12 +82,12 @@ def find_saved(model: nn.Module, config: LoRAConfig, targets: Sequence[str]) -> 
     tensors = dict(model.named_parameters()) | {
         name: buffer for name, buffer in model.named_buffers() if name in model.state_dict(keep_vars=True)
     }
-    own = [name for name in tensors if ".lora." not in name]
+    own = [name for name in tensors if not name.startswith(inside)]
     keys = [name for name in own if name.startswith(tuple(wanted))] if wanted else []
     if config.bias != "none":
-        biases = [name for name in own if name == "bias" or name.endswith(".bias")]
+        biases = [name for name in own if name.rpartition(".")[2] in ("bias", "in_proj_bias")]
         if config.bias == "lora_only":
-            biases = [name for name in biases if name.removesuffix(".bias") in set(targets)]
+            biases = [name for name in biases if name.rpartition(".")[0] in set(targets)]
         keys += [name for name in biases if name not in set(keys)]
     return keys
 
@@ -100,27 +110,99 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in _HEAD_NAMES if name in children)
 
 
-def is_adaptable(module: nn.Module) -> bool:
-    """Whether a host exists for exactly this class of layer."""
-    return type(module) in HOSTS or isinstance(module, LoRALayer)
+def fused_layers(model: nn.Module) -> set[str]:
+    """Paths of the layers that hold query, key and value in one."""
+    return {path for path, module in model.named_modules() if is_fused_qkv(path, module)}
+
+
+def attention_outputs(model: nn.Module) -> dict[str, str]:
+    """{path of an nn.MultiheadAttention: path of its output projection, which is adapted with it}."""
+    return {path: f"{path}.out_proj" for path, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
+
+
+def _adaptable(model: nn.Module) -> list[str]:
+    """Paths that targets can name: adaptable layers, and the thirds of fused ones."""
+    inside = _adapter_prefixes(model)
+    outputs = set(attention_outputs(model).values())
+    paths = []
+    for path, module in model.named_modules():
+        if path and host_class(module) is not None and not path.startswith(inside) and path not in outputs:
+            paths.append(path)
+            if is_fused_qkv(path, module):
+                paths += [f"{path}.{third}" for third in THIRDS]
+    return paths
+
+
+def _refused(model: nn.Module, config: LoRAConfig, saved: Iterable[str]) -> str | None:
+    """Why a layer that the targets name and nothing excludes cannot be adapted; None when all can."""
+    outputs = {output: path for path, output in attention_outputs(model).items()}
+    inside = _adapter_prefixes(model)
+    for path, module in model.named_modules():
+        if path.startswith(inside) or _within(path, saved) or _named(path, config.exclude_modules):
+            continue
+        if path in outputs and not _is_preset(config.target_modules) and _named(path, config.target_modules):
+            return f"{path} is never called by its nn.MultiheadAttention. Target {outputs[path]}, which adapts both."
+        why = refusal(path, module)
+        wanted = config.target_modules == "all-linear" and isinstance(module, nn.Linear)
+        if why is not None and (wanted or _named(path, config.target_modules)):
+            return why
+    return None
+
+
+def _named(path: str, names: Names) -> bool:
+    """Whether a regular expression (one string) or suffixes (a sequence) match ``path``."""
+    if names is None:
+        return False
+    return re.fullmatch(names, path) is not None if isinstance(names, str) else _suffix_match(path, names)
+
+
+def _is_preset(names: Names) -> bool:
+    return names is None or (isinstance(names, str) and names in PRESETS)
 
 
 def _matches(model: nn.Module, adaptable: list[str], targets: Names) -> list[str]:
-    preset = "qv" if targets is None else targets[0] if isinstance(targets, tuple) and len(targets) == 1 else targets
-    if preset not in PRESETS:
+    preset = preset_of(targets, adaptable)
+    if preset is None:
         assert targets is not None
         return _by_names(targets, adaptable, "target_modules")
-    linear = [path for path in adaptable if isinstance(model.get_submodule(path), nn.Linear)]
+    modules = dict(model.named_modules())
+    linear = [path for path in adaptable if _is_linear(modules.get(path))]
     if preset == "all-linear":
-        return linear
+        heads = head_names(model)
+        return [path for path in linear if not _within(path, heads)]
     for query, key, value, output in ATTENTION_NAMES:
         names = {"qv": (query, value), "qkv": (query, key, value), "attention": (query, key, value, output)}[preset]
         if all(any(_suffix_match(path, (name,)) for path in linear) for name in names):
             return [path for path in linear if _suffix_match(path, names)]
-    raise ValueError(
-        f"{type(model).__name__} has no attention projections under a known name, so target_modules must say what "
-        f"to adapt. Its linear layers end in: {', '.join(_endings(linear))}."
+    fused = fused_layers(model) & set(adaptable)
+    if fused:
+        thirds = {f"{path}.{third}" for path in fused for third in ("q", "v" if preset == "qv" else "k", "v")}
+        outputs = FUSED_OUTPUTS if preset == "attention" else ()
+        return [path for path in adaptable if path in thirds or _suffix_match(path, outputs)]
+    whole = [path for path in adaptable if isinstance(modules.get(path), nn.MultiheadAttention)]
+    if whole and preset == "attention":
+        return whole
+    remedy = (
+        'nn.MultiheadAttention is adapted as a whole: target_modules="attention".'
+        if whole
+        else f"Its linear layers end in: {', '.join(_endings(linear))}."
     )
+    raise ValueError(
+        f"{type(model).__name__} has no attention projections under a known name, so target_modules must say what to adapt. {remedy}"
+    )
+
+
+def preset_of(targets: Names, adaptable: Sequence[str]) -> str | None:
+    """The preset that ``targets`` names; None for patterns. A list of one name means a layer of that name if there is one."""
+    if isinstance(targets, tuple) and len(targets) == 1 and not any(_suffix_match(path, targets) for path in adaptable):
+        targets = targets[0]
+    preset = "qv" if targets is None else targets
+    return preset if isinstance(preset, str) and preset in PRESETS else None
+
+
+def _is_linear(module: nn.Module | None) -> bool:
+    """Whether a layer is a matrix for "all-linear": nn.Linear, transformers' Conv1D, nn.MultiheadAttention."""
+    return module is not None and host_class(module) in (LoRALinear, LoRAConv1D, LoRAMultiheadAttention)
 
 
 def _by_names(names: str | Sequence[str], paths: list[str], field: str) -> list[str]:
@@ -156,9 +238,15 @@ def _suffix_match(path: str, names: Iterable[str]) -> bool:
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
-def _inside(path: str, names: Iterable[str], model: nn.Module) -> bool:
-    parents = path.split(".")
-    return any(_suffix_match(".".join(parents[:depth]), names) for depth in range(1, len(parents)))
+def _within(path: str, names: Iterable[str]) -> bool:
+    """Whether ``path`` is, or lies in, a module that one of the suffixes ``names`` matches."""
+    parts = path.split(".")
+    return any(_suffix_match(".".join(parts[:depth]), names) for depth in range(1, len(parts) + 1))
+
+
+def _adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Starts of the paths that lie inside adapters; a second adapter must not adapt the first."""
+    return tuple(f"{path}.lora." for path, module in model.named_modules() if isinstance(module, LoRALayer))
 
 
 def _endings(paths: Iterable[str]) -> list[str]:

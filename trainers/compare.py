@@ -1,7 +1,7 @@
 """Several finished runs side by side: a table, a JSON file and a picture.
 
-Only runs on the same data with the same labels can be compared. `config.json` of each run names both, under
-`data` and `labels`; that the scored sentences are the same shows in the number of gold entities per type.
+Only runs on the same data with the same labels can be compared: `data` in `config.json`, `labels` in the
+result event. That the scored sentences are the same shows in the number of gold entities per type.
 """
 
 import dataclasses
@@ -63,8 +63,8 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
     """Put runs side by side; F1 differences are taken to `runs[baseline]`.
 
     Raises:
-        ValueError: fewer than two runs, a run given twice, no such baseline, runs on other data or labels, or a
-            run that lacks one of the figures.
+        ValueError: fewer than two runs, a run given twice, no such baseline, runs on other data or labels,
+            or a run that lacks one of the figures.
     """
     if len(runs) < 2:
         raise ValueError(
@@ -170,27 +170,27 @@ def _figure(run: Run, *keys: str) -> Any:
 def _check_same_data(runs: list[Run], split: str) -> None:
     first = runs[0]
     for run in runs:
-        for key in ("data", "labels"):
-            if key not in run.config:
-                raise ValueError(
-                    f"{run.folder / 'config.json'} does not say which {key} the run used. "
-                    "Repeat the run with this version, or leave it out of the comparison."
-                )
+        if "data" not in run.config:
+            raise ValueError(
+                f"{run.folder / 'config.json'} does not say which data the run used. "
+                "Repeat the run with this version, or leave it out of the comparison."
+            )
         # The same data may lie in different folders, or come from the hub: its own name is the last part.
         if Path(run.config["data"]).name != Path(first.config["data"]).name:
             raise ValueError(
                 f"{first.folder} used the data {first.config['data']!r} but {run.folder} used "
                 f"{run.config['data']!r}: only runs on the same data can be compared."
             )
-        if list(run.config["labels"]) != list(first.config["labels"]):
+        first_labels, labels = list(_figure(first, "labels")), list(_figure(run, "labels"))
+        if labels != first_labels:
             raise ValueError(
-                f"{first.folder} has the labels {list(first.config['labels'])} but {run.folder} has "
-                f"{list(run.config['labels'])}: only runs with the same labels can be compared."
+                f"{first.folder} has the labels {first_labels} but {run.folder} has {labels}: "
+                "only runs with the same labels can be compared."
             )
         if _support(run, split) != _support(first, split):
             raise ValueError(
                 f"The {split} split of {first.folder} has the entities {dict(_support(first, split))} but "
-                f"that of {run.folder} has {dict(_support(run, split))}: they were scored on different sentences."
+                f"that of {run.folder} has {dict(_support(run, split))}: they scored different sentences."
             )
 
 

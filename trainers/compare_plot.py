@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
 MAX_TYPES = 12
 """Entity types with bars of their own; more would not be readable."""
 
-# Okabe and Ito, "Color Universal Design" (2008): colour-blind readers tell them apart too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# Okabe and Ito, "Color Universal Design" (2008), which colour-blind readers tell apart; grey for its yellow.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 MARKERS = "osD^vPX*"
 LINE_STYLES = ("-", "--", ":", "-.")
 
@@ -36,10 +35,11 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
             "The picture of a comparison needs matplotlib: pip install 'lora-core[demo]'", name=error.name
         ) from error
     types = list(comparison.support)[:MAX_TYPES]
-    bars_width = max(6.0, 0.18 * len(types) * (len(comparison.rows) + 1))
+    bars_width = min(max(6.0, 0.18 * len(types) * (len(comparison.rows) + 1)), 12.0)
     legend_lines = -(-len(comparison.rows) // 3)
     # A Figure without pyplot draws with Agg and leaves no global state behind.
-    figure = Figure(figsize=(6.0 + bars_width, 4.6 + 0.25 * legend_lines), layout="constrained")
+    height = (6.0 if _crowded(types) else 4.6) + 0.25 * legend_lines
+    figure = Figure(figsize=(6.0 + bars_width, height), layout="constrained")
     curves, bars = figure.subplots(1, 2, width_ratios=[6.0, bars_width])
     _plot_curves(comparison, curves)
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -68,7 +68,7 @@ def _plot_curves(comparison: Comparison, axes: Axes) -> None:
 
 def _plot_types(comparison: Comparison, types: list[str], axes: Axes) -> None:
     places = np.arange(len(types))
-    width = 0.8 / len(comparison.rows)
+    width = min(0.8 / len(comparison.rows), 0.3)
     for index, row in enumerate(comparison.rows):
         axes.bar(
             places + (index - (len(comparison.rows) - 1) / 2) * width,
@@ -79,12 +79,19 @@ def _plot_types(comparison: Comparison, types: list[str], axes: Axes) -> None:
             edgecolor="white",
             linewidth=0,
         )
-    names = [f"{textwrap.shorten(name, 18, placeholder='…')}\n{comparison.support[name]:,}" for name in types]
-    crowded = len(types) > 6
+    names = [
+        f"{name if len(name) <= 26 else name[:25] + '…'}\n{comparison.support[name]:,}" for name in types
+    ]
+    crowded = _crowded(types)
     axes.set_xticks(places, names, rotation=40 if crowded else 0, ha="right" if crowded else "center")
     shown = "type" if len(types) == len(comparison.support) else f"the {len(types)} most frequent types"
     axes.set(
         title=f"F1 on the {comparison.split} split by {shown}",
         xlabel="type, with its number of gold entities",
     )
-    axes.set(ylabel="F1 (%)", ylim=(0, 100))
+    axes.set(ylabel="F1 (%)", ylim=(0, 100), xlim=(-0.6, len(types) - 0.4))
+
+
+def _crowded(types: list[str]) -> bool:
+    """Whether the names of the types need slanted text, and room for it."""
+    return len(types) > 6 or any(len(name) > 16 for name in types)

@@ -55,7 +55,7 @@ class BertConfig(EncoderConfig):
         super().__post_init__()
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} in this config is not a multiple of num_attention_heads "
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                 f"{self.num_attention_heads}"
             )
 
@@ -85,6 +85,7 @@ class BertEmbeddings(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        self.pad_token_id = pad_token_id
         self.word_embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_token_id)
         self.position_embeddings = nn.Embedding(max_position_embeddings, hidden_size)
         self.token_type_embeddings = nn.Embedding(type_vocab_size, hidden_size)
@@ -139,7 +140,12 @@ class BertAttention(nn.Module):
     """First half of a layer."""
 
     def __init__(
-        self, hidden_size: int, num_heads: int, layer_norm_eps: float, hidden_dropout: float, attention_dropout: float
+        self,
+        hidden_size: int,
+        num_heads: int,
+        layer_norm_eps: float,
+        hidden_dropout: float,
+        attention_dropout: float,
     ) -> None:
         super().__init__()
         self.self = BertSelfAttention(hidden_size, num_heads, attention_dropout)
@@ -176,7 +182,9 @@ class BertLayer(nn.Module):
         attention_dropout: float,
     ) -> None:
         super().__init__()
-        self.attention = BertAttention(hidden_size, num_heads, layer_norm_eps, hidden_dropout, attention_dropout)
+        self.attention = BertAttention(
+            hidden_size, num_heads, layer_norm_eps, hidden_dropout, attention_dropout
+        )
         self.intermediate = BertIntermediate(hidden_size, intermediate_size, hidden_act)
         self.output = BertOutput(intermediate_size, hidden_size, layer_norm_eps, hidden_dropout)
 
@@ -217,6 +225,7 @@ class BertModel(nn.Module):
     embeddings_class: ClassVar[type[BertEmbeddings]] = BertEmbeddings
     base_model_prefix: ClassVar[str] = "bert"
     architecture_stem: ClassVar[str] = "Bert"
+    architecture_suffix: ClassVar[str] = "Model"
     task: ClassVar[str] = "encoder"
     labels: ClassVar[tuple[str, ...]] = ()
     head_names: ClassVar[tuple[str, ...]] = ()

@@ -1,7 +1,7 @@
 """From a config to a model with random weights."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ def config_from_dict(values: Mapping[str, Any]) -> BertConfig | DistilBertConfig
     """
     model_type = values.get("model_type")
     if model_type not in ENCODERS:
-        raise ValueError(f"model_type is {model_type!r} in this config; implemented are {', '.join(ENCODERS)}")
+        raise ValueError(f"model_type is {model_type!r}; implemented are {', '.join(ENCODERS)}")
     return ENCODERS[model_type].config_class.from_dict(values)
 
 
@@ -35,11 +35,16 @@ def task_model_class(model_type: str, task: str) -> type[TaskModel]:
     """Return the task model of this family. Raises ValueError when there is none."""
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
-    found = TASK_MODELS.get((ENCODERS[model_type], task))
-    if found is None:
-        can = [known for encoder, known in TASK_MODELS if encoder is ENCODERS[model_type]]
-        raise ValueError(f"{model_type} models do not do {task}; they do encoder, {', '.join(can)}")
-    return found
+    encoder = ENCODERS[model_type]
+    if (encoder, task) not in TASK_MODELS:
+        possible = [known for family, known in TASK_MODELS if family is encoder]
+        raise ValueError(f"{model_type} models do not do {task}; they do encoder, {', '.join(possible)}")
+    return TASK_MODELS[encoder, task]
+
+
+def architecture_name(model_type: str, model: type[Encoder | TaskModel] | Encoder | TaskModel) -> str:
+    """Return the name of transformers' class for this model, as config.json states it in `architectures`."""
+    return ENCODERS[model_type].architecture_stem + model.architecture_suffix
 
 
 def build_model(
@@ -51,17 +56,21 @@ def build_model(
 ) -> Encoder | TaskModel:
     """Build the model with random weights, in eval mode, on torch's default device.
 
-    `task` is one of TASKS, `labels` the names in the order of the logits; a bare encoder has none. The same `seed`
-    gives the same weights and torch's own random state stays as it was. Under `torch.device("meta")` no memory is
-    taken and nothing is drawn.
+    `task` is one of TASKS, `labels` the names in the order of the logits; a bare encoder has none. The same
+    `seed` gives the same weights, and torch's own random state stays as it was. Under `torch.device("meta")`
+    no memory is taken and nothing is drawn.
 
     Raises ValueError when the family does not do the task or the labels are missing or malformed.
     """
-    if task == "encoder" and labels is not None:
-        raise ValueError(f"labels {labels!r} were given for a bare encoder, which has none; leave them out")
-    if task != "encoder" and labels is None:
-        raise ValueError(f"{task} needs labels: a list of names in the order of the logits")
-    model = assemble(config, task, check_labels(labels) if labels is not None else ())
+    if task == "encoder":
+        if labels is not None:
+            raise ValueError(f"a bare encoder has no head; leave out {labels=}")
+        model = assemble(config, task, ())
+    else:
+        task_model_class(config.model_type, task)
+        if labels is None:
+            raise ValueError(f"{task} needs labels: a list of names in the order of the logits")
+        model = assemble(config, task, check_labels(labels))
     device = torch.get_default_device()
     if device.type != "meta":
         model.to_empty(device=device)
@@ -74,10 +83,10 @@ def assemble(
 ) -> Encoder | TaskModel:
     """Build the model in eval mode on the meta device: names and shapes, no memory.
 
-    `with_pooler` gives BERT and RoBERTa a pooler that the task itself does not need.
+    `with_pooler` gives a BERT or RoBERTa encoder the pooler that its task does not need.
     """
     with torch.device("meta"):
-        encoder = ENCODERS[config.model_type](config)
+        encoder = cast(Callable[[Any], Encoder], ENCODERS[config.model_type])(config)
         if with_pooler and isinstance(encoder, BertModel):
             encoder.add_pooler()
         if task == "encoder":
@@ -89,8 +98,8 @@ def assemble(
 def initialise(model: Encoder | TaskModel, names: Collection[str], seed: int) -> None:
     """Draw the named parameters as transformers does for new layers.
 
-    Weights are normal with the config's `initializer_range`, an embedding's padding row and all biases are zero,
-    and a LayerNorm starts as the identity.
+    Weights are normal with the config's `initializer_range`; biases and the padding row of an embedding are
+    zero; a LayerNorm starts as the identity.
     """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for prefix, module in model.named_modules():

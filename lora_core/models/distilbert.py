@@ -52,7 +52,7 @@ class DistilBertConfig(EncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dim % self.n_heads:
-            raise ValueError(f"dim {self.dim} in this config is not a multiple of n_heads {self.n_heads}")
+            raise ValueError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
 
     @property
     def hidden_size(self) -> int:
@@ -84,7 +84,13 @@ class Embeddings(nn.Module):
     """Word + position embeddings, normalised."""
 
     def __init__(
-        self, *, vocab_size: int, hidden_size: int, max_position_embeddings: int, pad_token_id: int, dropout: float
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int,
+        max_position_embeddings: int,
+        pad_token_id: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_token_id)
@@ -122,7 +128,9 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     """The two dense layers of the second half."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, activation_name: str, dropout: float) -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, activation_name: str, dropout: float
+    ) -> None:
         super().__init__()
         self.lin1 = nn.Linear(hidden_size, intermediate_size)
         self.activation = activation(activation_name)
@@ -176,6 +184,7 @@ class DistilBertModel(nn.Module):
     config_class: ClassVar[type[DistilBertConfig]] = DistilBertConfig
     base_model_prefix: ClassVar[str] = "distilbert"
     architecture_stem: ClassVar[str] = "DistilBert"
+    architecture_suffix: ClassVar[str] = "Model"
     task: ClassVar[str] = "encoder"
     labels: ClassVar[tuple[str, ...]] = ()
     head_names: ClassVar[tuple[str, ...]] = ()
@@ -210,8 +219,9 @@ class DistilBertModel(nn.Module):
     ) -> Tensor:
         """Return the last hidden state (B, T, H).
 
-        `input_ids` are (B, T) ids of the vocabulary; `attention_mask` (B, T) is nonzero or True at real tokens
-        (None: all are real). Raises ValueError when T exceeds `config.max_tokens` or token_type_ids are given.
+        `input_ids` are (B, T) ids of the vocabulary; `attention_mask` (B, T) is nonzero or True at real
+        tokens (None: all are real). Raises ValueError when T exceeds `config.max_tokens` or token_type_ids
+        are given.
         """
         if token_type_ids is not None:
             raise ValueError("token_type_ids were given, but DistilBERT has no segments; leave them out")

@@ -91,7 +91,8 @@ class BertTextClassification(TextClassification):
         self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.classifier(self.dropout(self.base_model.pooler(hidden)))  # (B, L)
+        pooled = self.base_model.get_submodule("pooler")(hidden)  # (B, H)
+        return self.classifier(self.dropout(pooled))  # (B, L)
 
 
 class RobertaClassificationHead(nn.Module):

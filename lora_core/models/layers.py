@@ -7,8 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Dropout = nn.Dropout
-"""The dropout of every encoder and head; they take it from here so that there is one to change."""
+from lora_core.kernels.dropout import Dropout
+
+__all__ = [
+    "ACTIVATIONS",
+    "Dropout",
+    "activation",
+    "additive_mask",
+    "check_input",
+    "multi_head_attention",
+]
 
 ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
     "gelu": (nn.GELU, {}),
@@ -22,8 +30,8 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
 """Activations by the names that config.json uses. The three tanh forms of GELU are one formula."""
 
 MASKED = -(2.0**15)
-"""Added to the attention score of a padded token. exp() of it is 0, and unlike the least float32 it is finite in
-float16 and bfloat16 too, where an infinity would turn a row of nothing but padding into NaN."""
+"""Added to the attention score of a padded token. exp() of it is 0, and unlike the least float32 it is finite
+in float16 and bfloat16 too, where an infinity would turn a row of nothing but padding into NaN."""
 
 
 def activation(name: str) -> nn.Module:
@@ -33,7 +41,7 @@ def activation(name: str) -> nn.Module:
 
 
 def additive_mask(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Turn a mask of tokens (B, T), zero or False at padding, into what is added to the scores (B, 1, 1, T)."""
+    """Turn a mask (B, T), zero or False at padding, into what is added to the scores (B, 1, 1, T)."""
     if attention_mask is None:
         return None
     padding = (attention_mask == 0)[:, None, None, :]  # (B, 1, 1, T)
@@ -45,8 +53,8 @@ def multi_head_attention(
 ) -> Tensor:
     """Scaled dot-product attention over `num_heads` slices of H.
 
-    `query`, `key`, `value` and the result are (B, T, H), `mask` is from `additive_mask`; `dropout_p` is applied to
-    the attention weights as it stands, so pass 0 outside training.
+    `query`, `key`, `value` and the result are (B, T, H), `mask` is from `additive_mask`; `dropout_p` is
+    applied to the attention weights as it stands, so pass 0 outside training.
     """
     query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
     context = F.scaled_dot_product_attention(query, key, value, mask, dropout_p)  # (B, N, T, D)
@@ -59,10 +67,11 @@ def check_input(input_ids: Tensor, attention_mask: Tensor | None, max_tokens: in
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (sentences, tokens)")
     if input_ids.shape[1] > max_tokens:
         raise ValueError(
-            f"input_ids has {input_ids.shape[1]} tokens a sentence; the model has positions for {max_tokens}: "
-            "cut the text into windows"
+            f"input_ids has {input_ids.shape[1]} tokens a sentence, the model positions for {max_tokens}; "
+            "cut longer text into windows"
         )
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; expected {tuple(input_ids.shape)} as input_ids"
+            f"attention_mask has shape {tuple(attention_mask.shape)}; expected that of input_ids, "
+            f"{tuple(input_ids.shape)}"
         )

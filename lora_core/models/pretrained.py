@@ -1,35 +1,37 @@
-"""Load a checkpoint in the transformers layout into our modules, and save one.
+"""Load a checkpoint in the transformers layout into our modules.
 
 The modules bear the checkpoint's names, so loading is: read, split off the prefix, check, copy.
 """
 
-import json
 import logging
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lora_core.models.build import ENCODERS, assemble, config_from_dict, initialise, task_model_class
+from lora_core.models.build import (
+    ENCODERS,
+    architecture_name,
+    assemble,
+    config_from_dict,
+    initialise,
+    task_model_class,
+)
+from lora_core.models.config import CONFIG_FILE, read_config
 from lora_core.models.heads import Encoder, TaskModel
 from lora_core.models.labels import check_labels, labels_of_config, rows_for
 from lora_core.models.source import resolve
-from lora_core.models.weights import SINGLE_FILE, read_tensors, split_encoder
+from lora_core.models.weights import read_tensors, split_encoder
 
 logger = logging.getLogger("lora_core")
 
-CONFIG_FILE = "config.json"
-
-HEADS_ELSEWHERE = (
+HEADS_ELSEWHERE = {
     *("classifier", "pre_classifier", "cls", "lm_head", "qa_outputs"),
     *("vocab_transform", "vocab_layer_norm", "vocab_projector"),
-)
-"""Top-level modules of transformers' heads. Those of another task are left out in silence, other names are not."""
+}
+"""Top-level modules of transformers' heads. Those of another task are left out without a warning."""
 
 SHOWN = 10
 """Names that an error message lists of each kind."""
@@ -51,35 +53,126 @@ def load_pretrained(
     `source` is a folder in the transformers layout, a hub id (at `revision`) or `"embedded"`, see
     `lora_core.models.source.resolve`. `task` is `encoder`, `token-classification` or `text-classification`.
 
-    `labels` are the label names in the order of the logits; None takes those of the checkpoint's head. Where both
-    exist they must be the same names, and the head's rows are brought into the order of `labels` (the rows of a
-    checkpoint that only says LABEL_0, LABEL_1... are taken as they come). A head that the checkpoint lacks, or that
-    `fresh_head` says to leave out, is drawn from `seed`: its parameters are named in `model.fresh_parameters` and in
-    a logged warning.
+    `labels` are the label names in the order of the logits; None takes those of the checkpoint's head. Where
+    both exist they must be the same names, and the head's rows are brought into the order of `labels` (the
+    rows of a checkpoint that only says LABEL_0, LABEL_1... are taken as they come). A head that the
+    checkpoint lacks, or that `fresh_head` says to leave out, is drawn from `seed`: its parameters are named
+    in `model.fresh_parameters` and in a logged warning.
 
-    `attention_dropout` and `hidden_dropout` replace the config's probabilities in all layers. Dropout that the
-    config sets for the head alone (`classifier_dropout`, `seq_classif_dropout`) stays.
+    `attention_dropout` and `hidden_dropout` replace the config's probabilities in all layers. Dropout that
+    the config sets for the head alone (`classifier_dropout`, `seq_classif_dropout`) stays.
 
-    Raises FileNotFoundError when files are missing, ValueError when the checkpoint is damaged, is of a family that
-    is not implemented, does not have exactly the encoder's tensors, or has other labels.
+    Raises FileNotFoundError when files are missing, ValueError when the checkpoint is damaged, is of a family
+    that is not implemented, does not have exactly the encoder's tensors, or has other labels.
     """
     folder = resolve(source, revision)
-    values = _read_config(folder)
-    config = config_from_dict(values).with_dropout(attention=attention_dropout, hidden=hidden_dropout)
+    values = read_config(folder)
+    try:
+        config = config_from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+    config = config.with_dropout(attention=attention_dropout, hidden=hidden_dropout)
     found, outside = split_encoder(read_tensors(folder), ENCODERS[config.model_type].base_model_prefix)
     if task == "encoder":
         if labels is not None or fresh_head:
-            raise ValueError(f"a bare encoder has no head; leave out labels={labels!r}, fresh_head={fresh_head}")
+            raise ValueError(f"a bare encoder has no head; leave out {labels=} and {fresh_head=}")
         model = assemble(config, task, (), with_pooler="pooler.dense.weight" in found)
     else:
-        task_class = task_model_class(config.model_type, task)
-        known = _labels_of_head(values, outside, task_class, config.model_type)
-        if labels is None and known is None:
+        names, head = _read_head(folder, values, outside, task, labels, fresh_head)
+        model = assemble(config, task, names)
+        found = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in found.items()} | head
+    model.fresh_parameters = _fill(model, found, folder)
+    initialise(model, model.fresh_parameters, seed)
+    _report(model, outside, folder)
+    return model
+
+
+def _read_head(
+    folder: Path,
+    values: Mapping[str, Any],
+    outside: Mapping[str, Tensor],
+    task: str,
+    labels: Sequence[str] | None,
+    fresh_head: bool,
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Return the label names, and the checkpoint's head with rows in their order (empty for a new head)."""
+    if fresh_head and labels is not None:
+        return check_labels(labels), {}
+    task_class = task_model_class(values["model_type"], task)
+    label_weight = outside.get(f"{task_class.label_layer}.weight")
+    # Heads of different tasks share tensor names; the class that wrote the file tells them apart.
+    architecture = architecture_name(values["model_type"], task_class)
+    if label_weight is None or architecture not in (values.get("architectures") or [architecture]):
+        if labels is None:
             raise ValueError(
-                f"{folder} has no head for {task} (its config.json says {values.get('architectures')}), so its labels "
-                "are not known; pass labels=[...]"
+                f"{folder} has no head for {task} (architectures in its {CONFIG_FILE}: "
+                f"{values.get('architectures')}), so its labels are not known; pass labels=[...]"
             )
-        names = check_labels(known if labels is None else labels)
-        ...
+        return check_labels(labels), {}
+    known = labels_of_config(values, rows=len(label_weight))
+    names = known if labels is None else check_labels(labels)
+    if fresh_head:
+        return names, {}
+    rows = rows_for(names, known)
+    head = {name: tensor for name, tensor in outside.items() if name.split(".")[0] in task_class.head_names}
+    for name in (f"{task_class.label_layer}.weight", f"{task_class.label_layer}.bias"):
+        if name in head:
+            head[name] = head[name][rows]
+    return names, head
 
 
+@torch.no_grad()
+def _fill(model: Encoder | TaskModel, found: dict[str, Tensor], folder: Path) -> tuple[str, ...]:
+    """Give a model on the meta device memory and the tensors in `found`; return the names that `found` lacks.
+
+    Only the pooler and the head may be lacking, each as a whole. A pooler that the model has no use for is
+    passed over.
+    """
+    wanted = model.state_dict()
+    prefix = "" if model.task == "encoder" else f"{model.base_model_prefix}."
+    pooler = {name for name in wanted if name.startswith(f"{prefix}pooler.")}
+    head = {name for name in wanted if name.split(".")[0] in model.head_names}
+    lacking = {name for part in (pooler, head) if part.isdisjoint(found) for name in part}
+    if not pooler:
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(f"{prefix}pooler.")}
+    _check_fit({name: tensor for name, tensor in wanted.items() if name not in lacking}, found, folder)
+    model.to_empty(device=torch.get_default_device())
+    for name, tensor in model.state_dict().items():
+        if name not in lacking:
+            # A copy even of float32: the file's memory is unaligned, and lost if the file is cut short.
+            tensor.copy_(found[name])
+    return tuple(name for name in wanted if name in lacking)
+
+
+def _check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise ValueError unless `found` has exactly the wanted names and shapes, in floating point."""
+    differences = {
+        "missing": [name for name in wanted if name not in found],
+        "extra": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in found and found[name].shape != tensor.shape
+        ],
+        "not floating point": [name for name, tensor in found.items() if not tensor.is_floating_point()],
+    }
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+        for what, names in differences.items()
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"the tensors in {folder} are not those of the model that its {CONFIG_FILE} describes: "
+            f"{'; '.join(problems)}. Check that both files are of one model, whole and not quantised"
+        )
+
+
+def _report(model: Encoder | TaskModel, outside: Mapping[str, Tensor], folder: Path) -> None:
+    """Log what a user must know: parameters drawn at random, and tensors that nobody expected."""
+    if model.fresh_parameters:
+        names = ", ".join(model.fresh_parameters)
+        logger.warning("drawn at random, train before use (not taken from %s): %s", folder, names)
+    unknown = sorted({name.split(".")[0] for name in outside} - HEADS_ELSEWHERE)
+    if unknown:
+        logger.warning("left out, belong to no known part (in %s): %s", folder, ", ".join(unknown))

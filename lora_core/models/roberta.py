@@ -1,7 +1,8 @@
-"""RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT's layers, other positions and defaults."""
+"""RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT's layers, other positions and
+defaults."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -10,7 +11,8 @@ from lora_core.models.bert import BertConfig, BertEmbeddings, BertModel
 
 @dataclass(frozen=True)
 class RobertaConfig(BertConfig):
-    """Sizes of a RoBERTa encoder; the defaults are transformers' (roberta-base itself states its own sizes)."""
+    """Sizes of a RoBERTa encoder; the defaults are transformers' (roberta-base itself states its own
+    sizes)."""
 
     model_type: ClassVar[str] = "roberta"
 
@@ -23,28 +25,28 @@ class RobertaConfig(BertConfig):
         super().__post_init__()
         if self.max_tokens < 1:
             raise ValueError(
-                f"max_position_embeddings {self.max_position_embeddings} in this config leaves no position beyond "
+                f"max_position_embeddings {self.max_position_embeddings} leaves no position beyond "
                 f"pad_token_id {self.pad_token_id}"
             )
 
     @property
     def max_tokens(self) -> int:
-        """Longest input, special tokens included: the rows up to pad_token_id are never a token's position."""
+        """Longest input, special tokens included: the rows up to pad_token_id are never a token's
+        position."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
 class RobertaEmbeddings(BertEmbeddings):
     """BERT's embeddings with positions that count real tokens from pad_token_id + 1."""
 
-    def __init__(self, *, pad_token_id: int, **sizes: float) -> None:
+    def __init__(self, *, pad_token_id: int, **sizes: Any) -> None:
         super().__init__(pad_token_id=pad_token_id, **sizes)
         self.position_embeddings.padding_idx = pad_token_id
 
     def position_ids(self, input_ids: Tensor) -> Tensor:
         """Position of each token (B, T); padding has position pad_token_id."""
-        pad_token_id = self.word_embeddings.padding_idx
-        real = (input_ids != pad_token_id).long()
-        return real.cumsum(dim=1) * real + pad_token_id
+        real = (input_ids != self.pad_token_id).long()
+        return real.cumsum(dim=1) * real + self.pad_token_id
 
 
 class RobertaModel(BertModel):

@@ -36,31 +36,35 @@ def resolve(
     """Return the local folder that holds the files of `source`.
 
     `source` is, in this order: `"embedded"` (all-MiniLM-L6-v2 from the installed package), an existing local
-    folder, or a hub id such as `"roberta-base"`, downloaded once and then read from the cache. `revision` (branch,
-    tag or commit) and `allow_patterns` (default: NEEDED_FILES) concern hub ids only.
+    folder, or a hub id such as `"roberta-base"`, downloaded once and then read from the cache. `revision`
+    (branch, tag or commit) and `allow_patterns` (default: NEEDED_FILES) concern hub ids only.
 
-    Raises FileNotFoundError when there is no such folder, package or repository, ValueError when the source is
-    not one of the three or the embedded weights are damaged.
+    Raises FileNotFoundError when there is no such folder, package or repository, ValueError when the source
+    is not one of the three or the embedded weights are damaged.
     """
-    folder = Path(source).expanduser()
-    is_hub_id = isinstance(source, str) and source != EMBEDDED and not folder.exists()
-    if not is_hub_id and (revision is not None or allow_patterns is not None):
-        raise ValueError(
-            f"revision={revision!r}, allow_patterns={allow_patterns!r} were given for {str(source)!r}, which is not "
-            "a hub id: leave them out, or remove the local file or folder of that name"
-        )
+    folder = _local_folder(source)
+    if folder is None:
+        return _download(str(source), revision, allow_patterns or NEEDED_FILES)
+    if revision is not None or allow_patterns is not None:
+        raise ValueError(f"{revision=}, {allow_patterns=} are for hub ids; {source} is local: leave them out")
+    return folder
+
+
+def _local_folder(source: str | Path) -> Path | None:
+    """Return the folder, or None for what can only be a hub id."""
     if source == EMBEDDED:
         return _embedded_folder()
+    folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
         raise ValueError(f"{folder} is a file; give the folder that holds config.json and model.safetensors")
-    if not is_hub_id or not HUB_ID.fullmatch(str(source)):
-        raise FileNotFoundError(
-            f"no folder {folder.absolute()}; give a folder that holds config.json and model.safetensors, a hub id "
-            f"such as 'roberta-base', or {EMBEDDED!r}"
-        )
-    return _download(str(source), revision, allow_patterns or NEEDED_FILES)
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
+        return None
+    raise FileNotFoundError(
+        f"no folder {folder.absolute()}; give a folder that holds config.json and model.safetensors, a hub "
+        f"id such as 'roberta-base', or {EMBEDDED!r}"
+    )
 
 
 def _download(hub_id: str, revision: str | None, allow_patterns: Sequence[str]) -> Path:
@@ -73,15 +77,16 @@ def _download(hub_id: str, revision: str | None, allow_patterns: Sequence[str]) 
         )
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise FileNotFoundError(
-            f"the hub has no model {hub_id!r} at revision {revision or 'main'!r} that you may read, and there is no "
-            f"folder {Path(hub_id).absolute()}; check the spelling, and log in with `hf auth login` if it is private"
+            f"the hub has no model {hub_id!r} at revision {revision or 'main'!r} that you may read, and "
+            f"there is no folder {Path(hub_id).absolute()}; check the spelling, and run `hf auth login` if "
+            "it is private"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise FileNotFoundError(
             f"{hub_id!r} is neither a folder ({Path(hub_id).absolute()}) nor in the hub's cache "
-            f"({constants.HF_HUB_CACHE}), and the hub cannot be reached. On a machine with network run "
-            f"`hf download {hub_id}` and copy its folder here, or give that folder; without any download there is "
-            f"{EMBEDDED!r}"
+            f"({constants.HF_HUB_CACHE}), and the hub cannot be reached. Connect once, or run "
+            f"`hf download {hub_id} --local-dir FOLDER` elsewhere and give the copied folder; {EMBEDDED!r} "
+            "needs no network"
         ) from error
 
 

@@ -34,12 +34,12 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
     )
     if others:
         raise ValueError(
-            f"{folder} has its weights as {', '.join(others)}; only {SINGLE_FILE} is read. Convert it once: load it "
-            "with transformers where you trust it, and call model.save_pretrained(folder)"
+            f"{folder} has its weights as {', '.join(others)}; only {SINGLE_FILE} is read. If you trust "
+            "the file, load it once with transformers and call its save_pretrained(folder)"
         )
     raise FileNotFoundError(
-        f"{folder} has no {SINGLE_FILE} and no {INDEX_FILE}; if it comes from the hub, download it again, and see "
-        "there whether the repository offers safetensors at all"
+        f"{folder} has no {SINGLE_FILE} and no {INDEX_FILE}; if it comes from the hub, download it again, "
+        "and see there whether the repository offers safetensors at all"
     )
 
 
@@ -49,22 +49,28 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(shard_of.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not a safetensors index with a 'weight_map' ({error!r}); get it again") from error
+        raise ValueError(
+            f"{index} is not a safetensors index with a 'weight_map' ({error!r}); get it again"
+        ) from error
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         # A plain name keeps a hostile index from reading outside the folder. Resolving the path would not do:
         # the hub's cache holds links that lead out of it.
         if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
-            raise ValueError(f"{index} names the file {shard!r}; shards must be plain file names in the same folder")
+            raise ValueError(
+                f"{index} names the file {shard!r}; shards must be plain file names in the same folder"
+            )
         if not (folder / shard).exists():
-            raise FileNotFoundError(f"{index} names {shard}, which is not in the folder; download the model again")
+            raise FileNotFoundError(
+                f"{index} names {shard}, which is not in the folder; download the model again"
+            )
         held = _read_file(folder / shard)
         tensors.update((name, tensor) for name, tensor in held.items() if shard_of.get(name) == shard)
     absent = sorted(shard_of.keys() - tensors.keys())
     if absent:
         raise ValueError(
-            f"{index} names {len(absent)} tensors that its shards lack, first {absent[0]} in {shard_of[absent[0]]}; "
-            "download the model again"
+            f"{index} names {len(absent)} tensors that its shards lack, first {absent[0]} in "
+            f"{shard_of[absent[0]]}; download the model again"
         )
     return tensors
 
@@ -74,17 +80,22 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); download or save it again") from error
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); download or save it again"
+        ) from error
 
 
 def split_encoder(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split a checkpoint into the encoder's tensors, without `prefix`, and all others, under their own names.
 
-    A checkpoint of a task model names its encoder's tensors `bert.encoder...`, that of a bare encoder `encoder...`.
-    The oldest BERT files call a LayerNorm's weight and bias gamma and beta; those get today's names.
+    A checkpoint of a task model names its encoder's tensors `bert.encoder...`, that of a bare encoder
+    `encoder...`. The oldest BERT files call a LayerNorm's weight and bias gamma and beta; those get today's
+    names.
     """
     renamed = {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+            "LayerNorm.beta", "LayerNorm.bias"
+        ): tensor
         for name, tensor in tensors.items()
     }
     dotted = f"{prefix}."

@@ -9,9 +9,9 @@ LABELS = ["O", "B-DNA", "B-protein", "I-DNA", "I-protein"]
 
 @pytest.fixture
 def make_run():
-    """Factory of finished runs: `make_run("runs/a", f1=0.7, support={"DNA": 2}, **config)`."""
+    """Factory of finished runs: `make_run("runs/a", f1=0.7, support={"DNA": 2}, data="fin")`."""
 
-    def make(folder, f1=0.7, support=None, **config):
+    def make(folder, f1=0.7, support=None, data="bionlp2004", labels=LABELS):
         support = support or {"DNA": 100, "protein": 500}
         types = {name: {"precision": f1, "recall": f1, "f1": f1, "support": n} for name, n in support.items()}
         scores = {
@@ -28,6 +28,7 @@ def make_run():
         ]
         result = {
             "event": "result",
+            "labels": labels,
             "test": scores,
             "validation": {**scores, "loss": 0.2},
             "trainable": 700_427,
@@ -37,7 +38,6 @@ def make_run():
             "peak_memory_bytes": 3_500_000_000,
             "best_epoch": 3,
         }
-        config = {"data": "bionlp2004", "labels": LABELS, **config}
-        return Run(Path(folder), Path(folder).name, config, epochs, result)
+        return Run(Path(folder), Path(folder).name, {"data": data}, epochs, result)
 
     return make

@@ -102,7 +102,7 @@ def test_a_type_that_is_only_predicted_is_no_other_data(make_run):
     [
         ({"data": "fin"}, "only runs on the same data"),
         ({"labels": ["O", "B-DNA"]}, "only runs with the same labels"),
-        ({"support": {"DNA": 100, "protein": 499}}, "were scored on different sentences"),
+        ({"support": {"DNA": 100, "protein": 499}}, "they scored different sentences"),
     ],
 )
 def test_what_cannot_be_compared(make_run, second, message):
@@ -110,16 +110,15 @@ def test_what_cannot_be_compared(make_run, second, message):
         compare_runs([make_run("a"), make_run("b", **second)])
 
 
-@pytest.mark.parametrize("key", ["data", "labels"])
-def test_a_config_that_does_not_say(make_run, key):
+def test_a_config_that_does_not_name_the_data(make_run):
     runs = [make_run("a"), make_run("b")]
-    del runs[1].config[key]
-    with pytest.raises(ValueError, match=f"does not say which {key}"):
+    del runs[1].config["data"]
+    with pytest.raises(ValueError, match="does not say which data"):
         compare_runs(runs)
 
 
 @pytest.mark.parametrize(
-    "keys", [("trainable",), ("test", "strict_f1"), ("validation", "loss"), ("test", "types")]
+    "keys", [("trainable",), ("labels",), ("test", "strict_f1"), ("validation", "loss"), ("test", "types")]
 )
 def test_a_result_without_a_figure(make_run, keys):
     runs = [make_run("a"), make_run("b")]

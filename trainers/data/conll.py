@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from trainers.data.rows import BadRows, numbered_lines, short
@@ -11,32 +12,22 @@ TAG = re.compile(r"O|[BI]-.+")
 
 def read_conll_file(path: Path, bad_rows: BadRows) -> tuple[list[list[str]], list[list[str]]]:
     """Words and tag names of every usable sentence; a bad line makes its whole sentence unusable."""
-    words: list[list[str]] = [[]]
-    tags: list[list[str]] = [[]]
+    words, tags = [], []
+    sentence: list[tuple[str, str]] = []
     usable = True
-    for number, line in numbered_lines(path):
-        if not line.strip():
-            if words[-1] or not usable:
-                if usable:
-                    words.append([])
-                    tags.append([])
-                else:
-                    words[-1], tags[-1] = [], []
-            usable = True
-            continue
-        if not usable or line.startswith(b"-DOCSTART-"):
-            continue
-        try:
-            word, tag = _parse_line(line)
-        except ValueError as problem:
-            bad_rows.add(path, number, str(problem))
-            usable = False
-            continue
-        words[-1].append(word)
-        tags[-1].append(tag)
-    if not usable or not words[-1]:
-        words.pop()
-        tags.pop()
+    # One more blank line closes a file that does not end in one.
+    for number, line in chain(numbered_lines(path), [(0, b"")]):
+        if not line.strip() or line.startswith(b"-DOCSTART-"):
+            if sentence and usable:
+                words.append([word for word, _ in sentence])
+                tags.append([tag for _, tag in sentence])
+            sentence, usable = [], True
+        elif usable:
+            try:
+                sentence.append(_parse_line(line))
+            except ValueError as problem:
+                bad_rows.add(path, number, str(problem))
+                usable = False
     return words, tags
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from trainers.data.rows import refuse_lone_surrogates
+
 CHUNK = 20_000
 """Distinct words per call of the tokenizer; the progress bar shows from two chunks on."""
 
@@ -79,6 +81,7 @@ def _distinct_words(words: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarr
     for word in types:
         if not isinstance(word, str):
             raise ValueError(f"expected words that are strings, got {word!r} of type {type(word).__name__}.")
+    refuse_lone_surrogates("".join(types))
     return list(types), np.array(word_type, dtype=np.int64)
 
 

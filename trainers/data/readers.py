@@ -145,7 +145,7 @@ def _find_folder(source: str | Path) -> Path:
 def _download(hub_id: str, looked_at: str) -> Path:
     """The folder of a hub data set, in the hub's own cache; works offline once it is there."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     stems = [name for names in SPLIT_NAMES.values() for name in names]
     patterns = [

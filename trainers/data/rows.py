@@ -53,3 +53,13 @@ def short(value: object) -> str:
     """A value for an error message, cut to a readable length."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def refuse_lone_surrogates(text: str) -> None:
+    """Raise ValueError for half of a surrogate pair: JSON can spell it, no tokenizer takes it."""
+    if text.isascii():
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text holds {text[error.start]!r}, half of a character") from error

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from trainers.data.rows import BadRows, numbered_lines, short
+from trainers.data.rows import BadRows, numbered_lines, refuse_lone_surrogates, short
 
 
 def read_label_file(path: Path) -> tuple[str, ...]:
@@ -71,18 +71,5 @@ def _parse_row(line: bytes, num_labels: int) -> tuple[list[str], list[int]]:
             raise ValueError(
                 f"tag {index} is {short(tag)}, expected a label id of label.json (0 to {num_labels - 1})"
             )
-    _refuse_lone_surrogates("".join(words))
+    refuse_lone_surrogates("".join(words))
     return words, tags
-
-
-def _refuse_lone_surrogates(text: str) -> None:
-    """JSON can spell half of a surrogate pair, which no tokenizer takes."""
-    if text.isascii():
-        return
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = text[error.start]
-        raise ValueError(
-            f"a token holds {half!r}, half of a surrogate pair, which is no character"
-        ) from error

@@ -46,8 +46,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     token = max(vocabulary, key=vocabulary.__getitem__)
     if vocabulary[token] >= vocab_size:
         raise ValueError(
-            f"the tokenizer's largest id is {vocabulary[token]} ({token!r}), but the model "
-            f"has only {vocab_size} embeddings (ids 0 to {vocab_size - 1}). Use the tokenizer that was saved with this model."
+            f"the tokenizer's largest id is {vocabulary[token]} ({token!r}), but the model has {vocab_size} "
+            f"embeddings (ids 0 to {vocab_size - 1}). Use the tokenizer that was saved with this model."
         )
 
 

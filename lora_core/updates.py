@@ -1,0 +1,210 @@
+"""Low-rank updates: one small module per adapter and layer, inside the layer's host (layers.py).
+
+    update(x) = scaling * B A dropout(x)          A (r, in), B (out, r)
+
+An update sees the frozen weight as a matrix (out, in), whatever the layer's own layout is. Parameters bear the
+names of PEFT's files: `query.lora.default.lora_A.weight`.
+
+LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685. DoRA: Liu et al. 2024, https://arxiv.org/abs/2402.09353.
+
+Shapes: B batch, T tokens, r rank; a leading `...` is any number of dimensions.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lora_core.kernels.dropout import Dropout
+
+if TYPE_CHECKING:
+    from lora_core.layers import LoRAEmbedding, LoRALayer
+
+
+class Adapter(nn.Module):
+    """One low-rank update of one layer; subclasses know the layer's kind.
+
+    Args:
+        r: rank. scaling: factor of the update. lora_dropout: probability on the input of A.
+        magnitude: length of DoRA's magnitude vector, None for plain LoRA.
+    """
+
+    factor_names = ("lora_A.weight", "lora_B.weight")
+    lora_magnitude_vector: nn.Parameter | None
+    scaling: float | Tensor
+
+    def __init__(self, r: int, scaling: float, lora_dropout: float, magnitude: int | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.r = r
+        self.scaling = scaling
+        self.lora_dropout = Dropout(lora_dropout)
+        vector = None if magnitude is None else nn.Parameter(torch.empty(magnitude, dtype=dtype))
+        self.register_parameter("lora_magnitude_vector", vector)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A as (r, in) and B as (out, r), so that the update of the weight's matrix is scaling * B @ A."""
+        raise NotImplementedError
+
+    def blocks(self, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(A, B, part of ``matrix`` that they update) of each independent update, to be initialised in place."""
+        a, b = self.factors()
+        yield a, b, matrix
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The tensors to save, under PEFT's names; they share memory with the parameters where the forms agree."""
+        tensors: dict[str, Tensor] = dict(self.named_parameters())
+        a, b = self.factor_names
+        if tensors[a].shape[0] > self.r and tensors[b].shape[1] > self.r:  # padded for a hotswap
+            tensors[a], tensors[b] = tensors[a][: self.r], tensors[b][:, : self.r]
+        return tensors
+
+    def row_norms(self, matrix: Tensor) -> Tensor:
+        """Norm of each row of ``matrix + scaling * B @ A``, (out,), without building that sum.
+
+        ||w + s b A||^2 = ||w||^2 + 2 s (w A^T) b^T + s^2 b (A A^T) b^T for each row w of W and b of B.
+        The DoRA paper (section 4.3) treats the norm as a constant, so no gradient flows through it.
+        """
+        with torch.no_grad():
+            a, b = (factor.float() for factor in self.factors())
+            w = matrix.float()
+            squared = w.square().sum(1)
+            squared += (2 * self.scaling) * ((w @ a.T) * b).sum(1)
+            squared += self.scaling**2 * ((b @ (a @ a.T)) * b).sum(1)
+            return squared.clamp_min_(torch.finfo(torch.float32).tiny).sqrt_()
+
+    def magnitude_scale(self, matrix: Tensor) -> Tensor:
+        """DoRA's factor of each output, (out,)."""
+        assert self.lora_magnitude_vector is not None
+        return self.lora_magnitude_vector / self.row_norms(matrix)
+
+    def merged_matrix(self, matrix: Tensor) -> Tensor:
+        """``matrix`` with this update added, in its dtype."""
+        a, b = (factor.to(matrix.dtype) for factor in self.factors())
+        merged = torch.addmm(matrix, b, a, alpha=float(self.scaling))
+        if self.lora_magnitude_vector is not None:
+            merged *= self.magnitude_scale(matrix).to(merged.dtype)[:, None]
+        return merged
+
+
+class LinearAdapter(Adapter):
+    """``lora_A`` (r, in) and ``lora_B`` (out, r) of a linear layer.
+
+    PiSSA and OLoRA start away from zero. The factors they start from, kept in ``start_A`` and ``start_B``, are
+    subtracted again, so the frozen weight needs no change and the update is a plain one of rank 2 r.
+    """
+
+    start_A: Tensor | None
+    start_B: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, *, r: int, scaling: float, lora_dropout: float,
+                 use_dora: bool, lora_bias: bool, dtype: torch.dtype) -> None:  # fmt: skip
+        super().__init__(r, scaling, lora_dropout, out_features if use_dora else None, dtype)
+        self.lora_A = nn.Linear(in_features, r, bias=False, dtype=dtype)
+        self.lora_B = nn.Linear(r, out_features, bias=lora_bias, dtype=dtype)
+        self.register_buffer("start_A", None)
+        self.register_buffer("start_B", None)
+
+    def trained_factors(self) -> tuple[Tensor, Tensor]:
+        """A and B as trained, without the start that is subtracted."""
+        return self.lora_A.weight, self.lora_B.weight
+
+    def keep_start(self) -> None:
+        """From now on subtract the update that the present factors make."""
+        a, b = self.trained_factors()
+        self.start_A, self.start_B = a.detach().clone(), b.detach().clone()
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        a, b = self.trained_factors()
+        if self.start_A is None or self.start_B is None:
+            return a, b
+        return torch.cat((a, self.start_A)), torch.cat((b, -self.start_B), dim=1)
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        tensors = super().file_tensors()
+        if self.start_A is not None:
+            tensors["lora_A.weight"], tensors["lora_B.weight"] = self.factors()
+        return tensors
+
+    def update(self, x: Tensor) -> Tensor:
+        """scaling * B A x, (..., out), without dropout and start."""
+        return F.linear(F.linear(x, self.lora_A.weight) * self.scaling, self.lora_B.weight)  # r is small: scale there
+
+    def forward(self, x: Tensor, out: Tensor, host: "LoRALayer") -> Tensor:
+        """Output of the adapted layer, (..., out), from its input and the frozen layer's output."""
+        x = cast(x, self.lora_A.weight.dtype)
+        update = self.update(self.lora_dropout(x))
+        if self.start_A is not None and self.start_B is not None:
+            update = update - F.linear(F.linear(x, self.start_A) * self.scaling, self.start_B)
+        if self.lora_B.bias is not None:
+            update = update + self.scaling * self.lora_B.bias
+        if self.lora_magnitude_vector is None:
+            return out + update
+        scale = self.magnitude_scale(host.weight_matrix())
+        if host.bias is None:
+            return (out + update) * scale
+        return torch.addcmul(host.bias * (1 - scale), out + update, scale)  # the bias itself is not rescaled
+
+
+class EmbeddingAdapter(Adapter):
+    """``lora_embedding_A`` (r, num_embeddings) and ``lora_embedding_B`` (embedding_dim, r)."""
+
+    factor_names = ("lora_embedding_A", "lora_embedding_B")
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, r: int, scaling: float, use_dora: bool,
+                 dtype: torch.dtype) -> None:  # fmt: skip
+        super().__init__(r, scaling, 0.0, embedding_dim if use_dora else None, dtype)
+        self.lora_embedding_A = nn.Parameter(torch.empty(r, num_embeddings, dtype=dtype))
+        self.lora_embedding_B = nn.Parameter(torch.empty(embedding_dim, r, dtype=dtype))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_embedding_A, self.lora_embedding_B
+
+    def forward(self, ids: Tensor, out: Tensor, host: "LoRAEmbedding") -> Tensor:
+        """Embeddings of ``ids`` (...), as (..., embedding_dim)."""
+        rows = F.embedding(ids, self.lora_embedding_A.T, host.padding_idx)  # (..., r)
+        out = out + F.linear(rows * self.scaling, self.lora_embedding_B)
+        return out if self.lora_magnitude_vector is None else out * self.magnitude_scale(host.weight_matrix())
+
+
+class Conv2dAdapter(Adapter):
+    """``lora_A`` (r, in, kh, kw) with the layer's geometry, then ``lora_B`` (out, r / groups, 1, 1)."""
+
+    def __init__(self, conv: nn.Conv2d, *, r: int, scaling: float, lora_dropout: float, use_dora: bool,
+                 lora_bias: bool, dtype: torch.dtype) -> None:  # fmt: skip
+        if r % conv.groups:
+            raise ValueError(f"The rank must be divisible by the convolution's {conv.groups} groups, but r is {r}.")
+        if use_dora and conv.groups > 1:
+            raise ValueError("use_dora is not defined for a grouped convolution; exclude it by exclude_modules.")
+        super().__init__(r, scaling, lora_dropout, conv.out_channels if use_dora else None, dtype)
+        geometry = {"kernel_size": conv.kernel_size, "stride": conv.stride, "padding": conv.padding}
+        self.lora_A = nn.Conv2d(conv.in_channels, r, **geometry, dilation=conv.dilation, bias=False,
+                                padding_mode=conv.padding_mode, dtype=dtype)  # fmt: skip
+        self.lora_B = nn.Conv2d(r, conv.out_channels, 1, groups=conv.groups, bias=lora_bias, dtype=dtype)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        if self.lora_B.groups > 1:
+            raise ValueError(
+                "A grouped convolution cannot take its adapter into its weight: A reads every channel, a grouped "
+                "weight only its own group's. Keep the adapter unmerged, or leave the layer out of target_modules."
+            )
+        return self.lora_A.weight.flatten(1), self.lora_B.weight.flatten(1)
+
+    def blocks(self, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        yield self.lora_A.weight, self.lora_B.weight, matrix
+
+    def forward(self, x: Tensor, out: Tensor, host: "LoRALayer") -> Tensor:
+        """Output of the adapted convolution, (B, out, H', W')."""
+        x = cast(self.lora_dropout(x), self.lora_A.weight.dtype)
+        out = out + self.lora_B(self.lora_A(x)) * self.scaling
+        if self.lora_magnitude_vector is None:
+            return out
+        scale = self.magnitude_scale(host.weight_matrix())[:, None, None]  # (out, 1, 1)
+        out = out * scale
+        return out if host.bias is None else out + host.bias[:, None, None] * (1 - scale)
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in the adapter's dtype, unless autocast chooses dtypes anyway."""
+    return x if x.dtype == dtype or torch.is_autocast_enabled(x.device.type) else x.to(dtype)

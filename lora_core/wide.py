@@ -1,0 +1,53 @@
+"""Trained modules in fp32 inside a model in half precision, whose small steps half precision would round away."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class DtypeBridge:
+    """Two hooks on one module: its inputs are cast to its parameters' dtype and its output back again."""
+
+    def __init__(self, outside: torch.dtype) -> None:
+        self.outside = outside
+
+    def widen(self, module: nn.Module, args: tuple) -> tuple:
+        """Forward pre-hook."""
+        own = next(module.parameters(recurse=False)).dtype
+        for arg in args:
+            if _is_floating(arg):
+                self.outside = arg.dtype
+        return tuple(arg.to(own) if _is_floating(arg) else arg for arg in args)
+
+    def narrow(self, module: nn.Module, args: tuple, output: object) -> object:
+        """Forward hook."""
+        return output.to(self.outside) if _is_floating(output) else output
+
+
+def half_modules(model: nn.Module, saved: Iterable[str]) -> list[str]:
+    """Paths of the modules in half precision of which an adapter owns every parameter: they are trained in fp32.
+
+    A module that gives an adapter its bias alone is not among them: its weight and bias must keep one dtype.
+    """
+    saved = set(saved)
+    paths = dict.fromkeys(key.rpartition(".")[0] for key in saved)
+    found = []
+    for path in paths:
+        parameters = dict(model.get_submodule(path).named_parameters(prefix=path, recurse=False))
+        if parameters and saved.issuperset(parameters) and all(p.dtype in HALF for p in parameters.values()):
+            found.append(path)
+    return found
+
+
+def bridge(module: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
+    """Attach a DtypeBridge to ``module``; the handles take it off again."""
+    hooks = DtypeBridge(next(module.parameters(recurse=False)).dtype)
+    return module.register_forward_pre_hook(hooks.widen), module.register_forward_hook(hooks.narrow)
+
+
+def _is_floating(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -1,0 +1,58 @@
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_core.models import RobertaConfig, build_model
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(1, 14), min_size=1, max_size=4), pad_token_id=st.integers(0, 2))
+def test_equals_transformers_at_every_real_token(oracle, batch, lengths, pad_token_id):
+    """Positions depend on the padding token, wherever it stands."""
+    reference = oracle("roberta", "encoder", pad_token_id=pad_token_id)
+    model = build_model(RobertaConfig.from_dict(reference.config.to_dict()))
+    model.add_pooler()
+    model.load_state_dict(reference.state_dict())
+    input_ids, mask = batch(lengths, pad_token_id)
+    with torch.no_grad():
+        expected = reference(input_ids, attention_mask=mask).last_hidden_state
+        hidden = model(input_ids, mask)
+    torch.testing.assert_close(hidden[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+
+
+def test_positions_skip_padding_on_the_left(oracle):
+    reference = oracle("roberta", "encoder")
+    model = build_model(RobertaConfig.from_dict(reference.config.to_dict()))
+    model.add_pooler()
+    model.load_state_dict(reference.state_dict())
+    input_ids = torch.tensor([[1, 1, 7, 8, 9], [4, 5, 6, 7, 8]])
+    mask = (input_ids != 1).long()
+    with torch.no_grad():
+        expected = reference(input_ids, attention_mask=mask).last_hidden_state
+        hidden = model(input_ids, mask)
+    torch.testing.assert_close(hidden[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+
+
+def test_max_tokens_is_what_the_position_table_can_serve():
+    config = RobertaConfig(50, 24, 2, 3, 40, max_position_embeddings=18)
+    assert config.max_tokens == 16
+    model = build_model(config)
+    longest = torch.full((1, 16), 5)
+    assert model(longest).shape == (1, 16, 24)
+    with pytest.raises(ValueError, match="17 tokens a sentence, the model positions for 16"):
+        model(torch.full((1, 17), 5))
+
+
+def test_the_defaults_are_those_of_transformers():
+    reference = transformers.RobertaConfig().to_dict()
+    fields = RobertaConfig().to_dict()
+    assert {name: reference[name] for name in fields} == fields
+
+
+def test_a_padding_token_beyond_the_position_table_is_refused():
+    with pytest.raises(
+        ValueError, match="max_position_embeddings 4 leaves no position beyond pad_token_id 3"
+    ):
+        RobertaConfig(50, 24, 2, 3, 40, max_position_embeddings=4, pad_token_id=3)

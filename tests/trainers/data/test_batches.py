@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainers.data.batches import epoch_batches, evaluation_batches, share
+
+LENGTHS = st.lists(st.integers(1, 60), max_size=80).map(np.array)
+
+
+def padding(batches: list[np.ndarray], lengths: np.ndarray) -> float:
+    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
+    return padded / lengths.sum()
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 3), st.integers(0, 3), st.integers(1, 4))
+def test_an_epoch_holds_every_index_once_and_only_the_last_batch_is_short(
+    lengths, batch_size, seed, epoch, group
+):
+    batches = epoch_batches(lengths, batch_size, seed=seed, epoch=epoch, group=group)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert all((np.diff(lengths[batch]) >= 0).all() for batch in batches)
+    assert all(np.issubdtype(batch.dtype, np.integer) for batch in batches)
+
+
+def test_the_order_follows_from_seed_and_epoch():
+    lengths = np.random.default_rng(0).integers(1, 60, 500)
+
+    def flat(seed, epoch):
+        return np.concatenate(epoch_batches(lengths, 8, seed=seed, epoch=epoch)).tolist()
+
+    assert flat(1, 2) == flat(1, 2)
+    assert flat(1, 2) != flat(1, 3)
+    assert flat(1, 2) != flat(2, 2)
+    assert flat(1, 2) != flat(2, 1)
+
+
+def test_grouping_saves_padding_and_leaves_the_batch_order_random():
+    lengths = np.random.default_rng(0).integers(1, 100, 4096)
+    plain = epoch_batches(lengths, 16, seed=0, epoch=0, group=1)
+    grouped = epoch_batches(lengths, 16, seed=0, epoch=0, group=50)
+    assert padding(plain, lengths) > 1.5
+    assert padding(grouped, lengths) < 1.1
+    means = np.array([lengths[batch].mean() for batch in grouped])
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2  # sorted batches in a row would give nearly 1
+
+
+def test_group_of_one_is_plain_shuffling():
+    lengths = np.random.default_rng(0).integers(1, 100, 64)
+    batches = epoch_batches(lengths, 8, seed=3, epoch=1, group=1)
+    plain = np.random.default_rng((3, 1)).permutation(64).reshape(8, 8)
+    assert {frozenset(batch.tolist()) for batch in batches} == {frozenset(row.tolist()) for row in plain}
+
+
+@given(LENGTHS, st.integers(1, 5), st.integers(1, 4))
+def test_shares_hold_every_index_once_over_the_ranks(lengths, world, micro_batches):
+    batch = np.argsort(lengths, kind="stable")
+    shares = [share(batch, rank, world, micro_batches) for rank in range(world)]
+    assert all(len(of_rank) == micro_batches for of_rank in shares)
+    assert (
+        sorted(index for of_rank in shares for part in of_rank for index in part)
+        == batch[np.argsort(batch)].tolist()
+    )
+    sizes = [sum(map(len, of_rank)) for of_rank in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_shares_have_even_lengths_and_micro_batches_of_similar_length():
+    lengths = np.arange(1, 65)
+    shares = [share(np.arange(64), rank, 2, 4) for rank in range(2)]
+    totals = [sum(lengths[part].sum() for part in of_rank) for of_rank in shares]
+    assert max(totals) / min(totals) < 1.05
+    assert all(np.ptp(lengths[part]) <= 16 for of_rank in shares for part in of_rank)
+
+
+def test_a_rank_may_get_an_empty_share():
+    assert [[part.tolist() for part in share(np.array([7]), rank, 2, 2)] for rank in range(2)] == [
+        [[7], []],
+        [[], []],
+    ]
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 4))
+def test_evaluation_takes_every_index_once_over_the_ranks(lengths, batch_size, world):
+    ranks = [evaluation_batches(lengths, batch_size, rank, world) for rank in range(world)]
+    assert sorted(int(i) for batches in ranks for batch in batches for i in batch) == list(
+        range(len(lengths))
+    )
+    longest = [int(lengths[batch].max()) for batch in evaluation_batches(lengths, batch_size, 0, 1)]
+    assert longest == sorted(longest, reverse=True)
+    counts = [len(batches) for batches in ranks]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_evaluation_sorts_by_length():
+    lengths = np.random.default_rng(0).integers(1, 100, 1000)
+    assert padding(evaluation_batches(lengths, 16, 0, 1), lengths) < 1.02
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: epoch_batches(np.ones(3), 0, seed=0, epoch=0), "batch_size=0"),
+        (lambda: epoch_batches(np.ones(3), 1, seed=0, epoch=0, group=0), "group=0"),
+        (lambda: evaluation_batches(np.ones(3), 0, 0, 1), "batch_size=0"),
+        (lambda: evaluation_batches(np.ones(3), 1, 2, 2), "rank=2 of world=2"),
+        (lambda: share(np.arange(3), -1, 2, 1), "rank=-1 of world=2"),
+        (lambda: share(np.arange(3), 0, 1, 0), "micro_batches=0"),
+    ],
+)
+def test_impossible_settings_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

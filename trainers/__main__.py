@@ -1,0 +1,5 @@
+"""`python -m trainers <verb>`."""
+
+from trainers.cli import main
+
+main()

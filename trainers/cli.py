@@ -1,0 +1,97 @@
+"""The command line: `lora-core <verb>`, which is also `python -m trainers <verb>`."""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from trainers.config import RunConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one verb; a wrong value ends with one line that says what to do, and exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    if arguments[:1] == ["train"]:
+        call = lambda: train(parse_run(arguments[1:], prog="lora-core train"))  # noqa: E731
+    else:
+        call = lambda: tyro.extras.subcommand_cli_from_dict(VERBS, args=arguments, prog="lora-core")  # noqa: E731
+    exit_on_user_error(call)
+
+
+def exit_on_user_error(call: Callable[[], None]) -> None:
+    """Call, and turn an error that is the user's to mend into its message and exit status 2."""
+    try:
+        call()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def parse_run(arguments: list[str], default: RunConfig | None = None, prog: str | None = None) -> RunConfig:
+    """A RunConfig from flags, over the TOML file that --config names, over ``default``."""
+    config = RunConfig() if default is None else default
+    if "--config" in arguments:
+        place = arguments.index("--config")
+        if place + 1 == len(arguments):
+            raise ValueError("--config needs the path of a TOML file.")
+        path = Path(arguments[place + 1])
+        arguments = arguments[:place] + arguments[place + 2 :]
+        config = read_toml(path, config)
+    return tyro.cli(RunConfig, default=config, args=arguments, prog=prog)
+
+
+def read_toml(path: Path, default: RunConfig) -> RunConfig:
+    """The settings in a TOML file over ``default``."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist; --config names a TOML file of settings.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}.") from error
+    return RunConfig.from_dict({**default.to_dict(), **values}, where=str(path))
+
+
+def train(config: RunConfig) -> None:
+    """Train and test a model."""
+    from trainers.experiment import run
+    from trainers.log import METRICS_FILE
+
+    if not config.data:
+        raise ValueError("--data is missing: a folder, a name in $LORA_DATA_DIR, or a hub id such as tner/bionlp2004.")
+    result = run(config).result
+    test = result.get("test", result["validation"])
+    print(f"F1 {test['f1']:.4f}, precision {test['precision']:.4f}, recall {test['recall']:.4f}; "
+          f"all figures in {config.output_dir / METRICS_FILE}")  # fmt: skip
+
+
+def compare(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional], output_dir: Path = Path("runs/comparison")
+) -> None:
+    """Compare finished runs: a table here, and comparison.md, .json and .png in a folder.
+
+    Args:
+        runs: run folders; differences are taken to the first.
+        output_dir: where the files go.
+    """
+    from trainers.compare import compare_runs, comparison_table, write_comparison
+    from trainers.runs import read_run
+
+    comparison = compare_runs([read_run(folder) for folder in runs])
+    print(comparison_table(comparison))
+    for path in write_comparison(comparison, output_dir):
+        print(path)
+
+
+VERBS: dict[str, Callable[..., None]] = {"train": train, "compare": compare}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The choices of a training run: every field can be a flag, a line of a TOML file, or a keyword."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What the training loop needs to know."""
+
+    epochs: int = 3
+    """Passes over the training data."""
+    batch_size: int = 16
+    """Examples per optimiser step, over all processes: the recipe. How a step is split up does not change it."""
+    micro_batch_size: int | None = None
+    """Most examples in one forward pass of one process; larger shares are accumulated. None: no limit."""
+    learning_rate: float = 5e-5
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices; biases, norms and other vectors have none."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 switches clipping off."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Course of the learning rate after warmup, down to zero at the last step."""
+    warmup: float = 0.0
+    """Share of all steps in which the learning rate rises from zero."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of matrix products: fp16 (with loss scaling) for V100, bf16 for newer GPUs and AVX512-bf16 CPUs."""
+    group_by_length: int = 50
+    """Batches are sorted by length within shuffled windows of this many; 1 is plain shuffling (twice the padding)."""
+    metric: str = "f1"
+    """Validation score that selects the best epoch; higher is better, except for "loss"."""
+    patience: int | None = None
+    """Stop after this many epochs without a better score. None: train all epochs."""
+    keep_checkpoints: int = 1
+    """Resumable checkpoints to keep, newest first."""
+    seed: int = 42
+    """Seed of the data order, of fresh heads and adapters, and of dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "micro_batch_size", "group_by_length", "keep_checkpoints", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, but it is {value}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, but it is {self.learning_rate}.")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a share of all steps, at least 0 and below 1, but it is {self.warmup}.")
+
+
+@dataclass(frozen=True)
+class RunConfig(TrainConfig):
+    """A whole run: model, data, method and the training loop's choices."""
+
+    model: str = "embedded"
+    """A folder in the transformers layout, a hub id such as roberta-base, or "embedded" (MiniLM-L6)."""
+    data: str = ""
+    """A folder (tner or CoNLL layout), a name inside $LORA_DATA_DIR, or a hub id such as tner/bionlp2004."""
+    output_dir: Path = Path("runs/run")
+    """The run folder: config.json, metrics.jsonl, checkpoints/, and adapter/ (LoRA) or best/ (otherwise)."""
+    method: Literal["lora", "full", "head"] = "lora"
+    """Train low-rank adapters and the head, every parameter, or the head alone."""
+    r: int = 16
+    """LoRA: rank."""
+    lora_alpha: float | None = None
+    """LoRA: numerator of the scaling alpha / r; None means r."""
+    lora_dropout: float = 0.1
+    """LoRA: dropout on the adapters' input."""
+    target_modules: tuple[str, ...] = ("qv",)
+    """LoRA: a preset (qv, qkv, attention, all-linear) or suffixes of layer names."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """LoRA: which bias vectors are trained too."""
+    init_lora_weights: str = "gaussian"
+    """LoRA: how A and B start."""
+    use_rslora: bool = False
+    """LoRA: scale by alpha / sqrt(r)."""
+    use_dora: bool = False
+    """LoRA: train a magnitude per output as well."""
+    max_length: int | None = None
+    """Longest window in tokens; None: the model's limit. Longer sentences are cut into overlapping windows."""
+    attention_dropout: float = 0.0
+    """Dropout of attention weights; above 0 a CPU cannot use its fast attention."""
+    hidden_dropout: float | None = None
+    """Dropout of hidden states; None: the checkpoint's own (0.1 for BERT)."""
+    resume: str = ""
+    """"auto" continues from the newest complete checkpoint in output_dir, if there is one; or a checkpoint's path."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a damaged row of the data: stop and name it, or count and report it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as config.json holds them."""
+        return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str) -> "RunConfig":
+        """Fields from a parsed TOML or JSON file; ValueError names an unknown key and the nearest known one."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+                raise ValueError(f"{where}: unknown setting {name!r}. Did you mean {near[0]!r}?")
+        values = dict(values)
+        if "output_dir" in values:
+            values["output_dir"] = Path(values["output_dir"])
+        if "target_modules" in values:
+            values["target_modules"] = tuple(values["target_modules"])
+        return cls(**values)
+
+
+RESUME_MAY_CHANGE = ("output_dir", "resume", "keep_checkpoints", "micro_batch_size", "epochs_to_run")
+"""Settings that may differ between a run and its continuation without changing what is computed."""

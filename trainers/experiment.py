@@ -1,0 +1,143 @@
+"""A whole run: data, model, adapters, training, test scores, and the run folder."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import lora_core
+from lora_core.models import load_pretrained, save_pretrained
+from lora_core.models.source import resolve
+from trainers.config import RESUME_MAY_CHANGE, RunConfig
+from trainers.data import TokenDataset, TokenWindows, check_vocabulary, encode_tokens, load_token_datasets, load_tokenizer
+from trainers.distributed import World, distributed
+from trainers.log import METRICS_FILE, MetricsLog
+from trainers.loop import evaluate, fit
+from trainers.memory import peak_memory_bytes, reset_peak_memory
+from trainers.resume import newest_checkpoint
+from trainers.runs import Run, read_run
+from trainers.tasks.token import TokenClassification
+
+logger = logging.getLogger("trainers")
+
+CONFIG_FILE = "config.json"
+
+
+def run(config: RunConfig) -> Run:
+    """Train and test a token classifier as ``config`` says, and return what the run folder now holds.
+
+    Under torchrun every process calls this. A finished run is not repeated: with resume="auto" it is read.
+
+    Raises:
+        ValueError: the folder holds another run, or a setting or the data is wrong (the message says which).
+    """
+    with distributed() as world:
+        return _run(config, world)
+
+
+def _run(config: RunConfig, world: World) -> Run:
+    checkpoint, finished = world.from_main(_prepare_folder(config) if world.is_main else None)
+    if finished:
+        logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
+        return read_run(config.output_dir)
+    datasets = load_token_datasets(config.data, on_bad_row=config.on_bad_row)
+    for split in ("train", "validation"):
+        if split not in datasets:
+            raise ValueError(f"{config.data} has no {split} split; it has {', '.join(datasets)}.")
+    labels = datasets["train"].labels
+    model = build(config, labels)
+    windows = {split: encode(dataset, model, config) for split, dataset in datasets.items()}
+    task = TokenClassification(labels)
+    reset_peak_memory(world.device)
+    state = fit(model, task, windows["train"], windows["validation"], config, world, config.output_dir, checkpoint)
+    peak = max(world.gather(peak_memory_bytes(world.device)))
+    scores = {split: evaluate(model, task, windows[split], config, world)
+              for split in ("validation", "test") if split in windows}  # fmt: skip
+    trainable, total = lora_core.parameter_counts(model)
+    if world.is_main:
+        save_model(model, config)
+    MetricsLog(config.output_dir, world, resume_at=state.step).write(
+        "result", step=state.step, labels=list(labels), **scores, trainable=trainable, total=total,
+        best_epoch=state.best_epoch, epochs=state.epoch, seconds=state.seconds,
+        tokens_per_second=state.tokens / state.seconds, peak_memory_bytes=peak, processes=world.size,
+        device=str(world.device.type), torch=torch.__version__,
+    )  # fmt: skip
+    world.barrier()
+    return read_run(config.output_dir)
+
+
+def build(config: RunConfig, labels: tuple[str, ...]) -> nn.Module:
+    """The pretrained model with a head for ``labels``, prepared for the method."""
+    model = load_pretrained(config.model, "token-classification", labels, attention_dropout=config.attention_dropout,
+                            hidden_dropout=config.hidden_dropout, seed=config.seed)  # fmt: skip
+    if config.method == "lora":
+        torch.manual_seed(config.seed)
+        lora_core.inject_lora(
+            model, r=config.r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
+            target_modules=config.target_modules, bias=config.bias, init_lora_weights=config.init_lora_weights,
+            use_rslora=config.use_rslora, use_dora=config.use_dora, base_model_name_or_path=config.model,
+        )  # fmt: skip
+    elif config.method == "head":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.split(".")[0] in model.head_names)
+    return model
+
+
+def encode(dataset: TokenDataset, model: nn.Module, config: RunConfig) -> TokenWindows:
+    """The data set in the model's tokens, cut into windows that the model can take."""
+    tokenizer = load_tokenizer(resolve(config.model))
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    longest = model.config.max_tokens
+    if config.max_length is not None and config.max_length > longest:
+        raise ValueError(f"max_length is {config.max_length}, but {config.model} has positions for {longest} tokens.")
+    return encode_tokens(dataset.words, dataset.tags, tokenizer, config.max_length or longest, model.config.pad_token_id)
+
+
+def save_model(model: nn.Module, config: RunConfig) -> Path:
+    """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/."""
+    if config.method == "lora":
+        folder = lora_core.save_adapter(model, config.output_dir / "adapter")
+    else:
+        folder = config.output_dir / "best"
+        save_pretrained(model, folder)
+    load_tokenizer(resolve(config.model)).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def _prepare_folder(config: RunConfig) -> tuple[Path | None, bool]:
+    """(checkpoint to resume from, whether the run is finished); writes config.json for a new run."""
+    folder = config.output_dir
+    settings = folder / CONFIG_FILE
+    if settings.is_file():
+        if not config.resume:
+            raise ValueError(
+                f"{folder} holds a run already. Add --resume auto to continue it, or choose another --output-dir."
+            )
+        _check_unchanged(json.loads(settings.read_text(encoding="utf-8")), config)
+        if _is_finished(folder):
+            return None, True
+        return (newest_checkpoint(folder) if config.resume == "auto" else Path(config.resume)), False
+    if config.resume not in ("", "auto"):
+        return Path(config.resume), False
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return None, False
+
+
+def _check_unchanged(old: dict[str, Any], config: RunConfig) -> None:
+    new = json.loads(json.dumps(config.to_dict()))
+    changed = [name for name in new if name not in RESUME_MAY_CHANGE and old.get(name) != new[name]]
+    if changed:
+        listed = "; ".join(f"{name} was {old.get(name)!r}, now {new[name]!r}" for name in changed)
+        raise ValueError(f"{config.output_dir} was begun with other settings: {listed}. "
+                         "Resume with the same settings, or choose another --output-dir.")  # fmt: skip
+
+
+def _is_finished(folder: Path) -> bool:
+    log = folder / METRICS_FILE
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return bool(lines) and '"event": "result"' in lines[-1]

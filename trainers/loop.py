@@ -1,0 +1,133 @@
+"""The training loop: read this page first.
+
+    for every global batch:   each process takes its share, in micro-batches
+        loss = sum over the share / labels in the global batch * processes      (DDP averages over processes)
+        backward, clip, step, schedule
+    after every epoch:        evaluate, keep the best, write a checkpoint that resume continues from exactly
+
+Losses are sums divided once by the number of labels in the whole batch, so the gradient does not depend on how
+many processes and micro-batches share the work.
+"""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from trainers.config import TrainConfig
+from trainers.data.batches import epoch_batches, evaluation_batches, share
+from trainers.distributed import World
+from trainers.log import MetricsLog
+from trainers.optim import build_optimizer, build_scheduler
+from trainers.precision import autocast, grad_scaler
+from trainers.resume import TrainState, restore_best, save_best, save_checkpoint
+from trainers.tasks import Data, Task
+
+
+def fit(
+    model: nn.Module, task: Task, train: Data, validation: Data, config: TrainConfig, world: World, folder: Path,
+    resume_from: Path | None = None,
+) -> TrainState:  # fmt: skip
+    """Train what requires grad in ``model``, and leave the best epoch's weights in it.
+
+    Args:
+        folder: the run folder; metrics.jsonl and checkpoints/ are written into it.
+        resume_from: a checkpoint to continue from, exactly as if the run had not been interrupted.
+
+    Returns:
+        The state at the end: steps, epochs, best epoch and score, seconds and tokens trained.
+
+    Raises:
+        ValueError: nothing is trainable, or the checkpoint belongs to another run.
+        FloatingPointError: the loss or a gradient is not finite (with fp16, such steps are skipped instead).
+    """
+    torch.manual_seed(config.seed + world.rank)
+    model.to(world.device)
+    steps_per_epoch = -(-len(train.lengths) // config.batch_size)
+    optimizer = build_optimizer(model, config)
+    scheduler = build_scheduler(optimizer, config, total_steps=steps_per_epoch * config.epochs)
+    scaler = grad_scaler(config.precision, world.device)
+    state = TrainState(model, optimizer, scaler, scheduler)
+    if resume_from is not None:
+        state.load(resume_from, world)
+    log = MetricsLog(folder, world, resume_at=state.step)
+    parallel = world.wrap(model)
+    micro_batches = -(-config.batch_size // world.size // (config.micro_batch_size or config.batch_size)) or 1
+
+    while state.epoch < config.epochs and not state.out_of_patience(config.patience):
+        batches = epoch_batches(train.lengths, config.batch_size, seed=config.seed, epoch=state.epoch,
+                                group=config.group_by_length)  # fmt: skip
+        progress = tqdm(batches[state.batch :], f"epoch {state.epoch + 1}/{config.epochs}", len(batches),
+                        initial=state.batch, disable=not world.is_main, unit="step", leave=False)  # fmt: skip
+        parallel.train()
+        started = time.perf_counter()
+        for batch in progress:
+            labels_in_batch = max(1, int(train.label_counts[batch].sum()))
+            micro = share(batch, world.rank, world.size, micro_batches)
+            for number, indices in enumerate(micro):
+                # A process without examples of its own still takes part in the exchange of gradients.
+                weight = world.size / labels_in_batch if len(indices) else 0.0
+                inputs, labels = _to_device(train.collate(indices if len(indices) else batch[:1]), world.device)
+                last = number == len(micro) - 1
+                with contextlib.nullcontext() if last or world.size == 1 else parallel.no_sync():
+                    with autocast(config.precision, world.device):
+                        loss = task.loss_sum(parallel(**inputs), labels) * weight
+                    scaler.scale(loss).backward()
+                state.add_loss(loss.detach() * (labels_in_batch / world.size))
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or float("inf"))
+            if not scaler.is_enabled() and not norm.isfinite():
+                raise FloatingPointError(
+                    f"The gradient is not finite in step {state.step + 1} (epoch {state.epoch + 1}). Lower "
+                    "learning_rate, add warmup, or use fp32; the checkpoint of the last epoch is intact."
+                )
+            scale = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            if scaler.get_scale() >= scale:  # a step that the scaler skipped does not count for the schedule
+                scheduler.step()
+            state.end_step(labels_in_batch, tokens=int(train.lengths[batch].sum()))
+            if state.step % 20 == 0:
+                progress.set_postfix(loss=f"{state.local_loss(world):.4f}")
+        state.end_epoch(seconds=time.perf_counter() - started)
+
+        scores = evaluate(model, task, validation, config, world)
+        improved = state.record_score(scores, config.metric)
+        log.write("epoch", epoch=state.epoch, step=state.step, learning_rate=scheduler.get_last_lr()[0],
+                  **state.pop_epoch(world), validation=scores)  # fmt: skip
+        if improved:
+            save_best(model, folder, world)
+        save_checkpoint(state, folder, config.keep_checkpoints, world)
+    restore_best(model, folder, world)
+    return state
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World) -> dict[str, Any]:
+    """Mean loss and the task's scores over ``data``; every example counts once, however many processes share it."""
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64)
+    found: dict[int, np.ndarray] = {}
+    batches = evaluation_batches(data.lengths, 4 * config.batch_size, world.rank, world.size)
+    for indices in tqdm(batches, "evaluate", disable=not world.is_main, unit="batch", leave=False):
+        inputs, labels = _to_device(data.collate(indices), world.device)
+        with autocast(config.precision, world.device):
+            logits = model(**inputs)
+        loss += task.loss_sum(logits, labels).double().cpu()
+        found.update(zip(indices.tolist(), task.predict(logits), strict=True))
+    shares = world.gather((loss.item(), found))
+    found = {index: prediction for _, part in shares for index, prediction in part.items()}
+    mean = sum(part for part, _ in shares) / max(1, int(data.label_counts.sum()))
+    return {"loss": mean, **task.metrics([found[index] for index in range(len(data.lengths))], data)}
+
+
+def _to_device(batch: tuple[dict[str, Tensor], Tensor], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    inputs, labels = batch
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+    return moved, labels.to(device, non_blocking=True)
