@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lora_core.config import LoRAConfig
 from lora_core.layers import LoRALayer
@@ -39,8 +40,12 @@ class LoRAState:
     base: dict[str, Tensor] = field(default_factory=dict)
     """The base model's own tensor for every path that some adapter owns in full."""
     active: tuple[str, ...] = ()
+    fast_paths: dict[tuple[str, str], object] = field(default_factory=dict)
+    """What multihead.py switched off in torch's transformer encoders, with the old values."""
     was_trainable: dict[str, bool] = field(default_factory=dict)
     """requires_grad of the base model's parameters before the first injection."""
+    bridges: dict[str, tuple[RemovableHandle, RemovableHandle]] = field(default_factory=dict)
+    """Hooks of the modules that are trained in fp32 in a half-precision model, by path (see wide.py)."""
 
 
 def state_of(model: nn.Module) -> LoRAState:
@@ -180,6 +185,14 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
     for key in record.saved:
         if key not in still_owned:
             state.base.pop(key)
+    for path in [path for path in state.bridges if not any(key.rpartition(".")[0] == path for key in state.base)]:
+        remove_bridge(state, path)
+
+
+def remove_bridge(state: LoRAState, path: str) -> None:
+    """Take the hooks for half precision off the module at ``path``."""
+    for handle in state.bridges.pop(path):
+        handle.remove()
 
 
 def exchange_frozen(host: LoRALayer) -> None:

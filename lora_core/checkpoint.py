@@ -2,42 +2,47 @@
 
 A key is `base_model.model.` + the path in the model + the tensor's name, without the adapter's name:
 `base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight`. Saved modules and biases stand under
-their own path, except that the bias of an adapted layer has `base_layer.` before it, as PEFT's wrapper has.
+their own path, except that the bias of an adapted layer has `base_layer.` before it, as PEFT's wrapper has. Every
+adapter is written in a plain form that needs only the untouched base, whatever it started from.
 """
 
 import dataclasses
+import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_core.adapters import delete_adapter, hosts, record_of, set_adapter, state_of
-from lora_core.config import CONFIG_FILE, TASK_TYPES, LoRAConfig
-from lora_core.inject import add_adapter
+from lora_core.config import TASK_TYPES, LoRAConfig
+from lora_core.file_format import WEIGHTS_FILE, file_config, file_key, read_weights, refuse_non_finite, saved_modules
+from lora_core.inject import add_exactly
+from lora_core.vit_names import in_names_of
 
-WEIGHTS_FILE = "adapter_model.safetensors"
+logger = logging.getLogger("lora_core")
 
-_PREFIX = "base_model.model."
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def lora_state_dict(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
-    """The tensors of one adapter under PEFT's keys; they share memory with the model's."""
-    return {_file_key(model, adapter_name, key): tensor for key, tensor in adapter_tensors(model, adapter_name).items()}
+    """The tensors of one adapter under PEFT's keys, in the form that is saved.
+
+    They share memory with the model's, except where the saved form is another: started by PiSSA or OLoRA, or on
+    thirds of a fused layer.
+    """
+    tensors = adapter_tensors(model, adapter_name)
+    return {file_key(model, adapter_name, key): tensor for key, tensor in tensors.items()}
 
 
 def adapter_tensors(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
-    """The tensors of one adapter under their paths in the model, the adapter's name left out."""
+    """The tensors of ``lora_state_dict`` under their paths in the model, the adapter's name left out."""
     record = record_of(model, adapter_name)
     tensors = {}
     for path, host in hosts(model):
         if adapter_name in host.lora:
-            for name, parameter in host.lora[adapter_name].named_parameters():
-                tensors[f"{path}.{name}"] = parameter
+            tensors |= {f"{path}.{name}": tensor for name, tensor in host.lora[adapter_name].file_tensors().items()}
     return tensors | record.saved
 
 
@@ -50,14 +55,15 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
         ValueError: no such adapter, or a tensor holds NaN or infinity (named).
     """
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in lora_state_dict(model, adapter_name).items()}
-    _refuse_non_finite(tensors, "The adapter was not saved")
+    refuse_non_finite(tensors, "The adapter was not saved")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = record_of(model, adapter_name).config
     head = config.modules_to_save
     task_type = TASK_TYPES.get(getattr(model, "task", "")) if head else None  # PEFT adds a head by itself for a task
-    config = dataclasses.replace(config, inference_mode=True, task_type=config.task_type or task_type,
-                                 target_modules=_portable_targets(config, model, adapter_name))  # fmt: skip
+    config = dataclasses.replace(
+        file_config(model, adapter_name), inference_mode=True, task_type=config.task_type or task_type
+    )
     weights = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
     try:
         save_file(tensors, weights, metadata={"format": "pt"})
@@ -85,14 +91,12 @@ def load_adapter(
             holds NaN or infinity. The model is unchanged then.
     """
     folder = Path(folder)
-    config = LoRAConfig.load(folder)
-    tensors = _read(folder / WEIGHTS_FILE)
-    config = dataclasses.replace(config, modules_to_save=_saved_modules(model, config.modules_to_save or (), tensors))
+    config, tensors = read_adapter(model, folder)
     fresh = not hasattr(model, "lora_state")
     was_active = () if fresh else state_of(model).active
     was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     with torch.random.fork_rng(devices=[]):  # the random start is overwritten and must not move the user's generator
-        add_adapter(model, adapter_name, config=_unset_start(config), trainable=trainable, adapter_dtype=adapter_dtype)
+        add_exactly(model, adapter_name, _unset_start(config), adapter_dtype=adapter_dtype, trainable=trainable)
     try:
         _fill(model, adapter_name, tensors, folder / WEIGHTS_FILE)
     except ValueError:
@@ -108,11 +112,20 @@ def load_adapter(
     return model
 
 
+def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, Tensor]]:
+    """An adapter's config and tensors from disk, under this model's names and PEFT's keys; errors as for load_adapter."""
+    config, tensors = LoRAConfig.load(folder), read_weights(folder)
+    tensors, config = in_names_of((path for path, _ in model.named_modules()), tensors, config)
+    names = saved_modules(model, config.modules_to_save or (), tensors)
+    return dataclasses.replace(config, modules_to_save=names), tensors
+
+
 def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file: Path) -> None:
     """Copy the file's tensors into the adapter, or raise with every difference listed."""
-    expected = lora_state_dict(model, adapter_name)
-    copies = (".modules_to_save.", ".original_module.")  # PEFT's bias="all" also writes its own copies of the head
-    tensors = {key: tensor for key, tensor in tensors.items() if not any(part in key for part in copies)}
+    own = {f"{path}.{name}": tensor for path, host in hosts(model) if adapter_name in host.lora
+           for name, tensor in host.lora[adapter_name].named_tensors().items()}  # fmt: skip
+    own |= record_of(model, adapter_name).saved
+    expected = {file_key(model, adapter_name, key): tensor for key, tensor in own.items()}
     problems = [f"  missing: {key} {tuple(tensor.shape)}" for key, tensor in expected.items() if key not in tensors]
     problems += [f"  unknown: {key} {tuple(tensor.shape)}" for key, tensor in tensors.items() if key not in expected]
     problems += [
@@ -131,63 +144,23 @@ def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file:
             f"{file} does not fit this {type(model).__name__}:\n{shown}\n"
             "Load it into the model that it was trained on, with the same task and number of labels."
         )
-    _refuse_non_finite(tensors, f"{file} was not loaded")
+    refuse_non_finite(tensors, f"{file} was not loaded")
     with torch.no_grad():
         for key, tensor in expected.items():
             tensor.copy_(tensors[key])
 
 
-def _file_key(model: nn.Module, adapter_name: str, key: str) -> str:
-    path, _, leaf = key.rpartition(".")
-    adapted_bias = leaf == "bias" and path in record_of(model, adapter_name).targets
-    return f"{_PREFIX}{path}.base_layer.bias" if adapted_bias else _PREFIX + key
-
-
-def _portable_targets(config: LoRAConfig, model: nn.Module, adapter_name: str) -> str | tuple[str, ...]:
-    """Targets in words that PEFT has too: presets and the default are written out as suffixes."""
-    paths = record_of(model, adapter_name).targets
-    return tuple(sorted(paths)) if _is_preset(config.target_modules) else config.target_modules
-
-
-def _is_preset(targets: str | tuple[str, ...] | None) -> bool:
-    from lora_core.targets import PRESETS
-
-    return targets is None or targets in PRESETS or (isinstance(targets, tuple) and len(targets) == 1 and targets[0] in PRESETS)
-
-
-def _saved_modules(model: nn.Module, names: Sequence[str], tensors: dict[str, Tensor]) -> tuple[str, ...]:
-    """A file's modules_to_save in this model's terms.
-
-    PEFT adds "classifier" and "score" for a task whether the model has both or not, and its names match the end
-    of a path's text, so "classifier" also takes DistilBERT's pre_classifier. A name without a module is dropped
-    here; had the file tensors under it, they are reported as unknown.
-    """
-    paths = [path for path, _ in model.named_modules() if path]
-    found = []
-    for name in names:
-        ends = [path for path in paths if path.endswith(name)]
-        exact = [path for path in ends if path == name or path.endswith(f".{name}")]
-        found += [name] if exact else []
-        found += [p for p in ends if p not in exact and any(key.startswith(f"{_PREFIX}{p}.") for key in tensors)]
-    return tuple(dict.fromkeys(found))
-
-
 def _unset_start(config: LoRAConfig) -> LoRAConfig:
-    """The same adapter with the cheapest start, since the file's weights replace it."""
+    """The same adapter with the cheapest start that its weights can replace.
+
+    PEFT's own unconverted PiSSA and OLoRA files are factors beside a base from which the start was taken away, so
+    they start the same way here.
+    """
+    if config.initialisation == "olora" or config.initialisation.startswith("pissa"):
+        if config.pissa_iterations is not None:
+            logger.warning(
+                "The adapter was saved unconverted after pissa_niter, whose start is random: the outputs will differ a "
+                "little. Save it in PEFT with path_initial_model_for_weight_conversion for an exact copy."
+            )
+        return config
     return dataclasses.replace(config, init_lora_weights="gaussian")
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        remedy = " Convert adapter_model.bin with PEFT: pickles are not read here." if file.with_suffix(".bin").is_file() else ""
-        raise ValueError(f"{file} does not exist.{remedy}")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}). Copy or save it again.") from error
-
-
-def _refuse_non_finite(tensors: dict[str, Tensor], consequence: str) -> None:
-    for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{consequence}: {key} holds NaN or infinity.")

@@ -43,7 +43,7 @@ class LoRAConfig:
     exclude_modules: Names = None
     """What not to adapt although target_modules matches it; a regular expression or suffixes."""
     modules_to_save: Names = None
-    """Modules trained in full and saved with the adapter. None means the task head; () freezes the head."""
+    """Modules trained in full and saved with the adapter, besides the task head; () freezes the head."""
     bias: str = "none"
     """Which bias vectors are trained too: "none", "all" (of the whole model) or "lora_only" (of the targets)."""
     init_lora_weights: str | bool = "gaussian"
@@ -81,15 +81,17 @@ class LoRAConfig:
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))
+                object.__setattr__(self, name, _as_tuple(name, value))
         if isinstance(self.modules_to_save, str):
             object.__setattr__(self, "modules_to_save", (self.modules_to_save,))
         for name in ("layers_to_transform", "trainable_token_indices"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, (value,) if isinstance(value, int) else tuple(value))
-        object.__setattr__(self, "rank_pattern", dict(self.rank_pattern))
-        object.__setattr__(self, "alpha_pattern", dict(self.alpha_pattern))
+                object.__setattr__(self, name, (value,) if isinstance(value, int) else _as_tuple(name, value))
+        for name in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} must map patterns to values, but it is {getattr(self, name)!r}.")
+            object.__setattr__(self, name, dict(getattr(self, name)))
         self._validate()
 
     def _validate(self) -> None:
@@ -172,7 +174,7 @@ class LoRAConfig:
         values = dataclasses.asdict(self.with_alphas())
         for name, value in values.items():
             if isinstance(value, tuple):
-                values[name] = sorted(value)
+                values[name] = list(value) if name == "trainable_token_indices" else sorted(value)  # rows have an order
         init = {"kaiming": True, "random": False}.get(self.initialisation, self.initialisation)
         values["init_lora_weights"] = True if self.lora_bias else init  # PEFT refuses names together with lora_bias
         values["peft_type"] = "LORA"
@@ -199,6 +201,11 @@ class LoRAConfig:
         if isinstance(fields.get("trainable_token_indices"), dict):
             raise ValueError(f"{where}: trainable_token_indices by module name is not supported; give a plain list.")
         init = fields.get("init_lora_weights", True)
+        if init in _CHANGED_BASE:
+            raise ValueError(
+                f"{where}: init_lora_weights={init!r} changed the base model that the adapter belongs to. Save it in PEFT "
+                "with path_initial_model_for_weight_conversion, or merge it there and save the model instead."
+            )
         if not isinstance(init, bool) and not _is_named_init(init):
             fields["init_lora_weights"] = True  # only how training began; the file holds the weights
         try:
@@ -266,8 +273,18 @@ _IGNORED = {
 """PEFT fields that do not change what a saved adapter computes."""
 
 
+_CHANGED_BASE = ("corda", "loftq", "lora_ga")
+"""Starts of PEFT that leave the base model other than it was, and that are not repeated here."""
+
+
 def _is_named_init(init: Any) -> bool:
     return isinstance(init, str) and (init in _INITS or _PISSA_NITER.fullmatch(init) is not None)
+
+
+def _as_tuple(field: str, value: Any) -> tuple:
+    if not isinstance(value, list | tuple | set | frozenset | range):
+        raise ValueError(f"{field} must be a list, but it is {value!r}.")
+    return tuple(value)
 
 
 def _is_number(value: Any) -> bool:

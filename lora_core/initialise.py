@@ -1,4 +1,4 @@
-"""How adapters start: each scheme is one function of the frozen weight."""
+"""How adapters start: each scheme fills A and B, for PiSSA and OLoRA from the frozen weight."""
 
 import math
 
@@ -6,34 +6,106 @@ import torch
 from torch import Tensor, nn
 
 from lora_core.config import LoRAConfig
-from lora_core.layers import Adapter, EmbeddingAdapter
+from lora_core.updates import Adapter, Conv2dAdapter, EmbeddingAdapter, LinearAdapter
 
 
 @torch.no_grad()
-def initialise(adapter: Adapter, weight: Tensor, config: LoRAConfig) -> None:
-    """Fill ``adapter`` for the frozen ``weight`` of its layer, by ``config.init_lora_weights``.
+def initialise(adapter: Adapter, matrix: Tensor, config: LoRAConfig) -> None:
+    """Fill ``adapter`` for the frozen weight ``matrix`` (out, in) of its layer, by ``config.init_lora_weights``.
 
     Raises:
-        ValueError: the scheme is not defined for this kind of layer.
+        ValueError: the scheme is not defined for this kind of layer, or the rank is too large for it.
     """
+    scheme = config.initialisation
     if isinstance(adapter, EmbeddingAdapter):
-        nn.init.zeros_(adapter.lora_embedding_A)
-        nn.init.normal_(adapter.lora_embedding_B)
+        _start_embedding(adapter, scheme)
     else:
-        a, b = adapter.lora_A.weight, adapter.lora_B.weight
-        if adapter.lora_B.bias is not None:
-            nn.init.zeros_(adapter.lora_B.bias)
-        match config.initialisation:
-            case "gaussian":
-                nn.init.normal_(a, std=1 / adapter.r)
-                nn.init.zeros_(b)
-            case "kaiming":
-                nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-                nn.init.zeros_(b)
-            case "random":
-                nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-                nn.init.kaiming_uniform_(b, a=math.sqrt(5))
-            case other:
-                raise ValueError(f"init_lora_weights={other!r} is not available yet.")
-    if adapter.lora_magnitude_vector is not None and not weight.is_meta:
-        adapter.lora_magnitude_vector.copy_(adapter.row_norms(weight))
+        if isinstance(adapter, Conv2dAdapter) and scheme not in _START_BY_SHAPE:
+            raise ValueError(f"init_lora_weights={scheme!r} is not defined for a convolution; use 'gaussian' or exclude it.")
+        bias = getattr(getattr(adapter, "lora_B", None), "bias", None)
+        if bias is not None:
+            nn.init.zeros_(bias)
+        for a, b, weight in adapter.blocks(matrix):
+            _fill(a, b, weight, adapter, config)
+        if isinstance(adapter, LinearAdapter) and (scheme == "olora" or scheme.startswith("pissa")):
+            adapter.keep_start()
+    if adapter.lora_magnitude_vector is not None and not matrix.is_meta:
+        adapter.lora_magnitude_vector.copy_(adapter.row_norms(matrix))
+
+
+_START_BY_SHAPE = ("gaussian", "kaiming", "random")
+
+
+def _fill(a: Tensor, b: Tensor, weight: Tensor, adapter: Adapter, config: LoRAConfig) -> None:
+    match config.initialisation:
+        case "gaussian":
+            nn.init.normal_(a, std=1 / adapter.r)
+            nn.init.zeros_(b)
+        case "kaiming" | "eva":  # eva: until eva.py replaces A by what the data says
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+            nn.init.zeros_(b)
+        case "random":
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+            nn.init.kaiming_uniform_(b, a=math.sqrt(5))
+        case "orthogonal":
+            _orthogonal(a, b)
+        case "olora":
+            _olora(a, b, weight)
+        case _:
+            _pissa(a, b, weight, float(adapter.scaling), config.pissa_iterations)
+
+
+def _start_embedding(adapter: EmbeddingAdapter, scheme: str) -> None:
+    """A of zeros and B of ones' spread, as PEFT starts an embedding; "random" draws both."""
+    if scheme not in _START_BY_SHAPE:
+        raise ValueError(f"init_lora_weights={scheme!r} is not defined for an embedding; use 'gaussian' or exclude it.")
+    if scheme == "random":
+        nn.init.normal_(adapter.lora_embedding_A)
+    else:
+        nn.init.zeros_(adapter.lora_embedding_A)
+    nn.init.normal_(adapter.lora_embedding_B)
+
+
+def _orthogonal(a: Tensor, b: Tensor) -> None:
+    """Rows of A and columns of B from the two halves of one orthogonal basis, so that B A = 0 although neither is.
+
+    https://datta0.github.io/posts/rethink-lora-init
+    """
+    r = a.shape[0]
+    basis = torch.linalg.qr(torch.randn(r, r, device=a.device)).Q
+    a.copy_((torch.randn(a.shape[1], r // 2, device=a.device) @ basis[0::2]).T / 10)
+    b.copy_(torch.randn(b.shape[0], r // 2, device=a.device) @ basis[1::2] / 10)
+
+
+def _olora(a: Tensor, b: Tensor, weight: Tensor) -> None:
+    """The first r columns of Q and rows of R in W = Q R. https://arxiv.org/abs/2406.01775"""
+    r = _feasible(a, weight)
+    w = weight.float()
+    q = torch.linalg.qr(w[:, :r]).Q  # Householder's Q depends on no later column
+    a.copy_(q.T @ w)
+    b.copy_(q)
+
+
+def _pissa(a: Tensor, b: Tensor, weight: Tensor, scaling: float, iterations: int | None) -> None:
+    """The r largest singular values of W, split evenly, so that scaling * B A is W's best rank-r approximation.
+
+    ``iterations`` of a randomised SVD, or None for an exact one. https://arxiv.org/abs/2404.02948, equations 2-4.
+    """
+    r = _feasible(a, weight)
+    if scaling <= 0:
+        raise ValueError(f"PiSSA needs a scaling above 0, but lora_alpha gives {scaling}.")
+    if iterations is None:
+        u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
+    else:
+        u, s, v = torch.svd_lowrank(weight.float(), q=r, niter=iterations)
+        vh = v.T
+    root = (s[:r] / scaling).sqrt()
+    a.copy_(root[:, None] * vh[:r])
+    b.copy_(u[:, :r] * root)
+
+
+def _feasible(a: Tensor, weight: Tensor) -> int:
+    """The rank, which a decomposition of ``weight`` cannot exceed."""
+    if a.shape[0] > min(weight.shape):
+        raise ValueError(f"The rank {a.shape[0]} is more than a weight of {tuple(weight.shape)} has. Lower r or set rank_pattern.")
+    return a.shape[0]

@@ -1,17 +1,26 @@
 """Put adapters into a model, and take them out."""
 
 import dataclasses
+import logging
 import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lora_core.adapters import STATE, AdapterRecord, LoRAState, get, hosts, set_adapter, state_of
+from lora_core.adapters import STATE, AdapterRecord, LoRAState, get, hosts, remove_bridge, set_adapter, state_of
 from lora_core.config import LoRAConfig
+from lora_core.fused_qkv import split_thirds
 from lora_core.initialise import initialise
-from lora_core.layers import HOSTS, LoRALayer
-from lora_core.targets import find_saved, find_targets, head_names
+from lora_core.kinds import host_class
+from lora_core.layers import LoRALayer
+from lora_core.multihead import block_fast_paths, restore_fast_paths
+from lora_core.targets import attention_outputs, find_saved, find_targets, fused_layers, head_names
+from lora_core.token_rows import TokenRows, input_embedding
+from lora_core.updates import Adapter
+from lora_core.wide import HALF, bridge, half_modules
+
+logger = logging.getLogger("lora_core")
 
 _NAME = re.compile(r"[A-Za-z0-9_\-]+")
 
@@ -38,7 +47,8 @@ def inject_lora(
     https://arxiv.org/abs/2106.09685.
 
     Args:
-        model: any module; layers of type nn.Linear, nn.Embedding and nn.Conv2d can be adapted.
+        model: any module; nn.Linear, nn.Embedding, nn.Conv2d, nn.MultiheadAttention (input and output projection
+            together) and transformers' Conv1D can be adapted, and thirds of a fused qkv Linear ("qkv.q", "qkv.v").
         r, lora_alpha, lora_dropout, target_modules, modules_to_save, bias, init_lora_weights, options: the fields
             of LoRAConfig, which says what each means.
         config: all of them in one object instead; it is not changed.
@@ -75,27 +85,66 @@ def add_adapter(
     if config is not None and fields:
         raise ValueError(f"Give either config or single fields, not both; the fields are {sorted(fields)}.")
     config = LoRAConfig(**fields) if config is None else config
+    config = dataclasses.replace(config, modules_to_save=_with_head(model, config.modules_to_save))
+    add_exactly(model, adapter_name, config, adapter_dtype=adapter_dtype, trainable=trainable)
+
+
+def add_exactly(
+    model: nn.Module, adapter_name: str, config: LoRAConfig, *, adapter_dtype: torch.dtype | None, trainable: bool
+) -> None:
+    """``add_adapter`` without its care for the head: modules_to_save is taken as it stands, as a file needs it."""
     state = getattr(model, STATE, None) or LoRAState(was_trainable={n: p.requires_grad for n, p in model.named_parameters()})
-    _check_name(adapter_name, state)
+    check_new_name(model, adapter_name)
     merged = sorted({name for _, host in hosts(model) for name in host.merged_adapters})
     if merged:
         raise ValueError(f"Adapters {merged} are merged. Call lora_core.unmerge_lora(model) before another is added.")
-    targets = find_targets(model, config)
-    saved = find_saved(model, config, targets)
-    new = {path: _new_adapter(model.get_submodule(path), path, config, adapter_dtype) for path in targets}
+    thirds = split_thirds(find_targets(model, config), fused_layers(model))
+    outputs = attention_outputs(model)
+    targets = {path: (path, part) for path, part in thirds.items()}  # where the patterns look the rank up, and thirds
+    targets |= {outputs[path]: (path, ()) for path in thirds if path in outputs}
+    saved = find_saved(model, config, tuple(targets))
+    base = {key: state.base.get(key, get(model, key)) for key in saved}
+    new = {
+        path: _new_adapter(model.get_submodule(path), named, config, adapter_dtype, part)
+        for path, (named, part) in targets.items()
+    }
+    if config.trainable_token_indices:
+        path = input_embedding(model)
+        if path in new:
+            raise ValueError(f"{path} is in target_modules and has trainable_token_indices too; choose one of them.")
+        embedding = model.get_submodule(path)
+        new[path] = TokenRows(embedding, config.trainable_token_indices, _dtype(embedding.weight, adapter_dtype))
+    half = half_modules(model, saved, base)
+    widened = adapter_dtype or torch.float32
+    fresh = {key: _copy(base[key], widened if key.rpartition(".")[0] in half else None) for key in saved}
+    config = config.with_alphas()
+    install(model, adapter_name, AdapterRecord(config, tuple(targets), fresh, trainable), new)
+    if config.initialisation == "eva":
+        logger.warning("Adapter %r starts at random until lora_core.initialise_eva(model, batches) is called.", adapter_name)
 
-    # Nothing below can fail for a reason the user could mend, so a refused injection leaves the model as it was.
+
+def install(model: nn.Module, adapter_name: str, record: AdapterRecord, adapters: dict[str, Adapter]) -> None:
+    """Put built adapters, by the path of their layer, into the model, without making them act.
+
+    Nothing here can fail for a reason that a user could mend, so a refused injection leaves the model as it was.
+    """
+    state = getattr(model, STATE, None) or LoRAState(was_trainable={n: p.requires_grad for n, p in model.named_parameters()})
     if not state.adapters:
         model.requires_grad_(False)
-    for path, adapter in new.items():
+    for path, adapter in adapters.items():
         layer = model.get_submodule(path)
-        host = layer if isinstance(layer, LoRALayer) else HOSTS[type(layer)].adopt(layer)
+        kind = host_class(layer)
+        assert kind is not None
+        host = layer if isinstance(layer, LoRALayer) else kind.adopt(layer)
         host.lora[adapter_name] = adapter.train(host.training)
-    for key in saved:
+    for key in record.saved:
         state.base.setdefault(key, get(model, key))
-    fresh = {key: _copy(state.base[key], adapter_dtype) for key in saved}
-    config = dataclasses.replace(config.with_alphas(), modules_to_save=_saved_modules(model, config))
-    state.adapters[adapter_name] = AdapterRecord(config, tuple(targets), fresh, trainable)
+    for path in half_modules(model, record.saved, state.base):
+        if path not in state.bridges:
+            first = next(key for key in record.saved if key.rpartition(".")[0] == path)
+            state.bridges[path] = bridge(model.get_submodule(path), state.base[first].dtype)
+    state.adapters[adapter_name] = record
+    state.fast_paths |= block_fast_paths(model)
     setattr(model, STATE, state)
     set_adapter(model, state.active)
 
@@ -112,6 +161,13 @@ def eject_lora(model: nn.Module) -> nn.Module:
         set_adapter(model, ())
     for _, host in layers:
         host.release()
+    restore_fast_paths(model, state.fast_paths)
+    for key, base in state.base.items():
+        if key.rpartition(".")[0] in state.bridges:  # a head trained in fp32 stays after a merge: round it
+            tensor = get(model, key)
+            tensor.data = tensor.data.to(base.dtype)
+    for path in list(state.bridges):
+        remove_bridge(state, path)
     delattr(model, STATE)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(state.was_trainable[name])
@@ -124,40 +180,51 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
 
 
-def _check_name(name: str, state: LoRAState) -> None:
+def check_new_name(model: nn.Module, name: str) -> None:
+    """ValueError unless ``name`` can be the name of a further adapter."""
     if not _NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
         raise ValueError(
             f"An adapter's name may hold letters, digits, '_' and '-' and must not be an attribute of torch's modules, "
             f"but it is {name!r}. Choose another, for example {'my_' + re.sub(r'[^A-Za-z0-9_-]', '_', name)!r}."
         )
-    if name in state.adapters:
+    if hasattr(model, STATE) and name in state_of(model).adapters:
         raise ValueError(f"There is an adapter {name!r} already. Choose another name, or delete_adapter(model, {name!r}) first.")
 
 
-def _new_adapter(layer: nn.Module, path: str, config: LoRAConfig, dtype: torch.dtype | None) -> nn.Module:
+def _new_adapter(layer: nn.Module, path: str, config: LoRAConfig, dtype: torch.dtype | None, thirds: tuple[str, ...]) -> Adapter:
     """The adapter for ``layer``, initialised, on its device."""
-    weight = layer.weight
-    if dtype is None:
-        dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
-    host_class = type(layer) if isinstance(layer, LoRALayer) else HOSTS[type(layer)]
+    kind = host_class(layer)
+    assert kind is not None
+    weight = getattr(layer, kind.weight_name)
+    part = {"thirds": thirds} if thirds else {}
     try:
+        if weight is None:
+            raise ValueError("its query, key and value projections are separate (kdim or vdim). Exclude it by exclude_modules.")
         with torch.device(weight.device):
-            adapter = host_class.new_adapter(
+            adapter = kind.new_adapter(
                 layer, r=config.rank_of(path), scaling=config.scaling_of(path), lora_dropout=config.lora_dropout,
-                use_dora=config.use_dora, lora_bias=config.lora_bias, dtype=dtype)  # fmt: skip
+                use_dora=config.use_dora, lora_bias=config.lora_bias, dtype=_dtype(weight, dtype), **part)  # fmt: skip
+        initialise(adapter, kind.matrix(weight), config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    initialise(adapter, weight, config)
     return adapter
 
 
+def _dtype(weight: Tensor, wanted: torch.dtype | None) -> torch.dtype:
+    """``wanted``; by default fp32 for a weight in half precision, else its own dtype."""
+    return wanted or (torch.float32 if weight.dtype in HALF else weight.dtype)
+
+
 def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A trainable copy of a base tensor; fp32 when the base is in half precision."""
-    if not isinstance(tensor, nn.Parameter):
-        return tensor.clone()
-    half = tensor.dtype in (torch.float16, torch.bfloat16)
-    return nn.Parameter(tensor.detach().to(dtype or (torch.float32 if half else tensor.dtype), copy=True))
+    """A trainable copy of a base tensor, in ``dtype`` (None: its own) if it is floating."""
+    copied = tensor.detach().to(dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype, copy=True)
+    return nn.Parameter(copied) if isinstance(tensor, nn.Parameter) else copied
 
 
-def _saved_modules(model: nn.Module, config: LoRAConfig) -> tuple[str, ...]:
-    return head_names(model) if config.modules_to_save is None else config.modules_to_save
+def _with_head(model: nn.Module, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Modules to train in full: the named ones, and the head unless () freezes it or its parts are named."""
+    if names == ():
+        return ()
+    named = names or ()
+    heads = [h for h in head_names(model) if not any(name == h or name.startswith(f"{h}.") for name in named)]
+    return (*named, *heads)

@@ -24,8 +24,6 @@ class LoRAMultiheadAttention(LoRALayer, nn.MultiheadAttention):
     bias_name = "in_proj_bias"
 
     def new_adapter(self, *, use_dora: bool, lora_bias: bool, **options) -> Adapter:
-        if not self._qkv_same_embed_dim:
-            raise ValueError("nn.MultiheadAttention with kdim or vdim of its own cannot be adapted; exclude it by exclude_modules.")
         if self.bias_k is not None or self.add_zero_attn:
             raise ValueError("nn.MultiheadAttention with add_bias_kv or add_zero_attn cannot be adapted; exclude it by exclude_modules.")
         if use_dora or lora_bias:

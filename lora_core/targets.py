@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from lora_core.config import LoRAConfig, Names
-from lora_core.fused_qkv import THIRDS, is_fused_qkv
+from lora_core.fused_qkv import THIRDS, is_fused_qkv, split_thirds
 from lora_core.kinds import HOSTS, host_class, refusal
 from lora_core.layers import LoRAConv1D, LoRALayer, LoRALinear
 from lora_core.multihead import LoRAMultiheadAttention
@@ -54,9 +54,10 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
         targets = _by_layer(targets, config.layers_to_transform, config.layers_pattern)
     if not targets:
         raise ValueError(f"exclude_modules {config.exclude_modules!r} and modules_to_save leave no layer to adapt.")
+    layers = split_thirds(targets, fused_layers(model))
     for name, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         for pattern in patterns:
-            if not any(re.fullmatch(rf"(.*\.)?({pattern})", path) for path in targets):
+            if not any(re.fullmatch(rf"(.*\.)?({pattern})", path) for path in layers):
                 raise _no_match(name, pattern, targets)
     return targets
 

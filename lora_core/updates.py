@@ -52,9 +52,13 @@ class Adapter(nn.Module):
         a, b = self.factors()
         yield a, b, matrix
 
+    def named_tensors(self) -> dict[str, Tensor]:
+        """The parameters under PEFT's names."""
+        return dict(self.named_parameters())
+
     def file_tensors(self) -> dict[str, Tensor]:
-        """The tensors to save, under PEFT's names; they share memory with the parameters where the forms agree."""
-        tensors: dict[str, Tensor] = dict(self.named_parameters())
+        """What to save: a plain adapter. It shares memory with the parameters where those are in this form."""
+        tensors = self.named_tensors()
         a, b = self.factor_names
         if tensors[a].shape[0] > self.r and tensors[b].shape[1] > self.r:  # padded for a hotswap
             tensors[a], tensors[b] = tensors[a][: self.r], tensors[b][:, : self.r]
@@ -66,7 +70,7 @@ class Adapter(nn.Module):
         ||w + s b A||^2 = ||w||^2 + 2 s (w A^T) b^T + s^2 b (A A^T) b^T for each row w of W and b of B.
         The DoRA paper (section 4.3) treats the norm as a constant, so no gradient flows through it.
         """
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(matrix.device.type, enabled=False):
             a, b = (factor.float() for factor in self.factors())
             w = matrix.float()
             squared = w.square().sum(1)
@@ -193,6 +197,12 @@ class Conv2dAdapter(Adapter):
 
     def blocks(self, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         yield self.lora_A.weight, self.lora_B.weight, matrix
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        tensors = super().file_tensors()
+        if self.lora_magnitude_vector is not None:
+            tensors["lora_magnitude_vector"] = self.lora_magnitude_vector.view(1, -1, 1, 1)  # PEFT's form
+        return tensors
 
     def forward(self, x: Tensor, out: Tensor, host: "LoRALayer") -> Tensor:
         """Output of the adapted convolution, (B, out, H', W')."""

@@ -1,6 +1,6 @@
 """Trained modules in fp32 inside a model in half precision, whose small steps half precision would round away."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -28,24 +28,23 @@ class DtypeBridge:
         return output.to(self.outside) if _is_floating(output) else output
 
 
-def half_modules(model: nn.Module, saved: Iterable[str]) -> list[str]:
+def half_modules(model: nn.Module, saved: Iterable[str], base: Mapping[str, Tensor]) -> list[str]:
     """Paths of the modules in half precision of which an adapter owns every parameter: they are trained in fp32.
 
-    A module that gives an adapter its bias alone is not among them: its weight and bias must keep one dtype.
+    ``base`` holds the base model's own tensors by path. A module that gives an adapter its bias alone is not among them: its weight and bias must keep one dtype.
     """
-    saved = set(saved)
-    paths = dict.fromkeys(key.rpartition(".")[0] for key in saved)
+    keys = set(saved)
     found = []
-    for path in paths:
-        parameters = dict(model.get_submodule(path).named_parameters(prefix=path, recurse=False))
-        if parameters and saved.issuperset(parameters) and all(p.dtype in HALF for p in parameters.values()):
+    for path in dict.fromkeys(key.rpartition(".")[0] for key in saved):
+        own = [name for name, _ in model.get_submodule(path).named_parameters(prefix=path, recurse=False)]
+        if own and keys.issuperset(own) and all(base[name].dtype in HALF for name in own):
             found.append(path)
     return found
 
 
-def bridge(module: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
-    """Attach a DtypeBridge to ``module``; the handles take it off again."""
-    hooks = DtypeBridge(next(module.parameters(recurse=False)).dtype)
+def bridge(module: nn.Module, outside: torch.dtype) -> tuple[RemovableHandle, RemovableHandle]:
+    """Attach a DtypeBridge to ``module``, whose neighbours are ``outside``; the handles take it off again."""
+    hooks = DtypeBridge(outside)
     return module.register_forward_pre_hook(hooks.widen), module.register_forward_hook(hooks.narrow)
 
 

@@ -1,6 +1,8 @@
 """The command line: `lora-core <verb>`, which is also `python -m trainers <verb>`."""
 
+import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from trainers.config import RunConfig
+from trainers.config import Config, RunConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     if arguments[:1] == ["train"]:
-        call = lambda: train(parse_run(arguments[1:], prog="lora-core train"))  # noqa: E731
+        call = lambda: train(parse_run(arguments[1:], RunConfig(), prog="lora-core train"))  # noqa: E731
     else:
         call = lambda: tyro.extras.subcommand_cli_from_dict(VERBS, args=arguments, prog="lora-core")  # noqa: E731
     exit_on_user_error(call)
@@ -32,13 +34,14 @@ def exit_on_user_error(call: Callable[[], None]) -> None:
     try:
         call()
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every process meets the same error
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
-def parse_run(arguments: list[str], default: RunConfig | None = None, prog: str | None = None) -> RunConfig:
-    """A RunConfig from flags, over the TOML file that --config names, over ``default``."""
-    config = RunConfig() if default is None else default
+def parse_run(arguments: list[str], default: Config, prog: str | None = None) -> Config:
+    """Settings from flags, over the TOML file that --config names, over ``default``."""
+    config = default
     if "--config" in arguments:
         place = arguments.index("--config")
         if place + 1 == len(arguments):
@@ -46,10 +49,10 @@ def parse_run(arguments: list[str], default: RunConfig | None = None, prog: str 
         path = Path(arguments[place + 1])
         arguments = arguments[:place] + arguments[place + 2 :]
         config = read_toml(path, config)
-    return tyro.cli(RunConfig, default=config, args=arguments, prog=prog)
+    return tyro.cli(type(default), default=config, args=arguments, prog=prog)
 
 
-def read_toml(path: Path, default: RunConfig) -> RunConfig:
+def read_toml(path: Path, default: Config) -> Config:
     """The settings in a TOML file over ``default``."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -57,7 +60,7 @@ def read_toml(path: Path, default: RunConfig) -> RunConfig:
         raise ValueError(f"{path} does not exist; --config names a TOML file of settings.") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}.") from error
-    return RunConfig.from_dict({**default.to_dict(), **values}, where=str(path))
+    return type(default).from_dict({**default.to_dict(), **values}, where=str(path))
 
 
 def train(config: RunConfig) -> None:
@@ -91,7 +94,20 @@ def compare(
         print(path)
 
 
-VERBS: dict[str, Callable[..., None]] = {"train": train, "compare": compare}
+def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: str = "test") -> None:
+    """Score a finished run's model.
+
+    Args:
+        run: its folder.
+        data: other data with the same label names; by default the run's own.
+        split: train, validation or test.
+    """
+    from trainers.experiment import evaluate_run
+
+    print(json.dumps(evaluate_run(run, data, split), indent=2))
+
+
+VERBS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate, "compare": compare}
 
 if __name__ == "__main__":
     main()

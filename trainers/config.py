@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+Config = TypeVar("Config", bound="RunConfig")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class RunConfig(TrainConfig):
         return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str) -> "RunConfig":
+    def from_dict(cls: type["Config"], values: dict[str, Any], where: str) -> "Config":
         """Fields from a parsed TOML or JSON file; ValueError names an unknown key and the nearest known one."""
         known = {f.name for f in dataclasses.fields(cls)}
         for name in values:
@@ -110,5 +112,5 @@ class RunConfig(TrainConfig):
         return cls(**values)
 
 
-RESUME_MAY_CHANGE = ("output_dir", "resume", "keep_checkpoints", "micro_batch_size", "epochs_to_run")
+RESUME_MAY_CHANGE = ("output_dir", "resume", "keep_checkpoints", "micro_batch_size")
 """Settings that may differ between a run and its continuation without changing what is computed."""

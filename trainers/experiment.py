@@ -108,6 +108,35 @@ def save_model(model: nn.Module, config: RunConfig) -> Path:
     return folder
 
 
+def evaluate_run(folder: str | Path, data: str = "", split: str = "test") -> dict[str, Any]:
+    """Scores of a finished run's model on a split of its own data, or of other data with the same label names.
+
+    Raises:
+        ValueError: the folder is not that of a finished run, or the data lacks the split or has other labels.
+    """
+    finished = read_run(folder)
+    config = dataclasses.replace(RunConfig.from_dict(finished.config, str(folder)), output_dir=Path(folder))
+    datasets = load_token_datasets(data or config.data, on_bad_row=config.on_bad_row)
+    if split not in datasets:
+        raise ValueError(f"{data or config.data} has no {split} split; it has {', '.join(datasets)}.")
+    labels, given = tuple(finished.result["labels"]), datasets[split].labels
+    if not set(given) <= set(labels):
+        raise ValueError(f"The data has labels that the model does not know: {sorted(set(given) - set(labels))}.")
+    tags = [[labels.index(given[tag]) for tag in sentence] for sentence in datasets[split].tags]
+    model = load_model(config, labels)
+    windows = encode(dataclasses.replace(datasets[split], tags=tags, labels=labels), model, config)
+    with distributed() as world:
+        return evaluate(model.to(world.device), TokenClassification(labels), windows, config, world)
+
+
+def load_model(config: RunConfig, labels: tuple[str, ...]) -> nn.Module:
+    """The model that a run saved, with the best epoch's weights."""
+    if config.method != "lora":
+        return load_pretrained(config.output_dir / "best", "token-classification", labels)
+    model = load_pretrained(config.model, "token-classification", labels, seed=config.seed)
+    return lora_core.load_adapter(model, config.output_dir / "adapter").eval()
+
+
 def _prepare_folder(config: RunConfig) -> tuple[Path | None, bool]:
     """(checkpoint to resume from, whether the run is finished); writes config.json for a new run."""
     folder = config.output_dir

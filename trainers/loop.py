@@ -102,9 +102,9 @@ def fit(
         log.write("epoch", epoch=state.epoch, step=state.step, learning_rate=scheduler.get_last_lr()[0],
                   **state.pop_epoch(world), validation=scores)  # fmt: skip
         if improved:
-            save_best(model, folder, world)
+            save_best(state, folder, world)
         save_checkpoint(state, folder, config.keep_checkpoints, world)
-    restore_best(model, folder, world)
+    restore_best(state, folder, world)
     return state
 
 

@@ -151,9 +151,7 @@ class TrainState:
             slots = {key.split(".")[1]: value for key, value in tensors.items()
                      if key.startswith("optimizer.") and key.split(".", 2)[2] == name}  # fmt: skip
             if slots:
-                self.optimizer.state[parameter] = {
-                    slot: value.clone() if slot == "step" else value.to(parameter.device) for slot, value in slots.items()
-                }
+                self.optimizer.state[parameter] = {slot: value.to(parameter.device) for slot, value in slots.items()}
         progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         randoms = progress.pop("random")
         self.scheduler.load_state_dict(progress.pop("scheduler"))
@@ -221,22 +219,26 @@ def damage(checkpoint: Path) -> str | None:
     return f"the manifest does not list {sorted(missing)}" if missing else None
 
 
-def save_best(model: nn.Module, folder: Path, world: World) -> None:
-    """Keep the trained weights as the best so far, in `checkpoints/best`."""
+def save_best(state: TrainState, folder: Path, world: World) -> None:
+    """Keep the trained weights of the best epoch so far, in `checkpoints/best-EPOCH`."""
     if world.is_main:
-        _write(folder / CHECKPOINTS / "best", trained_tensors(model), {})
+        best = folder / CHECKPOINTS / f"best-{state.best_epoch}"
+        _write(best, trained_tensors(state.model), {})
+        for older in best.parent.glob("best-*"):
+            if older != best:
+                shutil.rmtree(older)
     world.barrier()
 
 
-def restore_best(model: nn.Module, folder: Path, world: World) -> None:
+def restore_best(state: TrainState, folder: Path, world: World) -> None:
     """Put the best epoch's weights back into the model."""
-    best = folder / CHECKPOINTS / "best"
+    best = folder / CHECKPOINTS / f"best-{state.best_epoch}"
     problem = damage(best)
     if problem:
         raise ValueError(f"{best} cannot be read: {problem}. Resume from a checkpoint, or train again.")
     tensors = load_file(best / TENSORS)
     with torch.no_grad():
-        for name, tensor in trained_tensors(model).items():
+        for name, tensor in trained_tensors(state.model).items():
             tensor.copy_(tensors[name])
     world.barrier()
 
@@ -252,7 +254,7 @@ def _write(target: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in (*temporary.iterdir(), temporary):
         _flush(path)
-    if target.exists():  # only `best` is written again; its old files go once the new ones are on disk
+    if target.exists():  # the same step or epoch, repeated after an interruption
         shutil.rmtree(target)
     os.replace(temporary, target)
     _flush(target.parent)

@@ -1,6 +1,7 @@
 """Read the tensors of a model folder: one safetensors file, or several behind an index."""
 
 import json
+import re
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -56,7 +57,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     for shard in shards:
         # A plain name keeps a hostile index from reading outside the folder. Resolving the path would not do:
         # the hub's cache holds links that lead out of it.
-        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.\-]+\.safetensors", shard):
             raise ValueError(
                 f"{index} names the file {shard!r}; shards must be plain file names in the same folder"
             )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import BPE, WordPiece
@@ -115,9 +115,7 @@ def _roberta(folder: Path, config: dict[str, Any]) -> Tokenizer:
     bos, eos = special["bos_token"], special["eos_token"]
     tokenizer.post_processor = RobertaProcessing((eos, vocabulary[eos]), (bos, vocabulary[bos]))
     tokenizer.decoder = ByteLevelDecoder()
-    # The mask stands for a word together with the space before it.
-    mask = AddedToken(special.pop("mask_token"), lstrip=True, special=True)
-    tokenizer.add_special_tokens([*special.values(), mask])
+    tokenizer.add_special_tokens(list(special.values()))
     return tokenizer
 
 

@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from lora_core.models import build_model, config_from_dict
@@ -63,20 +64,47 @@ def test_dropout_stands_where_transformers_has_it(oracle, family, task):
     assert dropouts(ours(reference, task)) == dropouts(reference)
 
 
+class Halve(nn.Module):
+    """Stands in for dropout where random numbers would make two models differ."""
+
+    p = 0.0
+
+    def forward(self, x):
+        return x / 2
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("which", ["attention", "hidden"])
-def test_dropout_acts_in_training_only(oracle, batch, family, which):
-    reference = oracle(family, "token-classification")
-    config = config_from_dict(reference.config.to_dict())
-    config = config.with_dropout(attention=0.0, hidden=0.0).with_dropout(
-        **{"attention": None, "hidden": None, which: 0.5}
-    )
-    model = build_model(config, "token-classification", LABELS)
-    model.load_state_dict(reference.state_dict())
-    input_ids, mask = batch([9, 5], config.pad_token_id)
-    assert torch.equal(model(input_ids, mask), model(input_ids, mask))
-    model.train()
-    assert not torch.allclose(model(input_ids, mask), model(input_ids, mask))
+@pytest.mark.parametrize("task", TASKS)
+def test_dropout_is_applied_where_and_as_often_as_in_transformers(oracle, batch, family, task):
+    reference = oracle(family, task)
+    model = ours(reference, task)
+    for each in (model, reference):
+        names = [name for name, _ in each.named_modules() if name.endswith("dropout")]
+        for name in names:
+            each.set_submodule(name, Halve())
+    input_ids, mask = batch([7, 4], reference.config.pad_token_id)
+    with torch.no_grad():
+        expected = reference(input_ids, attention_mask=mask).logits
+        logits = model(input_ids, mask)
+    if task == "token-classification":
+        expected, logits = expected[mask.bool()], logits[mask.bool()]
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_dropout_acts_and_in_training_only(oracle, batch, family, task):
+    model = ours(oracle(family, task), task)
+    dropouts = {name: module for name, module in model.named_modules() if name.endswith("dropout")}
+    input_ids, mask = batch([9, 5], model.config.pad_token_id)
+    for acting in dropouts:
+        for name, module in dropouts.items():
+            module.p = 0.5 if name == acting else 0.0
+        model.eval()
+        expected = model(input_ids, mask)
+        assert torch.equal(model(input_ids, mask), expected)
+        model.train()
+        assert not torch.allclose(model(input_ids, mask), expected), acting
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lora_core.models import RobertaConfig, build_model
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 14), min_size=1, max_size=4), pad_token_id=st.integers(0, 2))
 def test_equals_transformers_at_every_real_token(oracle, batch, lengths, pad_token_id):
     """Positions depend on the padding token, wherever it stands."""
@@ -33,6 +33,26 @@ def test_positions_skip_padding_on_the_left(oracle):
         expected = reference(input_ids, attention_mask=mask).last_hidden_state
         hidden = model(input_ids, mask)
     torch.testing.assert_close(hidden[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+
+
+def test_padding_without_a_mask_is_treated_as_in_transformers(oracle, batch):
+    """It has the padding token's position, and neither row of the padding token learns."""
+    reference = oracle("roberta", "token-classification")
+    model = build_model(
+        RobertaConfig.from_dict(reference.config.to_dict()), "token-classification", ["a", "b", "c"]
+    )
+    model.load_state_dict(reference.state_dict())
+    input_ids, _ = batch([6, 3], pad_token_id=1)
+    expected = reference(input_ids, attention_mask=torch.ones_like(input_ids)).logits
+    logits = model(input_ids)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    expected.square().sum().backward()
+    logits.square().sum().backward()
+    for name in ("word_embeddings", "position_embeddings"):
+        gradient = model.roberta.embeddings.get_submodule(name).weight.grad
+        assert not gradient[1].any()
+        wanted = reference.roberta.embeddings.get_submodule(name).weight.grad
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_max_tokens_is_what_the_position_table_can_serve():

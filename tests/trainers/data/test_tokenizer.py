@@ -101,6 +101,8 @@ def test_vocab_json_and_merges_equal_transformers(byte_level):
     tokenizer = load_tokenizer(byte_level)
     assert_same_pieces(tokenizer, oracle)
     assert_windows_hold_the_pieces(tokenizer, oracle)
+    text = "gene <mask> expression </s>"
+    assert tokenizer.encode(text).ids == oracle(text)["input_ids"]
 
 
 @pytest.mark.parametrize("nested", [False, True])

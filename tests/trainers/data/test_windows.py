@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import BertProcessing
+from tokenizers.processors import BertProcessing, TemplateProcessing
 
 from trainers.data import IGNORED_LABEL, TokenWindows, encode_tokens, load_token_datasets
 
@@ -110,6 +110,15 @@ def test_collate_pads_to_the_longest_window(sentences, max_length, data):
         assert windows.label_counts[index] == (labels_of[index] != IGNORED_LABEL).sum()
     assert {tensor.dtype for tensor in (*inputs.values(), labels)} == {torch.int64}
     assert windows.label_counts.sum() == sum(map(len, sentences))
+
+
+def test_padding_is_not_labelled_when_the_tokenizer_has_no_special_tokens():
+    tokenizer = letter_tokenizer()
+    tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    windows = encode_tokens([["a", "b"], ["c"]], [[1, 2], [3]], tokenizer, 9, PAD)
+    inputs, labels = windows.collate([0, 1])
+    assert inputs["input_ids"].tolist() == [[5, 6], [7, PAD]]
+    assert labels.tolist() == [[1, 2], [3, IGNORED_LABEL]]
 
 
 def test_a_sentence_that_just_fits_is_one_window_and_one_piece_more_makes_two():

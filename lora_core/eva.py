@@ -1,0 +1,176 @@
+"""EVA: start A with the directions in which a layer's inputs vary most, and give ranks to the layers that need them.
+
+Paischer et al. 2024, https://arxiv.org/abs/2410.07170. The inputs' covariance is accumulated, so the directions are
+exact for the batches given, whatever their order.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_core.adapters import disable_adapters, hosts, record_of, set_adapter, state_of
+from lora_core.file_format import explicit_config, explicit_targets
+from lora_core.layers import LoRALayer
+from lora_core.targets import attention_outputs
+from lora_core.updates import LinearAdapter
+
+
+@torch.no_grad()
+def initialise_eva(
+    model: nn.Module,
+    batches: Iterable[Any],
+    adapter_name: str = "default",
+    *,
+    rho: float = 2.0,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> nn.Module:
+    """Set A of every linear layer's fresh adapter from the inputs that the layer sees; returns ``model``.
+
+    Scalings stay as they are. Layers whose inputs say little may lose their adapter altogether.
+
+    Args:
+        batches: some tens of training batches on the model's device. Of a mapping with an "attention_mask" (B, T), only
+            the unmasked positions count.
+        rho: a layer gets at most rho times its rank, the sum of all ranks staying the same; 1 keeps every rank.
+        forward: how to call the model on a batch; by default a mapping gives its keyword arguments.
+
+    Raises:
+        ValueError: the adapter has been trained already, adapts no linear layer, or the batches hold too little.
+    """
+    record = record_of(model, adapter_name)
+    outputs = set(attention_outputs(model).values())
+    layers = {
+        path: host
+        for path, host in hosts(model)
+        if path not in outputs and adapter_name in host.lora and type(host.lora[adapter_name]) is LinearAdapter
+    }
+    if not layers:
+        raise ValueError(f"Adapter {adapter_name!r} adapts no linear layer, so EVA has nothing to set.")
+    if any(host.lora[adapter_name].lora_B.weight.any() or host.lora[adapter_name].start_A is not None for host in layers.values()):
+        raise ValueError(f'Adapter {adapter_name!r} is not fresh: inject it with init_lora_weights="eva" and set it before training.')
+    if rho < 1:
+        raise ValueError(f"rho must be at least 1, but it is {rho}.")
+    ranks = {path: host.lora[adapter_name].r for path, host in layers.items()}
+    moments, same = _observe(model, layers, batches, forward or _call)
+    directions = {path: moment.directions() for path, moment in moments.items()}
+    new_ranks = _redistribute({path: directions[same[path]][0] for path in layers}, ranks, rho)
+    sizes = {}
+    for path, host in layers.items():
+        rank, scaling = new_ranks[path], float(host.lora[adapter_name].scaling)
+        if rank == 0:
+            del host.lora[adapter_name]
+            if not host.lora:
+                host.release()
+            continue
+        host.lora[adapter_name] = _started(host, host.lora[adapter_name], directions[same[path]][1][:rank])
+        sizes[path] = (rank, scaling)
+    other = {path: (host.lora[adapter_name].r, float(host.lora[adapter_name].scaling))
+             for path, host in hosts(model) if path in record.targets and path not in sizes}  # fmt: skip
+    record.targets = tuple(path for path in record.targets if path in sizes or path in other)
+    record.config = explicit_config(record.config, sizes | {path: size for path, size in other.items() if path not in outputs})
+    if len(sizes) < len(layers):
+        record.config = explicit_targets(record.config, [path for path in record.targets if path not in outputs])
+    set_adapter(model, state_of(model).active)
+    return model
+
+
+class _Moments:
+    """Count, sum and second moments of a layer's input vectors."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Tensor | float = 0.0
+        self.outer: Tensor | float = 0.0
+
+    def add(self, x: Tensor) -> None:
+        """``x`` (n, in)."""
+        self.count += len(x)
+        self.total = self.total + x.sum(0, dtype=torch.float64)
+        self.outer = self.outer + (x.T @ x).double()
+
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """Share of the variance of each principal direction, (in,), and the directions as rows, (in, in); largest first."""
+        if self.count < 2:
+            raise ValueError("EVA saw fewer than two input vectors. Give batches of training data.")
+        mean = self.total / self.count
+        assert isinstance(mean, Tensor)
+        values, vectors = torch.linalg.eigh(self.outer / self.count - torch.outer(mean, mean))
+        values = values.clamp(min=0)
+        return (values / values.sum()).flip(0), vectors.T.flip(0)
+
+
+def _observe(
+    model: nn.Module, layers: Mapping[str, LoRALayer], batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any]
+) -> tuple[dict[str, _Moments], dict[str, str]]:
+    """Moments by path, and for every path the one whose inputs are the very same (query, key and value share them)."""
+    moments: dict[str, _Moments] = {}
+    same: dict[str, str] = {}
+    last: list[tuple[Tensor, str]] = []
+    mask: list[Tensor] = []
+
+    def watch(path: str) -> Callable[[nn.Module, tuple], None]:
+        def hook(_: nn.Module, args: tuple) -> None:
+            x = args[0]
+            if last and last[0][0] is x and same.get(path, last[0][1]) == last[0][1]:
+                same[path] = last[0][1]
+                return
+            same[path] = path
+            last[:] = [(x, path)]
+            kept = x[mask[0]] if mask and mask[0].shape == x.shape[:2] else x.flatten(0, -2)
+            moments.setdefault(path, _Moments()).add(kept.float())
+
+        return hook
+
+    training = model.training
+    handles = [host.register_forward_pre_hook(watch(path)) for path, host in layers.items()]
+    try:
+        model.eval()
+        with disable_adapters(model):
+            for batch in batches:
+                mask[:] = [batch["attention_mask"].bool()] if isinstance(batch, Mapping) and "attention_mask" in batch else []
+                forward(model, batch)
+                last.clear()
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    unseen = [path for path in layers if path not in same]
+    if unseen:
+        raise ValueError(f"EVA saw no input of {unseen[0]}. Give batches that reach every adapted layer.")
+    return moments, same
+
+
+def _redistribute(shares: Mapping[str, Tensor], ranks: Mapping[str, int], rho: float) -> dict[str, int]:
+    """Ranks with the same sum that take the directions of the largest shares first."""
+    if rho == 1:
+        return dict(ranks)
+    candidates = [
+        (float(share), path) for path in ranks for share in shares[path][: round(ranks[path] * rho)]
+    ]  # fmt: skip
+    candidates.sort(key=lambda candidate: -candidate[0])
+    counts = Counter(path for _, path in candidates[: sum(ranks.values())])
+    return {path: counts[path] for path in ranks}
+
+
+def _started(host: LoRALayer, old: LinearAdapter, directions: Tensor) -> LinearAdapter:
+    with torch.device(directions.device):
+        new = host.new_adapter(r=len(directions), scaling=old.scaling, lora_dropout=old.lora_dropout.p,
+                               use_dora=old.lora_magnitude_vector is not None,
+                               lora_bias=old.lora_B.bias is not None, dtype=old.lora_A.weight.dtype)  # fmt: skip
+    assert isinstance(new, LinearAdapter)
+    new.lora_A.weight.copy_(directions)
+    nn.init.zeros_(new.lora_B.weight)
+    if new.lora_B.bias is not None:
+        nn.init.zeros_(new.lora_B.bias)
+    if new.lora_magnitude_vector is not None and old.lora_magnitude_vector is not None:
+        new.lora_magnitude_vector.copy_(old.lora_magnitude_vector)
+    return new.train(old.training)
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)

@@ -1,0 +1,157 @@
+"""Exchange an adapter's content for another one's from disk, in place: for servers that keep one compiled model."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lora_core.adapters import AdapterRecord, hosts, record_of, set_adapter, state_of
+from lora_core.checkpoint import read_adapter
+from lora_core.file_format import file_key, refuse_non_finite
+from lora_core.fused_qkv import ThirdsAdapter
+from lora_core.layers import LoRALayer
+from lora_core.targets import attention_outputs
+from lora_core.updates import Adapter, Conv2dAdapter
+
+
+def prepare_hotswap(model: nn.Module, max_rank: int, adapter_name: str = "default") -> nn.Module:
+    """Give an adapter room for ranks up to ``max_rank``, so that torch.compile sees no change when it is swapped.
+
+    Its factors get rows and columns of zeros and its scaling becomes a tensor; what it computes and what is saved stay
+    the same. Call it before torch.compile. Returns ``model``.
+
+    Raises:
+        ValueError: the adapter is unknown, merged, of a larger rank, or of a form that cannot be padded.
+    """
+    new = {}
+    for host, adapter in _swappable(model, adapter_name).values():
+        if adapter.r > max_rank:
+            raise ValueError(f"max_rank is {max_rank}, but adapter {adapter_name!r} has a layer of rank {adapter.r}.")
+        if isinstance(adapter, Conv2dAdapter) and adapter.lora_B.groups > 1:
+            raise ValueError("The adapter of a grouped convolution cannot be padded: its rank is split among the groups.")
+        new[host] = _resized(host, adapter, max_rank)
+    for host, adapter in new.items():
+        host.lora[adapter_name] = adapter
+    set_adapter(model, state_of(model).active)
+    return model
+
+
+@torch.no_grad()
+def hotswap_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "default") -> nn.Module:
+    """Replace the content of an adapter, head included, by the adapter saved in ``folder``; returns ``model``.
+
+    The file may have other ranks and scalings, and fewer layers or no head (then the base's is used). With room made
+    by ``prepare_hotswap`` every tensor keeps its place, so a compiled model is not compiled again.
+
+    Raises:
+        ValueError: the adapter is unknown or merged, or the file holds layers that it lacks, larger ranks than there
+            is room for, tensors of a wrong shape, or NaN. Nothing is changed then.
+    """
+    folder = Path(folder)
+    inner: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    record = record_of(inner, adapter_name)
+    adapters = _swappable(inner, adapter_name)
+    config, tensors = read_adapter(inner, folder)
+    refuse_non_finite(tensors, f"{folder} was not loaded")
+    owner = {output: path for path, output in attention_outputs(inner).items()}
+    new: dict[LoRALayer, dict[str, Tensor]] = {}
+    scalings: dict[LoRALayer, float] = {}
+    problems = []
+    taken = set()
+    for path, (host, adapter) in adapters.items():
+        keys = {name: file_key(inner, adapter_name, f"{path}.{name}") for name in adapter.named_tensors()}
+        found = {name: tensors[key] for name, key in keys.items() if key in tensors}
+        taken |= set(keys.values())
+        problems += [f"missing: {keys[name]}" for name in keys if found and name not in found]
+        problems += [p for name, tensor in found.items() if (p := _misfit(adapter, name, tensor, keys[name]))]
+        new[host] = found
+        scalings[host] = config.scaling_of(owner.get(path, path))
+    head = {key: file_key(inner, adapter_name, key) for key in record.saved}
+    present = {key for key, name in head.items() if name in tensors}
+    problems += [f"missing: {name}" for key, name in head.items() if present and key not in present]
+    problems += [f"misshapen: {head[key]}" for key in present if tensors[head[key]].shape != record.saved[key].shape]
+    problems += [f"unknown: {key}" for key in tensors if key not in taken and key not in set(head.values())]
+    if problems:
+        raise ValueError(f"{folder} does not fit adapter {adapter_name!r}:\n  " + "\n  ".join(problems[:20]))
+
+    for host, found in new.items():
+        _write(host, adapter_name, found, scalings[host])
+    base = state_of(inner).base
+    for key, tensor in record.saved.items():
+        tensor.copy_(tensors[head[key]] if key in present else base[key])
+    record.config = dataclasses.replace(config, modules_to_save=record.config.modules_to_save)
+    set_adapter(inner, state_of(inner).active)
+    return model
+
+
+def _swappable(model: nn.Module, adapter_name: str) -> dict[str, tuple[LoRALayer, Adapter]]:
+    """{path: (host, adapter)} of an adapter in a plain form."""
+    record: AdapterRecord = record_of(model, adapter_name)
+    found = {path: (host, host.lora[adapter_name]) for path, host in hosts(model) if adapter_name in host.lora}
+    if any(adapter_name in host.merged_adapters for host, _ in found.values()):
+        raise ValueError(f"Adapter {adapter_name!r} is merged. Call lora_core.unmerge_lora(model) first.")
+    special = [a for _, a in found.values() if isinstance(a, ThirdsAdapter) or getattr(a, "start_A", None) is not None]
+    if special or record.config.trainable_token_indices:
+        raise ValueError(
+            f"Adapter {adapter_name!r} has a form that a file cannot replace in place (PiSSA, OLoRA, thirds of a fused "
+            "layer, token rows). Save it and load it again: files hold the plain form."
+        )
+    return found
+
+
+def _resized(host: LoRALayer, adapter: Adapter, rank: int) -> Adapter:
+    """A copy of ``adapter`` with room for ``rank`` and its scaling as a tensor."""
+    old = adapter.named_tensors()
+    first = old[adapter.factor_names[0]]
+    with torch.device(first.device):
+        new = host.new_adapter(r=rank, scaling=1.0, lora_dropout=adapter.lora_dropout.p, dtype=first.dtype,
+                               use_dora=adapter.lora_magnitude_vector is not None,
+                               lora_bias="lora_B.bias" in old)  # fmt: skip
+        del new.scaling
+        new.register_buffer("scaling", torch.tensor(float(adapter.scaling)), persistent=False)
+    new.r = adapter.r
+    for name, tensor in new.named_tensors().items():
+        _copy_into(tensor, old[name])
+    return new.train(adapter.training)
+
+
+def _write(host: LoRALayer, adapter_name: str, found: dict[str, Tensor], scaling: float) -> None:
+    """Put a file's tensors for one layer into its adapter; none means an update of zero."""
+    adapter: Adapter = host.lora[adapter_name]
+    a, b = adapter.factor_names
+    if not found:
+        adapter.named_tensors()[b].zero_()
+        if adapter.lora_magnitude_vector is not None:
+            adapter.lora_magnitude_vector.copy_(adapter.row_norms(host.weight_matrix()))
+        return
+    rank = found[a].shape[0]
+    if isinstance(adapter.scaling, Tensor):
+        adapter.scaling.fill_(scaling)
+    else:
+        if adapter.r != rank:
+            adapter = host.lora[adapter_name] = _resized(host, adapter, rank)
+        adapter.scaling = scaling
+    adapter.r = rank
+    for name, tensor in adapter.named_tensors().items():
+        _copy_into(tensor, found[name])
+
+
+def _misfit(adapter: Adapter, name: str, tensor: Tensor, key: str) -> str | None:
+    own = adapter.named_tensors()[name]
+    rank_dim = {factor: dim for dim, factor in enumerate(adapter.factor_names)}.get(name)
+    shapes = [[n for dim, n in enumerate(t.shape) if dim != rank_dim] for t in (own, tensor)]
+    if own.dim() != tensor.dim() or shapes[0] != shapes[1]:
+        return f"misshapen: {key} is {tuple(tensor.shape)}, the adapter has {tuple(own.shape)}"
+    room = isinstance(adapter.scaling, Tensor) and rank_dim is not None
+    if room and tensor.shape[rank_dim] > own.shape[rank_dim]:
+        return f"too large: {key} has rank {tensor.shape[rank_dim]}, prepare_hotswap made room for {own.shape[rank_dim]}"
+    return None
+
+
+@torch.no_grad()
+def _copy_into(room: Tensor, tensor: Tensor) -> None:
+    """``tensor`` in the first places of ``room``, zeros in the others; what does not fit is left out."""
+    part = tuple(slice(min(n, m)) for n, m in zip(room.shape, tensor.shape, strict=True))
+    room.zero_()
+    room[part].copy_(tensor[part])

@@ -1,0 +1,38 @@
+"""A table of what is adapted, for people."""
+
+from torch import nn
+
+from lora_core.adapters import hosts, state_of
+from lora_core.inject import parameter_counts
+
+_TITLES = ("layer", "kind", "shape", "adapter", "rank", "scaling", "trainable", "state")
+
+
+def summary(model: nn.Module) -> str:
+    """One line for each adapter of each layer, one for each module trained in full, and totals: ``print(summary(model))``."""
+    state = state_of(model)
+    rows = []
+    for path, host in hosts(model):
+        shape = "×".join(str(n) for n in getattr(host, host.weight_name).shape)
+        for name, adapter in host.lora.items():
+            trainable = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+            acts = "merged" if name in host.merged_adapters else "active" if name in host.active_adapters else "waiting"
+            rows.append((path, host.original_class.__name__, shape, name, adapter.r, f"{float(adapter.scaling):g}", trainable, acts))
+    for name, record in state.adapters.items():
+        for key, tensor in record.saved.items():
+            shape = "×".join(str(n) for n in tensor.shape)
+            trainable = tensor.numel() if tensor.requires_grad and name in state.active else 0
+            rows.append((key, "in full", shape, name, "", "", trainable, "active" if name in state.active else "waiting"))
+    table = [_TITLES, *(tuple(f"{cell:,}" if isinstance(cell, int) else cell for cell in row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(_TITLES))]
+    numeric = [_TITLES.index(title) for title in ("rank", "scaling", "trainable")]
+    lines = [
+        "  ".join(cell.rjust(width) if i in numeric else cell.ljust(width)
+                  for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in table
+    ]  # fmt: skip
+    trainable, total = parameter_counts(model)
+    lines.insert(1, "-" * max(map(len, lines)))
+    adapters = ", ".join(f"{name} ({'active' if name in state.active else 'waiting'})" for name in state.adapters)
+    return "\n".join([*lines, "", f"adapters: {adapters or 'none'}",
+                      f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.4%})"])  # fmt: skip
