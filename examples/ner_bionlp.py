@@ -48,15 +48,19 @@ def main() -> None:
     config = parse_run(sys.argv[1:], SAMPLE_RECIPE, prog="ner_bionlp.py")
     with distributed() as world:
         if world.is_main and config.data == SAMPLE:
-            print("This is the sample: sentences written for this project, to see the library work. The real "
-                  "experiment:\n  torchrun examples/ner_bionlp.py --config examples/ner_bionlp_roberta.toml\n")  # fmt: skip
+            print(
+                "This is the sample: sentences written for this project, to see the library work. The real experiment:\n"
+                "  torchrun examples/ner_bionlp.py --config examples/ner_bionlp_roberta.toml\n"
+            )
         folder = config.output_dir
         settings = RunConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)})
         rates = {"full": config.full_learning_rate, "lora": config.learning_rate}
-        comparison = compare_runs([
-            run(dataclasses.replace(settings, method=method, learning_rate=rate, output_dir=folder / method))
-            for method, rate in rates.items()
-        ])
+        comparison = compare_runs(
+            [
+                run(dataclasses.replace(settings, method=method, learning_rate=rate, output_dir=folder / method))
+                for method, rate in rates.items()
+            ]
+        )
         if world.is_main:
             print(comparison_table(comparison))
             print("\n".join(f"wrote {path}" for path in write_comparison(comparison, folder)))

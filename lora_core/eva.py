@@ -124,7 +124,7 @@ def _observe(
 
         return hook
 
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     handles = [host.register_forward_pre_hook(watch(path)) for path, host in layers.items()]
     try:
         model.eval()
@@ -134,7 +134,8 @@ def _observe(
                 forward(model, batch)
                 last.clear()
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         for handle in handles:
             handle.remove()
     unseen = [path for path in layers if path not in same]

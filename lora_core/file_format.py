@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -70,7 +70,7 @@ def explicit_config(config: LoRAConfig, sizes: Mapping[str, tuple[int, float]]) 
         alpha_pattern={path: value for path, value in alphas.items() if value != alpha})  # fmt: skip
 
 
-def explicit_targets(config: LoRAConfig, paths: Mapping[str, object]) -> LoRAConfig:
+def explicit_targets(config: LoRAConfig, paths: Iterable[str]) -> LoRAConfig:
     """``config`` that adapts just the layers at ``paths``."""
     return dataclasses.replace(config, target_modules=tuple(sorted(paths)), exclude_modules=None,
                                layers_to_transform=None, layers_pattern=None)  # fmt: skip

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lora_core.adapters import AdapterRecord, hosts, record_of, set_adapter, state_of
 from lora_core.checkpoint import read_adapter
-from lora_core.file_format import file_key, refuse_non_finite
+from lora_core.file_format import explicit_targets, file_key, refuse_non_finite
 from lora_core.fused_qkv import ThirdsAdapter
 from lora_core.layers import LoRALayer
 from lora_core.targets import attention_outputs
@@ -31,6 +31,9 @@ def prepare_hotswap(model: nn.Module, max_rank: int, adapter_name: str = "defaul
         if isinstance(adapter, Conv2dAdapter) and adapter.lora_B.groups > 1:
             raise ValueError("The adapter of a grouped convolution cannot be padded: its rank is split among the groups.")
         new[host] = _resized(host, adapter, max_rank)
+        del new[host].scaling
+        scaling = torch.tensor(float(adapter.scaling), device=next(adapter.parameters()).device)
+        new[host].register_buffer("scaling", scaling, persistent=False)
     for host, adapter in new.items():
         host.lora[adapter_name] = adapter
     set_adapter(model, state_of(model).active)
@@ -80,6 +83,8 @@ def hotswap_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "d
     base = state_of(inner).base
     for key, tensor in record.saved.items():
         tensor.copy_(tensors[head[key]] if key in present else base[key])
+    if not all(new.values()):  # the adapter keeps the layers that the file lacks, with updates of zero
+        config = explicit_targets(config, [path for path in record.targets if path not in owner])
     record.config = dataclasses.replace(config, modules_to_save=record.config.modules_to_save)
     set_adapter(inner, state_of(inner).active)
     return model
@@ -101,15 +106,13 @@ def _swappable(model: nn.Module, adapter_name: str) -> dict[str, tuple[LoRALayer
 
 
 def _resized(host: LoRALayer, adapter: Adapter, rank: int) -> Adapter:
-    """A copy of ``adapter`` with room for ``rank`` and its scaling as a tensor."""
+    """A copy of ``adapter`` with room for ``rank``."""
     old = adapter.named_tensors()
     first = old[adapter.factor_names[0]]
     with torch.device(first.device):
-        new = host.new_adapter(r=rank, scaling=1.0, lora_dropout=adapter.lora_dropout.p, dtype=first.dtype,
+        new = host.new_adapter(r=rank, scaling=float(adapter.scaling), lora_dropout=adapter.lora_dropout.p, dtype=first.dtype,
                                use_dora=adapter.lora_magnitude_vector is not None,
                                lora_bias="lora_B.bias" in old)  # fmt: skip
-        del new.scaling
-        new.register_buffer("scaling", torch.tensor(float(adapter.scaling)), persistent=False)
     new.r = adapter.r
     for name, tensor in new.named_tensors().items():
         _copy_into(tensor, old[name])

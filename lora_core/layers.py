@@ -37,7 +37,7 @@ class LoRALayer(nn.Module):
         """Turn ``layer`` into this host in place and return it."""
         original = type(layer)
         layer.__class__ = cls
-        layer.lora = nn.ModuleDict()
+        layer.lora = nn.ModuleDict().train(layer.training)
         layer.original_class = original
         layer.active_adapters = ()
         layer.row_adapters = None

@@ -48,7 +48,8 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     targets = _matches(model, adaptable, config.target_modules)
     targets = [path for path in targets if not _within(path, saved)]
     if config.exclude_modules is not None:
-        excluded = set(_by_names(config.exclude_modules, adaptable, "exclude_modules"))
+        odd = [path for path, module in model.named_modules() if refusal(path, module)]
+        excluded = set(_by_names(config.exclude_modules, [*adaptable, *odd], "exclude_modules"))
         targets = [path for path in targets if path not in excluded]
     if config.layers_to_transform is not None:
         targets = _by_layer(targets, config.layers_to_transform, config.layers_pattern)

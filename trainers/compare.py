@@ -67,9 +67,7 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
             or a run that lacks one of the figures.
     """
     if len(runs) < 2:
-        raise ValueError(
-            f"A comparison needs at least two runs, but {len(runs)} was given: name two or more folders."
-        )
+        raise ValueError(f"A comparison needs at least two runs, but {len(runs)} was given: name two or more folders.")
     if not 0 <= baseline < len(runs):
         raise ValueError(f"The baseline is run {baseline}, but the runs are numbered 0 to {len(runs) - 1}.")
     names = _distinct_names(runs)
@@ -89,9 +87,7 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
 
 def comparison_table(comparison: Comparison) -> str:
     """A Markdown table, aligned so that it reads well in a terminal too. Scores are in percent."""
-    header = (
-        "run | trainable | total | val. loss | precision | recall | F1 | difference | strict F1 | accuracy"
-    )
+    header = "run | trainable | total | val. loss | precision | recall | F1 | difference | strict F1 | accuracy"
     cells = [[*header.split(" | "), "time", "tokens/s", "peak memory"]]
     for row in comparison.rows:
         scores = [f"{100 * score:.2f}" for score in (row.precision, row.recall, row.f1)]
@@ -148,9 +144,7 @@ def _row(run: Run, name: str, split: str, baseline_f1: float) -> Row:
         seconds=_figure(run, "seconds"),
         tokens_per_second=_figure(run, "tokens_per_second"),
         peak_memory_bytes=_figure(run, "peak_memory_bytes"),
-        validation_f1={
-            event["epoch"]: event["validation"]["f1"] for event in run.epochs if event.get("validation")
-        },
+        validation_f1={event["epoch"]: event["validation"]["f1"] for event in run.epochs if event.get("validation")},
         type_f1={name: scores["f1"] for name, scores in _figure(run, split, "types").items()},
     )
 

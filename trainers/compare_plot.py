@@ -79,9 +79,7 @@ def _plot_types(comparison: Comparison, types: list[str], axes: Axes) -> None:
             edgecolor="white",
             linewidth=0,
         )
-    names = [
-        f"{name if len(name) <= 26 else name[:25] + '…'}\n{comparison.support[name]:,}" for name in types
-    ]
+    names = [f"{name if len(name) <= 26 else name[:25] + '…'}\n{comparison.support[name]:,}" for name in types]
     crowded = _crowded(types)
     axes.set_xticks(places, names, rotation=40 if crowded else 0, ha="right" if crowded else "center")
     shown = "type" if len(types) == len(comparison.support) else f"the {len(types)} most frequent types"

@@ -43,7 +43,14 @@ class TrainConfig:
     """Seed of the data order, of fresh heads and adapters, and of dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "micro_batch_size", "group_by_length", "keep_checkpoints", "patience"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "micro_batch_size",
+            "group_by_length",
+            "keep_checkpoints",
+            "patience",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but it is {value}.")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,10 @@ class World:
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+    def accumulate(self, model: nn.Module, last: bool) -> AbstractContextManager:
+        """Context of one micro-batch's backward pass: gradients are exchanged in the last one only."""
+        return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's ``value``, in the order of ranks, on every process."""

@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import lora_core
 from lora_core.models import load_pretrained, save_pretrained
+from lora_core.models.heads import TaskModel
 from lora_core.models.source import resolve
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
-from trainers.data import TokenDataset, TokenWindows, check_vocabulary, encode_tokens, load_token_datasets, load_tokenizer
+from trainers.data import (
+    TokenDataset,
+    TokenWindows,
+    check_vocabulary,
+    encode_tokens,
+    load_token_datasets,
+    load_tokenizer,
+)
 from trainers.distributed import World, distributed
 from trainers.log import METRICS_FILE, MetricsLog
 from trainers.loop import evaluate, fit
@@ -70,10 +77,11 @@ def _run(config: RunConfig, world: World) -> Run:
     return read_run(config.output_dir)
 
 
-def build(config: RunConfig, labels: tuple[str, ...]) -> nn.Module:
+def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     """The pretrained model with a head for ``labels``, prepared for the method."""
     model = load_pretrained(config.model, "token-classification", labels, attention_dropout=config.attention_dropout,
                             hidden_dropout=config.hidden_dropout, seed=config.seed)  # fmt: skip
+    assert isinstance(model, TaskModel)
     if config.method == "lora":
         torch.manual_seed(config.seed)
         lora_core.inject_lora(
@@ -87,17 +95,19 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> nn.Module:
     return model
 
 
-def encode(dataset: TokenDataset, model: nn.Module, config: RunConfig) -> TokenWindows:
+def encode(dataset: TokenDataset, model: TaskModel, config: RunConfig) -> TokenWindows:
     """The data set in the model's tokens, cut into windows that the model can take."""
     tokenizer = load_tokenizer(resolve(config.model))
     check_vocabulary(tokenizer, model.config.vocab_size)
     longest = model.config.max_tokens
     if config.max_length is not None and config.max_length > longest:
         raise ValueError(f"max_length is {config.max_length}, but {config.model} has positions for {longest} tokens.")
-    return encode_tokens(dataset.words, dataset.tags, tokenizer, config.max_length or longest, model.config.pad_token_id)
+    return encode_tokens(
+        dataset.words, dataset.tags, tokenizer, config.max_length or longest, model.config.pad_token_id
+    )
 
 
-def save_model(model: nn.Module, config: RunConfig) -> Path:
+def save_model(model: TaskModel, config: RunConfig) -> Path:
     """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/."""
     if config.method == "lora":
         folder = lora_core.save_adapter(model, config.output_dir / "adapter")
@@ -129,12 +139,14 @@ def evaluate_run(folder: str | Path, data: str = "", split: str = "test") -> dic
         return evaluate(model.to(world.device), TokenClassification(labels), windows, config, world)
 
 
-def load_model(config: RunConfig, labels: tuple[str, ...]) -> nn.Module:
-    """The model that a run saved, with the best epoch's weights."""
-    if config.method != "lora":
-        return load_pretrained(config.output_dir / "best", "token-classification", labels)
-    model = load_pretrained(config.model, "token-classification", labels, seed=config.seed)
-    return lora_core.load_adapter(model, config.output_dir / "adapter").eval()
+def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
+    """The model that a run saved, with the best epoch's weights, in eval mode."""
+    source = config.model if config.method == "lora" else config.output_dir / "best"
+    model = load_pretrained(source, "token-classification", labels, seed=config.seed)
+    assert isinstance(model, TaskModel)
+    if config.method == "lora":
+        lora_core.load_adapter(model, config.output_dir / "adapter")
+    return model.eval()
 
 
 def _prepare_folder(config: RunConfig) -> tuple[Path | None, bool]:

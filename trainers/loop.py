@@ -9,7 +9,6 @@ Losses are sums divided once by the number of labels in the whole batch, so the 
 many processes and micro-batches share the work.
 """
 
-import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -73,8 +72,7 @@ def fit(
                 # A process without examples of its own still takes part in the exchange of gradients.
                 weight = world.size / labels_in_batch if len(indices) else 0.0
                 inputs, labels = _to_device(train.collate(indices if len(indices) else batch[:1]), world.device)
-                last = number == len(micro) - 1
-                with contextlib.nullcontext() if last or world.size == 1 else parallel.no_sync():
+                with world.accumulate(parallel, last=number == len(micro) - 1):
                     with autocast(config.precision, world.device):
                         loss = task.loss_sum(parallel(**inputs), labels) * weight
                     scaler.scale(loss).backward()

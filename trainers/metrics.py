@@ -52,9 +52,7 @@ def ner_metrics(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, 
     lenient = _entity_scores(gold, predicted, strict=False)
     strict = {f"strict_{name}": value for name, value in _entity_scores(gold, predicted, strict=True).items()}
     words = sum(len(tags) for tags in gold)
-    equal = sum(
-        a == b for tags, guess in zip(gold, predicted, strict=True) for a, b in zip(tags, guess, strict=True)
-    )
+    equal = sum(a == b for tags, guess in zip(gold, predicted, strict=True) for a, b in zip(tags, guess, strict=True))
     types = {"types": lenient.pop("types"), "strict_types": strict.pop("strict_types")}
     return {**lenient, **strict, "accuracy": _ratio(equal, words), **types}
 

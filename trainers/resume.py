@@ -135,15 +135,19 @@ class TrainState:
         """
         problem = damage(folder)
         if problem:
-            raise ValueError(f"{folder} cannot be resumed from: {problem}. Name another checkpoint, or use --resume auto.")
+            raise ValueError(
+                f"{folder} cannot be resumed from: {problem}. Name another checkpoint, or use --resume auto."
+            )
         tensors = load_file(folder / TENSORS)
         trained = trained_tensors(self.model)
         stored = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
-        different = [name for name in trained.keys() ^ stored.keys()]
+        different = list(trained.keys() ^ stored.keys())
         different += [name for name in trained.keys() & stored.keys() if trained[name].shape != stored[name].shape]
         if different:
-            raise ValueError(f"{folder} holds other trained parameters than this run: {sorted(different)[:5]} differ. "
-                             "Resume with the settings of the first run.")  # fmt: skip
+            raise ValueError(
+                f"{folder} holds other trained parameters than this run: {sorted(different)[:5]} differ. "
+                "Resume with the settings of the first run."
+            )
         with torch.no_grad():
             for name, tensor in trained.items():
                 tensor.copy_(stored[name])
@@ -163,8 +167,12 @@ class TrainState:
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         if len(randoms) != world.size:
-            logger.warning("%s was written by %d processes and is resumed by %d: the data order is the same, dropout is not.",
-                           folder, len(randoms), world.size)  # fmt: skip
+            logger.warning(
+                "%s was written by %d processes and is resumed by %d: the data order is the same, dropout is not.",
+                folder,
+                len(randoms),
+                world.size,
+            )
         else:
             _set_random_state(randoms[world.rank], tensors, world)
 
@@ -190,7 +198,11 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) ->
         random_tensors |= tensors
     if world.is_main:
         root = folder / CHECKPOINTS
-        _write(root / f"step-{state.step}", state.tensors() | random_tensors, {**state.progress(), "random": randoms})
+        _write(
+            root / f"step-{state.step}",
+            state.tensors() | random_tensors,
+            {**state.progress(), "random": randoms},
+        )
         for old in _by_step(root)[keep:]:
             shutil.rmtree(old)
     world.barrier()

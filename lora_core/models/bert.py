@@ -55,8 +55,7 @@ class BertConfig(EncoderConfig):
         super().__post_init__()
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                f"{self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
 
     @property
@@ -182,9 +181,7 @@ class BertLayer(nn.Module):
         attention_dropout: float,
     ) -> None:
         super().__init__()
-        self.attention = BertAttention(
-            hidden_size, num_heads, layer_norm_eps, hidden_dropout, attention_dropout
-        )
+        self.attention = BertAttention(hidden_size, num_heads, layer_norm_eps, hidden_dropout, attention_dropout)
         self.intermediate = BertIntermediate(hidden_size, intermediate_size, hidden_act)
         self.output = BertOutput(intermediate_size, hidden_size, layer_norm_eps, hidden_dropout)
 

@@ -67,9 +67,7 @@ class EncoderConfig:
                 raise ValueError(f"{field.name} is {value}; expected at least 0 and below 1")
         activation = getattr(self, self.activation_field)
         if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"{self.activation_field} is {activation!r}; implemented are {', '.join(ACTIVATIONS)}"
-            )
+            raise ValueError(f"{self.activation_field} is {activation!r}; implemented are {', '.join(ACTIVATIONS)}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -79,15 +77,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     if not path.exists():
-        raise FileNotFoundError(
-            f"{folder} has no {CONFIG_FILE}; give a model folder in the transformers layout"
-        )
+        raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; give a model folder in the transformers layout")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); download or save the model again") from error
     if not isinstance(values, dict):
-        raise ValueError(
-            f"{path} holds a {type(values).__name__}, expected an object; download the model again"
-        )
+        raise ValueError(f"{path} holds a {type(values).__name__}, expected an object; download the model again")
     return values

@@ -128,9 +128,7 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     """The two dense layers of the second half."""
 
-    def __init__(
-        self, hidden_size: int, intermediate_size: int, activation_name: str, dropout: float
-    ) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, activation_name: str, dropout: float) -> None:
         super().__init__()
         self.lin1 = nn.Linear(hidden_size, intermediate_size)
         self.activation = activation(activation_name)
@@ -214,9 +212,7 @@ class DistilBertModel(nn.Module):
             ]
         )
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: None = None
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: None = None) -> Tensor:
         """Return the last hidden state (B, T, H).
 
         `input_ids` are (B, T) ids of the vocabulary; `attention_mask` (B, T) is nonzero or True at real

@@ -116,9 +116,7 @@ class RobertaTextClassification(TextClassification):
 
     def __init__(self, encoder: RobertaModel, labels: Sequence[str]) -> None:
         super().__init__(encoder, labels)
-        self.classifier = RobertaClassificationHead(
-            self.config.hidden_size, len(self.labels), self.config.head_dropout
-        )
+        self.classifier = RobertaClassificationHead(self.config.hidden_size, len(self.labels), self.config.head_dropout)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.classifier(hidden)  # (B, L)

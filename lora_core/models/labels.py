@@ -8,9 +8,7 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the label names as a tuple. Raises ValueError unless they are distinct, non-empty strings."""
     names = tuple(labels)
     if isinstance(labels, str) or not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(
-            f"labels is {labels!r}; expected a list of names such as ['O', 'B-protein', 'I-protein']"
-        )
+        raise ValueError(f"labels is {labels!r}; expected a list of names such as ['O', 'B-protein', 'I-protein']")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"labels holds {', '.join(repeated)} more than once; give each name once")
@@ -28,9 +26,7 @@ def labels_of_config(values: Mapping[str, Any], rows: int) -> tuple[str, ...]:
     try:
         by_row = {int(row): name for row, name in id2label.items()}
     except (AttributeError, ValueError) as error:
-        raise ValueError(
-            f"id2label is {id2label!r}; expected names by number, such as {{'0': 'O'}}"
-        ) from error
+        raise ValueError(f"id2label is {id2label!r}; expected names by number, such as {{'0': 'O'}}") from error
     if sorted(by_row) != list(range(rows)):
         raise ValueError(f"id2label has the numbers {sorted(by_row)}; the head has the rows 0 to {rows - 1}")
     return check_labels([by_row[row] for row in range(rows)])

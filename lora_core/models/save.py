@@ -23,9 +23,7 @@ def save_pretrained(model: Encoder | TaskModel, folder: str | Path) -> None:
     Raises ValueError when the model has other parameters than its architecture, such as unmerged adapters.
     """
     if not isinstance(model, (TaskModel, *ENCODERS.values())):
-        raise ValueError(
-            f"cannot save a {type(model).__name__}; expected a model of load_pretrained or build_model"
-        )
+        raise ValueError(f"cannot save a {type(model).__name__}; expected a model of load_pretrained or build_model")
     with_pooler = model.task == "encoder" and getattr(model, "pooler", None) is not None
     wanted = assemble(model.config, model.task, model.labels, with_pooler=with_pooler).state_dict()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}

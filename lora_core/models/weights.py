@@ -30,9 +30,7 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
         return _read_file(folder / SINGLE_FILE)
     if (folder / INDEX_FILE).exists():
         return _read_shards(folder)
-    others = sorted(
-        path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack"}
-    )
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack"})
     if others:
         raise ValueError(
             f"{folder} has its weights as {', '.join(others)}; only {SINGLE_FILE} is read. If you trust "
@@ -50,21 +48,15 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(shard_of.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{index} is not a safetensors index with a 'weight_map' ({error!r}); get it again"
-        ) from error
+        raise ValueError(f"{index} is not a safetensors index with a 'weight_map' ({error!r}); get it again") from error
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         # A plain name keeps a hostile index from reading outside the folder. Resolving the path would not do:
         # the hub's cache holds links that lead out of it.
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.\-]+\.safetensors", shard):
-            raise ValueError(
-                f"{index} names the file {shard!r}; shards must be plain file names in the same folder"
-            )
+            raise ValueError(f"{index} names the file {shard!r}; shards must be plain file names in the same folder")
         if not (folder / shard).exists():
-            raise FileNotFoundError(
-                f"{index} names {shard}, which is not in the folder; download the model again"
-            )
+            raise FileNotFoundError(f"{index} names {shard}, which is not in the folder; download the model again")
         held = _read_file(folder / shard)
         tensors.update((name, tensor) for name, tensor in held.items() if shard_of.get(name) == shard)
     absent = sorted(shard_of.keys() - tensors.keys())
@@ -81,9 +73,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); download or save it again"
-        ) from error
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); download or save it again") from error
 
 
 def split_encoder(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -94,9 +84,7 @@ def split_encoder(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, Te
     names.
     """
     renamed = {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        ): tensor
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
         for name, tensor in tensors.items()
     }
     dotted = f"{prefix}."

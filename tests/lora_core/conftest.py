@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from lora_core.models import build_model, config_from_dict
 
 BERT = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 48, "max_position_embeddings": 24, "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0}  # fmt: skip
+        "attention_probs_dropout_prob": 0.0, "initializer_range": 0.3}  # fmt: skip
 DISTILBERT = {"vocab_size": 60, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48,
               "max_position_embeddings": 24, "dropout": 0.0, "attention_dropout": 0.0,
-              "seq_classif_dropout": 0.0}  # fmt: skip
+              "seq_classif_dropout": 0.0, "initializer_range": 0.3}  # fmt: skip
 LABELS = ("O", "B-DNA", "I-DNA", "B-RNA", "I-RNA")
 
 TRANSFORMERS = {
@@ -129,6 +130,19 @@ def peft_model() -> Callable[..., nn.Module]:
             return peft.get_peft_model(model, peft.LoraConfig(**config)).eval()
 
     return wrap
+
+
+@pytest.fixture
+def peft_load() -> Callable[..., nn.Module]:
+    """The adapter in a folder, loaded by PEFT: its complaints (UserWarning) are errors."""
+    import peft
+
+    def load(model: nn.Module, folder: Path) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between versions of PEFT and transformers
+            return peft.PeftModel.from_pretrained(model, folder).eval()
+
+    return load
 
 
 @pytest.fixture

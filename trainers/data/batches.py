@@ -7,9 +7,7 @@ saves most padding, and come in random order.
 import numpy as np
 
 
-def epoch_batches(
-    lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, group: int = 50
-) -> list[np.ndarray]:
+def epoch_batches(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, group: int = 50) -> list[np.ndarray]:
     """The global batches of one epoch: index arrays (batch_size,) int64, every index exactly once.
 
     Examples are shuffled, sorted by length inside windows of `group` batches, cut into batches, and the
@@ -48,9 +46,7 @@ def share(batch: np.ndarray, rank: int, world: int, micro_batches: int) -> list[
     return np.array_split(np.asarray(batch)[rank::world], micro_batches)
 
 
-def evaluation_batches(
-    lengths: np.ndarray, batch_size: int, rank: int = 0, world: int = 1
-) -> list[np.ndarray]:
+def evaluation_batches(lengths: np.ndarray, batch_size: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:
     """This rank's evaluation batches, longest first; over the ranks every index comes exactly once."""
     _check_batch_size(batch_size)
     _check_rank(rank, world)

@@ -60,7 +60,5 @@ def _parse_line(line: bytes) -> tuple[str, str]:
     if len(columns) < 2 or not word or not tag:
         raise ValueError(f"expected a word and a tag, parted by a tab or a space, got {short(text)}")
     if not TAG.fullmatch(tag):
-        raise ValueError(
-            f"tag {short(tag)} of {short(word)} is not in the IOB scheme: expected O, B-TYPE or I-TYPE"
-        )
+        raise ValueError(f"tag {short(tag)} of {short(word)} is not in the IOB scheme: expected O, B-TYPE or I-TYPE")
     return word, tag

@@ -87,9 +87,7 @@ def _distinct_words(words: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarr
 
 def _tokenise(distinct: list[str], tokenizer: Tokenizer, capacity: int) -> list[list[int]]:
     rows: list[list[int]] = []
-    with tqdm(
-        total=len(distinct), desc="tokenise", unit="word", disable=len(distinct) < 2 * CHUNK
-    ) as progress:
+    with tqdm(total=len(distinct), desc="tokenise", unit="word", disable=len(distinct) < 2 * CHUNK) as progress:
         for start in range(0, len(distinct), CHUNK):
             chunk = [[word] for word in distinct[start : start + CHUNK]]
             encodings = tokenizer.encode_batch_fast(chunk, is_pretokenized=True, add_special_tokens=False)
@@ -106,9 +104,7 @@ def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     encoding = tokenizer.encode(["a"], is_pretokenized=True)
     is_text = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
     if is_text.size == 0:
-        raise ValueError(
-            "the tokenizer turns the word 'a' into no token at all: it is broken or badly configured."
-        )
+        raise ValueError("the tokenizer turns the word 'a' into no token at all: it is broken or badly configured.")
     return encoding.ids[: is_text[0]], encoding.ids[is_text[-1] + 1 :]
 
 

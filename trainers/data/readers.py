@@ -87,9 +87,7 @@ def _read_conll(files: dict[str, Path], bad_rows: BadRows) -> dict[str, TokenDat
             logger.warning("%s: %d tags I- that continue nothing became B- (IOB2)", files[split], changed)
         unknown = sorted(set(conll_labels(tags)) - known)
         if unknown:
-            logger.warning(
-                "%s has labels that the training split lacks: %s", files[split], ", ".join(unknown)
-            )
+            logger.warning("%s has labels that the training split lacks: %s", files[split], ", ".join(unknown))
         datasets[split] = TokenDataset(
             words, [[ids[tag] for tag in sentence] for sentence in repaired], labels, str(files[split])
         )
@@ -105,9 +103,7 @@ def _split_files(folder: Path) -> dict[str, Path]:
             paths = [path for path in paths if path.is_file()]
             if len(paths) > 1:
                 found = ", ".join(path.name for path in paths)
-                raise ValueError(
-                    f"{root} holds several files for the {split} split: {found}. Keep one of them."
-                )
+                raise ValueError(f"{root} holds several files for the {split} split: {found}. Keep one of them.")
             if paths:
                 files[split] = paths[0]
         if len({path.suffix == TNER_SUFFIX for path in files.values()}) > 1:

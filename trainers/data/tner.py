@@ -9,17 +9,13 @@ from trainers.data.rows import BadRows, numbered_lines, refuse_lone_surrogates, 
 def read_label_file(path: Path) -> tuple[str, ...]:
     """Label names in order of their ids."""
     if not path.is_file():
-        raise ValueError(
-            f'{path} is missing: the tner layout names its label ids there, as {{"O": 0, "B-X": 1, ...}}.'
-        )
+        raise ValueError(f'{path} is missing: the tner layout names its label ids there, as {{"O": 0, "B-X": 1, ...}}.')
     try:
         ids = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON in UTF-8: {error}.") from error
     if not isinstance(ids, dict) or not ids or any(type(index) is not int for index in ids.values()):
-        raise ValueError(
-            f'{path} holds {short(ids)}, expected label names with their ids: {{"O": 0, "B-X": 1, ...}}.'
-        )
+        raise ValueError(f'{path} holds {short(ids)}, expected label names with their ids: {{"O": 0, "B-X": 1, ...}}.')
     if sorted(ids.values()) != list(range(len(ids))):
         raise ValueError(
             f"{path} gives the ids {short(sorted(ids.values()))}, expected 0 to {len(ids) - 1}, each once."
@@ -52,9 +48,7 @@ def _parse_row(line: bytes, num_labels: int) -> tuple[list[str], list[int]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}): {short(line)}") from error
     if not isinstance(row, dict) or "tokens" not in row or "tags" not in row:
-        raise ValueError(
-            f'expected an object {{"tokens": [...], "tags": [...]}} on one line, got {short(row)}'
-        )
+        raise ValueError(f'expected an object {{"tokens": [...], "tags": [...]}} on one line, got {short(row)}')
     words, tags = row["tokens"], row["tags"]
     for key in ("tokens", "tags"):
         if not isinstance(row[key], list):
@@ -68,8 +62,6 @@ def _parse_row(line: bytes, num_labels: int) -> tuple[list[str], list[int]]:
             raise ValueError(f"token {index} is {short(word)}, expected a string")
     for index, tag in enumerate(tags):
         if type(tag) is not int or not 0 <= tag < num_labels:
-            raise ValueError(
-                f"tag {index} is {short(tag)}, expected a label id of label.json (0 to {num_labels - 1})"
-            )
+            raise ValueError(f"tag {index} is {short(tag)}, expected a label id of label.json (0 to {num_labels - 1})")
     refuse_lone_surrogates("".join(words))
     return words, tags

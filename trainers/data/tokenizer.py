@@ -138,20 +138,14 @@ def _read_vocabulary_lines(path: Path) -> dict[str, int]:
 def _require_tokens(path: Path, vocabulary: dict[str, int], tokens: Any) -> None:
     missing = [token for token in tokens if token not in vocabulary]
     if missing:
-        raise ValueError(
-            f"{path} lacks the special tokens {missing}: it is cut short or of another kind of model."
-        )
+        raise ValueError(f"{path} lacks the special tokens {missing}: it is cut short or of another kind of model.")
 
 
 def _refuse_added_tokens(folder: Path, tokenizer: Tokenizer) -> None:
     path = folder / "added_tokens.json"
     if not path.is_file():
         return
-    added = [
-        token
-        for token in json.loads(path.read_text(encoding="utf-8"))
-        if tokenizer.token_to_id(token) is None
-    ]
+    added = [token for token in json.loads(path.read_text(encoding="utf-8")) if tokenizer.token_to_id(token) is None]
     if added:
         raise ValueError(
             f"{path} adds tokens that the vocabulary lacks ({added[:5]}), which only a tokenizer.json can "

@@ -9,8 +9,7 @@ All windows lie one after another in flat arrays. Legend: N windows, B batch, T 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -41,18 +40,17 @@ class TokenWindows:
     pad_token_id: int
     """Token id that fills short windows up in a batch."""
 
+    lengths: np.ndarray = field(init=False)
+    """(N,) int64: positions of each window, special tokens included."""
+    label_counts: np.ndarray = field(init=False)
+    """(N,) int64: labelled words of each window, the terms of its summed loss."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", np.diff(self.offsets))
+        object.__setattr__(self, "label_counts", _sums(self.labels != IGNORED_LABEL, self.offsets))
+
     def __len__(self) -> int:
         return len(self.sentence)
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """(N,) int64: positions of each window, special tokens included."""
-        return np.diff(self.offsets)
-
-    @cached_property
-    def label_counts(self) -> np.ndarray:
-        """(N,) int64: labelled words of each window, the terms of its summed loss."""
-        return _sums(self.labels != IGNORED_LABEL, self.offsets)
 
     def collate(self, indices: Sequence[int] | np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
         """A batch of windows: ({"input_ids": (B, T), "attention_mask": (B, T)}, labels (B, T)), all int64."""
@@ -79,12 +77,8 @@ class TokenWindows:
         per sentence.
         """
         if len(predictions) != len(self):
-            raise ValueError(
-                f"words_from got predictions for {len(predictions)} windows, expected {len(self)}."
-            )
-        arrays = [
-            np.asarray(values)[:length] for values, length in zip(predictions, self.lengths, strict=True)
-        ]
+            raise ValueError(f"words_from got predictions for {len(predictions)} windows, expected {len(self)}.")
+        arrays = [np.asarray(values)[:length] for values, length in zip(predictions, self.lengths, strict=True)]
         short = next((n for n, values in enumerate(arrays) if len(values) < self.lengths[n]), None)
         if short is not None:
             raise ValueError(
@@ -156,9 +150,7 @@ def _flat_tags(words: Sequence[Sequence[str]], tags: Sequence[Sequence[int]] | N
     flat = np.array([tag for sentence in tags for tag in sentence], dtype=np.int64)
     wrong = flat[(flat < 0) & (flat != IGNORED_LABEL)]
     if wrong.size:
-        raise ValueError(
-            f"tag {wrong[0]} is no label id: ids start at 0, and {IGNORED_LABEL} leaves a word out."
-        )
+        raise ValueError(f"tag {wrong[0]} is no label id: ids start at 0, and {IGNORED_LABEL} leaves a word out.")
     return flat
 
 

@@ -1,4 +1,4 @@
-"""What differs between tasks: a task knows its loss, its predictions and its scores; the loop knows the rest."""
+"""What differs between tasks: a task knows its loss, predictions and scores; the loop knows the rest."""
 
 from typing import Any, Protocol
 

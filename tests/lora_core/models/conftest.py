@@ -58,9 +58,7 @@ def oracle() -> Callable[..., transformers.PreTrainedModel]:
 def batch() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """`batch(lengths, pad_token_id)`: ids (B, T) padded to the longest, and their mask."""
 
-    def make(
-        lengths: list[int], pad_token_id: int, vocab_size: int = 50
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def make(lengths: list[int], pad_token_id: int, vocab_size: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(sum(lengths))
         input_ids = torch.randint(3, vocab_size, (len(lengths), max(lengths)), generator=generator)
         mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]

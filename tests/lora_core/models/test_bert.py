@@ -13,9 +13,7 @@ from lora_core.models import BertConfig, BertModel, build_model
     head_size=st.integers(1, 6),
     layers=st.integers(1, 3),
     intermediate=st.integers(1, 30),
-    activation=st.sampled_from(
-        ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish"]
-    ),
+    activation=st.sampled_from(["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish"]),
     eps=st.sampled_from([1e-12, 1e-2]),
     lengths=st.lists(st.integers(1, 16), min_size=1, max_size=4),
     segments=st.booleans(),
@@ -47,9 +45,7 @@ def test_equals_transformers_at_every_real_token(
         expected = reference(input_ids, attention_mask=mask, token_type_ids=token_type_ids)
         hidden = model(input_ids, mask, token_type_ids)
         pooled = model.pooler(hidden)
-    torch.testing.assert_close(
-        hidden[mask.bool()], expected.last_hidden_state[mask.bool()], rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(hidden[mask.bool()], expected.last_hidden_state[mask.bool()], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(pooled, expected.pooler_output, rtol=1e-5, atol=1e-5)
 
 

@@ -41,9 +41,7 @@ def test_the_seed_decides_the_weights_and_the_global_state_is_left_alone():
     first, again, other = (build_model(config, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(
-        first["embeddings.word_embeddings.weight"], other["embeddings.word_embeddings.weight"]
-    )
+    assert not torch.equal(first["embeddings.word_embeddings.weight"], other["embeddings.word_embeddings.weight"])
 
 
 def test_new_weights_are_distributed_as_in_transformers():

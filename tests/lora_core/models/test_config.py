@@ -40,9 +40,7 @@ def test_unused_fields_are_left_aside():
 
 
 def test_integers_pass_where_floats_are_meant():
-    assert (
-        BertConfig.from_dict({"hidden_dropout_prob": 0, "classifier_dropout": None}).hidden_dropout_prob == 0
-    )
+    assert BertConfig.from_dict({"hidden_dropout_prob": 0, "classifier_dropout": None}).hidden_dropout_prob == 0
 
 
 @pytest.mark.parametrize("config", [BertConfig(hidden_size=24), DistilBertConfig(dim=24)])

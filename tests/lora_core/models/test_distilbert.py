@@ -15,9 +15,7 @@ from lora_core.models import DistilBertConfig, build_model
     activation=st.sampled_from(["gelu", "relu"]),
     lengths=st.lists(st.integers(1, 16), min_size=1, max_size=4),
 )
-def test_equals_transformers_at_every_real_token(
-    oracle, batch, heads, head_size, layers, activation, lengths
-):
+def test_equals_transformers_at_every_real_token(oracle, batch, heads, head_size, layers, activation, lengths):
     reference = oracle(
         "distilbert",
         "encoder",

@@ -42,9 +42,7 @@ def rewrite(folder, change_tensors=None, **fields):
     path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
     if change_tensors is not None:
         tensors = change_tensors(load_file(folder / "model.safetensors"))
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors"
-        )
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -119,9 +117,7 @@ def test_the_oldest_names_load(oracle, batch, tmp_path):
 
     def age(tensors):
         old = {
-            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-                "LayerNorm.bias", "LayerNorm.beta"
-            ): tensor
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
             for name, tensor in tensors.items()
         }
         return {**old, "bert.embeddings.position_ids": torch.arange(16)[None]}
@@ -203,9 +199,7 @@ def test_a_config_without_architectures_leaves_the_decision_to_the_tensors(oracl
 
 def test_the_seed_decides_the_fresh_head(oracle, tmp_path):
     oracle("bert", "encoder").save_pretrained(tmp_path)
-    first, again, other = (
-        load_pretrained(tmp_path, "token-classification", LABELS, seed=seed) for seed in (1, 1, 2)
-    )
+    first, again, other = (load_pretrained(tmp_path, "token-classification", LABELS, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.classifier.weight, again.classifier.weight)
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
     assert not first.classifier.bias.any()

@@ -38,9 +38,7 @@ def test_positions_skip_padding_on_the_left(oracle):
 def test_padding_without_a_mask_is_treated_as_in_transformers(oracle, batch):
     """It has the padding token's position, and neither row of the padding token learns."""
     reference = oracle("roberta", "token-classification")
-    model = build_model(
-        RobertaConfig.from_dict(reference.config.to_dict()), "token-classification", ["a", "b", "c"]
-    )
+    model = build_model(RobertaConfig.from_dict(reference.config.to_dict()), "token-classification", ["a", "b", "c"])
     model.load_state_dict(reference.state_dict())
     input_ids, _ = batch([6, 3], pad_token_id=1)
     expected = reference(input_ids, attention_mask=torch.ones_like(input_ids)).logits
@@ -72,7 +70,5 @@ def test_the_defaults_are_those_of_transformers():
 
 
 def test_a_padding_token_beyond_the_position_table_is_refused():
-    with pytest.raises(
-        ValueError, match="max_position_embeddings 4 leaves no position beyond pad_token_id 3"
-    ):
+    with pytest.raises(ValueError, match="max_position_embeddings 4 leaves no position beyond pad_token_id 3"):
         RobertaConfig(50, 24, 2, 3, 40, max_position_embeddings=4, pad_token_id=3)

@@ -23,14 +23,9 @@ def test_transformers_and_we_read_what_we_write(oracle, batch, tmp_path, family,
     model = load_pretrained(tmp_path / "theirs", task)
     save_pretrained(model, tmp_path / "new" / "ours")
     again = load_pretrained(tmp_path / "new" / "ours", task)
-    reference, report = AUTO_CLASSES[task].from_pretrained(
-        tmp_path / "new" / "ours", output_loading_info=True
-    )
+    reference, report = AUTO_CLASSES[task].from_pretrained(tmp_path / "new" / "ours", output_loading_info=True)
     assert not any(report.values())
-    assert (
-        type(reference).__name__
-        == json.loads((tmp_path / "new/ours/config.json").read_text())["architectures"][0]
-    )
+    assert type(reference).__name__ == json.loads((tmp_path / "new/ours/config.json").read_text())["architectures"][0]
     assert again.config == model.config
     assert again.labels == model.labels
     assert again.fresh_parameters == ()

@@ -21,9 +21,7 @@ def write_index(folder, weight_map):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-@pytest.mark.parametrize(
-    "shard", ["../outside.safetensors", "/etc/hostname", "sub/a.safetensors", r"..\a", "..", 3]
-)
+@pytest.mark.parametrize("shard", ["../outside.safetensors", "/etc/hostname", "sub/a.safetensors", r"..\a", "..", 3])
 def test_shards_outside_the_folder_are_refused(tmp_path, shard):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -41,6 +39,13 @@ def test_a_shard_that_is_a_link_is_read(tmp_path):
     (folder / "a.safetensors").symlink_to(tmp_path / "blob")
     write_index(folder, {"x": "a.safetensors"})
     assert read_tensors(folder).keys() == {"x"}
+
+
+def test_a_leftover_copy_in_another_shard_is_not_taken(tmp_path):
+    save_file({"x": torch.ones(1)}, tmp_path / "a.safetensors")
+    save_file({"x": torch.zeros(1), "y": torch.ones(1)}, tmp_path / "b.safetensors")
+    write_index(tmp_path, {"x": "a.safetensors", "y": "b.safetensors"})
+    assert read_tensors(tmp_path) == {"x": torch.ones(1), "y": torch.ones(1)}
 
 
 def test_an_incomplete_set_of_shards_is_named(tmp_path):
@@ -92,7 +97,5 @@ def test_the_encoder_is_told_from_heads_with_and_without_the_prefix():
 
 def test_the_oldest_norm_names_get_today_s():
     x, y = torch.zeros(1), torch.ones(1)
-    encoder, _ = split_encoder(
-        {"bert.embeddings.LayerNorm.gamma": x, "bert.embeddings.LayerNorm.beta": y}, "bert"
-    )
+    encoder, _ = split_encoder({"bert.embeddings.LayerNorm.gamma": x, "bert.embeddings.LayerNorm.beta": y}, "bert")
     assert encoder == {"embeddings.LayerNorm.weight": x, "embeddings.LayerNorm.bias": y}
