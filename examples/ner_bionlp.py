@@ -49,7 +49,7 @@ def main() -> None:
     with distributed() as world:
         if world.is_main and config.data == SAMPLE:
             print(
-                "This is the sample: sentences written for this project, to see the library work. The real experiment:\n"
+                "This is the sample: sentences written for this project, to see it work. The real experiment:\n"
                 "  torchrun examples/ner_bionlp.py --config examples/ner_bionlp_roberta.toml\n"
             )
         folder = config.output_dir

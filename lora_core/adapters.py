@@ -240,3 +240,7 @@ def _check_combination(records: dict[str, AdapterRecord]) -> None:
             if key in owner:
                 raise ValueError(f"Adapters {owner[key]!r} and {name!r} both own {key!r}, so they cannot act together.")
             owner[key] = name
+        for token in record.config.trainable_token_indices or ():
+            if f"token {token}" in owner:
+                raise ValueError(f"Adapters {owner[f'token {token}']!r} and {name!r} both train token {token}, so they cannot act together.")
+            owner[f"token {token}"] = name

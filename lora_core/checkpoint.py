@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from lora_core.adapters import delete_adapter, hosts, record_of, set_adapter, state_of
 from lora_core.config import TASK_TYPES, LoRAConfig
-from lora_core.file_format import WEIGHTS_FILE, file_config, file_key, read_weights, refuse_non_finite, saved_modules
+from lora_core.file_format import WEIGHTS_FILE, counts_twice, file_config, file_key, read_weights, refuse_non_finite, saved_modules
 from lora_core.inject import add_exactly
+from lora_core.targets import without_idle_patterns
 from lora_core.vit_names import in_names_of
 
 logger = logging.getLogger("lora_core")
@@ -29,11 +30,12 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def lora_state_dict(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
     """The tensors of one adapter under PEFT's keys, in the form that is saved.
 
-    They share memory with the model's, except where the saved form is another: started by PiSSA or OLoRA, or on
-    thirds of a fused layer.
+    They share memory with the model's, except where the saved form is another: started by PiSSA or OLoRA, on thirds
+    of a fused layer, or on an nn.MultiheadAttention.
     """
     tensors = adapter_tensors(model, adapter_name)
-    return {file_key(model, adapter_name, key): tensor for key, tensor in tensors.items()}
+    keys = {key: file_key(model, adapter_name, key) for key in tensors}
+    return {keys[key]: tensor / 2 if counts_twice(keys[key]) else tensor for key, tensor in tensors.items()}
 
 
 def adapter_tensors(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
@@ -117,7 +119,8 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, 
     config, tensors = LoRAConfig.load(folder), read_weights(folder)
     tensors, config = in_names_of((path for path, _ in model.named_modules()), tensors, config)
     names = saved_modules(model, config.modules_to_save or (), tensors)
-    return dataclasses.replace(config, modules_to_save=names), tensors
+    tensors = {key: tensor * 2 if counts_twice(key) else tensor for key, tensor in tensors.items()}
+    return without_idle_patterns(model, dataclasses.replace(config, modules_to_save=names)), tensors
 
 
 def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file: Path) -> None:

@@ -30,12 +30,21 @@ def file_key(model: nn.Module, adapter_name: str, key: str) -> str:
     """
     targets = record_of(model, adapter_name).targets
     path, _, leaf = key.rpartition(".")
-    if path in targets and leaf in ("bias", "in_proj_bias"):
-        key = f"{path}.base_layer.{leaf}"
+    if path in targets and leaf == "bias":
+        key = f"{path}.base_layer.bias"
     for whole, output in attention_outputs(model).items():
         if output in targets and key.startswith(f"{output}."):
             key = f"{whole}.base_layer.out_proj.{key[len(output) + 1 :]}"
     return PREFIX + key
+
+
+def counts_twice(key: str) -> bool:
+    """Whether PEFT acts with twice the update that the tensor at ``key`` stands for.
+
+    PEFT (0.21.2 at least) adds the update of an nn.MultiheadAttention's output projection to its weight twice, so a
+    file must hold half of it for the same outputs.
+    """
+    return ".base_layer.out_proj.lora_B." in key
 
 
 def file_config(model: nn.Module, adapter_name: str) -> LoRAConfig:

@@ -1,5 +1,6 @@
 """Which layers of a model an adapter goes into, and which tensors it owns in full."""
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Sequence
@@ -63,6 +64,31 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     return targets
 
 
+def without_idle_patterns(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
+    """``config`` less what matches nothing in ``model``, for a config from a file.
+
+    PEFT writes such names, and whether the file fits is told by its tensors. Targets of which none matches stay.
+    """
+    paths = _adaptable(model)
+
+    def used(names: Names) -> Names:
+        if isinstance(names, str):
+            return names if any(re.fullmatch(names, path) for path in paths) else None
+        return tuple(name for name in names or () if any(_suffix_match(path, (name,)) for path in paths)) or None
+
+    indices = [i for i in config.layers_to_transform or () if any(f".{i}." in f".{path}." for path in paths)]
+    kept = dataclasses.replace(
+        config, target_modules=used(config.target_modules) or config.target_modules,
+        exclude_modules=used(config.exclude_modules), layers_to_transform=tuple(indices) or config.layers_to_transform,
+        rank_pattern={}, alpha_pattern={})  # fmt: skip
+    layers = split_thirds(find_targets(model, kept), fused_layers(model))
+    ranks, alphas = (
+        {key: value for key, value in patterns.items() if any(re.fullmatch(rf"(.*\.)?({key})", path) for path in layers)}
+        for patterns in (config.rank_pattern, config.alpha_pattern)
+    )
+    return dataclasses.replace(kept, rank_pattern=ranks, alpha_pattern=alphas)
+
+
 def find_saved(model: nn.Module, config: LoRAConfig, targets: Sequence[str]) -> list[str]:
     """Paths of the parameters and buffers that an adapter owns in full: saved modules, and biases by ``bias``."""
     inside = _adapter_prefixes(model)
@@ -87,7 +113,7 @@ def find_saved(model: nn.Module, config: LoRAConfig, targets: Sequence[str]) -> 
     own = [name for name in tensors if not name.startswith(inside)]
     keys = [name for name in own if name.startswith(tuple(wanted))] if wanted else []
     if config.bias != "none":
-        biases = [name for name in own if name.rpartition(".")[2] in ("bias", "in_proj_bias")]
+        biases = [name for name in own if name == "bias" or name.endswith(".bias")]
         if config.bias == "lora_only":
             biases = [name for name in biases if name.rpartition(".")[0] in set(targets)]
         keys += [name for name in biases if name not in set(keys)]

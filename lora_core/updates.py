@@ -198,8 +198,8 @@ class Conv2dAdapter(Adapter):
     def blocks(self, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         yield self.lora_A.weight, self.lora_B.weight, matrix
 
-    def file_tensors(self) -> dict[str, Tensor]:
-        tensors = super().file_tensors()
+    def named_tensors(self) -> dict[str, Tensor]:
+        tensors = super().named_tensors()
         if self.lora_magnitude_vector is not None:
             tensors["lora_magnitude_vector"] = self.lora_magnitude_vector.view(1, -1, 1, 1)  # PEFT's form
         return tensors

@@ -8,14 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import tomli
 import tyro
 
 from trainers.config import Config, RunConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,7 +29,7 @@ def exit_on_user_error(call: Callable[[], None]) -> None:
     """Call, and turn an error that is the user's to mend into its message and exit status 2."""
     try:
         call()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun every process meets the same error
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -42,6 +38,8 @@ def exit_on_user_error(call: Callable[[], None]) -> None:
 def parse_run(arguments: list[str], default: Config, prog: str | None = None) -> Config:
     """Settings from flags, over the TOML file that --config names, over ``default``."""
     config = default
+    arguments = [part for argument in arguments
+                 for part in (argument.split("=", 1) if argument.startswith("--config=") else [argument])]  # fmt: skip
     if "--config" in arguments:
         place = arguments.index("--config")
         if place + 1 == len(arguments):
@@ -49,16 +47,17 @@ def parse_run(arguments: list[str], default: Config, prog: str | None = None) ->
         path = Path(arguments[place + 1])
         arguments = arguments[:place] + arguments[place + 2 :]
         config = read_toml(path, config)
-    return tyro.cli(type(default), default=config, args=arguments, prog=prog)
+    description = f"{type(default).__doc__}\n\n--config FILE.toml reads settings from a file; flags override them."
+    return tyro.cli(type(default), default=config, args=arguments, prog=prog, description=description)
 
 
 def read_toml(path: Path, default: Config) -> Config:
     """The settings in a TOML file over ``default``."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomli.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist; --config names a TOML file of settings.") from error
-    except tomllib.TOMLDecodeError as error:
+    except tomli.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}.") from error
     return type(default).from_dict({**default.to_dict(), **values}, where=str(path))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -43,17 +44,16 @@ class TrainConfig:
     """Seed of the data order, of fresh heads and adapters, and of dropout."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "epochs",
-            "batch_size",
-            "micro_batch_size",
-            "group_by_length",
-            "keep_checkpoints",
-            "patience",
-        ):
+        for name, hint in typing.get_type_hints(type(self)).items():
+            if not _fits(getattr(self, name), hint):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but it should be {_describe(hint)}.")
+        for name in ("epochs", "batch_size", "micro_batch_size", "group_by_length", "keep_checkpoints", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but it is {value}.")
+        for name in ("weight_decay", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, but it is {getattr(self, name)}.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, but it is {self.learning_rate}.")
         if not 0 <= self.warmup < 1:
@@ -105,18 +105,45 @@ class RunConfig(TrainConfig):
 
     @classmethod
     def from_dict(cls: type["Config"], values: dict[str, Any], where: str) -> "Config":
-        """Fields from a parsed TOML or JSON file; ValueError names an unknown key and the nearest known one."""
+        """Fields from a parsed TOML or JSON file.
+
+        Raises:
+            ValueError: a key is unknown (the message names the nearest known one), or a value has another type.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0)
                 raise ValueError(f"{where}: unknown setting {name!r}. Did you mean {near[0]!r}?")
-        values = dict(values)
-        if "output_dir" in values:
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        if isinstance(values.get("output_dir"), str):
             values["output_dir"] = Path(values["output_dir"])
-        if "target_modules" in values:
-            values["target_modules"] = tuple(values["target_modules"])
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether ``value`` has the type of a field; an int does for a float, as in TOML and JSON."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+    if arguments:
+        return any(_fits(value, option) for option in arguments)
+    return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}"
+    if origin is tuple:
+        return "a list of strings"
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}
+    return " or ".join(names[option] for option in arguments or (hint,) if option in names)
 
 
 RESUME_MAY_CHANGE = ("output_dir", "resume", "keep_checkpoints", "micro_batch_size")

@@ -1,15 +1,17 @@
 """One process or many: who we are, and what we tell each other."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,20 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def from_main(self, value: Any) -> Any:
-        """The main process's ``value``, on every process."""
+    def from_main(self, compute: Callable[[], Value]) -> Value:
+        """What ``compute`` returns on the main process, on every process; a ValueError there is raised on all."""
         if self.size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+            return compute()
+        outcome = [None]
+        if self.is_main:
+            try:
+                outcome = [compute()]
+            except ValueError as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, src=0)
+        if isinstance(outcome[0], ValueError):
+            raise outcome[0]
+        return outcome[0]
 
     def barrier(self) -> None:
         """Wait for all processes."""

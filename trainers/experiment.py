@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from trainers.distributed import World, distributed
 from trainers.log import METRICS_FILE, MetricsLog
 from trainers.loop import evaluate, fit
 from trainers.memory import peak_memory_bytes, reset_peak_memory
-from trainers.resume import newest_checkpoint
+from trainers.resume import CHECKPOINTS, newest_checkpoint
 from trainers.runs import Run, read_run
 from trainers.tasks.token import TokenClassification
 
@@ -47,7 +48,7 @@ def run(config: RunConfig) -> Run:
 
 
 def _run(config: RunConfig, world: World) -> Run:
-    checkpoint, finished = world.from_main(_prepare_folder(config) if world.is_main else None)
+    checkpoint, finished = world.from_main(lambda: _prepare_folder(config))
     if finished:
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
         return read_run(config.output_dir)
@@ -153,6 +154,11 @@ def _prepare_folder(config: RunConfig) -> tuple[Path | None, bool]:
     """(checkpoint to resume from, whether the run is finished); writes config.json for a new run."""
     folder = config.output_dir
     settings = folder / CONFIG_FILE
+    if config.resume not in ("", "auto") and Path(config.resume).resolve().parent != (folder / CHECKPOINTS).resolve():
+        raise ValueError(
+            f"--resume {config.resume} is not a checkpoint of {folder}: give {folder / CHECKPOINTS}/step-N, or auto. "
+            "To continue another run, name its folder with --output-dir."
+        )
     if settings.is_file():
         if not config.resume:
             raise ValueError(
@@ -163,9 +169,11 @@ def _prepare_folder(config: RunConfig) -> tuple[Path | None, bool]:
             return None, True
         return (newest_checkpoint(folder) if config.resume == "auto" else Path(config.resume)), False
     if config.resume not in ("", "auto"):
-        return Path(config.resume), False
+        raise ValueError(f"{folder} holds no run to resume: it has no {CONFIG_FILE}. Use --resume auto to begin one there.")
     folder.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    temporary = settings.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, settings)
     return None, False
 
 
@@ -181,4 +189,7 @@ def _check_unchanged(old: dict[str, Any], config: RunConfig) -> None:
 def _is_finished(folder: Path) -> bool:
     log = folder / METRICS_FILE
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    return bool(lines) and '"event": "result"' in lines[-1]
+    try:
+        return bool(lines) and json.loads(lines[-1])["event"] == "result"
+    except json.JSONDecodeError:  # the run was killed while it wrote its last line
+        return False

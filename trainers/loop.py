@@ -56,7 +56,7 @@ def fit(
         state.load(resume_from, world)
     log = MetricsLog(folder, world, resume_at=state.step)
     parallel = world.wrap(model)
-    micro_batches = -(-config.batch_size // world.size // (config.micro_batch_size or config.batch_size)) or 1
+    micro_batches = -(-config.batch_size // world.size // (config.micro_batch_size or config.batch_size))
 
     while state.epoch < config.epochs and not state.out_of_patience(config.patience):
         batches = epoch_batches(train.lengths, config.batch_size, seed=config.seed, epoch=state.epoch,

@@ -190,7 +190,7 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) -> None:
-    """Write `checkpoints/step-N` and remove all but the newest ``keep``."""
+    """Write `checkpoints/step-N`, and remove what is older than the newest ``keep`` or later than this one."""
     mine, mine_tensors = _random_state(world)
     randoms, random_tensors = [], {}
     for other, tensors in world.gather((mine, mine_tensors)):
@@ -203,8 +203,7 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) ->
             state.tensors() | random_tensors,
             {**state.progress(), "random": randoms},
         )
-        for old in _by_step(root)[keep:]:
-            shutil.rmtree(old)
+        _remove_unneeded(root, state.step, keep)
     world.barrier()
 
 
@@ -234,11 +233,7 @@ def damage(checkpoint: Path) -> str | None:
 def save_best(state: TrainState, folder: Path, world: World) -> None:
     """Keep the trained weights of the best epoch so far, in `checkpoints/best-EPOCH`."""
     if world.is_main:
-        best = folder / CHECKPOINTS / f"best-{state.best_epoch}"
-        _write(best, trained_tensors(state.model), {})
-        for older in best.parent.glob("best-*"):
-            if older != best:
-                shutil.rmtree(older)
+        _write(folder / CHECKPOINTS / f"best-{state.best_epoch}", trained_tensors(state.model), {})
     world.barrier()
 
 
@@ -253,6 +248,26 @@ def restore_best(state: TrainState, folder: Path, world: World) -> None:
         for name, tensor in trained_tensors(state.model).items():
             tensor.copy_(tensors[name])
     world.barrier()
+
+
+def _remove_unneeded(root: Path, step: int, keep: int) -> None:
+    """Keep the newest ``keep`` checkpoints up to ``step``, and the best weights that these refer to.
+
+    Later checkpoints were damaged, or the user went back behind them; they must not be taken for the newest.
+    """
+    checkpoints = _by_step(root)
+    kept = [path for path in checkpoints if int(path.name.removeprefix("step-")) <= step][:keep]
+    needed = [root / f"best-{_best_epoch(path)}" for path in kept]
+    for path in (*checkpoints, *root.glob("best-*")):
+        if path not in (*kept, *needed):
+            shutil.rmtree(path)
+
+
+def _best_epoch(checkpoint: Path) -> int | None:
+    try:
+        return json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))["best_epoch"]
+    except (OSError, ValueError, KeyError):  # a damaged checkpoint needs nothing
+        return None
 
 
 def _write(target: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:

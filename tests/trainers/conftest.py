@@ -1,7 +1,10 @@
+import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
+from trainers.distributed import World
 from trainers.runs import Run
 
 LABELS = ["O", "B-DNA", "B-protein", "I-DNA", "I-protein"]
@@ -41,3 +44,28 @@ def make_run():
         return Run(Path(folder), Path(folder).name, {"data": data}, epochs, result)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The module tiny.py, which the processes that tests start import too."""
+    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def alone():
+    """The world of a single process on the CPU."""
+    return World(rank=0, size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny, tmp_path_factory):
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def data(tiny, tmp_path_factory):
+    return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny")

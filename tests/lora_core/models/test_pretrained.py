@@ -52,6 +52,7 @@ def test_checkpoints_of_transformers_load(oracle, batch, tmp_path, caplog, famil
     reference.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path, task)
     assert_same_predictions(model, reference, batch)
+    assert model.state_dict().keys() == reference.state_dict().keys()
     assert model.labels == (() if task == "encoder" else LABELS)
     assert not model.training
     assert model.fresh_parameters == ()

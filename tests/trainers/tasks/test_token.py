@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from trainers.data import IGNORED_LABEL, TokenWindows
+from trainers.metrics import ner_metrics
+from trainers.tasks.token import TokenClassification
+
+LABELS = ("O", "B-DNA", "I-DNA")
+TASK = TokenClassification(LABELS)
+
+
+def test_loss_is_the_sum_over_labelled_positions():
+    logits = torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.tensor([[-100, 0, 1, 2, -100], [-100, 2, -100, -100, -100], [-100] * 5])
+    expected = torch.zeros(())
+    for window in range(3):
+        for token in range(5):
+            if labels[window, token] >= 0:
+                expected = expected - F.log_softmax(logits[window, token], dim=0)[labels[window, token]]
+    loss = TASK.loss_sum(logits, labels)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert logits.grad is not None
+    assert (logits.grad.abs().sum(-1) > 0).equal(labels >= 0)
+
+
+def test_no_label_at_all_is_a_loss_of_zero():
+    logits = torch.randn(1, 4, 3, requires_grad=True)
+    loss = TASK.loss_sum(logits, torch.full((1, 4), IGNORED_LABEL))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_loss_of_16_bit_logits_is_computed_in_fp32(dtype):
+    logits = torch.randn(2, 400, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
+    labels = torch.ones(2, 400, dtype=torch.int64)
+    loss = TASK.loss_sum(logits, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, TASK.loss_sum(logits.float(), labels))
+
+
+def test_predicts_the_best_label_of_every_position():
+    logits = torch.randn(2, 4, 3)
+    for window, prediction in zip(logits, TASK.predict(logits), strict=True):
+        assert prediction.tolist() == [int(scores.argmax()) for scores in window]
+
+
+def test_metrics_count_each_scored_word_of_a_sentence_once():
+    # Sentence 0 lies in two windows, which predict its words 0 to 1 and 2 to 3; its word 1 is not scored.
+    data = TokenWindows(
+        input_ids=np.arange(15, dtype=np.int32),
+        labels=np.array([-100, 1, -100, -100, -100, -100, -100, 2, 0, -100, -100, 1, -100, 2, -100]),
+        word_ids=np.array([-1, 0, -1, 1, -1, -1, -1, 2, 3, -1, -1, 0, -1, 1, -1], dtype=np.int32),
+        offsets=np.array([0, 5, 10, 15]),
+        sentence=np.array([0, 0, 1], dtype=np.int32),
+        pad_token_id=0,
+    )
+    predictions = [
+        np.array([2, 1, 2, 2, 2, 9, 9]),  # padded to the longest of its batch
+        np.array([1, 1, 1, 2, 1]),
+        np.array([1, 1, 0, 0, 1]),
+    ]
+    assert TASK.metrics(predictions, data) == ner_metrics(
+        [["B-DNA", "I-DNA", "O"], ["B-DNA", "I-DNA"]], [["B-DNA", "I-DNA", "I-DNA"], ["B-DNA", "O"]]
+    )

@@ -1,0 +1,41 @@
+import mmap
+import sys
+
+import pytest
+import torch
+
+from trainers import memory
+from trainers.memory import peak_memory_bytes, reset_peak_memory
+
+CPU = torch.device("cpu")
+SIZE = 64 * 2**20
+
+
+def touch():
+    """Use SIZE bytes for a moment; a mapping of its own is given back to the system at once."""
+    with mmap.mmap(-1, SIZE) as block:
+        for page in range(0, SIZE, mmap.PAGESIZE):
+            block[page] = 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can reset the peak of a process")
+def test_counts_what_was_used_since_the_reset():
+    touch()
+    reset_peak_memory(CPU)
+    start = peak_memory_bytes(CPU)
+    touch()
+    assert SIZE * 0.9 < peak_memory_bytes(CPU) - start < SIZE * 1.5
+    reset_peak_memory(CPU)
+    assert peak_memory_bytes(CPU) < start + SIZE // 2
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd", 1024)])
+def test_systems_without_proc(monkeypatch, tmp_path, platform, unit):
+    import resource
+
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "missing")
+    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "missing")
+    monkeypatch.setattr(sys, "platform", platform)
+    reset_peak_memory(CPU)
+    assert not (tmp_path / "missing").exists()
+    assert peak_memory_bytes(CPU) == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
