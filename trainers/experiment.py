@@ -48,7 +48,7 @@ def run(config: RunConfig) -> Run:
 
 
 def _run(config: RunConfig, world: World) -> Run:
-    checkpoint, finished = world.from_main(lambda: _prepare_folder(config))
+    checkpoint, finished = world.from_main(lambda: _where_to_begin(config))
     if finished:
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
         return read_run(config.output_dir)
@@ -60,6 +60,8 @@ def _run(config: RunConfig, world: World) -> Run:
     model = build(config, labels)
     windows = {split: encode(dataset, model, config) for split, dataset in datasets.items()}
     task = TokenClassification(labels)
+    if world.is_main and checkpoint is None:  # only now: a wrong path or name leaves no run folder behind
+        _write_settings(config)
     reset_peak_memory(world.device)
     state = fit(model, task, windows["train"], windows["validation"], config, world, config.output_dir, checkpoint)
     peak = max(world.gather(peak_memory_bytes(world.device)))
@@ -150,8 +152,8 @@ def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     return model.eval()
 
 
-def _prepare_folder(config: RunConfig) -> tuple[Path | None, bool]:
-    """(checkpoint to resume from, whether the run is finished); writes config.json for a new run."""
+def _where_to_begin(config: RunConfig) -> tuple[Path | None, bool]:
+    """(checkpoint to resume from, whether the run is finished)."""
     folder = config.output_dir
     settings = folder / CONFIG_FILE
     if config.resume not in ("", "auto") and Path(config.resume).resolve().parent != (folder / CHECKPOINTS).resolve():
@@ -170,11 +172,15 @@ def _prepare_folder(config: RunConfig) -> tuple[Path | None, bool]:
         return (newest_checkpoint(folder) if config.resume == "auto" else Path(config.resume)), False
     if config.resume not in ("", "auto"):
         raise ValueError(f"{folder} holds no run to resume: it has no {CONFIG_FILE}. Use --resume auto to begin one there.")
-    folder.mkdir(parents=True, exist_ok=True)
+    return None, False
+
+
+def _write_settings(config: RunConfig) -> None:
+    settings = config.output_dir / CONFIG_FILE
+    settings.parent.mkdir(parents=True, exist_ok=True)
     temporary = settings.with_suffix(".tmp")
     temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, settings)
-    return None, False
 
 
 def _check_unchanged(old: dict[str, Any], config: RunConfig) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainers.cli import main
 from trainers.distributed import World
 from trainers.runs import Run
 
@@ -69,3 +70,12 @@ def checkpoint(tiny, tmp_path_factory):
 @pytest.fixture(scope="session")
 def data(tiny, tmp_path_factory):
     return tiny.write_data(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, checkpoint, data, tmp_path_factory):
+    """Folders of finished runs, by method; tests leave them as they are."""
+    root = tmp_path_factory.mktemp("finished")
+    for method in ("lora", "full", "head"):
+        main(tiny.arguments(checkpoint, data, root / method, "--method", method))
+    return {folder.name: folder for folder in root.iterdir()}

@@ -1,4 +1,5 @@
 import mmap
+import resource
 import sys
 
 import pytest
@@ -31,8 +32,6 @@ def test_counts_what_was_used_since_the_reset():
 
 @pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd", 1024)])
 def test_systems_without_proc(monkeypatch, tmp_path, platform, unit):
-    import resource
-
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "missing")
     monkeypatch.setattr(memory, "_CLEAR", tmp_path / "missing")
     monkeypatch.setattr(sys, "platform", platform)

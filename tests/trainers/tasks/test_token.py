@@ -62,7 +62,7 @@ def test_metrics_count_each_scored_word_of_a_sentence_once():
     )
     predictions = [
         np.array([2, 1, 2, 2, 2, 9, 9]),  # padded to the longest of its batch
-        np.array([1, 1, 1, 2, 1]),
+        np.array([1, 1, 2, 2, 1]),
         np.array([1, 1, 0, 0, 1]),
     ]
     assert TASK.metrics(predictions, data) == ner_metrics(

@@ -1,0 +1,199 @@
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainers.cli import VERBS, exit_on_user_error, main, parse_run, read_toml
+from trainers.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fails(capsys, *arguments):
+    """The error output of a command that must end with status 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def fails_in_one_line(capsys, *arguments):
+    error = fails(capsys, *arguments)
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def words(box):
+    """The text of a framed message as one line."""
+    return " ".join(re.sub("[─│╭╮╰╯]", " ", box).split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb(capsys, verb):
+    with pytest.raises(SystemExit) as exit_:
+        main([verb, "--help"])
+    assert exit_.value.code == 0
+    text = words(capsys.readouterr().out)
+    assert f"usage: lora-core {verb}" in text
+    assert VERBS[verb].__doc__
+    described = RunConfig.__doc__ if verb == "train" else VERBS[verb].__doc__.split("\n")[0]
+    assert described.rstrip(".") in text
+
+
+def test_help_of_train_has_every_setting_and_its_meaning(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = words(capsys.readouterr().out)
+    for field in dataclasses.fields(RunConfig):
+        assert re.search(f"--{field.name.replace('_', '-')}[ ,]", text)
+    assert "--config FILE.toml" in text
+    assert "Peak learning rate of AdamW." in text
+
+
+def test_help_without_a_verb_lists_the_verbs(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert all(re.search(rf"• {verb} ", text) for verb in VERBS)
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"]])
+def test_a_wrong_or_missing_verb_lists_the_verbs(capsys, arguments):
+    assert ", ".join(VERBS) in words(fails(capsys, *arguments))
+
+
+def test_an_unknown_flag_names_the_nearest(capsys):
+    error = words(fails(capsys, "train", "--learning-rat", "1e-3"))
+    assert "Unrecognized options: --learning-rat" in error
+    assert "--learning-rate FLOAT" in error
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [("--epochs", "0", "epochs must be at least 1, but it is 0"), ("--precision", "fp8", "fp32"), ("--r", "x", "int")],
+)
+def test_a_wrong_value_of_a_flag(capsys, flag, value, expected):
+    assert expected in words(fails(capsys, "train", flag, value))
+
+
+def test_settings_of_a_file_with_flags_over_it(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('data = "d"\nepochs = 7\nlearning_rate = 1\ntarget_modules = ["key", "value"]\nuse_dora = true\n')
+    default = RunConfig(seed=5, epochs=4)
+    expected = RunConfig(seed=5, epochs=2, data="d", learning_rate=1, target_modules=("key", "value"), use_dora=True)
+    flags = ["--epochs", "2"]
+    assert parse_run(["--config", str(file), *flags], default) == expected
+    assert parse_run([*flags, "--config", str(file)], default) == expected
+    assert parse_run([f"--config={file}", *flags], default) == expected
+    assert read_toml(file, default) == dataclasses.replace(expected, epochs=7)
+    assert parse_run(["--target-modules", "query", "dense", "--no-use-dora"], expected) == dataclasses.replace(
+        expected, target_modules=("query", "dense"), use_dora=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("epoch = 3", r"run.toml: unknown setting 'epoch'. Did you mean 'epochs'?"),
+        ("lr_rate = 3", r"Did you mean 'learning_rate'?"),
+        ("epochs = 'three'", "run.toml: epochs is 'three', but it should be a whole number"),
+        ("epochs = 0", "run.toml: epochs must be at least 1, but it is 0"),
+        ("epochs 3", "run.toml is not TOML"),
+        ("target_modules = 'qv'", "target_modules is 'qv', but it should be a list of strings"),
+    ],
+)
+def test_a_wrong_file(capsys, tmp_path, text, expected):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    assert expected in fails_in_one_line(capsys, "train", "--config", file)
+
+
+def test_a_file_that_is_missing_or_not_named(capsys, tmp_path):
+    assert "missing.toml does not exist" in fails_in_one_line(capsys, "train", "--config", tmp_path / "missing.toml")
+    assert "--config needs the path" in fails_in_one_line(capsys, "train", "--config")
+
+
+def test_data_is_required(capsys):
+    assert "--data is missing" in fails_in_one_line(capsys, "train", "--epochs", 1)
+
+
+def test_wrong_data_or_model_ends_in_one_line(capsys, tmp_path, data, checkpoint):
+    error = fails_in_one_line(capsys, "train", "--data", tmp_path / "nowhere", "--output-dir", tmp_path / "a")
+    assert str(tmp_path / "nowhere") in error
+    error = fails_in_one_line(
+        capsys, "train", "--data", data, "--model", tmp_path / "nothing", "--output-dir", tmp_path / "b"
+    )
+    assert str(tmp_path / "nothing") in error
+    error = fails_in_one_line(
+        capsys, "train", "--data", data, "--model", checkpoint, "--target-modules", "querry", "--output-dir", tmp_path / "c"
+    )
+    assert "query" in error
+
+
+def test_only_the_first_process_of_several_prints_the_error(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert fails(capsys, "train", "--config") == ""
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, FloatingPointError])
+def test_errors_of_users_and_errors_of_ours(capsys, kind):
+    def fail():
+        raise kind("what to do")
+
+    def bug():
+        raise KeyError("bug")
+
+    with pytest.raises(SystemExit) as exit_:
+        exit_on_user_error(fail)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: what to do\n"
+    with pytest.raises(KeyError):
+        exit_on_user_error(bug)
+
+
+def test_train_prints_the_scores_of_the_log(capsys, tmp_path, tiny, checkpoint, data):
+    main(tiny.arguments(checkpoint, data, tmp_path / "run", "--epochs", "1", "--method", "head"))
+    result = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"F1 {result['test']['f1']:.4f}, precision {result['test']['precision']:.4f}" in capsys.readouterr().out
+
+
+def test_compare_prints_the_table_and_writes_the_files(capsys, tmp_path, finished):
+    main(["compare", str(finished["full"]), str(finished["lora"]), "--output-dir", str(tmp_path / "both")])
+    out = capsys.readouterr().out
+    assert re.search(r"^\| full .* baseline .*\n\| lora ", out, flags=re.MULTILINE)
+    written = {path.name for path in (tmp_path / "both").iterdir()}
+    assert written == {"comparison.md", "comparison.json", "comparison.png"}
+    assert all(str(tmp_path / "both" / name) in out for name in written)
+    rows = json.loads((tmp_path / "both" / "comparison.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["full", "lora"]
+
+
+def test_compare_needs_two_finished_runs(capsys, tmp_path, finished):
+    assert "at least two runs" in fails_in_one_line(capsys, "compare", finished["full"])
+    assert "not the folder of a run" in fails_in_one_line(capsys, "compare", finished["full"], tmp_path)
+
+
+def test_evaluate_prints_the_scores_as_json(capsys, finished):
+    main(["evaluate", str(finished["lora"]), "--split", "validation"])
+    scores = json.loads(capsys.readouterr().out)
+    logged = json.loads((finished["lora"] / "metrics.jsonl").read_text().splitlines()[-1])["validation"]
+    assert scores.pop("loss") == pytest.approx(logged.pop("loss"), abs=1e-5)
+    assert scores == logged
+    assert "has no dev split" in fails_in_one_line(capsys, "evaluate", finished["lora"], "--split", "dev")
+
+
+def test_python_m_trainers_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "trainers", "train"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: --data is missing: .*\n", done.stderr)
