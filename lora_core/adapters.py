@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lora_core.config import LoRAConfig
-from lora_core.layers import LoRALayer
+from lora_core.layers import LoRALayer, model_modules
 
 STATE = "lora_state"
 
@@ -61,7 +61,7 @@ def state_of(model: nn.Module) -> LoRAState:
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
     """Path and module of every adapted layer."""
-    for path, module in model.named_modules():
+    for path, module in model_modules(model):
         if isinstance(module, LoRALayer):
             yield path, module
 

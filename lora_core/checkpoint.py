@@ -17,8 +17,17 @@ from torch import Tensor, nn
 
 from lora_core.adapters import delete_adapter, hosts, record_of, set_adapter, state_of
 from lora_core.config import TASK_TYPES, LoRAConfig
-from lora_core.file_format import WEIGHTS_FILE, counts_twice, file_config, file_key, read_weights, refuse_non_finite, saved_modules
+from lora_core.file_format import (
+    WEIGHTS_FILE,
+    counts_twice,
+    file_config,
+    file_keys,
+    read_weights,
+    refuse_non_finite,
+    saved_modules,
+)
 from lora_core.inject import add_exactly
+from lora_core.layers import model_modules
 from lora_core.targets import without_idle_patterns
 from lora_core.vit_names import in_names_of
 
@@ -34,7 +43,7 @@ def lora_state_dict(model: nn.Module, adapter_name: str = "default") -> dict[str
     of a fused layer, or on an nn.MultiheadAttention.
     """
     tensors = adapter_tensors(model, adapter_name)
-    keys = {key: file_key(model, adapter_name, key) for key in tensors}
+    keys = file_keys(model, adapter_name, tensors)
     return {keys[key]: tensor / 2 if counts_twice(keys[key]) else tensor for key, tensor in tensors.items()}
 
 
@@ -117,10 +126,11 @@ def load_adapter(
 def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, Tensor]]:
     """An adapter's config and tensors from disk, under this model's names and PEFT's keys; errors as for load_adapter."""
     config, tensors = LoRAConfig.load(folder), read_weights(folder)
-    tensors, config = in_names_of((path for path, _ in model.named_modules()), tensors, config)
+    tensors, config = in_names_of((path for path, _ in model_modules(model)), tensors, config)
     names = saved_modules(model, config.modules_to_save or (), tensors)
     tensors = {key: tensor * 2 if counts_twice(key) else tensor for key, tensor in tensors.items()}
-    return without_idle_patterns(model, dataclasses.replace(config, modules_to_save=names)), tensors
+    config = dataclasses.replace(config, modules_to_save=names)
+    return without_idle_patterns(model, config), tensors
 
 
 def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file: Path) -> None:
@@ -128,7 +138,7 @@ def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file:
     own = {f"{path}.{name}": tensor for path, host in hosts(model) if adapter_name in host.lora
            for name, tensor in host.lora[adapter_name].named_tensors().items()}  # fmt: skip
     own |= record_of(model, adapter_name).saved
-    expected = {file_key(model, adapter_name, key): tensor for key, tensor in own.items()}
+    expected = {key: own[path] for path, key in file_keys(model, adapter_name, own).items()}
     problems = [f"  missing: {key} {tuple(tensor.shape)}" for key, tensor in expected.items() if key not in tensors]
     problems += [f"  unknown: {key} {tuple(tensor.shape)}" for key, tensor in tensors.items() if key not in expected]
     problems += [

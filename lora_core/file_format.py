@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lora_core.adapters import hosts, record_of
 from lora_core.config import LoRAConfig
 from lora_core.fused_qkv import ThirdsAdapter
+from lora_core.layers import model_modules
 from lora_core.targets import attention_outputs, preset_of
 from lora_core.updates import Adapter
 
@@ -22,20 +23,21 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
-def file_key(model: nn.Module, adapter_name: str, key: str) -> str:
-    """PEFT's key of a tensor whose path in the model, the adapter's name left out, is ``key``.
+def file_keys(model: nn.Module, adapter_name: str, keys: Iterable[str]) -> dict[str, str]:
+    """PEFT's keys of tensors by their paths in the model, the adapter's name left out.
 
     PEFT wraps an adapted layer, so its own bias and, of an nn.MultiheadAttention, its output projection lie one
     `base_layer.` deeper.
     """
-    targets = record_of(model, adapter_name).targets
-    path, _, leaf = key.rpartition(".")
-    if path in targets and leaf == "bias":
-        key = f"{path}.base_layer.bias"
-    for whole, output in attention_outputs(model).items():
-        if output in targets and key.startswith(f"{output}."):
-            key = f"{whole}.base_layer.out_proj.{key[len(output) + 1 :]}"
-    return PREFIX + key
+    targets = set(record_of(model, adapter_name).targets)
+    outputs = {output: f"{path}.base_layer.out_proj" for path, output in attention_outputs(model).items()}
+    found = {}
+    for key in keys:
+        path, _, leaf = key.rpartition(".")
+        name = f"{path}.base_layer.bias" if leaf == "bias" and path in targets else key
+        wrapped = next((output for output in outputs if output in targets and name.startswith(f"{output}.")), None)
+        found[key] = PREFIX + (name if wrapped is None else outputs[wrapped] + name[len(wrapped) :])
+    return found
 
 
 def counts_twice(key: str) -> bool:
@@ -61,7 +63,7 @@ def file_config(model: nn.Module, adapter_name: str) -> LoRAConfig:
         config = explicit_config(config, sizes)
     if any(isinstance(adapter, ThirdsAdapter) for adapter in adapters.values()):
         config = explicit_targets(config, sizes)
-    elif preset_of(config.target_modules, [path for path, _ in model.named_modules()]) is not None:
+    elif preset_of(config.target_modules, [path for path, _ in model_modules(model)]) is not None:
         config = dataclasses.replace(config, target_modules=tuple(sorted(sizes)))
     if config.initialisation in ("eva", "olora") or config.initialisation.startswith("pissa"):
         config = dataclasses.replace(config, init_lora_weights=True)  # the file holds a plain adapter of the untouched base
@@ -92,7 +94,7 @@ def saved_modules(model: nn.Module, names: Sequence[str], tensors: Mapping[str, 
     of a path's text, so "classifier" also takes DistilBERT's pre_classifier. A name without a module is dropped
     here; had the file tensors under it, they are reported as unknown.
     """
-    paths = [path for path, _ in model.named_modules() if path]
+    paths = [path for path, _ in model_modules(model) if path]
     found = []
     for name in names:
         ends = [path for path in paths if path.endswith(name)]
@@ -119,7 +121,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def refuse_non_finite(tensors: Mapping[str, Tensor], consequence: str) -> None:
     """ValueError that names the first tensor with NaN or infinity."""
     for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        suspect = not math.isfinite(tensor.sum(dtype=torch.float64))  # cheaper; a sum can also be too large
+        if suspect and not torch.isfinite(tensor).all():
             raise ValueError(f"{consequence}: {key} holds NaN or infinity.")
 
 

@@ -1,14 +1,15 @@
 """Exchange an adapter's content for another one's from disk, in place: for servers that keep one compiled model."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lora_core.adapters import AdapterRecord, hosts, record_of, set_adapter, state_of
+from lora_core.adapters import hosts, record_of, state_of
 from lora_core.checkpoint import read_adapter
-from lora_core.file_format import explicit_targets, file_key, refuse_non_finite
+from lora_core.file_format import explicit_targets, file_keys, refuse_non_finite
 from lora_core.fused_qkv import ThirdsAdapter
 from lora_core.layers import LoRALayer
 from lora_core.targets import attention_outputs
@@ -25,7 +26,8 @@ def prepare_hotswap(model: nn.Module, max_rank: int, adapter_name: str = "defaul
         ValueError: the adapter is unknown, merged, of a larger rank, or of a form that cannot be padded.
     """
     new = {}
-    for host, adapter in _swappable(model, adapter_name).values():
+    for slot in _slots(model, adapter_name).values():
+        host, adapter = slot.host, slot.adapter
         if adapter.r > max_rank:
             raise ValueError(f"max_rank is {max_rank}, but adapter {adapter_name!r} has a layer of rank {adapter.r}.")
         if isinstance(adapter, Conv2dAdapter) and adapter.lora_B.groups > 1:
@@ -36,7 +38,6 @@ def prepare_hotswap(model: nn.Module, max_rank: int, adapter_name: str = "defaul
         new[host].register_buffer("scaling", scaling, persistent=False)
     for host, adapter in new.items():
         host.lora[adapter_name] = adapter
-    set_adapter(model, state_of(model).active)
     return model
 
 
@@ -54,55 +55,61 @@ def hotswap_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "d
     folder = Path(folder)
     inner: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     record = record_of(inner, adapter_name)
-    adapters = _swappable(inner, adapter_name)
+    slots = _slots(inner, adapter_name)
     config, tensors = read_adapter(inner, folder)
     refuse_non_finite(tensors, f"{folder} was not loaded")
     owner = {output: path for path, output in attention_outputs(inner).items()}
-    new: dict[LoRALayer, dict[str, Tensor]] = {}
-    scalings: dict[LoRALayer, float] = {}
-    problems = []
-    taken = set()
-    for path, (host, adapter) in adapters.items():
-        keys = {name: file_key(inner, adapter_name, f"{path}.{name}") for name in adapter.named_tensors()}
-        found = {name: tensors[key] for name, key in keys.items() if key in tensors}
-        taken |= set(keys.values())
-        problems += [f"missing: {keys[name]}" for name in keys if found and name not in found]
-        problems += [p for name, tensor in found.items() if (p := _misfit(adapter, name, tensor, keys[name]))]
-        new[host] = found
-        scalings[host] = config.scaling_of(owner.get(path, path))
-    head = {key: file_key(inner, adapter_name, key) for key in record.saved}
+    names = file_keys(inner, adapter_name, [f"{path}.{name}" for path, slot in slots.items() for name in slot.own])
+    names |= file_keys(inner, adapter_name, record.saved)
+    found: dict[str, dict[str, Tensor]] = {}
+    problems = [f"unknown: {key}" for key in tensors.keys() - names.values()]
+    for path, slot in slots.items():
+        keys = {name: names[f"{path}.{name}"] for name in slot.own}
+        found[path] = {name: tensors[key] for name, key in keys.items() if key in tensors}
+        rank = config.rank_of(owner.get(path, path))
+        problems += [f"missing: {key}" for key in keys.values() if found[path] and key not in tensors]
+        problems += [p for name, tensor in found[path].items() if (p := _misfit(slot, name, tensor, rank, keys[name]))]
+    head = {key: names[key] for key in record.saved}
     present = {key for key, name in head.items() if name in tensors}
     problems += [f"missing: {name}" for key, name in head.items() if present and key not in present]
     problems += [f"misshapen: {head[key]}" for key in present if tensors[head[key]].shape != record.saved[key].shape]
-    problems += [f"unknown: {key}" for key in tensors if key not in taken and key not in set(head.values())]
     if problems:
         raise ValueError(f"{folder} does not fit adapter {adapter_name!r}:\n  " + "\n  ".join(problems[:20]))
 
-    for host, found in new.items():
-        _write(host, adapter_name, found, scalings[host])
+    for path, slot in slots.items():
+        _write(slot, adapter_name, found[path], config.scaling_of(owner.get(path, path)))
     base = state_of(inner).base
     for key, tensor in record.saved.items():
         tensor.copy_(tensors[head[key]] if key in present else base[key])
-    if not all(new.values()):  # the adapter keeps the layers that the file lacks, with updates of zero
+    if not all(found.values()):  # the adapter keeps the layers that the file lacks, with updates of zero
         config = explicit_targets(config, [path for path in record.targets if path not in owner])
     record.config = dataclasses.replace(config, modules_to_save=record.config.modules_to_save)
-    set_adapter(inner, state_of(inner).active)
     return model
 
 
-def _swappable(model: nn.Module, adapter_name: str) -> dict[str, tuple[LoRALayer, Adapter]]:
-    """{path: (host, adapter)} of an adapter in a plain form."""
-    record: AdapterRecord = record_of(model, adapter_name)
-    found = {path: (host, host.lora[adapter_name]) for path, host in hosts(model) if adapter_name in host.lora}
-    if any(adapter_name in host.merged_adapters for host, _ in found.values()):
+@dataclass(frozen=True)
+class _Slot:
+    """An adapter of one layer, and its parameters under PEFT's names."""
+
+    host: LoRALayer
+    adapter: Adapter
+    own: dict[str, Tensor]
+
+
+def _slots(model: nn.Module, adapter_name: str) -> dict[str, _Slot]:
+    """The layers of an adapter in a plain form, by path."""
+    record = record_of(model, adapter_name)
+    found = {path: host for path, host in hosts(model) if adapter_name in host.lora}
+    if any(adapter_name in host.merged_adapters for host in found.values()):
         raise ValueError(f"Adapter {adapter_name!r} is merged. Call lora_core.unmerge_lora(model) first.")
-    special = [a for _, a in found.values() if isinstance(a, ThirdsAdapter) or getattr(a, "start_A", None) is not None]
+    adapters = {path: host.lora[adapter_name] for path, host in found.items()}
+    special = any(isinstance(a, ThirdsAdapter) or getattr(a, "start_A", None) is not None for a in adapters.values())
     if special or record.config.trainable_token_indices:
         raise ValueError(
             f"Adapter {adapter_name!r} has a form that a file cannot replace in place (PiSSA, OLoRA, thirds of a fused "
             "layer, token rows). Save it and load it again: files hold the plain form."
         )
-    return found
+    return {path: _Slot(host, adapters[path], adapters[path].named_tensors()) for path, host in found.items()}
 
 
 def _resized(host: LoRALayer, adapter: Adapter, rank: int) -> Adapter:
@@ -116,45 +123,52 @@ def _resized(host: LoRALayer, adapter: Adapter, rank: int) -> Adapter:
     new.r = adapter.r
     for name, tensor in new.named_tensors().items():
         _copy_into(tensor, old[name])
+        tensor.requires_grad_(old[name].requires_grad)
     return new.train(adapter.training)
 
 
-def _write(host: LoRALayer, adapter_name: str, found: dict[str, Tensor], scaling: float) -> None:
+def _write(slot: _Slot, adapter_name: str, found: dict[str, Tensor], scaling: float) -> None:
     """Put a file's tensors for one layer into its adapter; none means an update of zero."""
-    adapter: Adapter = host.lora[adapter_name]
+    adapter, own = slot.adapter, slot.own
     a, b = adapter.factor_names
     if not found:
-        adapter.named_tensors()[b].zero_()
+        own[b].zero_()
         if adapter.lora_magnitude_vector is not None:
-            adapter.lora_magnitude_vector.copy_(adapter.row_norms(host.weight_matrix()))
+            adapter.lora_magnitude_vector.copy_(adapter.row_norms(slot.host.weight_matrix()))
         return
     rank = found[a].shape[0]
     if isinstance(adapter.scaling, Tensor):
         adapter.scaling.fill_(scaling)
     else:
         if adapter.r != rank:
-            adapter = host.lora[adapter_name] = _resized(host, adapter, rank)
+            adapter = slot.host.lora[adapter_name] = _resized(slot.host, adapter, rank)
+            own = adapter.named_tensors()
         adapter.scaling = scaling
     adapter.r = rank
-    for name, tensor in adapter.named_tensors().items():
+    for name, tensor in own.items():
         _copy_into(tensor, found[name])
 
 
-def _misfit(adapter: Adapter, name: str, tensor: Tensor, key: str) -> str | None:
-    own = adapter.named_tensors()[name]
-    rank_dim = {factor: dim for dim, factor in enumerate(adapter.factor_names)}.get(name)
-    shapes = [[n for dim, n in enumerate(t.shape) if dim != rank_dim] for t in (own, tensor)]
-    if own.dim() != tensor.dim() or shapes[0] != shapes[1]:
-        return f"misshapen: {key} is {tuple(tensor.shape)}, the adapter has {tuple(own.shape)}"
-    room = isinstance(adapter.scaling, Tensor) and rank_dim is not None
-    if room and tensor.shape[rank_dim] > own.shape[rank_dim]:
-        return f"too large: {key} has rank {tensor.shape[rank_dim]}, prepare_hotswap made room for {own.shape[rank_dim]}"
+def _misfit(slot: _Slot, name: str, tensor: Tensor, rank: int, key: str) -> str | None:
+    """What keeps ``tensor`` from being the adapter's ``name``, for an adapter of ``rank``."""
+    own = slot.own[name]
+    factors = slot.adapter.factor_names
+    wanted = list(own.shape)
+    if name in factors:
+        groups = getattr(getattr(slot.adapter, "lora_B", None), "groups", 1)
+        wanted[factors.index(name)] = rank // groups if name == factors[1] else rank
+    if list(tensor.shape) != wanted:
+        return f"misshapen: {key} is {tuple(tensor.shape)}, the adapter needs {tuple(wanted)}"
+    if isinstance(slot.adapter.scaling, Tensor) and any(n > m for n, m in zip(wanted, own.shape, strict=True)):
+        return f"too large: {key} has rank {rank}, prepare_hotswap made room for {own.shape[factors.index(name)]}"
     return None
 
 
 @torch.no_grad()
 def _copy_into(room: Tensor, tensor: Tensor) -> None:
     """``tensor`` in the first places of ``room``, zeros in the others; what does not fit is left out."""
-    part = tuple(slice(min(n, m)) for n, m in zip(room.shape, tensor.shape, strict=True))
-    room.zero_()
-    room[part].copy_(tensor[part])
+    if room.shape != tensor.shape:
+        room.zero_()
+        part = tuple(slice(min(n, m)) for n, m in zip(room.shape, tensor.shape, strict=True))
+        room, tensor = room[part], tensor[part]
+    room.copy_(tensor)

@@ -97,11 +97,28 @@ def _pissa(a: Tensor, b: Tensor, weight: Tensor, scaling: float, iterations: int
     if iterations is None:
         u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
     else:
-        u, s, v = torch.svd_lowrank(weight.float(), q=r, niter=iterations)
-        vh = v.T
+        u, s, vh = _leading_vectors(weight.float(), r, iterations)
     root = (s[:r] / scaling).sqrt()
     a.copy_(root[:, None] * vh[:r])
     b.copy_(u[:, :r] * root)
+
+
+def _leading_vectors(w: Tensor, r: int, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The r largest singular values of ``w`` (out, in), nearly: U (out, r), S (r,), V^T (r, in).
+
+    Subspace iteration, Halko et al. 2011 (https://arxiv.org/abs/0909.4061), algorithms 4.4 and 5.1. The few vectors
+    are kept as rows, which makes these products several times as fast on a CPU as with columns.
+    """
+    out_rows = _orthonormal(torch.randn(r, w.shape[1], device=w.device) @ w.T)  # (r, out)
+    for _ in range(iterations):
+        out_rows = _orthonormal(_orthonormal(out_rows @ w) @ w.T)
+    u, s, vh = torch.linalg.svd(out_rows @ w, full_matrices=False)
+    return out_rows.T @ u, s, vh
+
+
+def _orthonormal(rows: Tensor) -> Tensor:
+    """Orthonormal rows that span the same space."""
+    return torch.linalg.qr(rows.T).Q.T
 
 
 def _feasible(a: Tensor, weight: Tensor) -> int:

@@ -66,7 +66,9 @@ def inject_lora(
     if config is None:
         config = fields
     elif fields != LoRAConfig():
-        raise ValueError("Give either config or single fields, not both: dataclasses.replace(config, r=16) combines them.")
+        raise ValueError(
+            "Give either config or single fields, not both: dataclasses.replace(config, r=16) combines them."
+        )
     add_adapter(model, adapter_name, config=config, adapter_dtype=adapter_dtype)
     set_adapter(model, adapter_name)
     return model

@@ -6,6 +6,8 @@ turns a layer into its host in place, which keeps every reference to the layer a
 small module in the host's `lora`.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,13 +32,19 @@ class LoRALayer(nn.Module):
     transposed = False  # the weight is (in, out)
     rows_can_differ = True  # adapters may differ by row of a batch
     bias: nn.Parameter | None
+    lora: nn.ModuleDict
     original_class: type[nn.Module]
+    active_adapters: tuple[str, ...]
+    row_adapters: tuple[int, list[tuple[str, Tensor]]] | None
+    merged_adapters: tuple[str, ...]
+    frozen: dict[str, nn.Parameter]
 
     @classmethod
     def adopt(cls, layer: nn.Module) -> "LoRALayer":
         """Turn ``layer`` into this host in place and return it."""
         original = type(layer)
         layer.__class__ = cls
+        assert isinstance(layer, cls)
         layer.lora = nn.ModuleDict().train(layer.training)
         layer.original_class = original
         layer.active_adapters = ()
@@ -119,6 +127,22 @@ class LoRALayer(nn.Module):
         for parameter in self.frozen.values():
             parameter.data = fn(parameter.data)
         return self
+
+
+def model_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Path and module of everything in ``model`` but what lies in adapters, in the order of ``named_modules``."""
+    seen: set[nn.Module] = set()
+    waiting = [("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        yield path, module
+        prefix, host = f"{path}." if path else "", isinstance(module, LoRALayer)
+        children = [(prefix + name, child) for name, child in module._modules.items()
+                    if child is not None and not (host and name == "lora")]  # fmt: skip
+        waiting += reversed(children)
 
 
 class LoRALinear(LoRALayer, nn.Linear):

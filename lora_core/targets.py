@@ -10,7 +10,7 @@ from torch import nn
 from lora_core.config import LoRAConfig, Names
 from lora_core.fused_qkv import THIRDS, is_fused_qkv, split_thirds
 from lora_core.kinds import HOSTS, host_class, refusal
-from lora_core.layers import LoRAConv1D, LoRALayer, LoRALinear
+from lora_core.layers import LoRAConv1D, LoRALayer, LoRALinear, model_modules
 from lora_core.multihead import LoRAMultiheadAttention
 
 ATTENTION_NAMES = (
@@ -49,7 +49,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     targets = _matches(model, adaptable, config.target_modules)
     targets = [path for path in targets if not _within(path, saved)]
     if config.exclude_modules is not None:
-        odd = [path for path, module in model.named_modules() if refusal(path, module)]
+        odd = [path for path, module in model_modules(model) if refusal(path, module)]
         excluded = set(_by_names(config.exclude_modules, [*adaptable, *odd], "exclude_modules"))
         targets = [path for path in targets if path not in excluded]
     if config.layers_to_transform is not None:
@@ -92,7 +92,7 @@ def without_idle_patterns(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
 def find_saved(model: nn.Module, config: LoRAConfig, targets: Sequence[str]) -> list[str]:
     """Paths of the parameters and buffers that an adapter owns in full: saved modules, and biases by ``bias``."""
     inside = _adapter_prefixes(model)
-    paths = [path for path, _ in model.named_modules() if path and not path.startswith(inside)]
+    paths = [path for path, _ in model_modules(model) if path]
     names = head_names(model) if config.modules_to_save is None else config.modules_to_save
     modules = []
     for name in names:
@@ -107,10 +107,7 @@ def find_saved(model: nn.Module, config: LoRAConfig, targets: Sequence[str]) -> 
                 f"modules_to_save: {path} is a {type(module).__name__}, which has no forward. Name the modules inside it."
             )
     wanted = [f"{path}." for path in modules]
-    tensors = dict(model.named_parameters()) | {
-        name: buffer for name, buffer in model.named_buffers() if name in model.state_dict(keep_vars=True)
-    }
-    own = [name for name in tensors if not name.startswith(inside)]
+    own = [name for name in model.state_dict(keep_vars=True) if not name.startswith(inside)]
     keys = [name for name in own if name.startswith(tuple(wanted))] if wanted else []
     if config.bias != "none":
         biases = [name for name in own if name == "bias" or name.endswith(".bias")]
@@ -140,21 +137,20 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
 
 def fused_layers(model: nn.Module) -> set[str]:
     """Paths of the layers that hold query, key and value in one."""
-    return {path for path, module in model.named_modules() if is_fused_qkv(path, module)}
+    return {path for path, module in model_modules(model) if is_fused_qkv(path, module)}
 
 
 def attention_outputs(model: nn.Module) -> dict[str, str]:
     """{path of an nn.MultiheadAttention: path of its output projection, which is adapted with it}."""
-    return {path: f"{path}.out_proj" for path, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
+    return {path: f"{path}.out_proj" for path, m in model_modules(model) if isinstance(m, nn.MultiheadAttention)}
 
 
 def _adaptable(model: nn.Module) -> list[str]:
     """Paths that targets can name: adaptable layers, and the thirds of fused ones."""
-    inside = _adapter_prefixes(model)
     outputs = set(attention_outputs(model).values())
     paths = []
-    for path, module in model.named_modules():
-        if path and host_class(module) is not None and not path.startswith(inside) and path not in outputs:
+    for path, module in model_modules(model):
+        if path and host_class(module) is not None and path not in outputs:
             paths.append(path)
             if is_fused_qkv(path, module):
                 paths += [f"{path}.{third}" for third in THIRDS]
@@ -164,9 +160,8 @@ def _adaptable(model: nn.Module) -> list[str]:
 def _refused(model: nn.Module, config: LoRAConfig, saved: Iterable[str]) -> str | None:
     """Why a layer that the targets name and nothing excludes cannot be adapted; None when all can."""
     outputs = {output: path for path, output in attention_outputs(model).items()}
-    inside = _adapter_prefixes(model)
-    for path, module in model.named_modules():
-        if path.startswith(inside) or _within(path, saved) or _named(path, config.exclude_modules):
+    for path, module in model_modules(model):
+        if _within(path, saved) or _named(path, config.exclude_modules):
             continue
         if path in outputs and not _is_preset(config.target_modules) and _named(path, config.target_modules):
             return f"{path} is never called by its nn.MultiheadAttention. Target {outputs[path]}, which adapts both."
@@ -193,7 +188,7 @@ def _matches(model: nn.Module, adaptable: list[str], targets: Names) -> list[str
     if preset is None:
         assert targets is not None
         return _by_names(targets, adaptable, "target_modules")
-    modules = dict(model.named_modules())
+    modules = dict(model_modules(model))
     linear = [path for path in adaptable if _is_linear(modules.get(path))]
     if preset == "all-linear":
         heads = head_names(model)
@@ -274,7 +269,7 @@ def _within(path: str, names: Iterable[str]) -> bool:
 
 def _adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
     """Starts of the paths that lie inside adapters; a second adapter must not adapt the first."""
-    return tuple(f"{path}.lora." for path, module in model.named_modules() if isinstance(module, LoRALayer))
+    return tuple(f"{path}.lora." for path, module in model_modules(model) if isinstance(module, LoRALayer))
 
 
 def _endings(paths: Iterable[str]) -> list[str]:

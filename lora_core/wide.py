@@ -31,7 +31,8 @@ class DtypeBridge:
 def half_modules(model: nn.Module, saved: Iterable[str], base: Mapping[str, Tensor]) -> list[str]:
     """Paths of the modules in half precision of which an adapter owns every parameter: they are trained in fp32.
 
-    ``base`` holds the base model's own tensors by path. A module that gives an adapter its bias alone is not among them: its weight and bias must keep one dtype.
+    ``base`` holds the base model's own tensors by path. A module that gives an adapter its bias alone is not among
+    them: its weight and bias must keep one dtype.
     """
     keys = set(saved)
     found = []

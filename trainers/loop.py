@@ -24,7 +24,7 @@ from trainers.distributed import World
 from trainers.log import MetricsLog
 from trainers.optim import build_optimizer, build_scheduler
 from trainers.precision import autocast, grad_scaler
-from trainers.resume import TrainState, restore_best, save_best, save_checkpoint
+from trainers.resume import TrainState, restore_best, save_best, save_checkpoint, seed_generators
 from trainers.tasks import Data, Task
 
 
@@ -45,7 +45,7 @@ def fit(
         ValueError: nothing is trainable, or the checkpoint belongs to another run.
         FloatingPointError: the loss or a gradient is not finite (with fp16, such steps are skipped instead).
     """
-    torch.manual_seed(config.seed + world.rank)
+    seed_generators(config.seed + world.rank)
     model.to(world.device)
     steps_per_epoch = -(-len(train.lengths) // config.batch_size)
     optimizer = build_optimizer(model, config)

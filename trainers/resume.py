@@ -30,7 +30,6 @@ logger = logging.getLogger("trainers")
 
 CHECKPOINTS = "checkpoints"
 TENSORS, PROGRESS, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-_STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass
@@ -182,6 +181,13 @@ class TrainState:
             self._losses.clear()
 
 
+def seed_generators(seed: int) -> None:
+    """Seed every random generator whose state a checkpoint holds."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+
+
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What training changes: trainable parameters and the buffers that a state dict holds."""
     tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -209,7 +215,7 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) ->
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest undamaged checkpoint of a run folder; damaged ones are skipped with a warning."""
-    for checkpoint in _by_step(folder / CHECKPOINTS):
+    for _, checkpoint in _newest_first(folder / CHECKPOINTS, "step"):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
@@ -255,10 +261,10 @@ def _remove_unneeded(root: Path, step: int, keep: int) -> None:
 
     Later checkpoints were damaged, or the user went back behind them; they must not be taken for the newest.
     """
-    checkpoints = _by_step(root)
-    kept = [path for path in checkpoints if int(path.name.removeprefix("step-")) <= step][:keep]
+    checkpoints = _newest_first(root, "step")
+    kept = [path for number, path in checkpoints if number <= step][:keep]
     needed = [root / f"best-{_best_epoch(path)}" for path in kept]
-    for path in (*checkpoints, *root.glob("best-*")):
+    for _, path in (*checkpoints, *_newest_first(root, "best")):
         if path not in (*kept, *needed):
             shutil.rmtree(path)
 
@@ -295,11 +301,11 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _by_step(root: Path) -> list[Path]:
-    """Folders named step-N, newest first; anything else is none of ours."""
+def _newest_first(root: Path, kind: str) -> list[tuple[int, Path]]:
+    """(N, folder) of the folders named KIND-N, largest N first; anything else is none of ours."""
     found = [(int(match[1]), path) for path in (root.iterdir() if root.is_dir() else ())
-             if (match := _STEP.fullmatch(path.name)) and path.is_dir()]  # fmt: skip
-    return [path for _, path in sorted(found, reverse=True)]
+             if (match := re.fullmatch(rf"{kind}-(\d+)", path.name)) and path.is_dir()]  # fmt: skip
+    return sorted(found, reverse=True)
 
 
 def _sha256(path: Path) -> str:

@@ -56,11 +56,16 @@ def test_disabling_nests_and_ends_with_an_exception(make, two, run):
     base = run(make("bert"))
     model = two()
     wanted = run(model)
-    with pytest.raises(KeyError, match="oops"), disable_adapters(model):
+
+    def fail_inside() -> None:
         with disable_adapters(model):
-            pass
-        assert torch.equal(run(model), base)
-        raise KeyError("oops")
+            with disable_adapters(model):
+                pass
+            assert torch.equal(run(model), base)
+            raise KeyError("oops")
+
+    with pytest.raises(KeyError, match="oops"):
+        fail_inside()
     assert torch.equal(run(model), wanted)
 
 
@@ -141,7 +146,9 @@ def test_another_adapter_cannot_be_set_while_one_is_merged(two, state, same):
     assert same(before, state(model))
 
 
-@pytest.mark.parametrize("name", ["query", "classifier", "lora", "lora_A", "base_layer", "weight", "a-b", "default", "0"])
+@pytest.mark.parametrize(
+    "name", ["query", "classifier", "lora", "lora_A", "base_layer", "weight", "a-b", "default", "0"]
+)
 def test_the_adapters_name_never_matters(name, make, run, randomise):
     """Property 40."""
     plain = randomise(inject_lora(make("bert"), target_modules=["query"], bias="all"))
@@ -258,7 +265,10 @@ def test_a_wrong_number_of_names_is_an_error(count, two, run):
     """Property 38."""
     model = two(modules_to_save=())
     wanted = run(model)
-    with pytest.raises(ValueError, match=f"given {count} adapter names.*sees 4 rows"), mixed_batch(model, ["a"] * count):
+    with (
+        pytest.raises(ValueError, match=f"given {count} adapter names.*sees 4 rows"),
+        mixed_batch(model, ["a"] * count),
+    ):
         run(model)
     assert torch.equal(run(model), wanted)  # in PEFT every later forward fails
 
@@ -285,3 +295,16 @@ def test_disabling_inside_a_mixed_batch(make, two, run):
             assert torch.equal(run(model), base)
         assert torch.equal(run(model), mixed)
     assert not torch.equal(mixed, base)
+
+
+def test_deleting_takes_the_hooks_of_half_precision_away(make, run, state):
+    """A head in fp32 in a half-precision model needs hooks (wide.py), and only as long as it is there."""
+    model = make("bert").bfloat16()
+    before = state(model)["modules"]
+    inject_lora(model, adapter_name="a")
+    add_adapter(model, "b")
+    delete_adapter(model, "a")
+    set_adapter(model, "b")
+    assert run(model).dtype == torch.bfloat16
+    delete_adapter(model, "b")
+    assert state(model)["modules"] == before

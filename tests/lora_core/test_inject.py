@@ -283,7 +283,9 @@ def test_a_refused_injection_changes_nothing(fields, make, state, same):
         with pytest.raises(ValueError, match=r"."):
             inject_lora(prepared, **{"adapter_name": "new", **fields})
         assert same(before, state(prepared))
-        assert set(getattr(prepared, "lora_state", None).adapters if hasattr(prepared, "lora_state") else ()) <= {"default"}
+        assert set(getattr(prepared, "lora_state", None).adapters if hasattr(prepared, "lora_state") else ()) <= {
+            "default"
+        }
 
 
 def test_an_unknown_field_is_refused(make):

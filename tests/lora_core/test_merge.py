@@ -207,7 +207,10 @@ def test_named_adapters_are_made_to_act(make, run, randomise):
     torch.testing.assert_close(run(model), wanted, **EXACT)
 
 
-@pytest.mark.parametrize(("names", "message"), [(["nope"], "no adapter 'nope'"), (["default", "nope"], "nope"), ([], "nothing to merge")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["nope"], "no adapter 'nope'"), (["default", "nope"], "nope"), ([], "nothing to merge")],
+)
 def test_merging_what_is_not_there_is_an_error(names, message, trained, state, same):
     """PEFT merges an unknown name silently."""
     model = trained("linear")

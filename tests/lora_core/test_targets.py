@@ -57,9 +57,7 @@ def test_targets_are_those_of_peft(fields, make, peft_model):
         ("alpha_pattern", {"quary": 4}, "query"),
     ],
 )
-def test_a_pattern_that_matches_nothing_is_an_error_with_the_nearest_names(
-    field, value, nearest, make, state, same
-):
+def test_a_pattern_that_matches_nothing_is_an_error_with_the_nearest_names(field, value, nearest, make, state, same):
     """Property 11 and complaint 1: in PEFT most of these are silent."""
     model = make("bert")
     before = state(model)

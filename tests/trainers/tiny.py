@@ -97,4 +97,4 @@ def arguments(checkpoint: Path, data: Path, output_dir: Path, *more: str) -> lis
     """The command line of a short run with all kinds of dropout."""
     return ["train", "--model", str(checkpoint), "--data", str(data), "--output-dir", str(output_dir),
             "--epochs", "3", "--batch-size", "4", "--learning-rate", "0.01", "--hidden-dropout", "0.1",
-            "--lora-dropout", "0.1", "--attention-dropout", "0.1", "--metric", "accuracy", *more]  # fmt: skip
+            "--lora-dropout", "0.1", "--attention-dropout", "0.1", "--metric", "loss", *more]  # fmt: skip
