@@ -51,6 +51,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, float, flo
     yield rows
     lines = [f"{what:<34}{ours * 1e3:>12.2f}{theirs * 1e3:>12.2f}{theirs / ours:>9.2f}" for what, ours, theirs in rows]
     capture = request.config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
     with capture.global_and_fixture_disabled():
         print("\n" + "\n".join([f"{'':<34}{'ours, ms':>12}{'PEFT, ms':>12}{'ratio':>9}", *lines]))
 
@@ -89,7 +90,9 @@ def with_ours(base: nn.Module, **fields) -> nn.Module:
 def with_peft(base: nn.Module, **fields) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=8, lora_alpha=8, **{"target_modules": QUERY_VALUE, **fields}))
+        return peft.get_peft_model(
+            copy.deepcopy(base), peft.LoraConfig(r=8, lora_alpha=8, **{"target_modules": QUERY_VALUE, **fields})
+        )
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,9 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
     names = sorted({name for name in adapter_names if name is not None})
     owners = [name for name in names if record_of(model, name).saved]
     if owners and (len(names) > 1 or None in adapter_names):
-        raise ValueError(f"Adapters {owners} own a head or biases, which cannot differ by row. Run them in batches of their own.")
+        raise ValueError(
+            f"Adapters {owners} own a head or biases, which cannot differ by row. Run them in batches of their own."
+        )
     layers = [host for _, host in hosts(model)]
     if any(host.merged_adapters for host in layers):
         raise ValueError("Adapters are merged. Call lora_core.unmerge_lora(model) before a mixed batch.")
@@ -242,5 +244,8 @@ def _check_combination(records: dict[str, AdapterRecord]) -> None:
             owner[key] = name
         for token in record.config.trainable_token_indices or ():
             if f"token {token}" in owner:
-                raise ValueError(f"Adapters {owner[f'token {token}']!r} and {name!r} both train token {token}, so they cannot act together.")
+                other = owner[f"token {token}"]
+                raise ValueError(
+                    f"Adapters {other!r} and {name!r} both train token {token}, so they cannot act together."
+                )
             owner[f"token {token}"] = name

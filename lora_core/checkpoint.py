@@ -53,7 +53,7 @@ def adapter_tensors(model: nn.Module, adapter_name: str = "default") -> dict[str
     tensors = {}
     for path, host in hosts(model):
         if adapter_name in host.lora:
-            tensors |= {f"{path}.{name}": tensor for name, tensor in host.lora[adapter_name].file_tensors().items()}
+            tensors |= {f"{path}.{name}": tensor for name, tensor in host.adapter(adapter_name).file_tensors().items()}
     return tensors | record.saved
 
 
@@ -124,7 +124,7 @@ def load_adapter(
 
 
 def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, Tensor]]:
-    """An adapter's config and tensors from disk, under this model's names and PEFT's keys; errors as for load_adapter."""
+    """An adapter's config and tensors from disk, under this model's names and PEFT's keys; errors of load_adapter."""
     config, tensors = LoRAConfig.load(folder), read_weights(folder)
     tensors, config = in_names_of((path for path, _ in model_modules(model)), tensors, config)
     names = saved_modules(model, config.modules_to_save or (), tensors)
@@ -136,7 +136,7 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, 
 def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file: Path) -> None:
     """Copy the file's tensors into the adapter, or raise with every difference listed."""
     own = {f"{path}.{name}": tensor for path, host in hosts(model) if adapter_name in host.lora
-           for name, tensor in host.lora[adapter_name].named_tensors().items()}  # fmt: skip
+           for name, tensor in host.adapter(adapter_name).named_tensors().items()}  # fmt: skip
     own |= record_of(model, adapter_name).saved
     expected = {key: own[path] for path, key in file_keys(model, adapter_name, own).items()}
     problems = [f"  missing: {key} {tuple(tensor.shape)}" for key, tensor in expected.items() if key not in tensors]

@@ -59,27 +59,37 @@ def combine_adapters(
     generator = torch.Generator().manual_seed(seed)
     adapters: dict[str, Adapter] = {}
     for path, host in hosts(model):
-        parts = [(host.lora[name], weight) for name, weight in zip(names, weights, strict=True) if name in host.lora]
+        parts = [(host.adapter(name), weight) for name, weight in zip(names, weights, strict=True) if name in host.lora]
         if parts:
             try:
-                a, b = _combined([part for part, _ in parts], [w for _, w in parts], combination, density, rank, generator)
+                a, b = _combined(
+                    [part for part, _ in parts], [w for _, w in parts], combination, density, rank, generator
+                )
                 adapters[path] = _plain_adapter(host, a, b, like=parts[0][0])
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
     first = records[names[0]]
     sizes = {path: (adapter.r, 1.0) for path, adapter in adapters.items()}
     config = explicit_targets(explicit_config(dataclasses.replace(first.config, use_rslora=False), sizes), sizes)
+    configs = [record.config for record in records.values()]
     config = dataclasses.replace(
-        config, init_lora_weights=True,
-        modules_to_save=tuple(dict.fromkeys(n for record in records.values() for n in record.config.modules_to_save or ())),
-        bias=next((record.config.bias for record in records.values() if record.config.bias != "none"), "none"))  # fmt: skip
+        config,
+        init_lora_weights=True,
+        modules_to_save=tuple(dict.fromkeys(name for each in configs for name in each.modules_to_save or ())),
+        bias=next((each.bias for each in configs if each.bias != "none"), "none"),
+    )
     trainable = all(record.trainable for record in records.values())
     install(model, new_name, AdapterRecord(config, tuple(adapters), saved, trainable), adapters)
     return model
 
 
 def _combined(
-    parts: list[Adapter], weights: list[float], combination: str, density: float | None, rank: int | None, generator: torch.Generator
+    parts: list[Adapter],
+    weights: list[float],
+    combination: str,
+    density: float | None,
+    rank: int | None,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """A (r, in) and B (out, r) of the result, in fp32; its scaling is 1."""
     if any(isinstance(part, TokenRows) or part.lora_magnitude_vector is not None or _has_bias(part) for part in parts):
@@ -103,10 +113,15 @@ def _combined(
     return mix[0], mix[1]
 
 
-def _mixed(tensors: list[Tensor], weights: list[float], combination: str, density: float | None, generator: torch.Generator) -> Tensor:
+def _mixed(
+    tensors: list[Tensor], weights: list[float], combination: str, density: float | None, generator: torch.Generator
+) -> Tensor:
     if density is not None and density < 1 and combination != "linear":
         if combination.startswith("dare"):
-            tensors = [t * torch.bernoulli(torch.full(t.shape, density), generator=generator).to(t.device) / density for t in tensors]
+            tensors = [
+                t * torch.bernoulli(torch.full(t.shape, density), generator=generator).to(t.device) / density
+                for t in tensors
+            ]
         else:
             tensors = [_largest(t, density) for t in tensors]
     stacked = torch.stack(tensors)  # (number of adapters, ...)
@@ -149,14 +164,19 @@ def _saved_once(records: dict[str, AdapterRecord]) -> dict[str, Tensor]:
     for name, record in records.items():
         shared = sorted(set(saved) & set(record.saved))
         if shared:
-            raise ValueError(f"Adapter {name!r} and another both own {shared[0]!r}: heads and biases have no sum. Combine adapters that share none.")
+            raise ValueError(
+                f"Adapter {name!r} and another both own {shared[0]!r}: heads and biases have no sum. "
+                "Combine adapters that share none."
+            )
         for key, tensor in record.saved.items():
             copied = tensor.detach().clone()
             saved[key] = nn.Parameter(copied) if isinstance(tensor, nn.Parameter) else copied
     return saved
 
 
-def _check(names: list[str], weights: Sequence[float], combination: str, density: float | None, rank: int | None) -> None:
+def _check(
+    names: list[str], weights: Sequence[float], combination: str, density: float | None, rank: int | None
+) -> None:
     if not names or len(names) != len(weights) or len(set(names)) < len(names):
         raise ValueError(f"Give different adapters and one weight for each, not {names} and {list(weights)}.")
     if combination not in COMBINATIONS:

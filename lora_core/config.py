@@ -189,10 +189,15 @@ class LoRAConfig:
         """
         peft_type = values.get("peft_type")
         if peft_type != "LORA":
-            raise ValueError(f"{where}: peft_type must be 'LORA', but it is {peft_type!r}. Only LoRA adapters can be read.")
+            raise ValueError(
+                f"{where}: peft_type must be 'LORA', but it is {peft_type!r}. Only LoRA adapters can be read."
+            )
         in_use = [name for name in _UNSUPPORTED if values.get(name)]
         if in_use:
-            raise ValueError(f"{where} uses {', '.join(in_use)}, which lora_core does not have. Merge the adapter in PEFT and save the model instead.")
+            raise ValueError(
+                f"{where} uses {', '.join(in_use)}, which lora_core does not have. "
+                "Merge the adapter in PEFT and save the model instead."
+            )
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known - _IGNORED - set(_UNSUPPORTED))
         if unknown:
@@ -203,8 +208,8 @@ class LoRAConfig:
         init = fields.get("init_lora_weights", True)
         if init in _CHANGED_BASE:
             raise ValueError(
-                f"{where}: init_lora_weights={init!r} changed the base model that the adapter belongs to. Save it in PEFT "
-                "with path_initial_model_for_weight_conversion, or merge it there and save the model instead."
+                f"{where}: init_lora_weights={init!r} changed the base model that the adapter belongs to. "
+                "Save it in PEFT with path_initial_model_for_weight_conversion, or merge it there and save the model instead."
             )
         if not isinstance(init, bool) and not _is_named_init(init):
             fields["init_lora_weights"] = True  # only how training began; the file holds the weights

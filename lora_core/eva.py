@@ -42,37 +42,37 @@ def initialise_eva(
     """
     record = record_of(model, adapter_name)
     outputs = set(attention_outputs(model).values())
-    layers = {
-        path: host
-        for path, host in hosts(model)
-        if path not in outputs and adapter_name in host.lora and type(host.lora[adapter_name]) is LinearAdapter
-    }
+    layers: dict[str, LoRALayer] = {}
+    old: dict[str, LinearAdapter] = {}
+    for path, host in hosts(model):
+        adapter = host.adapter(adapter_name) if adapter_name in host.lora and path not in outputs else None
+        if type(adapter) is LinearAdapter:
+            layers[path], old[path] = host, adapter
     if not layers:
         raise ValueError(f"Adapter {adapter_name!r} adapts no linear layer, so EVA has nothing to set.")
-    if any(host.lora[adapter_name].lora_B.weight.any() or host.lora[adapter_name].start_A is not None for host in layers.values()):
-        raise ValueError(f'Adapter {adapter_name!r} is not fresh: inject it with init_lora_weights="eva" and set it before training.')
+    if any(adapter.lora_B.weight.any() or adapter.start_A is not None for adapter in old.values()):
+        raise ValueError(
+            f'Adapter {adapter_name!r} is not fresh: inject it with init_lora_weights="eva" and set it before training.'
+        )
     if rho < 1:
         raise ValueError(f"rho must be at least 1, but it is {rho}.")
-    ranks = {path: host.lora[adapter_name].r for path, host in layers.items()}
+    ranks = {path: adapter.r for path, adapter in old.items()}
     moments, same = _observe(model, layers, batches, forward or _call)
     directions = {path: moment.directions() for path, moment in moments.items()}
     new_ranks = _redistribute({path: directions[same[path]][0] for path in layers}, ranks, rho)
-    sizes = {}
     for path, host in layers.items():
-        rank, scaling = new_ranks[path], float(host.lora[adapter_name].scaling)
-        if rank == 0:
+        if new_ranks[path] > 0:
+            host.lora[adapter_name] = _started(host, old[path], directions[same[path]][1][: new_ranks[path]])
+        else:
             del host.lora[adapter_name]
             if not host.lora:
                 host.release()
-            continue
-        host.lora[adapter_name] = _started(host, host.lora[adapter_name], directions[same[path]][1][:rank])
-        sizes[path] = (rank, scaling)
-    other = {path: (host.lora[adapter_name].r, float(host.lora[adapter_name].scaling))
-             for path, host in hosts(model) if path in record.targets and path not in sizes}  # fmt: skip
-    record.targets = tuple(path for path in record.targets if path in sizes or path in other)
-    record.config = explicit_config(record.config, sizes | {path: size for path, size in other.items() if path not in outputs})
-    if len(sizes) < len(layers):
-        record.config = explicit_targets(record.config, [path for path in record.targets if path not in outputs])
+    left = {path: host.adapter(adapter_name) for path, host in hosts(model) if adapter_name in host.lora}
+    record.targets = tuple(path for path in record.targets if path in left)
+    sizes = {path: (left[path].r, float(left[path].scaling)) for path in record.targets if path not in outputs}
+    record.config = explicit_config(record.config, sizes)
+    if not all(new_ranks.values()):
+        record.config = explicit_targets(record.config, sizes)
     set_adapter(model, state_of(model).active)
     return model
 
@@ -92,7 +92,7 @@ class _Moments:
         self.outer = self.outer + (x.T @ x).double()
 
     def directions(self) -> tuple[Tensor, Tensor]:
-        """Share of the variance of each principal direction, (in,), and the directions as rows, (in, in); largest first."""
+        """Each principal direction's share of the variance, (in,), and the directions as rows, (in, in); largest first."""
         if self.count < 2:
             raise ValueError("EVA saw fewer than two input vectors. Give batches of training data.")
         mean = self.total / self.count
@@ -130,7 +130,9 @@ def _observe(
         model.eval()
         with disable_adapters(model):
             for batch in batches:
-                mask[:] = [batch["attention_mask"].bool()] if isinstance(batch, Mapping) and "attention_mask" in batch else []
+                mask[:] = (
+                    [batch["attention_mask"].bool()] if isinstance(batch, Mapping) and "attention_mask" in batch else []
+                )
                 forward(model, batch)
                 last.clear()
     finally:
@@ -158,7 +160,7 @@ def _redistribute(shares: Mapping[str, Tensor], ranks: Mapping[str, int], rho: f
 
 def _started(host: LoRALayer, old: LinearAdapter, directions: Tensor) -> LinearAdapter:
     with torch.device(directions.device):
-        new = host.new_adapter(r=len(directions), scaling=old.scaling, lora_dropout=old.lora_dropout.p,
+        new = host.new_adapter(r=len(directions), scaling=float(old.scaling), lora_dropout=old.lora_dropout.p,
                                use_dora=old.lora_magnitude_vector is not None,
                                lora_bias=old.lora_B.bias is not None, dtype=old.lora_A.weight.dtype)  # fmt: skip
     assert isinstance(new, LinearAdapter)

@@ -57,8 +57,10 @@ def file_config(model: nn.Module, adapter_name: str) -> LoRAConfig:
     """
     record = record_of(model, adapter_name)
     config, outputs = record.config, set(attention_outputs(model).values())
-    adapters = {path: host.lora[adapter_name] for path, host in hosts(model) if path in record.targets}
-    sizes = {path: (_file_rank(adapter), float(adapter.scaling)) for path, adapter in adapters.items() if path not in outputs}
+    adapters = {path: host.adapter(adapter_name) for path, host in hosts(model) if path in record.targets}
+    sizes = {
+        path: (_file_rank(adapter), float(adapter.scaling)) for path, adapter in adapters.items() if path not in outputs
+    }
     if any((config.rank_of(path), config.scaling_of(path)) != size for path, size in sizes.items()):
         config = explicit_config(config, sizes)
     if any(isinstance(adapter, ThirdsAdapter) for adapter in adapters.values()):
@@ -66,7 +68,9 @@ def file_config(model: nn.Module, adapter_name: str) -> LoRAConfig:
     elif preset_of(config.target_modules, [path for path, _ in model_modules(model)]) is not None:
         config = dataclasses.replace(config, target_modules=tuple(sorted(sizes)))
     if config.initialisation in ("eva", "olora") or config.initialisation.startswith("pissa"):
-        config = dataclasses.replace(config, init_lora_weights=True)  # the file holds a plain adapter of the untouched base
+        config = dataclasses.replace(
+            config, init_lora_weights=True
+        )  # the file holds a plain adapter of the untouched base
     return config
 
 
@@ -105,10 +109,14 @@ def saved_modules(model: nn.Module, names: Sequence[str], tensors: Mapping[str, 
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of adapter_model.safetensors in ``folder``, less the copies that PEFT's bias="all" writes of the head."""
+    """The tensors of adapter_model.safetensors in ``folder``, less the copies of the head of PEFT's bias="all"."""
     file = folder / WEIGHTS_FILE
     if not file.is_file():
-        remedy = " Convert adapter_model.bin with PEFT: pickles are not read here." if file.with_suffix(".bin").is_file() else ""
+        remedy = (
+            " Convert adapter_model.bin with PEFT: pickles are not read here."
+            if file.with_suffix(".bin").is_file()
+            else ""
+        )
         raise ValueError(f"{file} does not exist.{remedy}")
     try:
         tensors = load_file(file)

@@ -25,7 +25,7 @@ def is_fused_qkv(path: str, module: nn.Module) -> bool:
 
 
 def split_thirds(targets: Sequence[str], fused: set[str]) -> dict[str, tuple[str, ...]]:
-    """Targets as {path of the layer: the thirds to adapt, () for all of it}; ``fused`` holds the fused layers' paths."""
+    """Targets as {path of the layer: the thirds to adapt, () for all of it}; ``fused`` has the fused layers' paths."""
     layers: dict[str, tuple[str, ...]] = {}
     for target in targets:
         path, _, third = target.rpartition(".")
@@ -61,7 +61,9 @@ class ThirdsAdapter(LinearAdapter):
     def blocks(self, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         count = len(self.thirds)
         weights = matrix.chunk(3)
-        for third, a, b in zip(self.thirds, self.lora_A.weight.chunk(count), self.lora_B.weight.chunk(count), strict=True):
+        for third, a, b in zip(
+            self.thirds, self.lora_A.weight.chunk(count), self.lora_B.weight.chunk(count), strict=True
+        ):
             yield a, b, weights[third]
 
     def file_tensors(self) -> dict[str, Tensor]:

@@ -31,7 +31,9 @@ def prepare_hotswap(model: nn.Module, max_rank: int, adapter_name: str = "defaul
         if adapter.r > max_rank:
             raise ValueError(f"max_rank is {max_rank}, but adapter {adapter_name!r} has a layer of rank {adapter.r}.")
         if isinstance(adapter, Conv2dAdapter) and adapter.lora_B.groups > 1:
-            raise ValueError("The adapter of a grouped convolution cannot be padded: its rank is split among the groups.")
+            raise ValueError(
+                "The adapter of a grouped convolution cannot be padded: its rank is split among the groups."
+            )
         new[host] = _resized(host, adapter, max_rank)
         del new[host].scaling
         scaling = torch.tensor(float(adapter.scaling), device=next(adapter.parameters()).device)
@@ -62,7 +64,7 @@ def hotswap_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "d
     names = file_keys(inner, adapter_name, [f"{path}.{name}" for path, slot in slots.items() for name in slot.own])
     names |= file_keys(inner, adapter_name, record.saved)
     found: dict[str, dict[str, Tensor]] = {}
-    problems = [f"unknown: {key}" for key in tensors.keys() - names.values()]
+    problems = [f"unknown: {key}" for key in sorted(tensors.keys() - names.values())]
     for path, slot in slots.items():
         keys = {name: names[f"{path}.{name}"] for name in slot.own}
         found[path] = {name: tensors[key] for name, key in keys.items() if key in tensors}
@@ -102,7 +104,7 @@ def _slots(model: nn.Module, adapter_name: str) -> dict[str, _Slot]:
     found = {path: host for path, host in hosts(model) if adapter_name in host.lora}
     if any(adapter_name in host.merged_adapters for host in found.values()):
         raise ValueError(f"Adapter {adapter_name!r} is merged. Call lora_core.unmerge_lora(model) first.")
-    adapters = {path: host.lora[adapter_name] for path, host in found.items()}
+    adapters = {path: host.adapter(adapter_name) for path, host in found.items()}
     special = any(isinstance(a, ThirdsAdapter) or getattr(a, "start_A", None) is not None for a in adapters.values())
     if special or record.config.trainable_token_indices:
         raise ValueError(
@@ -117,8 +119,8 @@ def _resized(host: LoRALayer, adapter: Adapter, rank: int) -> Adapter:
     old = adapter.named_tensors()
     first = old[adapter.factor_names[0]]
     with torch.device(first.device):
-        new = host.new_adapter(r=rank, scaling=float(adapter.scaling), lora_dropout=adapter.lora_dropout.p, dtype=first.dtype,
-                               use_dora=adapter.lora_magnitude_vector is not None,
+        new = host.new_adapter(r=rank, scaling=float(adapter.scaling), lora_dropout=adapter.lora_dropout.p,
+                               dtype=first.dtype, use_dora=adapter.lora_magnitude_vector is not None,
                                lora_bias="lora_B.bias" in old)  # fmt: skip
     new.r = adapter.r
     for name, tensor in new.named_tensors().items():

@@ -21,7 +21,9 @@ def initialise(adapter: Adapter, matrix: Tensor, config: LoRAConfig) -> None:
         _start_embedding(adapter, scheme)
     else:
         if isinstance(adapter, Conv2dAdapter) and scheme not in _START_BY_SHAPE:
-            raise ValueError(f"init_lora_weights={scheme!r} is not defined for a convolution; use 'gaussian' or exclude it.")
+            raise ValueError(
+                f"init_lora_weights={scheme!r} is not defined for a convolution; use 'gaussian' or exclude it."
+            )
         bias = getattr(getattr(adapter, "lora_B", None), "bias", None)
         if bias is not None:
             nn.init.zeros_(bias)
@@ -124,5 +126,7 @@ def _orthonormal(rows: Tensor) -> Tensor:
 def _feasible(a: Tensor, weight: Tensor) -> int:
     """The rank, which a decomposition of ``weight`` cannot exceed."""
     if a.shape[0] > min(weight.shape):
-        raise ValueError(f"The rank {a.shape[0]} is more than a weight of {tuple(weight.shape)} has. Lower r or set rank_pattern.")
+        raise ValueError(
+            f"The rank {a.shape[0]} is more than a weight of {tuple(weight.shape)} has. Lower r or set rank_pattern."
+        )
     return a.shape[0]

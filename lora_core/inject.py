@@ -95,7 +95,9 @@ def add_exactly(
     model: nn.Module, adapter_name: str, config: LoRAConfig, *, adapter_dtype: torch.dtype | None, trainable: bool
 ) -> None:
     """``add_adapter`` without its care for the head: modules_to_save is taken as it stands, as a file needs it."""
-    state = getattr(model, STATE, None) or LoRAState(was_trainable={n: p.requires_grad for n, p in model.named_parameters()})
+    state = getattr(model, STATE, None) or LoRAState(
+        was_trainable={n: p.requires_grad for n, p in model.named_parameters()}
+    )
     check_new_name(model, adapter_name)
     merged = sorted({name for _, host in hosts(model) for name in host.merged_adapters})
     if merged:
@@ -115,6 +117,7 @@ def add_exactly(
         if path in new:
             raise ValueError(f"{path} is in target_modules and has trainable_token_indices too; choose one of them.")
         embedding = model.get_submodule(path)
+        assert isinstance(embedding, nn.Embedding)
         new[path] = TokenRows(embedding, config.trainable_token_indices, _dtype(embedding.weight, adapter_dtype))
     half = half_modules(model, saved, base)
     widened = adapter_dtype or torch.float32
@@ -122,7 +125,9 @@ def add_exactly(
     config = config.with_alphas()
     install(model, adapter_name, AdapterRecord(config, tuple(targets), fresh, trainable), new)
     if config.initialisation == "eva":
-        logger.warning("Adapter %r starts at random until lora_core.initialise_eva(model, batches) is called.", adapter_name)
+        logger.warning(
+            "Adapter %r starts at random until lora_core.initialise_eva(model, batches) is called.", adapter_name
+        )
 
 
 def install(model: nn.Module, adapter_name: str, record: AdapterRecord, adapters: dict[str, Adapter]) -> None:
@@ -130,7 +135,9 @@ def install(model: nn.Module, adapter_name: str, record: AdapterRecord, adapters
 
     Nothing here can fail for a reason that a user could mend, so a refused injection leaves the model as it was.
     """
-    state = getattr(model, STATE, None) or LoRAState(was_trainable={n: p.requires_grad for n, p in model.named_parameters()})
+    state = getattr(model, STATE, None) or LoRAState(
+        was_trainable={n: p.requires_grad for n, p in model.named_parameters()}
+    )
     if not state.adapters:
         model.requires_grad_(False)
     for path, adapter in adapters.items():
@@ -190,10 +197,14 @@ def check_new_name(model: nn.Module, name: str) -> None:
             f"but it is {name!r}. Choose another, for example {'my_' + re.sub(r'[^A-Za-z0-9_-]', '_', name)!r}."
         )
     if hasattr(model, STATE) and name in state_of(model).adapters:
-        raise ValueError(f"There is an adapter {name!r} already. Choose another name, or delete_adapter(model, {name!r}) first.")
+        raise ValueError(
+            f"There is an adapter {name!r} already. Choose another name, or delete_adapter(model, {name!r}) first."
+        )
 
 
-def _new_adapter(layer: nn.Module, path: str, config: LoRAConfig, dtype: torch.dtype | None, thirds: tuple[str, ...]) -> Adapter:
+def _new_adapter(
+    layer: nn.Module, path: str, config: LoRAConfig, dtype: torch.dtype | None, thirds: tuple[str, ...]
+) -> Adapter:
     """The adapter for ``layer``, initialised, on its device."""
     kind = host_class(layer)
     assert kind is not None
@@ -201,7 +212,9 @@ def _new_adapter(layer: nn.Module, path: str, config: LoRAConfig, dtype: torch.d
     part = {"thirds": thirds} if thirds else {}
     try:
         if weight is None:
-            raise ValueError("its query, key and value projections are separate (kdim or vdim). Exclude it by exclude_modules.")
+            raise ValueError(
+                "its query, key and value projections are separate (kdim or vdim). Exclude it by exclude_modules."
+            )
         with torch.device(weight.device):
             adapter = kind.new_adapter(
                 layer, r=config.rank_of(path), scaling=config.scaling_of(path), lora_dropout=config.lora_dropout,

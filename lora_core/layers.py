@@ -30,7 +30,6 @@ class LoRALayer(nn.Module):
     weight_name = "weight"
     bias_name = "bias"
     transposed = False  # the weight is (in, out)
-    rows_can_differ = True  # adapters may differ by row of a batch
     bias: nn.Parameter | None
     lora: nn.ModuleDict
     original_class: type[nn.Module]
@@ -52,6 +51,12 @@ class LoRALayer(nn.Module):
         layer.merged_adapters = ()
         layer.frozen = {}
         return layer
+
+    def adapter(self, name: str) -> Adapter:
+        """One of this layer's adapters."""
+        found = self.lora[name]
+        assert isinstance(found, Adapter)
+        return found
 
     def release(self) -> nn.Module:
         """Turn the host back into the plain layer it was, in place, and return it."""
@@ -109,12 +114,14 @@ class LoRALayer(nn.Module):
         matrix = self.matrix(weight).to(wide)
         wide_bias = None if bias is None else bias.detach().to(wide)
         for name in names:
-            adapter = self.lora[name]
+            adapter = self.adapter(name)
             matrix = adapter.merged_matrix(matrix).detach()
             lora_bias = getattr(getattr(adapter, "lora_B", None), "bias", None)
             if lora_bias is not None:
                 if wide_bias is None:
-                    raise ValueError(f"Adapter {name!r} has a bias (lora_bias), but the layer has none to merge it into.")
+                    raise ValueError(
+                        f"Adapter {name!r} has a bias (lora_bias), but the layer has none to merge it into."
+                    )
                 wide_bias = wide_bias + adapter.scaling * lora_bias.detach().to(wide)
         merged = matrix.T.contiguous() if self.transposed else matrix.view_as(weight)
         parameters = {self.weight_name: merged.to(weight.dtype)}

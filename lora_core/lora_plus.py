@@ -23,7 +23,9 @@ def lora_plus_groups(
     """
     rates = {"A": lr, "B": lr * ratio, "head": lr if head_lr is None else head_lr, "other": lr}
     if any(rate <= 0 for rate in rates.values()):
-        raise ValueError(f"Learning rates must be above 0, but lr={lr}, ratio={ratio} and head_lr={head_lr} give {rates}.")
+        raise ValueError(
+            f"Learning rates must be above 0, but lr={lr}, ratio={ratio} and head_lr={head_lr} give {rates}."
+        )
     state = state_of(model)
     heads = {
         key

@@ -48,7 +48,10 @@ def merge_lora(model: nn.Module, adapter_names: str | Sequence[str] | None = Non
             raise ValueError(f"{path}: {error}") from error
         for name, tensor in parameters.items():
             if not torch.isfinite(tensor).all():
-                raise ValueError(f"Merging adapters {list(acting)} would put NaN or infinity into {path}.{name}; nothing was changed.")
+                raise ValueError(
+                    f"Merging adapters {list(acting)} would put NaN or infinity into {path}.{name}; "
+                    "nothing was changed."
+                )
         merged.append((host, acting, parameters))
     set_adapter(model, names)
     for host, acting, parameters in merged:

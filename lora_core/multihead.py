@@ -25,9 +25,14 @@ class LoRAMultiheadAttention(LoRALayer, nn.MultiheadAttention):
 
     def new_adapter(self, *, use_dora: bool, lora_bias: bool, **options) -> Adapter:
         if self.bias_k is not None or self.add_zero_attn:
-            raise ValueError("nn.MultiheadAttention with add_bias_kv or add_zero_attn cannot be adapted; exclude it by exclude_modules.")
+            raise ValueError(
+                "nn.MultiheadAttention with add_bias_kv or add_zero_attn cannot be adapted; "
+                "exclude it by exclude_modules."
+            )
         if use_dora or lora_bias:
-            raise ValueError("nn.MultiheadAttention takes neither use_dora nor lora_bias, as in PEFT; exclude it by exclude_modules.")
+            raise ValueError(
+                "nn.MultiheadAttention takes neither use_dora nor lora_bias, as in PEFT; exclude it by exclude_modules."
+            )
         return LinearAdapter(self.embed_dim, 3 * self.embed_dim, use_dora=False, lora_bias=False, **options)
 
     def forward(

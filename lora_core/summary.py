@@ -9,20 +9,23 @@ _TITLES = ("layer", "kind", "shape", "adapter", "rank", "scaling", "trainable", 
 
 
 def summary(model: nn.Module) -> str:
-    """One line for each adapter of each layer, one for each module trained in full, and totals: ``print(summary(model))``."""
+    """A line for each adapter of each layer and each tensor trained in full, and totals: ``print(summary(model))``."""
     state = state_of(model)
     rows = []
     for path, host in hosts(model):
         shape = "×".join(str(n) for n in getattr(host, host.weight_name).shape)
-        for name, adapter in host.lora.items():
+        for name in host.lora:
+            adapter = host.adapter(name)
             trainable = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
             acts = "merged" if name in host.merged_adapters else "active" if name in host.active_adapters else "waiting"
-            rows.append((path, host.original_class.__name__, shape, name, adapter.r, f"{float(adapter.scaling):g}", trainable, acts))
+            kind, scaling = host.original_class.__name__, f"{float(adapter.scaling):g}"
+            rows.append((path, kind, shape, name, adapter.r, scaling, trainable, acts))
     for name, record in state.adapters.items():
         for key, tensor in record.saved.items():
             shape = "×".join(str(n) for n in tensor.shape)
             trainable = tensor.numel() if tensor.requires_grad and name in state.active else 0
-            rows.append((key, "in full", shape, name, "", "", trainable, "active" if name in state.active else "waiting"))
+            acts = "active" if name in state.active else "waiting"
+            rows.append((key, "in full", shape, name, "", "", trainable, acts))
     table = [_TITLES, *(tuple(f"{cell:,}" if isinstance(cell, int) else cell for cell in row) for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(_TITLES))]
     numeric = [_TITLES.index(title) for title in ("rank", "scaling", "trainable")]

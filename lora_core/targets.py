@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -83,7 +84,11 @@ def without_idle_patterns(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
         rank_pattern={}, alpha_pattern={})  # fmt: skip
     layers = split_thirds(find_targets(model, kept), fused_layers(model))
     ranks, alphas = (
-        {key: value for key, value in patterns.items() if any(re.fullmatch(rf"(.*\.)?({key})", path) for path in layers)}
+        {
+            key: value
+            for key, value in patterns.items()
+            if any(re.fullmatch(rf"(.*\.)?({key})", path) for path in layers)
+        }
         for patterns in (config.rank_pattern, config.alpha_pattern)
     )
     return dataclasses.replace(kept, rank_pattern=ranks, alpha_pattern=alphas)
@@ -104,7 +109,8 @@ def find_saved(model: nn.Module, config: LoRAConfig, targets: Sequence[str]) -> 
         module = model.get_submodule(path)
         if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
             raise ValueError(
-                f"modules_to_save: {path} is a {type(module).__name__}, which has no forward. Name the modules inside it."
+                f"modules_to_save: {path} is a {type(module).__name__}, which has no forward. "
+                "Name the modules inside it."
             )
     wanted = [f"{path}." for path in modules]
     own = [name for name in model.state_dict(keep_vars=True) if not name.startswith(inside)]
@@ -211,12 +217,13 @@ def _matches(model: nn.Module, adaptable: list[str], targets: Names) -> list[str
         else f"Its linear layers end in: {', '.join(_endings(linear))}."
     )
     raise ValueError(
-        f"{type(model).__name__} has no attention projections under a known name, so target_modules must say what to adapt. {remedy}"
+        f"{type(model).__name__} has no attention projections under a known name, so target_modules must say what "
+        f"to adapt. {remedy}"
     )
 
 
 def preset_of(targets: Names, adaptable: Sequence[str]) -> str | None:
-    """The preset that ``targets`` names; None for patterns. A list of one name means a layer of that name if there is one."""
+    """The preset that ``targets`` names; None for patterns. A list of one name means the layer of that name, if any."""
     if isinstance(targets, tuple) and len(targets) == 1 and not any(_suffix_match(path, targets) for path in adaptable):
         targets = targets[0]
     preset = "qv" if targets is None else targets
@@ -229,11 +236,16 @@ def _is_linear(module: nn.Module | None) -> bool:
 
 
 def _by_names(names: str | Sequence[str], paths: list[str], field: str) -> list[str]:
-    """Paths that a regular expression (one string) or suffixes (a sequence) match; an error for one that matches none."""
+    """Paths that a regular expression (one string) or suffixes (a sequence) match; an error for one without any."""
     if isinstance(names, str):
         found = [path for path in paths if re.fullmatch(names, path)]
         if not found:
-            raise _no_match(field, names, paths, "A single string is a regular expression for a whole path; give a list to match suffixes. ")
+            raise _no_match(
+                field,
+                names,
+                paths,
+                "A single string is a regular expression for a whole path; give a list to match suffixes. ",
+            )
         return found
     for name in names:
         if not any(_suffix_match(path, (name,)) for path in paths):
@@ -246,7 +258,7 @@ def _by_layer(paths: list[str], indices: Sequence[int], pattern: Names) -> list[
     found: dict[int, list[str]] = {}
     for path in paths:
         parts = path.split(".")
-        for before, part in zip(parts, parts[1:], strict=False):
+        for before, part in pairwise(parts):
             if part.isdigit() and (lists is None or before in lists):
                 found.setdefault(int(part), []).append(path)
                 break
@@ -274,7 +286,9 @@ def _adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
 
 def _endings(paths: Iterable[str]) -> list[str]:
     """Distinct last names of paths, without layer indices, in order."""
-    return list(dict.fromkeys(path.rpartition(".")[2] if not path.rpartition(".")[2].isdigit() else path for path in paths))
+    return list(
+        dict.fromkeys(path.rpartition(".")[2] if not path.rpartition(".")[2].isdigit() else path for path in paths)
+    )
 
 
 def _no_match(field: str, pattern: str, paths: Sequence[str], hint: str = "") -> ValueError:

@@ -10,6 +10,8 @@ from lora_core.updates import Adapter
 class TokenRows(Adapter):
     """``trainable_tokens_delta`` (n, embedding_dim): the rows themselves (in spite of PEFT's name) of n token ids."""
 
+    row_of: Tensor
+
     def __init__(self, embedding: nn.Embedding, token_ids: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__(len(token_ids), 1.0, 0.0, None, dtype)
         table = embedding.weight.detach()
@@ -19,7 +21,9 @@ class TokenRows(Adapter):
                 f"but they are {list(token_ids)}."
             )
         ids = torch.tensor(token_ids, device=table.device)
-        row_of = torch.full((len(table),), -1, device=table.device).index_copy_(0, ids, torch.arange(len(ids), device=ids.device))
+        row_of = torch.full((len(table),), -1, device=table.device).index_copy_(
+            0, ids, torch.arange(len(ids), device=ids.device)
+        )
         self.register_buffer("row_of", row_of, persistent=False)
         self.trainable_tokens_delta = nn.Parameter(table[ids].to(dtype, copy=True))
 

@@ -1,6 +1,7 @@
 """Trained modules in fp32 inside a model in half precision, whose small steps half precision would round away."""
 
 from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -49,5 +50,5 @@ def bridge(module: nn.Module, outside: torch.dtype) -> tuple[RemovableHandle, Re
     return module.register_forward_pre_hook(hooks.widen), module.register_forward_hook(hooks.narrow)
 
 
-def _is_floating(value: object) -> bool:
+def _is_floating(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.is_floating_point()

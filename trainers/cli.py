@@ -18,11 +18,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one verb; a wrong value ends with one line that says what to do, and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
-    if arguments[:1] == ["train"]:
-        call = lambda: train(parse_run(arguments[1:], RunConfig(), prog="lora-core train"))  # noqa: E731
+    exit_on_user_error(lambda: _dispatch(arguments))
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if arguments[:1] == ["train"]:  # its flags are laid over the file that --config names
+        train(parse_run(arguments[1:], RunConfig(), prog="lora-core train"))
     else:
-        call = lambda: tyro.extras.subcommand_cli_from_dict(VERBS, args=arguments, prog="lora-core")  # noqa: E731
-    exit_on_user_error(call)
+        tyro.extras.subcommand_cli_from_dict(VERBS, args=arguments, prog="lora-core")
 
 
 def exit_on_user_error(call: Callable[[], None]) -> None:

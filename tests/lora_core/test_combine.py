@@ -69,7 +69,9 @@ def test_equals_peft(combination, density, weights, make, run, randomise, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["bert", "conv"])
-@pytest.mark.parametrize("second", [{}, {"r": 2}, {"r": 3, "use_rslora": True, "rank_pattern": {"query": 6}}, {"init_lora_weights": "olora"}])
+@pytest.mark.parametrize(
+    "second", [{}, {"r": 2}, {"r": 3, "use_rslora": True, "rank_pattern": {"query": 6}}, {"init_lora_weights": "olora"}]
+)
 def test_cat_and_full_svd_are_exact_sums(kind, second, make, randomise):
     if kind == "conv":
         second = {key: value for key, value in second.items() if key not in ("rank_pattern", "init_lora_weights")}

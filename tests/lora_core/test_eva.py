@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lora_core
-from lora_core import inject_lora, initialise_eva, load_adapter, save_adapter
+from lora_core import initialise_eva, inject_lora, load_adapter, save_adapter
 from lora_core.adapters import hosts
 
 TARGETS = ["query", "value", "intermediate.dense"]

