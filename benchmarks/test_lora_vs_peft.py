@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import peft
 import pytest
@@ -39,8 +40,8 @@ Step = Callable[[], object]
 @pytest.fixture(scope="module")
 def base() -> nn.Module:
     torch.manual_seed(0)
-    config = transformers.BertConfig(**SIZE if SMALL else {}, num_labels=5, hidden_dropout_prob=0.0,
-                                     attention_probs_dropout_prob=0.0)  # fmt: skip
+    size: dict[str, Any] = {**(SIZE if SMALL else {}), "num_labels": 5}
+    config = transformers.BertConfig(**size, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     return transformers.BertForTokenClassification(config).eval()
 
 
@@ -50,8 +51,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, float, flo
     rows: list[tuple[str, float, float]] = []
     yield rows
     lines = [f"{what:<34}{ours * 1e3:>12.2f}{theirs * 1e3:>12.2f}{theirs / ours:>9.2f}" for what, ours, theirs in rows]
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    assert capture is not None
+    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         print("\n" + "\n".join([f"{'':<34}{'ours, ms':>12}{'PEFT, ms':>12}{'ratio':>9}", *lines]))
 
@@ -87,7 +87,7 @@ def with_ours(base: nn.Module, **fields) -> nn.Module:
     return lora_core.inject_lora(model, r=8, **{"target_modules": QUERY_VALUE, "modules_to_save": (), **fields})
 
 
-def with_peft(base: nn.Module, **fields) -> nn.Module:
+def with_peft(base: nn.Module, **fields) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peft.get_peft_model(
@@ -150,14 +150,15 @@ def test_step(variant, backward, base, race, table):
     """One batch of 4 x 128 tokens, and what it costs over the frozen base."""
     fields = {"use_dora": variant == "DoRA"}
     ours, theirs = with_ours(base, **fields), with_peft(base, **fields)
-    frozen = copy.deepcopy(base).requires_grad_(False)
-    frozen.bert.embeddings.register_forward_hook(lambda module, args, out: out.requires_grad_())
+    frozen = copy.deepcopy(base)
+    frozen.requires_grad_(False)
+    frozen.get_submodule("bert.embeddings").register_forward_hook(lambda module, args, out: out.requires_grad_())
     ids = torch.randint(0, 99, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
 
     def step(model: nn.Module) -> Step:
         def run() -> None:
             with torch.set_grad_enabled(backward):
-                logits = model(input_ids=ids).logits
+                logits: torch.Tensor = model(input_ids=ids).logits
                 if backward:
                     logits.sum().backward()
 

@@ -9,6 +9,7 @@ So every count of parameters is true, and `disable_adapters` gives back the base
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -219,7 +220,8 @@ def put(model: nn.Module, path: str, tensor: Tensor) -> None:
         return
     if old.device != tensor.device and not old.is_meta:
         tensor.data = tensor.data.to(old.device)
-    (module._parameters if leaf in module._parameters else module._buffers)[leaf] = tensor
+    slots: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+    slots[leaf] = tensor
 
 
 def _put_owned(model: nn.Module, state: LoRAState, acting: dict[str, AdapterRecord]) -> None:

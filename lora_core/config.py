@@ -42,7 +42,7 @@ class LoRAConfig:
     a module's whole dotted path (one string), or suffixes of paths (several strings). None means "qv"."""
     exclude_modules: Names = None
     """What not to adapt although target_modules matches it; a regular expression or suffixes."""
-    modules_to_save: Names = None
+    modules_to_save: tuple[str, ...] | None = None
     """Modules trained in full and saved with the adapter, besides the task head; () freezes the head."""
     bias: str = "none"
     """Which bias vectors are trained too: "none", "all" (of the whole model) or "lora_only" (of the targets)."""
@@ -209,12 +209,13 @@ class LoRAConfig:
         if init in _CHANGED_BASE:
             raise ValueError(
                 f"{where}: init_lora_weights={init!r} changed the base model that the adapter belongs to. "
-                "Save it in PEFT with path_initial_model_for_weight_conversion, or merge it there and save the model instead."
+                "Save it in PEFT with path_initial_model_for_weight_conversion, or merge it there and save the model."
             )
         if not isinstance(init, bool) and not _is_named_init(init):
             fields["init_lora_weights"] = True  # only how training began; the file holds the weights
         try:
-            return cls(**{k: v for k, v in fields.items() if v is not None or k in _NULLABLE})
+            given: dict[str, Any] = {k: v for k, v in fields.items() if v is not None or k in _NULLABLE}
+            return cls(**given)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
 

@@ -92,7 +92,7 @@ class _Moments:
         self.outer = self.outer + (x.T @ x).double()
 
     def directions(self) -> tuple[Tensor, Tensor]:
-        """Each principal direction's share of the variance, (in,), and the directions as rows, (in, in); largest first."""
+        """Each principal direction's share of the variance, (in,), and the directions as rows; largest first."""
         if self.count < 2:
             raise ValueError("EVA saw fewer than two input vectors. Give batches of training data.")
         mean = self.total / self.count

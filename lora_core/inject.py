@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +61,9 @@ def inject_lora(
             the layers that could be adapted), an adapter of that name, or a value out of range. The model is
             unchanged then.
     """
-    fields = LoRAConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=target_modules,
-                        modules_to_save=modules_to_save, bias=bias, init_lora_weights=init_lora_weights,
-                        **options)  # fmt: skip
+    options |= {"target_modules": target_modules, "modules_to_save": modules_to_save}
+    fields = LoRAConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, bias=bias,
+                        init_lora_weights=init_lora_weights, **options)  # fmt: skip
     if config is None:
         config = fields
     elif fields != LoRAConfig():
@@ -217,7 +218,8 @@ def _new_adapter(
             )
         with torch.device(weight.device):
             adapter = kind.new_adapter(
-                layer, r=config.rank_of(path), scaling=config.scaling_of(path), lora_dropout=config.lora_dropout,
+                cast(LoRALayer, layer),  # not a host yet; its own sizes are all that is read
+                r=config.rank_of(path), scaling=config.scaling_of(path), lora_dropout=config.lora_dropout,
                 use_dora=config.use_dora, lora_bias=config.lora_bias, dtype=_dtype(weight, dtype), **part)  # fmt: skip
         initialise(adapter, kind.matrix(weight), config)
     except ValueError as error:

@@ -63,7 +63,7 @@ class LoRALayer(nn.Module):
         original = self.original_class
         for name in ("lora", "original_class", "active_adapters", "row_adapters", "merged_adapters", "frozen"):
             delattr(self, name)
-        self.__class__ = original
+        object.__setattr__(self, "__class__", original)
         return self
 
     @classmethod

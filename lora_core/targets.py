@@ -129,14 +129,16 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     Known from `head_names` (this library), `base_model_prefix` (transformers: every child beside the encoder),
     `get_classifier` (timm), or the usual names among the model's children.
     """
-    if hasattr(model, "head_names"):
-        return tuple(model.head_names)
+    own = getattr(model, "head_names", None)
+    if own is not None:
+        return tuple(own)
     children = {name: child for name, child in model.named_children() if any(True for _ in child.parameters())}
     prefix = getattr(model, "base_model_prefix", None)
     if prefix in children:
         return tuple(name for name in children if name != prefix)
-    if callable(getattr(model, "get_classifier", None)):
-        head = model.get_classifier()
+    get_classifier = getattr(model, "get_classifier", None)
+    if callable(get_classifier):
+        head = get_classifier()
         return tuple(path for path, module in model.named_modules() if module is head and isinstance(head, nn.Linear))
     return tuple(name for name in _HEAD_NAMES if name in children)
 

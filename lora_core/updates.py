@@ -11,7 +11,7 @@ Shapes: B batch, T tokens, r rank; a leading `...` is any number of dimensions.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -182,8 +182,13 @@ class Conv2dAdapter(Adapter):
         if use_dora and conv.groups > 1:
             raise ValueError("use_dora is not defined for a grouped convolution; exclude it by exclude_modules.")
         super().__init__(r, scaling, lora_dropout, conv.out_channels if use_dora else None, dtype)
-        geometry = {"kernel_size": conv.kernel_size, "stride": conv.stride, "padding": conv.padding}
-        self.lora_A = nn.Conv2d(conv.in_channels, r, **geometry, dilation=conv.dilation, bias=False,
+        geometry: dict[str, Any] = {
+            "kernel_size": conv.kernel_size,
+            "stride": conv.stride,
+            "padding": conv.padding,
+            "dilation": conv.dilation,
+        }
+        self.lora_A = nn.Conv2d(conv.in_channels, r, **geometry, bias=False,
                                 padding_mode=conv.padding_mode, dtype=dtype)  # fmt: skip
         self.lora_B = nn.Conv2d(r, conv.out_channels, 1, groups=conv.groups, bias=lora_bias, dtype=dtype)
 

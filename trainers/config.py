@@ -66,6 +66,8 @@ class RunConfig(TrainConfig):
 
     model: str = "embedded"
     """A folder in the transformers layout, a hub id such as roberta-base, or "embedded" (MiniLM-L6)."""
+    fresh_head: bool = False
+    """Start with a new head where the checkpoint has one for other labels."""
     data: str = ""
     """A folder (tner or CoNLL layout), a name inside $LORA_DATA_DIR, or a hub id such as tner/bionlp2004."""
     output_dir: Path = Path("runs/run")

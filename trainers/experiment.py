@@ -83,7 +83,8 @@ def _run(config: RunConfig, world: World) -> Run:
 def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     """The pretrained model with a head for ``labels``, prepared for the method."""
     model = load_pretrained(config.model, "token-classification", labels, attention_dropout=config.attention_dropout,
-                            hidden_dropout=config.hidden_dropout, seed=config.seed)  # fmt: skip
+                            hidden_dropout=config.hidden_dropout, fresh_head=config.fresh_head,
+                            seed=config.seed)  # fmt: skip
     assert isinstance(model, TaskModel)
     if config.method == "lora":
         torch.manual_seed(config.seed)
@@ -144,10 +145,13 @@ def evaluate_run(folder: str | Path, data: str = "", split: str = "test") -> dic
 
 def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     """The model that a run saved, with the best epoch's weights, in eval mode."""
-    source = config.model if config.method == "lora" else config.output_dir / "best"
-    model = load_pretrained(source, "token-classification", labels, seed=config.seed)
+    lora = config.method == "lora"
+    model = load_pretrained(
+        config.model if lora else config.output_dir / "best", "token-classification", labels,
+        fresh_head=lora and config.fresh_head, seed=config.seed,
+    )  # fmt: skip
     assert isinstance(model, TaskModel)
-    if config.method == "lora":
+    if lora:
         lora_core.load_adapter(model, config.output_dir / "adapter")
     return model.eval()
 
@@ -171,7 +175,9 @@ def _where_to_begin(config: RunConfig) -> tuple[Path | None, bool]:
             return None, True
         return (newest_checkpoint(folder) if config.resume == "auto" else Path(config.resume)), False
     if config.resume not in ("", "auto"):
-        raise ValueError(f"{folder} holds no run to resume: it has no {CONFIG_FILE}. Use --resume auto to begin one there.")
+        raise ValueError(
+            f"{folder} holds no run to resume: it has no {CONFIG_FILE}. Use --resume auto to begin one there."
+        )
     return None, False
 
 

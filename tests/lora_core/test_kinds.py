@@ -100,7 +100,7 @@ def wrapped() -> nn.Module:
 def test_a_computation_of_its_own_is_refused(make_layer, targets, state, same):
     model = model_of(make_layer())
     before = state(model)
-    with pytest.raises(ValueError, match="1 is a .* with a computation of its own.*exclude_modules"):
+    with pytest.raises(ValueError, match=r"1 is a .* with a computation of its own.*exclude_modules"):
         inject_lora(model, target_modules=targets)
     assert same(before, state(model))
     if targets == "all-linear":

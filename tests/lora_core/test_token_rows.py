@@ -96,7 +96,7 @@ def test_refusals(make, state, same):
     with pytest.raises(ValueError, match="choose one of them"):
         inject_lora(model, target_modules=["word_embeddings"], trainable_token_indices=(3,))
     assert same(before, state(model))
-    with pytest.raises(ValueError, match="no nn.Embedding"):
+    with pytest.raises(ValueError, match=r"no nn\.Embedding"):
         inject_lora(make("conv"), target_modules=["first"], trainable_token_indices=(3,))
 
 

@@ -134,7 +134,16 @@ def test_wrong_data_or_model_ends_in_one_line(capsys, tmp_path, data, checkpoint
     )
     assert str(tmp_path / "nothing") in error
     error = fails_in_one_line(
-        capsys, "train", "--data", data, "--model", checkpoint, "--target-modules", "querry", "--output-dir", tmp_path / "c"
+        capsys,
+        "train",
+        "--data",
+        data,
+        "--model",
+        checkpoint,
+        "--target-modules",
+        "querry",
+        "--output-dir",
+        tmp_path / "c",
     )
     assert "query" in error
 

@@ -14,9 +14,7 @@ def drawn(monkeypatch, tmp_path):
     def draw(comparison):
         saved = []
         save = Figure.savefig
-        monkeypatch.setattr(
-            Figure, "savefig", lambda figure, *a, **k: (saved.append(figure), save(figure, *a, **k))
-        )
+        monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (saved.append(figure), save(figure, *a, **k)))
         plot_comparison(comparison, tmp_path / "picture.png")
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
         return saved[0]

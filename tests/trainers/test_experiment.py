@@ -173,8 +173,23 @@ def test_evaluate_on_other_data_matches_labels_by_name(finished, tiny, data, tmp
     assert evaluate_run(finished["full"], str(other)) == evaluate_run(finished["full"])
 
     (other / "label.json").write_text(json.dumps({f"{label}x": index for index, label in enumerate(order)}))
-    with pytest.raises(ValueError, match="labels that the model does not know: .*B-proteinx"):
+    with pytest.raises(ValueError, match=r"labels that the model does not know: .*B-proteinx"):
         evaluate_run(finished["full"], str(other))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_whose_head_has_other_labels(config, tiny, data, tmp_path, method):
+    other = shutil.copytree(data, tmp_path / "other")
+    names = [label.replace("DNA", "RNA") for label in tiny.LABELS]
+    (other / "label.json").write_text(json.dumps({label: index for index, label in enumerate(names)}))
+    changed = dataclasses.replace(config, data=str(other), method=method)
+    with pytest.raises(ValueError, match=r"B-RNA.*B-DNA.*fresh_head"):
+        run(changed)
+    result = run(dataclasses.replace(changed, fresh_head=True)).result
+    assert result["labels"] == names
+    scores = evaluate_run(changed.output_dir)
+    assert scores.pop("loss") == pytest.approx(result["test"].pop("loss"), abs=1e-5)
+    assert scores == result["test"]
 
 
 # Beginning and going on

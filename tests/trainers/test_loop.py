@@ -1,6 +1,7 @@
 """The oracle of the loop is plain training: one big batch, the mean loss over its labels, torch's own AdamW."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -91,7 +92,11 @@ def train_plainly(model, data, config):
     matrices, vectors = [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim == 1]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay},
                                    {"params": vectors, "weight_decay": 0.0}], foreach=False)  # fmt: skip
-    batches = epoch_batches(data.lengths, config.batch_size, seed=config.seed, epoch=0, group=config.group_by_length)
+    batches = [
+        batch for epoch in range(config.epochs)
+        for batch in epoch_batches(data.lengths, config.batch_size, seed=config.seed, epoch=epoch,
+                                   group=config.group_by_length)
+    ]  # fmt: skip
     warmup = config.warmup * len(batches)
     model.train()
     losses = []
@@ -125,6 +130,14 @@ def test_equals_plain_training_however_a_batch_is_split(tiny, run, train, lora, 
     model, state = run(config, tiny.build(lora=lora))
     assert state.step == STEPS
     assert largest_difference(model, tiny.build(lora=lora)) > 1e-3
+    assert largest_difference(model, plain) < 1e-5
+
+
+def test_every_epoch_has_an_order_of_its_own_and_the_schedule_spans_them_all(tiny, run, train):
+    config = dataclasses.replace(CONFIG, epochs=2, batch_size=16, metric="f1")  # 20 steps, 4 of warmup
+    plain, model = tiny.build(), tiny.build()
+    train_plainly(plain, train, config)
+    run(config, model, ScriptedTask(tiny.LABELS, model, [{"f1": 0.1}, {"f1": 0.2}]))
     assert largest_difference(model, plain) < 1e-5
 
 
@@ -219,7 +232,7 @@ def test_fp16_skips_a_step_whose_gradient_is_not_finite(tiny, run, bad):
         return loss * bad if step == 3 else loss
 
     _, state = run(dataclasses.replace(CONFIG, precision="fp16"), model, Task(tiny.LABELS, model, spoil_the_third))
-    moved = [any(not a[name].equal(b[name]) for name in a) for a, b in zip(before[1:], before[2:], strict=False)]
+    moved = [any(not a[name].equal(b[name]) for name in a) for a, b in itertools.pairwise(before[1:])]
     assert moved == [step != 3 for step in range(2, STEPS)]
     assert all(value.isfinite().all() for value in tiny.weights(model).values())
     assert state.step == STEPS

@@ -18,9 +18,7 @@ NO_ENTITY = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "macro_f1": 0.0}
 def tagged_sentences(draw):
     pairs = st.lists(st.tuples(st.sampled_from(TAGS), st.sampled_from(TAGS)), max_size=12)
     sentences = draw(st.lists(pairs, min_size=1, max_size=6))
-    return [[gold for gold, _ in pair] for pair in sentences], [
-        [guess for _, guess in pair] for pair in sentences
-    ]
+    return [[gold for gold, _ in pair] for pair in sentences], [[guess for _, guess in pair] for pair in sentences]
 
 
 @given(tagged_sentences())

@@ -47,10 +47,10 @@ TIMES = {"seconds", "epoch_seconds", "tokens_per_second", "peak_memory_bytes"}
 def killed(checkpoint, data, tmp_path_factory):
     """The folder that killed_runs.py fills."""
     root = tmp_path_factory.mktemp("killed")
-    subprocess.run(
-        [sys.executable, HERE / "killed_runs.py", checkpoint, data, root],
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}, check=True, timeout=300,
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    script = [sys.executable, HERE / "killed_runs.py", checkpoint, data, root]
+    subprocess.run(script, env=environment, check=True, timeout=300)
     return root
 
 
@@ -188,7 +188,11 @@ def test_other_things_in_the_folder_are_left_alone(interrupted, killed):
     for name in ("step-", "step-abc", "step-12.old", "my-step-50", "best-of-all"):
         (root / name).mkdir()
         (root / name / "file").touch()
-    added = [path for path in root.rglob("*") if path.is_file() and path.parent.name not in ("step-6", "step-12", "best-1", "best-2")]
+    added = [
+        path
+        for path in root.rglob("*")
+        if path.is_file() and path.parent.name not in ("step-6", "step-12", "best-1", "best-2")
+    ]
     assert newest_checkpoint(folder) == root / "step-12"
     resume()
     for path in added:
@@ -281,7 +285,9 @@ def test_a_checkpoint_of_other_parameters(tiny, state, tmp_path, alone):
     state.model.classifier = torch.nn.Linear(16, 3)
     with pytest.raises(ValueError, match=r"\['classifier\.bias', 'classifier\.weight'\] differ"):
         state.load(tmp_path / "checkpoints" / "step-0", alone)
-    assert all(value.equal(before[name]) for name, value in tiny.weights(state.model).items() if "classifier" not in name)
+    assert all(
+        value.equal(before[name]) for name, value in tiny.weights(state.model).items() if "classifier" not in name
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -312,4 +318,6 @@ def test_every_precision_resumes_exactly(tiny, alone, tmp_path, precision):
         else:
             assert one.read_bytes() == other.read_bytes()
     assert state.scaler.get_scale() == straight.scaler.get_scale() == (2.0**15 if precision == "fp16" else 1.0)
-    assert without_times(tmp_path / "straight" / "metrics.jsonl") == without_times(tmp_path / "resumed" / "metrics.jsonl")
+    assert without_times(tmp_path / "straight" / "metrics.jsonl") == without_times(
+        tmp_path / "resumed" / "metrics.jsonl"
+    )

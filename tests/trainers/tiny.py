@@ -1,5 +1,6 @@
 """Tiny models, data and runs, for the tests of the trainers and for the processes that those tests start."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -21,7 +22,12 @@ WORDS = {
     "protein": ["nfkb", "il2", "junb", "receptor"],
     "DNA": ["promoter", "gene", "enhancer", "site"],
 }
-VOCABULARY = [*SPECIAL, *(word for words in WORDS.values() for word in words), *"abcdefgh", *(f"##{c}" for c in "abcdefgh")]
+VOCABULARY = [
+    *SPECIAL,
+    *(word for words in WORDS.values() for word in words),
+    *"abcdefgh",
+    *(f"##{c}" for c in "abcdefgh"),
+]
 MAX_TOKENS = 24
 
 
@@ -49,7 +55,7 @@ def windows(count: int, seed: int = 0) -> TokenWindows:
     input_ids = random.integers(len(SPECIAL), len(VOCABULARY), offsets[-1]).astype(np.int32)
     labels = np.full(offsets[-1], IGNORED_LABEL, dtype=np.int64)
     word_ids = np.full(offsets[-1], -1, dtype=np.int32)
-    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, end in itertools.pairwise(offsets):
         words = np.arange(start + 1, end - 1)
         word_ids[words] = np.arange(len(words))
         # Most windows have few labels and some have many, so a mean per micro-batch is far from the whole mean.

@@ -122,7 +122,9 @@ def main(root):
         report["elements"] = exchanged_elements(world)
         models = {name: train(name, world, root / name) for name in RUNS}
         for name, model in models.items():
-            save_file({n: t.detach() for n, t in trained_tensors(model).items()}, root / f"{name}, {world.rank}.safetensors")
+            save_file(
+                {n: t.detach() for n, t in trained_tensors(model).items()}, root / f"{name}, {world.rank}.safetensors"
+            )
         report["scores"], report["evaluated"] = evaluate_and_note(models["full"], world)
         report["resumed"] = resume_equals_straight(world, root)
     report["closed"] = not torch.distributed.is_initialized()

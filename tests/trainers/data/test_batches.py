@@ -14,9 +14,7 @@ def padding(batches: list[np.ndarray], lengths: np.ndarray) -> float:
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(0, 3), st.integers(0, 3), st.integers(1, 4))
-def test_an_epoch_holds_every_index_once_and_only_the_last_batch_is_short(
-    lengths, batch_size, seed, epoch, group
-):
+def test_an_epoch_holds_every_index_once_and_only_the_last_batch_is_short(lengths, batch_size, seed, epoch, group):
     batches = epoch_batches(lengths, batch_size, seed=seed, epoch=epoch, group=group)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(len(batch) == batch_size for batch in batches[:-1])
@@ -59,8 +57,7 @@ def test_shares_hold_every_index_once_over_the_ranks(lengths, world, micro_batch
     shares = [share(batch, rank, world, micro_batches) for rank in range(world)]
     assert all(len(of_rank) == micro_batches for of_rank in shares)
     assert (
-        sorted(index for of_rank in shares for part in of_rank for index in part)
-        == batch[np.argsort(batch)].tolist()
+        sorted(index for of_rank in shares for part in of_rank for index in part) == batch[np.argsort(batch)].tolist()
     )
     sizes = [sum(map(len, of_rank)) for of_rank in shares]
     assert max(sizes) - min(sizes) <= 1
@@ -84,9 +81,7 @@ def test_a_rank_may_get_an_empty_share():
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 4))
 def test_evaluation_takes_every_index_once_over_the_ranks(lengths, batch_size, world):
     ranks = [evaluation_batches(lengths, batch_size, rank, world) for rank in range(world)]
-    assert sorted(int(i) for batches in ranks for batch in batches for i in batch) == list(
-        range(len(lengths))
-    )
+    assert sorted(int(i) for batches in ranks for batch in batches for i in batch) == list(range(len(lengths)))
     longest = [int(lengths[batch].max()) for batch in evaluation_batches(lengths, batch_size, 0, 1)]
     assert longest == sorted(longest, reverse=True)
     counts = [len(batches) for batches in ranks]

@@ -75,9 +75,7 @@ def test_the_conll_layout_has_one_label_list_for_all_splits(tmp_path, suffix, ca
     datasets = load_token_datasets(tmp_path)
     assert {dataset.labels for dataset in datasets.values()} == {("O", "B-ORG", "I-ORG", "B-PER", "I-PER")}
     assert [dataset.tags for dataset in datasets.values()] == [[[1, 0]], [[3]], [[0]]]
-    assert caplog.messages == [
-        f"{tmp_path}/dev.{suffix} has labels that the training split lacks: B-PER, I-PER"
-    ]
+    assert caplog.messages == [f"{tmp_path}/dev.{suffix} has labels that the training split lacks: B-PER, I-PER"]
 
 
 def test_conll_tags_are_made_iob2_and_the_change_is_reported(tmp_path, caplog):

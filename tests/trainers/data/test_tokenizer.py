@@ -74,9 +74,7 @@ def test_padding_and_truncation_are_off(minilm):
     assert lengths == [1002, 3]
 
 
-@pytest.mark.parametrize(
-    "config", [None, {"do_lower_case": False}, {"do_lower_case": True, "strip_accents": False}]
-)
+@pytest.mark.parametrize("config", [None, {"do_lower_case": False}, {"do_lower_case": True, "strip_accents": False}])
 def test_vocab_txt_equals_transformers(minilm, tmp_path, config):
     shutil.copy(minilm / "vocab.txt", tmp_path)
     if config is not None:

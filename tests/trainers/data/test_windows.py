@@ -69,17 +69,13 @@ def test_every_word_is_predicted_once_at_its_first_piece_inside_its_own_context(
         positions = np.flatnonzero(words >= 0)
         for position in positions:
             word = words[position]
-            begin = first[word] - (
-                position - 1
-            )  # where the window begins in the sentence, seen from this word
+            begin = first[word] - (position - 1)  # where the window begins in the sentence, seen from this word
             assert ids[1:-1].tolist() == flat[begin : begin + len(ids) - 2]
             assert {begin, begin + len(ids) - 2} <= set(first.tolist())  # cut on word borders
             assert labels[position] == tags[sentence][word]
             predicted.append((sentence, int(word)))
         assert (np.delete(labels, positions) == IGNORED_LABEL).all()
-    assert predicted == [
-        (number, word) for number, words in enumerate(sentences) for word in range(len(words))
-    ]
+    assert predicted == [(number, word) for number, words in enumerate(sentences) for word in range(len(words))]
 
 
 @given(SENTENCES, MAX_LENGTH, st.integers(0, 3))
@@ -89,9 +85,7 @@ def test_words_from_gives_each_word_its_own_prediction(sentences, max_length, ex
     padded = [np.pad(labels, (0, extra), constant_values=99) for labels in parts(windows, windows.labels)]
     assert [words.tolist() for words in windows.words_from(padded)] == tags
     scores = [np.stack([labels, labels + 1], axis=1) for labels in padded]  # (T, 2)
-    assert [words[:, 1].tolist() for words in windows.words_from(scores)] == [
-        [t + 1 for t in row] for row in tags
-    ]
+    assert [words[:, 1].tolist() for words in windows.words_from(scores)] == [[t + 1 for t in row] for row in tags]
 
 
 @given(SENTENCES, MAX_LENGTH, st.data())
@@ -158,9 +152,7 @@ def test_no_sentences_give_no_windows():
 
 def test_the_windows_are_frozen_and_of_the_documented_types():
     windows = encode_tokens([["a"]], [[0]], TOKENIZER, 9, PAD)
-    types = [
-        getattr(windows, name).dtype for name in ("input_ids", "labels", "word_ids", "offsets", "sentence")
-    ]
+    types = [getattr(windows, name).dtype for name in ("input_ids", "labels", "word_ids", "offsets", "sentence")]
     assert types == [np.int32, np.int64, np.int32, np.int64, np.int32]
     with pytest.raises(AttributeError):
         windows.pad_token_id = 1
