@@ -50,7 +50,7 @@ class World:
         """What ``compute`` returns on the main process, on every process; a ValueError there is raised on all."""
         if self.size == 1:
             return compute()
-        outcome = [None]
+        outcome: list[Any] = [None]
         if self.is_main:
             try:
                 outcome = [compute()]
