@@ -127,3 +127,12 @@ def test_a_wrong_flag_ends_with_status_2(monkeypatch, capsys):
         run_here(monkeypatch, capsys, "--full-learning-rat", "1")
     assert exit_.value.code == 2
     assert "--full-learning-rate FLOAT" in capsys.readouterr().err
+
+
+def test_recipes_hold_known_settings_and_the_docstring_names_them_all():
+    example = runpy.run_path(str(EXAMPLE))
+    recipes = {path.relative_to(ROOT).as_posix() for path in EXAMPLE.parent.glob("ner_bionlp_*.toml")}
+    assert set(re.findall(r"--config (\S+)", example["__doc__"])) == recipes
+    for recipe in recipes:
+        config = example["parse_run"](["--config", str(ROOT / recipe)], example["SAMPLE_RECIPE"])
+        assert config.data != str(SAMPLE)
