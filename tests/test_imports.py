@@ -52,7 +52,7 @@ def test_lora_files_need_torch_and_safetensors_only():
             assert set(imported(path)) <= allowed, path
 
 
-@pytest.mark.parametrize("module", ["lora_core.models", "trainers.cli"])
+@pytest.mark.parametrize("module", ["lora_core", "lora_core.models", "trainers.cli"])
 def test_what_an_import_brings_along(module):
     # torch itself imports what it finds (tqdm, for one), so only what comes on top of it counts.
     first = "torch" if module.startswith("lora_core") else "tyro, tomli"
@@ -64,5 +64,7 @@ def test_what_an_import_brings_along(module):
     brought = {name.split(".")[0] for name in done.stdout.split()}
     assert module.split(".")[0] in brought
     assert not brought & HEAVY
+    if module == "lora_core":
+        assert brought - sys.stdlib_module_names <= {"lora_core", "safetensors", "torch", "packaging"}
     if module == "trainers.cli":
         assert "torch" not in brought  # so that --help and a mistyped flag answer at once

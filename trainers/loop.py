@@ -24,7 +24,8 @@ from trainers.distributed import World
 from trainers.log import MetricsLog
 from trainers.optim import build_optimizer, build_scheduler
 from trainers.precision import autocast, grad_scaler
-from trainers.resume import TrainState, restore_best, save_best, save_checkpoint, seed_generators
+from trainers.resume import load_checkpoint, restore_best, save_best, save_checkpoint
+from trainers.state import TrainState, seed_generators
 from trainers.tasks import Data, Task
 
 
@@ -53,7 +54,7 @@ def fit(
     scaler = grad_scaler(config.precision, world.device)
     state = TrainState(model, optimizer, scaler, scheduler)
     if resume_from is not None:
-        state.load(resume_from, world)
+        load_checkpoint(state, resume_from, world)
     log = MetricsLog(folder, world, resume_at=state.step)
     parallel = world.wrap(model)
     micro_batches = -(-config.batch_size // world.size // (config.micro_batch_size or config.batch_size))

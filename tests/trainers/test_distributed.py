@@ -128,7 +128,7 @@ def test_one_process_may_take_over_from_two(two, worker, alone, tmp_path, caplog
     (tmp_path / "metrics.jsonl").write_bytes((two / "straight" / "metrics.jsonl").read_bytes())
     task = TokenClassification(worker.tiny.LABELS)
     state = fit(model, task, worker.TRAIN, worker.VALIDATION, config, alone, tmp_path, resume_from=checkpoint)
-    assert "written by 2 processes and is resumed by 1" in caplog.text
+    assert "begun by 2 processes and is resumed by 1" in caplog.text
     assert (state.step, state.epoch) == (40, 2)
 
 

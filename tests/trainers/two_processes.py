@@ -15,7 +15,7 @@ from trainers.config import TrainConfig
 from trainers.data import TokenWindows
 from trainers.distributed import distributed
 from trainers.loop import evaluate, fit
-from trainers.resume import trained_tensors
+from trainers.state import trained_tensors
 from trainers.tasks.token import TokenClassification
 
 # 153 windows in batches of 8: 20 steps, of which the last has one window for the two processes.
