@@ -79,9 +79,12 @@ def set_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
     """Make one or several adapters act (their updates add up); only they are trained from now on.
 
     Raises:
-        ValueError: an unknown name, or several adapters that own the same head or bias, or DoRA among several.
+        ValueError: an unknown or repeated name, or several adapters that own the same head or bias, or DoRA among
+            several.
     """
     names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
+    if len(set(names)) < len(names):
+        raise ValueError(f"Name each adapter once, not {list(names)}; combine_adapters gives an adapter a weight.")
     state = state_of(model)
     records = {name: record_of(model, name) for name in names}
     if len(names) > 1:

@@ -26,7 +26,7 @@ from lora_core.file_format import (
     refuse_non_finite,
     saved_modules,
 )
-from lora_core.inject import add_exactly
+from lora_core.inject import add_exactly, eject_lora
 from lora_core.layers import model_modules
 from lora_core.targets import without_idle_patterns
 from lora_core.vit_names import in_names_of
@@ -105,17 +105,15 @@ def load_adapter(
     config, tensors = read_adapter(model, folder)
     fresh = not hasattr(model, "lora_state")
     was_active = () if fresh else state_of(model).active
-    was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     with torch.random.fork_rng(devices=[]):  # the random start is overwritten and must not move the user's generator
         add_exactly(model, adapter_name, _unset_start(config), adapter_dtype=adapter_dtype, trainable=trainable)
     try:
         _fill(model, adapter_name, tensors, folder / WEIGHTS_FILE)
     except ValueError:
-        delete_adapter(model, adapter_name)
         if fresh:
-            del model.lora_state
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(was_trainable[name])
+            eject_lora(model)
+        else:
+            delete_adapter(model, adapter_name)
         raise
     record = record_of(model, adapter_name)
     record.config = dataclasses.replace(record.config, init_lora_weights=config.init_lora_weights)

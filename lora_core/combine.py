@@ -19,6 +19,7 @@ from lora_core.adapters import AdapterRecord, hosts, record_of
 from lora_core.file_format import explicit_config, explicit_targets
 from lora_core.inject import check_new_name, install
 from lora_core.layers import LoRALayer
+from lora_core.targets import attention_outputs
 from lora_core.token_rows import TokenRows
 from lora_core.updates import Adapter
 
@@ -69,7 +70,8 @@ def combine_adapters(
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
     first = records[names[0]]
-    sizes = {path: (adapter.r, 1.0) for path, adapter in adapters.items()}
+    outputs = set(attention_outputs(model).values())  # adapted with their attention, which is the target
+    sizes = {path: (adapter.r, 1.0) for path, adapter in adapters.items() if path not in outputs}
     config = explicit_targets(explicit_config(dataclasses.replace(first.config, use_rslora=False), sizes), sizes)
     configs = [record.config for record in records.values()]
     config = dataclasses.replace(

@@ -79,10 +79,12 @@ def explicit_config(config: LoRAConfig, sizes: Mapping[str, tuple[int, float]]) 
     ranks = {path: r for path, (r, _) in sizes.items()}
     alphas = {path: _tidy(scaling * (math.sqrt(r) if config.use_rslora else r)) for path, (r, scaling) in sizes.items()}
     r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    # A pattern also matches longer paths of the same end, here and in PEFT; ^ keeps it from them.
+    keys = {path: f"^{path}" if any(other.endswith(f".{path}") for other in sizes) else path for path in sizes}
     return dataclasses.replace(
         config, r=int(r), lora_alpha=alpha,
-        rank_pattern={path: value for path, value in ranks.items() if value != r},
-        alpha_pattern={path: value for path, value in alphas.items() if value != alpha})  # fmt: skip
+        rank_pattern={keys[path]: value for path, value in ranks.items() if value != r},
+        alpha_pattern={keys[path]: value for path, value in alphas.items() if value != alpha})  # fmt: skip
 
 
 def explicit_targets(config: LoRAConfig, paths: Iterable[str]) -> LoRAConfig:

@@ -96,9 +96,7 @@ def add_exactly(
     model: nn.Module, adapter_name: str, config: LoRAConfig, *, adapter_dtype: torch.dtype | None, trainable: bool
 ) -> None:
     """``add_adapter`` without its care for the head: modules_to_save is taken as it stands, as a file needs it."""
-    state = getattr(model, STATE, None) or LoRAState(
-        was_trainable={n: p.requires_grad for n, p in model.named_parameters()}
-    )
+    state = getattr(model, STATE, None) or LoRAState()
     check_new_name(model, adapter_name)
     merged = sorted({name for _, host in hosts(model) for name in host.merged_adapters})
     if merged:
@@ -180,7 +178,7 @@ def eject_lora(model: nn.Module) -> nn.Module:
         remove_bridge(state, path)
     delattr(model, STATE)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(state.was_trainable[name])
+        parameter.requires_grad_(state.was_trainable.get(name, parameter.requires_grad))  # one may be new
     return model
 
 

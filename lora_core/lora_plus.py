@@ -52,6 +52,6 @@ def _kind(path: str, heads: set[str]) -> str:
     return "A" if ".lora_A." in path or path.endswith(".lora_embedding_A") else "other"
 
 
-def _inside(key: str, modules: tuple[str, ...] | str) -> bool:
+def _inside(key: str, modules: tuple[str, ...]) -> bool:
     """Whether a parameter's path lies in a module that one of the suffixes matches."""
     return any(f".{module}." in f".{key}" for module in modules)

@@ -33,9 +33,14 @@ def exit_on_user_error(call: Callable[[], None]) -> None:
     try:
         call()
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun every process meets the same error
+        if _is_main():  # under torchrun every process meets the same error
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _is_main() -> bool:
+    """Whether this is the only process, or torchrun's first: the one that talks to the user."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def parse_run(arguments: list[str], default: Config, prog: str | None = None) -> Config:
@@ -73,6 +78,8 @@ def train(config: RunConfig) -> None:
     if not config.data:
         raise ValueError("--data is missing: a folder, a name in $LORA_DATA_DIR, or a hub id such as tner/bionlp2004.")
     result = run(config).result
+    if not _is_main():
+        return
     test = result.get("test", result["validation"])
     print(f"F1 {test['f1']:.4f}, precision {test['precision']:.4f}, recall {test['recall']:.4f}; "
           f"all figures in {config.output_dir / METRICS_FILE}")  # fmt: skip
@@ -106,7 +113,9 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: 
     """
     from trainers.experiment import evaluate_run
 
-    print(json.dumps(evaluate_run(run, data, split), indent=2))
+    scores = evaluate_run(run, data, split)
+    if _is_main():
+        print(json.dumps(scores, indent=2))
 
 
 VERBS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate, "compare": compare}

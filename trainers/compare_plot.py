@@ -48,7 +48,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.9")
         axes.set_axisbelow(True)
-    figure.suptitle(f"{comparison.data}: {len(comparison.rows)} runs compared", fontweight="bold")
+    figure.suptitle(f"{Path(comparison.data).name}: {len(comparison.rows)} runs compared", fontweight="bold")
     figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
 

@@ -19,7 +19,8 @@ class TrainConfig:
     batch_size: int = 16
     """Examples per optimiser step, over all processes: the recipe. How a step is split up does not change it."""
     micro_batch_size: int | None = None
-    """Most examples in one forward pass of one process; larger shares are accumulated. None: no limit."""
+    """Most examples in one training pass of one process (evaluation takes four times as many); larger shares are
+    accumulated. None: no limit."""
     learning_rate: float = 5e-5
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.01

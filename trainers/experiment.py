@@ -106,9 +106,8 @@ def encode(dataset: TokenDataset, model: TaskModel, config: RunConfig) -> TokenW
     longest = model.config.max_tokens
     if config.max_length is not None and config.max_length > longest:
         raise ValueError(f"max_length is {config.max_length}, but {config.model} has positions for {longest} tokens.")
-    return encode_tokens(
-        dataset.words, dataset.tags, tokenizer, config.max_length or longest, model.config.pad_token_id
-    )
+    max_length = longest if config.max_length is None else config.max_length
+    return encode_tokens(dataset.words, dataset.tags, tokenizer, max_length, model.config.pad_token_id)
 
 
 def save_model(model: TaskModel, config: RunConfig) -> Path:

@@ -113,7 +113,9 @@ def evaluate(model: nn.Module, task: Task, data: Data, config: TrainConfig, worl
     model.eval()
     loss = torch.zeros((), dtype=torch.float64)
     found: dict[int, np.ndarray] = {}
-    batches = evaluation_batches(data.lengths, 4 * config.batch_size, world.rank, world.size)
+    batches = evaluation_batches(
+        data.lengths, 4 * (config.micro_batch_size or config.batch_size), world.rank, world.size
+    )
     for indices in tqdm(batches, "evaluate", disable=not world.is_main, unit="batch", leave=False):
         inputs, labels = _to_device(data.collate(indices), world.device)
         with autocast(config.precision, world.device):

@@ -1,7 +1,7 @@
 """Reading the folder that a training run leaves behind.
 
 `config.json` holds the resolved settings. `metrics.jsonl` holds one JSON object per line, in the order in
-which things happened, told apart by `event`: `step`, `epoch`, and at the very end one `result`.
+which things happened, told apart by `event`: `epoch`, and at the very end one `result`.
 """
 
 import json

@@ -18,7 +18,7 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
-        if x.device.type != "cpu" or self.p >= 1.0 or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or self.p > 1 - 1 / _LEVELS or torch.compiler.is_compiling():
             return F.dropout(x, self.p, training=True)
         return x * _keep_factors(x, self.p)
 
