@@ -32,7 +32,7 @@ def exit_on_user_error(call: Callable[[], None]) -> None:
     """Call, and turn an error that is the user's to mend into its message and exit status 2."""
     try:
         call()
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if _is_main():  # under torchrun every process meets the same error
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -85,7 +85,7 @@ class RunConfig(TrainConfig):
     """LoRA: a preset (qv, qkv, attention, all-linear) or suffixes of layer names."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """LoRA: which bias vectors are trained too."""
-    init_lora_weights: str = "gaussian"
+    init_lora_weights: Literal["gaussian", "kaiming", "orthogonal", "pissa", "olora"] = "gaussian"
     """LoRA: how A and B start."""
     use_rslora: bool = False
     """LoRA: scale by alpha / sqrt(r)."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,8 @@ class TrainState:
             known = sorted(name for name, value in scores.items() if isinstance(value, (int, float)))
             raise ValueError(f"metric {metric!r} is not among the validation scores: {', '.join(known)}.")
         score = -scores[metric] if metric == "loss" else scores[metric]
+        if math.isnan(score):
+            raise FloatingPointError(f"The validation score {metric!r} is not a number after epoch {self.epoch}.")
         improved = self.best_score is None or score > self.best_score
         if improved:
             self.best_score, self.best_epoch = score, self.epoch
