@@ -41,6 +41,8 @@ class TrainConfig:
     """Stop after this many epochs without a better score. None: train all epochs."""
     keep_checkpoints: int = 1
     """Resumable checkpoints to keep, newest first."""
+    workers: int = 0
+    """Processes that prepare batches ahead, on every rank: worth it for images and for GPUs. 0: the loop does it."""
     seed: int = 42
     """Seed of the data order, of fresh heads and adapters, and of dropout."""
 
@@ -52,7 +54,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but it is {value}.")
-        for name in ("weight_decay", "max_grad_norm"):
+        for name in ("weight_decay", "max_grad_norm", "workers"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, but it is {getattr(self, name)}.")
         if not self.learning_rate > 0:
@@ -65,6 +67,8 @@ class TrainConfig:
 class RunConfig(TrainConfig):
     """A whole run: model, data, method and the training loop's choices."""
 
+    task: Literal["token-classification", "text-classification", "image-classification"] = "token-classification"
+    """What is predicted: a label for each word, text or image."""
     model: str = "embedded"
     """A folder in the transformers layout, a hub id such as roberta-base, or "embedded" (MiniLM-L6)."""
     fresh_head: bool = False
@@ -93,6 +97,10 @@ class RunConfig(TrainConfig):
     """LoRA: train a magnitude per output as well."""
     max_length: int | None = None
     """Longest window in tokens; None: the model's limit. Longer sentences are cut into overlapping windows."""
+    image_size: int | None = None
+    """Images: height and width in pixels; None: the checkpoint's. Position embeddings are interpolated to it."""
+    augment: Literal["none", "flip", "crop"] = "none"
+    """Images: random changes of the training images: a horizontal flip, or a crop and a flip."""
     attention_dropout: float = 0.0
     """Dropout of attention weights; above 0 a CPU cannot use its fast attention."""
     hidden_dropout: float | None = None
@@ -149,5 +157,5 @@ def _describe(hint: Any) -> str:
     return " or ".join(names[option] for option in arguments or (hint,) if option in names)
 
 
-RESUME_MAY_CHANGE = ("output_dir", "resume", "keep_checkpoints", "micro_batch_size")
+RESUME_MAY_CHANGE = ("output_dir", "resume", "keep_checkpoints", "micro_batch_size", "workers")
 """Settings that may differ between a run and its continuation without changing what is computed."""

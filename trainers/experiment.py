@@ -12,23 +12,15 @@ import torch
 import lora_core
 from lora_core.models import load_pretrained, save_pretrained
 from lora_core.models.heads import TaskModel
-from lora_core.models.source import resolve
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
-from trainers.data import (
-    TokenDataset,
-    TokenWindows,
-    check_vocabulary,
-    encode_tokens,
-    load_token_datasets,
-    load_tokenizer,
-)
 from trainers.distributed import World, distributed
 from trainers.log import METRICS_FILE, MetricsLog
-from trainers.loop import evaluate, fit
+from trainers.loop import evaluate, fit, predict
 from trainers.memory import peak_memory_bytes, reset_peak_memory
 from trainers.resume import CHECKPOINTS, newest_checkpoint
-from trainers.runs import Run, read_run
-from trainers.tasks.token import TokenClassification
+from trainers.runs import Run, read_run, save_predictions
+from trainers.tasks import Data, Task
+from trainers.tasks.kinds import kind_of
 
 logger = logging.getLogger("trainers")
 
@@ -36,7 +28,7 @@ CONFIG_FILE = "config.json"
 
 
 def run(config: RunConfig) -> Run:
-    """Train and test a token classifier as ``config`` says, and return what the run folder now holds.
+    """Train and test a model as ``config`` says, and return what the run folder now holds.
 
     Under torchrun every process calls this. A finished run is not repeated: with resume="auto" it is read.
 
@@ -52,21 +44,22 @@ def _run(config: RunConfig, world: World) -> Run:
     if finished:
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
         return read_run(config.output_dir)
-    datasets = load_token_datasets(config.data, on_bad_row=config.on_bad_row)
+    kind = kind_of(config.task)
+    datasets = kind.load(config)
     for split in ("train", "validation"):
         if split not in datasets:
             raise ValueError(f"{config.data} has no {split} split; it has {', '.join(datasets)}.")
     labels = datasets["train"].labels
     model = build(config, labels)
-    windows = {split: encode(dataset, model, config) for split, dataset in datasets.items()}
-    task = TokenClassification(labels)
+    data = {split: kind.encode(dataset, model, config) for split, dataset in datasets.items()}
+    task = kind.task(labels, config)
     if world.is_main and checkpoint is None:  # only now: a wrong path or name leaves no run folder behind
         _write_settings(config)
     reset_peak_memory(world.device)
-    state = fit(model, task, windows["train"], windows["validation"], config, world, config.output_dir, checkpoint)
+    state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
     peak = max(world.gather(peak_memory_bytes(world.device)))
-    scores = {split: evaluate(model, task, windows[split], config, world)
-              for split in ("validation", "test") if split in windows}  # fmt: skip
+    scores = {split: _score(split, model, task, data[split], config, world)
+              for split in ("validation", "test") if split in data}  # fmt: skip
     trainable, total = lora_core.parameter_counts(model)
     if world.is_main:
         save_model(model, config)
@@ -80,9 +73,17 @@ def _run(config: RunConfig, world: World) -> Run:
     return read_run(config.output_dir)
 
 
+def _score(split: str, model: TaskModel, task: Task, data: Data, config: RunConfig, world: World) -> dict[str, Any]:
+    """The scores on a split; its predictions are written into the run folder."""
+    loss, predictions = predict(model, task, data, config, world)
+    if world.is_main:
+        save_predictions(config.output_dir, split, *task.examples(predictions, data))
+    return {"loss": loss, **task.metrics(predictions, data)}
+
+
 def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     """The pretrained model with a head for ``labels``, prepared for the method."""
-    model = load_pretrained(config.model, "token-classification", labels, attention_dropout=config.attention_dropout,
+    model = load_pretrained(config.model, config.task, labels, attention_dropout=config.attention_dropout,
                             hidden_dropout=config.hidden_dropout, fresh_head=config.fresh_head,
                             seed=config.seed)  # fmt: skip
     assert isinstance(model, TaskModel)
@@ -99,17 +100,6 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     return model
 
 
-def encode(dataset: TokenDataset, model: TaskModel, config: RunConfig) -> TokenWindows:
-    """The data set in the model's tokens, cut into windows that the model can take."""
-    tokenizer = load_tokenizer(resolve(config.model))
-    check_vocabulary(tokenizer, model.config.vocab_size)
-    longest = model.config.max_tokens
-    if config.max_length is not None and config.max_length > longest:
-        raise ValueError(f"max_length is {config.max_length}, but {config.model} has positions for {longest} tokens.")
-    max_length = longest if config.max_length is None else config.max_length
-    return encode_tokens(dataset.words, dataset.tags, tokenizer, max_length, model.config.pad_token_id)
-
-
 def save_model(model: TaskModel, config: RunConfig) -> Path:
     """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/."""
     if config.method == "lora":
@@ -117,7 +107,7 @@ def save_model(model: TaskModel, config: RunConfig) -> Path:
     else:
         folder = config.output_dir / "best"
         save_pretrained(model, folder)
-    load_tokenizer(resolve(config.model)).save(str(folder / "tokenizer.json"))
+    kind_of(config.task).save_preprocessing(config, folder)
     return folder
 
 
@@ -129,24 +119,25 @@ def evaluate_run(folder: str | Path, data: str = "", split: str = "test") -> dic
     """
     finished = read_run(folder)
     config = dataclasses.replace(RunConfig.from_dict(finished.config, str(folder)), output_dir=Path(folder))
-    datasets = load_token_datasets(data or config.data, on_bad_row=config.on_bad_row)
+    if data:
+        config = dataclasses.replace(config, data=data)
+    kind = kind_of(config.task)
+    datasets = kind.load(config)
     if split not in datasets:
-        raise ValueError(f"{data or config.data} has no {split} split; it has {', '.join(datasets)}.")
-    labels, given = tuple(finished.result["labels"]), datasets[split].labels
-    if not set(given) <= set(labels):
-        raise ValueError(f"The data has labels that the model does not know: {sorted(set(given) - set(labels))}.")
-    tags = [[labels.index(given[tag]) for tag in sentence] for sentence in datasets[split].tags]
+        raise ValueError(f"{config.data} has no {split} split; it has {', '.join(datasets)}.")
+    labels = tuple(finished.result["labels"])
+    dataset = datasets[split].with_labels(labels)
     model = load_model(config, labels)
-    windows = encode(dataclasses.replace(datasets[split], tags=tags, labels=labels), model, config)
+    encoded = kind.encode(dataset, model, config)
     with distributed() as world:
-        return evaluate(model.to(world.device), TokenClassification(labels), windows, config, world)
+        return evaluate(model.to(world.device), kind.task(labels, config), encoded, config, world)
 
 
 def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     """The model that a run saved, with the best epoch's weights, in eval mode."""
     lora = config.method == "lora"
     model = load_pretrained(
-        config.model if lora else config.output_dir / "best", "token-classification", labels,
+        config.model if lora else config.output_dir / "best", config.task, labels,
         fresh_head=lora and config.fresh_head, seed=config.seed,
     )  # fmt: skip
     assert isinstance(model, TaskModel)

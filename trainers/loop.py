@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from trainers.config import TrainConfig
 from trainers.data.batches import epoch_batches, evaluation_batches, share
+from trainers.data.loading import load_batches
 from trainers.distributed import World
 from trainers.log import MetricsLog
 from trainers.optim import build_optimizer, build_scheduler
@@ -64,15 +65,18 @@ def fit(
                                 group=config.group_by_length)  # fmt: skip
         progress = tqdm(batches[state.batch :], f"epoch {state.epoch + 1}/{config.epochs}", len(batches),
                         initial=state.batch, disable=not world.is_main, unit="step", leave=False)  # fmt: skip
+        shares = [share(batch, world.rank, world.size, micro_batches) for batch in batches[state.batch :]]
+        # A process without examples of its own still takes part in the exchange of gradients.
+        loaded = load_batches(train, [indices if len(indices) else batch[:1] for batch, micro in
+                                      zip(batches[state.batch :], shares, strict=True) for indices in micro],
+                              world.device, epoch=state.epoch, workers=config.workers)  # fmt: skip
         parallel.train()
         started = time.perf_counter()
-        for batch in progress:
+        for batch, micro in zip(progress, shares, strict=True):
             labels_in_batch = max(1, int(train.label_counts[batch].sum()))
-            micro = share(batch, world.rank, world.size, micro_batches)
             for number, indices in enumerate(micro):
-                # A process without examples of its own still takes part in the exchange of gradients.
                 weight = world.size / labels_in_batch if len(indices) else 0.0
-                inputs, labels = _to_device(train.collate(indices if len(indices) else batch[:1]), world.device)
+                inputs, labels = next(loaded)
                 with world.accumulate(parallel, last=number == len(micro) - 1):
                     with autocast(config.precision, world.device):
                         loss = task.loss_sum(parallel(**inputs), labels) * weight
@@ -107,17 +111,26 @@ def fit(
     return state
 
 
-@torch.inference_mode()
 def evaluate(model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World) -> dict[str, Any]:
     """Mean loss and the task's scores over ``data``; every example counts once, however many processes share it."""
+    loss, predictions = predict(model, task, data, config, world)
+    return {"loss": loss, **task.metrics(predictions, data)}
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World
+) -> tuple[float, list[np.ndarray]]:
+    """Mean loss, and the prediction for each example of ``data`` in order, on every process."""
     model.eval()
     loss = torch.zeros((), dtype=torch.float64)
     found: dict[int, np.ndarray] = {}
     batches = evaluation_batches(
         data.lengths, 4 * (config.micro_batch_size or config.batch_size), world.rank, world.size
     )
-    for indices in tqdm(batches, "evaluate", disable=not world.is_main, unit="batch", leave=False):
-        inputs, labels = _to_device(data.collate(indices), world.device)
+    loaded = load_batches(data, batches, world.device, workers=config.workers)
+    progress = tqdm(loaded, "evaluate", len(batches), disable=not world.is_main, unit="batch", leave=False)
+    for indices, (inputs, labels) in zip(batches, progress, strict=True):
         with autocast(config.precision, world.device):
             logits = model(**inputs)
         loss += task.loss_sum(logits, labels).double().cpu()
@@ -125,10 +138,4 @@ def evaluate(model: nn.Module, task: Task, data: Data, config: TrainConfig, worl
     shares = world.gather((loss.item(), found))
     found = {index: prediction for _, part in shares for index, prediction in part.items()}
     mean = sum(part for part, _ in shares) / max(1, int(data.label_counts.sum()))
-    return {"loss": mean, **task.metrics([found[index] for index in range(len(data.lengths))], data)}
-
-
-def _to_device(batch: tuple[dict[str, Tensor], Tensor], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    inputs, labels = batch
-    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
-    return moved, labels.to(device, non_blocking=True)
+    return mean, [found[index] for index in range(len(data.lengths))]

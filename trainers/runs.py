@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Run:
@@ -52,6 +54,29 @@ def read_run(folder: str | Path) -> Run:
         )
     epochs_in_order = [epochs[number] for number in sorted(epochs)]
     return Run(folder, folder.resolve().name, config, epochs_in_order, events[-1])
+
+
+def save_predictions(folder: Path, split: str, predicted: list[np.ndarray], gold: list[np.ndarray]) -> Path:
+    """Write the predicted and true label ids of each example to predictions/<split>.npz, one after another."""
+    path = folder / "predictions" / f"{split}.npz"
+    path.parent.mkdir(exist_ok=True)
+    offsets = np.cumsum([0, *map(len, gold)])
+    np.savez_compressed(path, predicted=np.concatenate(predicted), gold=np.concatenate(gold), offsets=offsets)
+    return path
+
+
+def read_predictions(folder: str | Path, split: str = "test") -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Predicted and true label ids of each sentence, text or image of a split.
+
+    Raises:
+        ValueError: the run has written none.
+    """
+    path = Path(folder, "predictions", f"{split}.npz")
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: repeat the run with this version to have its predictions.")
+    with np.load(path, allow_pickle=False) as arrays:
+        cuts = arrays["offsets"][1:-1]
+        return np.split(arrays["predicted"], cuts), np.split(arrays["gold"], cuts)
 
 
 def _read_events(path: Path) -> list[dict[str, Any]]:

@@ -12,10 +12,10 @@ import lora_core
 from lora_core.models import load_pretrained
 from trainers.config import RunConfig
 from trainers.data import TokenWindows, encode_tokens, load_token_datasets, load_tokenizer
-from trainers.experiment import build, encode, evaluate_run, load_model, run
+from trainers.experiment import build, evaluate_run, load_model, run
 from trainers.loop import evaluate
 from trainers.runs import read_run
-from trainers.tasks.token import TokenClassification
+from trainers.tasks.token import TokenClassification, encode
 
 METHODS = ("lora", "full", "head")
 
@@ -101,7 +101,13 @@ def test_sentences_longer_than_the_model_are_cut(config, tiny, data):
 def test_the_run_folder(finished, method):
     folder = finished[method]
     saved = "adapter" if method == "lora" else "best"
-    assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints", saved}
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "predictions",
+        saved,
+    }
     best = read_run(folder).result["best_epoch"]
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {f"step-{3 * steps(folder)}", f"best-{best}"}
     assert (folder / saved / "tokenizer.json").is_file()
@@ -173,7 +179,7 @@ def test_evaluate_on_other_data_matches_labels_by_name(finished, tiny, data, tmp
     assert evaluate_run(finished["full"], str(other)) == evaluate_run(finished["full"])
 
     (other / "label.json").write_text(json.dumps({f"{label}x": index for index, label in enumerate(order)}))
-    with pytest.raises(ValueError, match=r"labels that the model does not know: .*B-proteinx"):
+    with pytest.raises(ValueError, match=r"labels that are not among .*B-proteinx"):
         evaluate_run(finished["full"], str(other))
 
 
@@ -280,7 +286,7 @@ def test_windows_are_shared_by_training_and_evaluation(config, monkeypatch):
     seen = []
     collate = TokenWindows.collate
 
-    def note(self, indices):
+    def note(self, indices, epoch):
         inputs, labels = collate(self, indices)
         seen.append((torch.is_inference_mode_enabled(), int((labels >= 0).sum())))
         return inputs, labels

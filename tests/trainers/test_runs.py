@@ -1,8 +1,9 @@
 import json
 
+import numpy as np
 import pytest
 
-from trainers.runs import read_run
+from trainers.runs import read_predictions, read_run, save_predictions
 
 EPOCHS = [{"event": "epoch", "epoch": number, "validation": {"f1": number / 10}} for number in (1, 2)]
 STEP = {"event": "step", "step": 1, "loss": 2.0}
@@ -80,3 +81,13 @@ def test_a_damaged_line_is_named(write_run, line, message):
 def test_a_damaged_config_is_named(write_run):
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         read_run(write_run(RESULT, config="{"))
+
+
+def test_predictions_come_back_example_by_example(tmp_path):
+    predicted = [np.array([1, 2, 3]), np.array([], dtype=np.int64), np.array([4])]
+    gold = [np.array([0, 2, 3]), np.array([], dtype=np.int64), np.array([9])]
+    save_predictions(tmp_path, "test", predicted, gold)
+    for found, expected in zip(read_predictions(tmp_path), (predicted, gold), strict=True):
+        assert [values.tolist() for values in found] == [values.tolist() for values in expected]
+    with pytest.raises(ValueError, match=r"validation\.npz does not exist: repeat the run"):
+        read_predictions(tmp_path, "validation")

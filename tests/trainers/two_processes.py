@@ -44,7 +44,7 @@ def evaluate_and_note(model, world):
     seen = []
     collate = TokenWindows.collate
 
-    def note(self, indices):
+    def note(self, indices, epoch=None):
         seen.extend(int(index) for index in indices)
         return collate(self, indices)
 

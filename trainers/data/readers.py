@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -35,6 +35,15 @@ class TokenDataset:
 
     def __len__(self) -> int:
         return len(self.words)
+
+    def with_labels(self, labels: tuple[str, ...]) -> "TokenDataset":
+        """The same sentences with the ids of ``labels``. Raises ValueError for a label that is not among them."""
+        unknown = sorted(set(self.labels) - set(labels))
+        if unknown:
+            raise ValueError(f"{self.source} has labels that are not among {list(labels)}: {unknown}.")
+        ids = [labels.index(name) for name in self.labels]
+        tags = [[ids[tag] for tag in sentence] for sentence in self.tags]
+        return replace(self, tags=tags, labels=labels)
 
 
 def load_token_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[str, TokenDataset]:

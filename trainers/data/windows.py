@@ -52,8 +52,13 @@ class TokenWindows:
     def __len__(self) -> int:
         return len(self.sentence)
 
-    def collate(self, indices: Sequence[int] | np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
-        """A batch of windows: ({"input_ids": (B, T), "attention_mask": (B, T)}, labels (B, T)), all int64."""
+    def collate(
+        self, indices: Sequence[int] | np.ndarray, epoch: int | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """A batch of windows: ({"input_ids": (B, T), "attention_mask": (B, T)}, labels (B, T)), all int64.
+
+        The same in every `epoch`: words are not augmented.
+        """
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size == 0:
             raise ValueError("collate got no window indices: a batch needs at least one window.")

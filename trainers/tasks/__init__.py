@@ -1,9 +1,12 @@
-"""What differs between tasks: a task knows its loss, predictions and scores; the loop knows the rest."""
+"""What differs between tasks: how data becomes batches, the loss, predictions and scores; the loop knows the rest."""
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
+
+from trainers.config import RunConfig
 
 
 class Data(Protocol):
@@ -19,13 +22,21 @@ class Data(Protocol):
         """(N,) labels of each example: the number of terms it adds to the summed loss."""
         ...
 
-    def collate(self, indices: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
-        """The model's keyword arguments and the labels of a batch."""
+    def collate(self, indices: np.ndarray, epoch: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """The model's keyword arguments and the labels of a batch.
+
+        In training ``epoch`` is given; random changes of an example depend on it and the example alone.
+        """
         ...
 
 
 class Task(Protocol):
     """One kind of prediction."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of the logits."""
+        ...
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum (not mean) of the loss over the batch's labels, a scalar."""
@@ -35,6 +46,45 @@ class Task(Protocol):
         """The prediction of each example of the batch."""
         ...
 
+    def examples(self, predictions: list[np.ndarray], data: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Predicted and true label ids of each sentence, text or image, given the predictions for all of ``data``."""
+        ...
+
     def metrics(self, predictions: list[np.ndarray], data: Any) -> dict[str, Any]:
         """Scores of the predictions for all examples of ``data``, in order."""
+        ...
+
+
+class Dataset(Protocol):
+    """One split as it was read."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names; the index is the id."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def with_labels(self, labels: tuple[str, ...]) -> Any:
+        """The same examples with the ids of ``labels``. Raises ValueError for a label that is not among them."""
+        ...
+
+
+class Kind(Protocol):
+    """A module of this package: all that a run must know about its task. `kinds.py` lists them."""
+
+    def load(self, config: RunConfig) -> dict[str, Any]:
+        """The splits of the run's data, each a Dataset."""
+        ...
+
+    def encode(self, dataset: Any, model: Any, config: RunConfig) -> Any:
+        """A split as the model takes it, a Data."""
+        ...
+
+    def task(self, labels: tuple[str, ...], config: RunConfig) -> Task:
+        """The loss and the scores."""
+        ...
+
+    def save_preprocessing(self, config: RunConfig, folder: Path) -> None:
+        """Write what inference needs beside the weights."""
         ...

@@ -1,13 +1,19 @@
 """Token classification: a label for each word."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.data.windows import IGNORED_LABEL, TokenWindows
+from lora_core.models.heads import TaskModel
+from lora_core.models.source import resolve
+from trainers.config import RunConfig
+from trainers.data.readers import TokenDataset, load_token_datasets
+from trainers.data.tokenizer import check_vocabulary, load_tokenizer
+from trainers.data.windows import IGNORED_LABEL, TokenWindows, encode_tokens
 from trainers.metrics import ner_metrics
 
 
@@ -28,15 +34,44 @@ class TokenClassification:
         """The best label id of every position, (T,) for each window."""
         return list(logits.argmax(-1).cpu().numpy())
 
-    def metrics(self, predictions: list[np.ndarray], data: TokenWindows) -> dict[str, Any]:
-        """Entity scores over whole sentences, each word counted once."""
+    def examples(self, predictions: list[np.ndarray], data: TokenWindows) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Predicted and true label ids of each whole sentence's scored words, each word once."""
         gold = data.words_from(np.split(data.labels, data.offsets[1:-1]))
         predicted = data.words_from(predictions)
         scored = [words != IGNORED_LABEL for words in gold]
-        return ner_metrics(
-            [self._names(words[keep]) for words, keep in zip(gold, scored, strict=True)],
-            [self._names(words[keep]) for words, keep in zip(predicted, scored, strict=True)],
-        )
+        return ([words[keep] for words, keep in zip(predicted, scored, strict=True)],
+                [words[keep] for words, keep in zip(gold, scored, strict=True)])  # fmt: skip
+
+    def metrics(self, predictions: list[np.ndarray], data: TokenWindows) -> dict[str, Any]:
+        """Entity scores over whole sentences."""
+        predicted, gold = self.examples(predictions, data)
+        return ner_metrics([self._names(words) for words in gold], [self._names(words) for words in predicted])
 
     def _names(self, ids: np.ndarray) -> list[str]:
         return [self.labels[index] for index in ids]
+
+
+def load(config: RunConfig) -> dict[str, TokenDataset]:
+    """The splits of the run's data."""
+    return load_token_datasets(config.data, on_bad_row=config.on_bad_row)
+
+
+def encode(dataset: TokenDataset, model: TaskModel, config: RunConfig) -> TokenWindows:
+    """The data set in the model's tokens, cut into windows that the model can take."""
+    tokenizer = load_tokenizer(resolve(config.model))
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    longest = model.config.max_tokens
+    if config.max_length is not None and config.max_length > longest:
+        raise ValueError(f"max_length is {config.max_length}, but {config.model} has positions for {longest} tokens.")
+    max_length = longest if config.max_length is None else config.max_length
+    return encode_tokens(dataset.words, dataset.tags, tokenizer, max_length, model.config.pad_token_id)
+
+
+def task(labels: tuple[str, ...], config: RunConfig) -> TokenClassification:
+    """The loss and the entity scores."""
+    return TokenClassification(labels)
+
+
+def save_preprocessing(config: RunConfig, folder: Path) -> None:
+    """Write the model's tokenizer.json into ``folder``."""
+    load_tokenizer(resolve(config.model)).save(str(folder / "tokenizer.json"))
