@@ -31,7 +31,8 @@ class Row:
     f1: float
     f1_difference: float
     """F1 minus the baseline's F1, in percentage points."""
-    strict_f1: float
+    strict_f1: float | None
+    """F1 by strict IOB2; only token classification has one."""
     accuracy: float
     seconds: float
     """Duration of training."""
@@ -40,7 +41,7 @@ class Row:
     validation_f1: dict[int, float]
     """F1 on the validation split by epoch."""
     type_f1: dict[str, float]
-    """F1 of each entity type."""
+    """F1 of each entity type, or of each label of a text or image."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Comparison:
     rows: list[Row]
     """In the order in which the runs were given."""
     support: dict[str, int]
-    """Number of gold entities of each type, most frequent first."""
+    """Number of gold entities of each type (or examples of each label), most frequent first."""
 
 
 def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
@@ -87,11 +88,13 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
 
 def comparison_table(comparison: Comparison) -> str:
     """A Markdown table, aligned so that it reads well in a terminal too. Scores are in percent."""
-    header = "run | trainable | total | val. loss | precision | recall | F1 | difference | strict F1 | accuracy"
-    cells = [[*header.split(" | "), "time", "tokens/s", "peak memory"]]
+    has_strict = any(row.strict_f1 is not None for row in comparison.rows)
+    cells = [["run", "trainable", "total", "val. loss", "precision", "recall", "F1", "difference",
+              *(["strict F1"] if has_strict else []), "accuracy", "time", "tokens/s", "peak memory"]]  # fmt: skip
     for row in comparison.rows:
         scores = [f"{100 * score:.2f}" for score in (row.precision, row.recall, row.f1)]
         difference = "baseline" if row.name == comparison.baseline else f"{row.f1_difference:+.2f}"
+        strict = [] if row.strict_f1 is None else [f"{100 * row.strict_f1:.2f}"]
         cells.append(
             [
                 row.name.replace("|", r"\|"),
@@ -100,7 +103,7 @@ def comparison_table(comparison: Comparison) -> str:
                 f"{row.validation_loss:.4f}",
                 *scores,
                 difference,
-                f"{100 * row.strict_f1:.2f}",
+                *strict,
                 f"{100 * row.accuracy:.2f}",
                 _duration(row.seconds),
                 f"{row.tokens_per_second:,.0f}",
@@ -139,7 +142,7 @@ def _row(run: Run, name: str, split: str, baseline_f1: float) -> Row:
         recall=_figure(run, split, "recall"),
         f1=f1,
         f1_difference=100 * (f1 - baseline_f1),
-        strict_f1=_figure(run, split, "strict_f1"),
+        strict_f1=_figure(run, split, "strict_f1") if _task(run) == "token-classification" else None,
         accuracy=_figure(run, split, "accuracy"),
         seconds=_figure(run, "seconds"),
         tokens_per_second=_figure(run, "tokens_per_second"),
@@ -161,9 +164,17 @@ def _figure(run: Run, *keys: str) -> Any:
     return value
 
 
+def _task(run: Run) -> str:
+    return run.config.get("task", "token-classification")
+
+
 def _check_same_data(runs: list[Run], split: str) -> None:
     first = runs[0]
     for run in runs:
+        if _task(run) != _task(first):
+            raise ValueError(
+                f"{first.folder} did {_task(first)} but {run.folder} {_task(run)}: only runs of one task can be compared."
+            )
         if "data" not in run.config:
             raise ValueError(
                 f"{run.folder / 'config.json'} does not say which data the run used. "

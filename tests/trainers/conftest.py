@@ -15,7 +15,7 @@ LABELS = ["O", "B-DNA", "B-protein", "I-DNA", "I-protein"]
 def make_run():
     """Factory of finished runs: `make_run("runs/a", f1=0.7, support={"DNA": 2}, data="fin")`."""
 
-    def make(folder, f1=0.7, support=None, data="bionlp2004", labels=LABELS):
+    def make(folder, f1=0.7, support=None, data="bionlp2004", labels=LABELS, **settings):
         support = support or {"DNA": 100, "protein": 500}
         types = {name: {"precision": f1, "recall": f1, "f1": f1, "support": n} for name, n in support.items()}
         scores = {
@@ -42,7 +42,7 @@ def make_run():
             "peak_memory_bytes": 3_500_000_000,
             "best_epoch": 3,
         }
-        return Run(Path(folder), Path(folder).name, {"data": data}, epochs, result)
+        return Run(Path(folder), Path(folder).name, {"data": data, **settings}, epochs, result)
 
     return make
 

@@ -151,3 +151,16 @@ def test_written_files(make_run, tmp_path):
     assert read["rows"][1]["f1"] == 0.8
     assert read["rows"][1]["validation_f1"]["3"] == pytest.approx(0.8 - 0.1 / 3)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_and_image_runs_have_no_strict_f1(make_run):
+    runs = [make_run(name, task="image-classification") for name in ("full", "lora")]
+    for run in runs:
+        del run.result["test"]["strict_f1"]
+    comparison = compare_runs(runs)
+    assert [row.strict_f1 for row in comparison.rows] == [None, None]
+    lines = comparison_table(comparison).splitlines()
+    assert len({len(line) for line in lines[:4]}) == 1
+    assert "strict" not in lines[0]
+    with pytest.raises(ValueError, match="did token-classification but .* image-classification"):
+        compare_runs([make_run("words"), runs[0]])
