@@ -173,7 +173,8 @@ def _check_same_data(runs: list[Run], split: str) -> None:
     for run in runs:
         if _task(run) != _task(first):
             raise ValueError(
-                f"{first.folder} did {_task(first)} but {run.folder} {_task(run)}: only runs of one task can be compared."
+                f"{first.folder} did {_task(first)} but {run.folder} {_task(run)}: "
+                "only runs of one task can be compared."
             )
         if "data" not in run.config:
             raise ValueError(

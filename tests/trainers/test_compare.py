@@ -162,5 +162,5 @@ def test_text_and_image_runs_have_no_strict_f1(make_run):
     lines = comparison_table(comparison).splitlines()
     assert len({len(line) for line in lines[:4]}) == 1
     assert "strict" not in lines[0]
-    with pytest.raises(ValueError, match="did token-classification but .* image-classification"):
+    with pytest.raises(ValueError, match=r"did token-classification but .* image-classification"):
         compare_runs([make_run("words"), runs[0]])
