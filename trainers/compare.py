@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.runs import Run
+from trainers.runs import Run, has_predictions
+from trainers.significance import Difference, compare_predictions
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Row:
     f1: float
     f1_difference: float
     """F1 minus the baseline's F1, in percentage points."""
+    difference: Difference | None
+    """How sure the difference is; None for the baseline and for runs without saved predictions."""
     strict_f1: float | None
     """F1 by strict IOB2; only token classification has one."""
     accuracy: float
@@ -75,7 +78,14 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
     split = "test" if all(run.result.get("test") for run in runs) else "validation"
     _check_same_data(runs, split)
     baseline_f1 = _figure(runs[baseline], split, "f1")
-    rows = [_row(run, name, split, baseline_f1) for run, name in zip(runs, names, strict=True)]
+    differences = [
+        compare_predictions(run, runs[baseline], split)
+        if run is not runs[baseline] and has_predictions(run, split) and has_predictions(runs[baseline], split)
+        else None
+        for run in runs
+    ]
+    rows = [_row(run, name, split, baseline_f1, difference)
+            for run, name, difference in zip(runs, names, differences, strict=True)]  # fmt: skip
     support = _support(runs[baseline], split)
     return Comparison(
         data=runs[baseline].config["data"],
@@ -89,8 +99,10 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
 def comparison_table(comparison: Comparison) -> str:
     """A Markdown table, aligned so that it reads well in a terminal too. Scores are in percent."""
     has_strict = any(row.strict_f1 is not None for row in comparison.rows)
-    cells = [["run", "trainable", "total", "val. loss", "precision", "recall", "F1", "difference",
-              *(["strict F1"] if has_strict else []), "accuracy", "time", "tokens/s", "peak memory"]]  # fmt: skip
+    has_difference = any(row.difference is not None for row in comparison.rows)
+    certainty, strict_column = ["95% interval", "McNemar p"] * has_difference, ["strict F1"] * has_strict
+    cells = [["run", "trainable", "total", "val. loss", "precision", "recall", "F1", "difference", *certainty,
+              *strict_column, "accuracy", "time", "tokens/s", "peak memory"]]  # fmt: skip
     for row in comparison.rows:
         scores = [f"{100 * score:.2f}" for score in (row.precision, row.recall, row.f1)]
         difference = "baseline" if row.name == comparison.baseline else f"{row.f1_difference:+.2f}"
@@ -103,6 +115,7 @@ def comparison_table(comparison: Comparison) -> str:
                 f"{row.validation_loss:.4f}",
                 *scores,
                 difference,
+                *(_certainty(row.difference) if has_difference else []),
                 *strict,
                 f"{100 * row.accuracy:.2f}",
                 _duration(row.seconds),
@@ -114,6 +127,8 @@ def comparison_table(comparison: Comparison) -> str:
     cells.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     lines = ["| " + " | ".join(_pad(line, widths)) + " |" for line in cells]
     caption = f"{comparison.data}, {comparison.split} split. Scores in percent; difference of F1 in points."
+    if has_difference:
+        caption += " Interval: paired bootstrap of the test examples. It does not know the chance of a seed."
     return "\n".join([*lines, "", caption, ""])
 
 
@@ -131,7 +146,14 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
     return [table, figures, picture]
 
 
-def _row(run: Run, name: str, split: str, baseline_f1: float) -> Row:
+def _certainty(difference: Difference | None) -> list[str]:
+    if difference is None:
+        return ["", ""]
+    p = f"{difference.p:.3f}" if difference.p >= 0.001 else "< 0.001"
+    return [f"{difference.f1_low:+.2f} to {difference.f1_high:+.2f}", p]
+
+
+def _row(run: Run, name: str, split: str, baseline_f1: float, difference: Difference | None) -> Row:
     f1 = _figure(run, split, "f1")
     return Row(
         name=name,
@@ -142,6 +164,7 @@ def _row(run: Run, name: str, split: str, baseline_f1: float) -> Row:
         recall=_figure(run, split, "recall"),
         f1=f1,
         f1_difference=100 * (f1 - baseline_f1),
+        difference=difference,
         strict_f1=_figure(run, split, "strict_f1") if _task(run) == "token-classification" else None,
         accuracy=_figure(run, split, "accuracy"),
         seconds=_figure(run, "seconds"),

@@ -58,11 +58,16 @@ def read_run(folder: str | Path) -> Run:
 
 def save_predictions(folder: Path, split: str, predicted: list[np.ndarray], gold: list[np.ndarray]) -> Path:
     """Write the predicted and true label ids of each example to predictions/<split>.npz, one after another."""
-    path = folder / "predictions" / f"{split}.npz"
+    path = _predictions_file(folder, split)
     path.parent.mkdir(exist_ok=True)
     offsets = np.cumsum([0, *map(len, gold)])
     np.savez_compressed(path, predicted=np.concatenate(predicted), gold=np.concatenate(gold), offsets=offsets)
     return path
+
+
+def has_predictions(run: Run, split: str) -> bool:
+    """Whether the run saved its predictions of the split."""
+    return _predictions_file(run.folder, split).is_file()
 
 
 def read_predictions(folder: str | Path, split: str = "test") -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -71,12 +76,16 @@ def read_predictions(folder: str | Path, split: str = "test") -> tuple[list[np.n
     Raises:
         ValueError: the run has written none.
     """
-    path = Path(folder, "predictions", f"{split}.npz")
+    path = _predictions_file(folder, split)
     if not path.is_file():
         raise ValueError(f"{path} does not exist: repeat the run with this version to have its predictions.")
     with np.load(path, allow_pickle=False) as arrays:
         cuts = arrays["offsets"][1:-1]
         return np.split(arrays["predicted"], cuts), np.split(arrays["gold"], cuts)
+
+
+def _predictions_file(folder: str | Path, split: str) -> Path:
+    return Path(folder, "predictions", f"{split}.npz")
 
 
 def _read_events(path: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,12 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from trainers.compare import compare_runs, comparison_table, write_comparison
+from trainers.runs import save_predictions
+from trainers.significance import compare_predictions
 
 
 def test_figures_of_each_run(make_run):
@@ -22,6 +25,7 @@ def test_figures_of_each_run(make_run):
         "recall": pytest.approx(0.695),
         "f1": 0.705,
         "f1_difference": pytest.approx(-1.5),
+        "difference": None,
         "strict_f1": pytest.approx(0.655),
         "accuracy": 0.95,
         "seconds": 3723.4,
@@ -164,3 +168,25 @@ def test_text_and_image_runs_have_no_strict_f1(make_run):
     assert "strict" not in lines[0]
     with pytest.raises(ValueError, match=r"did token-classification but .* image-classification"):
         compare_runs([make_run("words"), runs[0]])
+
+
+def test_saved_predictions_show_how_sure_a_difference_is(make_run, tmp_path):
+    gold = [np.array([number % 3]) for number in range(60)]
+    runs = []
+    for name, wrong in (("base", 20), ("better", 2), ("same", 20)):
+        run = make_run(tmp_path / name, labels=["a", "b", "c"], task="text-classification")
+        run.folder.mkdir()
+        save_predictions(run.folder, "test", [(ids + (index < wrong)) % 3 for index, ids in enumerate(gold)], gold)
+        runs.append(run)
+    runs.append(make_run(tmp_path / "older", labels=["a", "b", "c"], task="text-classification"))
+    comparison = compare_runs(runs)
+    base, better, same, older = comparison.rows
+    assert base.difference is older.difference is None
+    assert better.difference == compare_predictions(runs[1], runs[0], "test")
+    assert (same.difference.f1_low, same.difference.f1_high, same.difference.p) == (0, 0, 1)
+    header, _, *rows = ([cell.strip() for cell in line.strip("| ").split(" | ")]
+                        for line in comparison_table(comparison).splitlines()[:6])  # fmt: skip
+    cells = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert cells["better"]["McNemar p"] == "< 0.001"
+    assert cells["same"]["95% interval"] == "+0.00 to +0.00"
+    assert cells["older"]["McNemar p"] == cells["base"]["McNemar p"] == ""
