@@ -97,6 +97,8 @@ class RunConfig(TrainConfig):
     """LoRA: train a magnitude per output as well."""
     max_length: int | None = None
     """Longest window in tokens; None: the model's limit. Longer sentences are cut into overlapping windows."""
+    long_text: Literal["head", "head_tail"] = "head"
+    """Texts longer than max_length: keep the beginning, or half from each end."""
     image_size: int | None = None
     """Images: height and width in pixels; None: the checkpoint's. Position embeddings are interpolated to it."""
     augment: Literal["none", "flip", "crop"] = "none"
