@@ -29,7 +29,7 @@ from lora_core.file_format import (
 from lora_core.inject import add_exactly, eject_lora
 from lora_core.layers import model_modules
 from lora_core.targets import without_idle_patterns
-from lora_core.vit_names import in_names_of
+from lora_core.vit_names import for_transformers, in_names_of
 
 logger = logging.getLogger("lora_core")
 
@@ -75,6 +75,7 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
     config = dataclasses.replace(
         file_config(model, adapter_name), inference_mode=True, task_type=config.task_type or task_type
     )
+    tensors, config = for_transformers(model, tensors, config)
     weights = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
     try:
         save_file(tensors, weights, metadata={"format": "pt"})

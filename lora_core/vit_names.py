@@ -1,9 +1,9 @@
 """The two sets of module names of vision transformers: transformers 5 renamed what checkpoints and adapters had."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_core.config import LoRAConfig
 from lora_core.file_format import PREFIX, explicit_config, explicit_targets
@@ -44,6 +44,25 @@ def in_names_of(
         rename = to_old_name
     else:
         return dict(tensors), config
+    return _renamed(tensors, config, rename)
+
+
+def for_transformers(
+    model: nn.Module, tensors: Mapping[str, Tensor], config: LoRAConfig
+) -> tuple[dict[str, Tensor], LoRAConfig]:
+    """An adapter's tensors and config as PEFT reads them beside transformers 5.
+
+    They are under other names than the model's only if it is a ViT of this library, which keeps those of checkpoints.
+    """
+    if any(getattr(module, "renamed_in_transformers_5", False) for module in model.modules()):
+        return _renamed(tensors, config, to_new_name)
+    return dict(tensors), config
+
+
+def _renamed(
+    tensors: Mapping[str, Tensor], config: LoRAConfig, rename: Callable[[str], str]
+) -> tuple[dict[str, Tensor], LoRAConfig]:
+    keys = [key.removeprefix(PREFIX) for key in tensors]
     adapted = [key.partition(".lora_")[0] for key in keys if ".lora_" in key]
     sizes = {rename(path): (config.rank_of(path), config.scaling_of(path)) for path in adapted}
     renamed = {PREFIX + rename(key): tensor for key, tensor in zip(keys, tensors.values(), strict=True)}

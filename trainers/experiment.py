@@ -84,8 +84,8 @@ def _score(split: str, model: TaskModel, task: Task, data: Data, config: RunConf
 def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     """The pretrained model with a head for ``labels``, prepared for the method."""
     model = load_pretrained(config.model, config.task, labels, attention_dropout=config.attention_dropout,
-                            hidden_dropout=config.hidden_dropout, fresh_head=config.fresh_head,
-                            seed=config.seed)  # fmt: skip
+                            hidden_dropout=config.hidden_dropout, image_size=config.image_size,
+                            fresh_head=config.fresh_head, seed=config.seed)  # fmt: skip
     assert isinstance(model, TaskModel)
     if config.method == "lora":
         torch.manual_seed(config.seed)
@@ -138,7 +138,7 @@ def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     lora = config.method == "lora"
     model = load_pretrained(
         config.model if lora else config.output_dir / "best", config.task, labels,
-        fresh_head=lora and config.fresh_head, seed=config.seed,
+        image_size=config.image_size, fresh_head=lora and config.fresh_head, seed=config.seed,
     )  # fmt: skip
     assert isinstance(model, TaskModel)
     if lora:

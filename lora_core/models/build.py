@@ -7,20 +7,27 @@ import torch
 from torch import nn
 
 from lora_core.models.bert import BertConfig, BertModel
+from lora_core.models.deit import DeiTModel
 from lora_core.models.distilbert import DistilBertConfig, DistilBertModel
 from lora_core.models.heads import TASK_MODELS, Encoder, TaskModel
 from lora_core.models.labels import check_labels
-from lora_core.models.roberta import RobertaModel
+from lora_core.models.roberta import CamembertModel, RobertaModel, XLMRobertaModel
+from lora_core.models.vit import ViTConfig, ViTEmbeddings, ViTModel
 
-ENCODERS: dict[str, type[Encoder]] = {
-    encoder.config_class.model_type: encoder for encoder in (BertModel, RobertaModel, DistilBertModel)
-}
+Config = BertConfig | DistilBertConfig | ViTConfig
+
+_ENCODERS: tuple[type[Encoder], ...] = (
+    *(BertModel, RobertaModel, XLMRobertaModel, CamembertModel, DistilBertModel),
+    *(ViTModel, DeiTModel),
+)
+
+ENCODERS: dict[str, type[Encoder]] = {encoder.config_class.model_type: encoder for encoder in _ENCODERS}
 """The encoder of each `model_type`."""
 
 TASKS = ("encoder", "token-classification", "text-classification", "image-classification")
 
 
-def config_from_dict(values: Mapping[str, Any]) -> BertConfig | DistilBertConfig:
+def config_from_dict(values: Mapping[str, Any]) -> Config:
     """Build the config of the family that `values["model_type"]` names, from the content of a config.json.
 
     Raises ValueError when the family is unknown or a value is malformed or not implemented.
@@ -48,7 +55,7 @@ def architecture_name(model_type: str, model: type[Encoder | TaskModel] | Encode
 
 
 def build_model(
-    config: BertConfig | DistilBertConfig,
+    config: Config,
     task: str = "encoder",
     labels: Sequence[str] | None = None,
     *,
@@ -78,16 +85,14 @@ def build_model(
     return model
 
 
-def assemble(
-    config: BertConfig | DistilBertConfig, task: str, labels: tuple[str, ...], *, with_pooler: bool = False
-) -> Encoder | TaskModel:
+def assemble(config: Config, task: str, labels: tuple[str, ...], *, with_pooler: bool = False) -> Encoder | TaskModel:
     """Build the model in eval mode on the meta device: names and shapes, no memory.
 
-    `with_pooler` gives a BERT or RoBERTa encoder the pooler that its task does not need.
+    `with_pooler` gives an encoder the pooler that its task does not need; DistilBERT has none.
     """
     with torch.device("meta"):
         encoder = cast(Callable[[Any], Encoder], ENCODERS[config.model_type])(config)
-        if with_pooler and isinstance(encoder, BertModel):
+        if with_pooler and isinstance(encoder, (BertModel, ViTModel)):
             encoder.add_pooler()
         if task == "encoder":
             return encoder.eval()
@@ -99,7 +104,7 @@ def initialise(model: Encoder | TaskModel, names: Collection[str], seed: int) ->
     """Draw the named parameters as transformers does for new layers.
 
     Weights are normal with the config's `initializer_range`; biases and the padding row of an embedding are
-    zero; a LayerNorm starts as the identity.
+    zero; a LayerNorm starts as the identity. ViT's special tokens and positions are cut off at 2 and -2.
     """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for prefix, module in model.named_modules():
@@ -110,6 +115,8 @@ def initialise(model: Encoder | TaskModel, names: Collection[str], seed: int) ->
                 parameter.zero_()
             elif isinstance(module, nn.LayerNorm):
                 parameter.fill_(1)
+            elif isinstance(module, ViTEmbeddings):
+                nn.init.trunc_normal_(parameter, std=model.config.initializer_range, generator=generator)
             else:
                 parameter.normal_(0, model.config.initializer_range, generator=generator)
                 if isinstance(module, nn.Embedding) and module.padding_idx is not None:

@@ -58,7 +58,7 @@ class EncoderConfig:
             takes_float = isinstance(0.0, kind)
             # JSON does not tell 0 from 0.0, so an integer does wherever a float does.
             well_typed = isinstance(value, kind) or (takes_float and isinstance(value, int))
-            if not well_typed or isinstance(value, bool):
+            if not well_typed or (isinstance(value, bool) and kind is not bool):
                 raise ValueError(f"{field.name} is {value!r}; expected {getattr(kind, '__name__', kind)}")
             least = 0 if field.name == "pad_token_id" else 1
             if kind is int and value < least:

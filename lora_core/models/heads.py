@@ -2,25 +2,28 @@
 
 A new head is a subclass of TaskModel and a row in `TASK_MODELS`.
 
-Shapes: B texts, T tokens (padded), H hidden size, L labels.
+Shapes: B texts or images, T tokens (padded), H hidden size, L labels.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lora_core.models.bert import BertModel
+from lora_core.models.deit import DeiTModel
 from lora_core.models.distilbert import DistilBertModel
 from lora_core.models.layers import Dropout
-from lora_core.models.roberta import RobertaModel
+from lora_core.models.roberta import CamembertModel, RobertaModel, XLMRobertaModel
+from lora_core.models.vit import ViTModel
 
-Encoder = BertModel | DistilBertModel
+TextEncoder = BertModel | DistilBertModel
+Encoder = TextEncoder | ViTModel
 
 
 class TaskModel(nn.Module):
-    """Encoder and head. Subclasses add the head's modules and `logits`."""
+    """Encoder and head. Subclasses add the head's modules, `forward` and `logits`."""
 
     task: ClassVar[str]
     """The name that `load_pretrained` knows the task by."""
@@ -28,8 +31,10 @@ class TaskModel(nn.Module):
     """End of the class name that a checkpoint of this task states in config.json, after the family's name."""
     head_names: ClassVar[tuple[str, ...]] = ("classifier",)
     """Top-level modules that belong to the head."""
-    label_layer: ClassVar[str] = "classifier"
-    """The Linear whose rows are the labels."""
+    label_layers: ClassVar[tuple[str, ...]] = ("classifier",)
+    """The Linears whose rows are the labels."""
+    config: Any
+    """The config of the encoder's family."""
 
     def __init__(self, encoder: Encoder, labels: Sequence[str]) -> None:
         super().__init__()
@@ -45,6 +50,14 @@ class TaskModel(nn.Module):
         """The encoder."""
         return getattr(self, self.base_model_prefix)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply the head to the encoder's last hidden state (B, T, H)."""
+        raise NotImplementedError
+
+
+class TextModel(TaskModel):
+    """Base of the models that read text."""
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
@@ -54,18 +67,14 @@ class TaskModel(nn.Module):
         """
         return self.logits(self.base_model(input_ids, attention_mask, token_type_ids))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Apply the head to the encoder's last hidden state (B, T, H)."""
-        raise NotImplementedError
 
-
-class TokenClassification(TaskModel):
+class TokenClassification(TextModel):
     """One linear layer over every token; the same for all families."""
 
     task = "token-classification"
     architecture_suffix = "ForTokenClassification"
 
-    def __init__(self, encoder: Encoder, labels: Sequence[str]) -> None:
+    def __init__(self, encoder: TextEncoder, labels: Sequence[str]) -> None:
         super().__init__(encoder, labels)
         self.dropout = Dropout(self.config.head_dropout)
         self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
@@ -74,7 +83,7 @@ class TokenClassification(TaskModel):
         return self.classifier(self.dropout(hidden))  # (B, T, L)
 
 
-class TextClassification(TaskModel):
+class TextClassification(TextModel):
     """Base of the text classifiers: all read the first token, each family in its own way."""
 
     task = "text-classification"
@@ -112,7 +121,7 @@ class RobertaClassificationHead(nn.Module):
 class RobertaTextClassification(TextClassification):
     """RobertaClassificationHead under the name `classifier`."""
 
-    label_layer = "classifier.out_proj"
+    label_layers = ("classifier.out_proj",)
 
     def __init__(self, encoder: RobertaModel, labels: Sequence[str]) -> None:
         super().__init__(encoder, labels)
@@ -138,12 +147,54 @@ class DistilBertTextClassification(TextClassification):
         return self.classifier(self.dropout(pooled))  # (B, L)
 
 
+class ImageClassification(TaskModel):
+    """One linear layer over the class token."""
+
+    task = "image-classification"
+    architecture_suffix = "ForImageClassification"
+
+    def __init__(self, encoder: ViTModel, labels: Sequence[str]) -> None:
+        super().__init__(encoder, labels)
+        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return the logits (B, L) of images (B, C, height, width)."""
+        return self.logits(self.base_model(pixel_values, read=1))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.classifier(hidden[:, 0])  # (B, L)
+
+
+class DistilledImageClassification(TaskModel):
+    """The mean of two classifiers, over the class token and the distillation token (DeiT paper, section 4)."""
+
+    task = "image-classification"
+    architecture_suffix = "ForImageClassificationWithTeacher"
+    head_names = label_layers = ("cls_classifier", "distillation_classifier")
+
+    def __init__(self, encoder: DeiTModel, labels: Sequence[str]) -> None:
+        super().__init__(encoder, labels)
+        self.cls_classifier = nn.Linear(self.config.hidden_size, len(self.labels))
+        self.distillation_classifier = nn.Linear(self.config.hidden_size, len(self.labels))
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return the logits (B, L) of images (B, C, height, width)."""
+        return self.logits(self.base_model(pixel_values, read=2))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return (self.cls_classifier(hidden[:, 0]) + self.distillation_classifier(hidden[:, 1])) / 2  # (B, L)
+
+
+_ROBERTA_MODELS = (RobertaModel, XLMRobertaModel, CamembertModel)
+
 TASK_MODELS: dict[tuple[type[Encoder], str], type[TaskModel]] = {
     (BertModel, "token-classification"): TokenClassification,
     (BertModel, "text-classification"): BertTextClassification,
-    (RobertaModel, "token-classification"): TokenClassification,
-    (RobertaModel, "text-classification"): RobertaTextClassification,
+    **{(encoder, "token-classification"): TokenClassification for encoder in _ROBERTA_MODELS},
+    **{(encoder, "text-classification"): RobertaTextClassification for encoder in _ROBERTA_MODELS},
     (DistilBertModel, "token-classification"): TokenClassification,
     (DistilBertModel, "text-classification"): DistilBertTextClassification,
+    (ViTModel, "image-classification"): ImageClassification,
+    (DeiTModel, "image-classification"): DistilledImageClassification,
 }
 """The model of each family and task."""

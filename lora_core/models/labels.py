@@ -1,5 +1,6 @@
 """Label names: those a caller gives, those a checkpoint states, and how the two are matched."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     names = tuple(labels)
     if isinstance(labels, str) or not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"labels is {labels!r}; expected a list of names such as ['O', 'B-protein', 'I-protein']")
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ValueError(f"labels holds {', '.join(repeated)} more than once; give each name once")
     return names
@@ -18,7 +19,8 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
 def labels_of_config(values: Mapping[str, Any], rows: int) -> tuple[str, ...]:
     """Return the names that a config.json states for a head of `rows` labels.
 
-    transformers leaves out names that were never set; they are LABEL_0, LABEL_1... then.
+    transformers leaves out names that were never set; they are LABEL_0, LABEL_1... then. ImageNet has two classes
+    called crane: names that occur twice get their row, as in "crane (134)".
     """
     id2label = values.get("id2label")
     if id2label is None:
@@ -29,7 +31,9 @@ def labels_of_config(values: Mapping[str, Any], rows: int) -> tuple[str, ...]:
         raise ValueError(f"id2label is {id2label!r}; expected names by number, such as {{'0': 'O'}}") from error
     if sorted(by_row) != list(range(rows)):
         raise ValueError(f"id2label has the numbers {sorted(by_row)}; the head has the rows 0 to {rows - 1}")
-    return check_labels([by_row[row] for row in range(rows)])
+    names = [by_row[row] for row in range(rows)]
+    counts = Counter(map(str, names))
+    return check_labels([name if counts[str(name)] == 1 else f"{name} ({row})" for row, name in enumerate(names)])
 
 
 def rows_for(labels: tuple[str, ...], known: tuple[str, ...]) -> list[int]:

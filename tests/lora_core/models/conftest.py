@@ -19,6 +19,16 @@ FAMILIES = {
         {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40},
         {"vocab_size": 50, "max_position_embeddings": 18, "type_vocab_size": 1},
     ),
+    "xlm-roberta": (
+        transformers.XLMRobertaConfig,
+        {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40},
+        {"vocab_size": 50, "max_position_embeddings": 18, "type_vocab_size": 1},
+    ),
+    "camembert": (
+        transformers.CamembertConfig,
+        {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40},
+        {"vocab_size": 50, "max_position_embeddings": 18, "type_vocab_size": 1},
+    ),
     "distilbert": (
         transformers.DistilBertConfig,
         {"dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 40},

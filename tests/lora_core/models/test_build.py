@@ -14,6 +14,8 @@ ROBERTA_BASE = {
 }
 BERT_BASE_UNCASED = {"model_type": "bert"}
 DISTILBERT_BASE_UNCASED = {"model_type": "distilbert"}
+VIT_BASE_PATCH16_224 = {"model_type": "vit"}
+DEIT_BASE_DISTILLED_PATCH16_224 = {"model_type": "deit"}
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,9 @@ DISTILBERT_BASE_UNCASED = {"model_type": "distilbert"}
         (BERT_BASE_UNCASED, "text-classification", 4, 109_485_316),
         (DISTILBERT_BASE_UNCASED, "text-classification", 2, 66_955_010),
         (DISTILBERT_BASE_UNCASED, "encoder", 0, 66_362_880),
+        (VIT_BASE_PATCH16_224, "image-classification", 1000, 86_567_656),
+        (VIT_BASE_PATCH16_224, "encoder", 0, 85_798_656),
+        (DEIT_BASE_DISTILLED_PATCH16_224, "image-classification", 1000, 87_338_192),
     ],
 )
 def test_parameter_totals_of_published_models(values, task, count, total):
@@ -85,5 +90,5 @@ def test_tasks_and_labels_must_go_together(task, labels, message):
 
 @pytest.mark.parametrize("values", [{}, {"model_type": "gpt2"}])
 def test_unknown_families_are_named(values):
-    with pytest.raises(ValueError, match=r"model_type is .*; implemented are bert, roberta, distilbert"):
+    with pytest.raises(ValueError, match=r"model_type is .*; implemented are bert, roberta, .*, vit, deit"):
         config_from_dict(values)

@@ -116,7 +116,7 @@ def test_attributes_describe_the_model(oracle, family, task):
     assert model.fresh_parameters == ()
     head = {name.split(".")[0] for name, _ in model.named_parameters()} - {family}
     assert set(model.head_names) == head
-    assert model.get_submodule(model.label_layer).out_features == len(LABELS)
+    assert [model.get_submodule(layer).out_features for layer in model.label_layers] == [len(LABELS)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

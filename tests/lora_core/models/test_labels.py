@@ -22,6 +22,12 @@ def test_config_s_names_come_in_the_order_of_their_numbers():
     assert labels_of_config({"id2label": {"1": "B", "0": "O"}}, rows=2) == ("O", "B")
 
 
+def test_names_that_a_config_gives_twice_get_their_row():
+    """ImageNet's crane is a bird and a machine."""
+    id2label = {"0": "crane", "1": "dog", "2": "crane"}
+    assert labels_of_config({"id2label": id2label}, rows=3) == ("crane (0)", "dog", "crane (2)")
+
+
 def test_a_config_without_names_has_placeholders():
     assert labels_of_config({}, rows=2) == ("LABEL_0", "LABEL_1")
 

@@ -4,7 +4,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_core.models import RobertaConfig, build_model
+from lora_core.models import RobertaConfig, build_model, config_from_dict, load_pretrained, save_pretrained
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -72,3 +72,37 @@ def test_the_defaults_are_those_of_transformers():
 def test_a_padding_token_beyond_the_position_table_is_refused():
     with pytest.raises(ValueError, match="max_position_embeddings 4 leaves no position beyond pad_token_id 3"):
         RobertaConfig(50, 24, 2, 3, 40, max_position_embeddings=4, pad_token_id=3)
+
+
+TWINS = {"xlm-roberta": transformers.XLMRobertaConfig, "camembert": transformers.CamembertConfig}
+AUTO_CLASSES = {
+    "encoder": transformers.AutoModel,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "text-classification": transformers.AutoModelForSequenceClassification,
+}
+
+
+@pytest.mark.parametrize("family", TWINS)
+@pytest.mark.parametrize("task", AUTO_CLASSES)
+def test_families_under_another_name_load_and_save(oracle, batch, tmp_path, caplog, family, task):
+    reference = oracle(family, task)
+    reference.save_pretrained(tmp_path / "theirs")
+    model = load_pretrained(tmp_path / "theirs", task)
+    assert not caplog.records
+    save_pretrained(model, tmp_path / "ours")
+    again, report = AUTO_CLASSES[task].from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert type(again) is type(reference)
+    assert not any(report.values())
+    input_ids, mask = batch([7, 4], pad_token_id=1)
+    with torch.no_grad():
+        outputs = [model(input_ids, mask), *(each(input_ids, attention_mask=mask)[0] for each in (reference, again))]
+    found, *expected = (output[mask.bool()] if output.dim() == 3 else output for output in outputs)
+    for each in expected:
+        torch.testing.assert_close(found, each, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", TWINS)
+def test_their_defaults_are_those_of_transformers(family):
+    reference = TWINS[family]().to_dict()
+    fields = config_from_dict({"model_type": family}).to_dict()
+    assert {name: reference[name] for name in fields} == fields

@@ -1,6 +1,10 @@
 import hashlib
+import http.server
 import importlib.metadata
+import json
 import sys
+import threading
+import time
 
 import pytest
 
@@ -80,7 +84,7 @@ def test_only_needed_files_are_asked_of_the_hub(monkeypatch, tmp_path):
 
     asked = {}
 
-    def snapshot_download(repo_id, **options):
+    def snapshot_download(repo_id, *, local_files_only=False, **options):
         asked.update(options, repo_id=repo_id)
         return str(tmp_path)
 
@@ -99,13 +103,93 @@ def test_a_model_that_the_hub_does_not_have_is_named(monkeypatch):
     import httpx2
     import huggingface_hub
 
-    def snapshot_download(repo_id, **options):
+    def snapshot_download(repo_id, *, local_files_only=False, **options):
+        if local_files_only:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not cached")
         response = httpx2.Response(404, request=httpx2.Request("GET", "https://huggingface.co"))
         raise huggingface_hub.errors.RepositoryNotFoundError("no", response=response)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(FileNotFoundError, match="the hub has no model 'bert-bsae' at revision 'main'"):
         resolve("bert-bsae")
+
+
+COMMITS = [COMMIT, COMMIT[::-1]]
+FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on this machine with one model; `answer["file"]` and `answer["list"]` are its status codes."""
+    from huggingface_hub import constants
+
+    answer = {"list": 200, "file": 200, "commit": COMMITS[0]}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            path, commit = self.path.partition("?")[0], answer["commit"]
+            name = path.rpartition("/")[2]
+            status = 200
+            if path.startswith("/api/"):
+                status = answer["list"]
+                files = [{"type": "file", "path": file, "size": len(content) + len(commit), "oid": file + commit}
+                         for file, content in FILES.items()]  # fmt: skip
+                value = files if "/tree/" in path else {"id": "some-org/some-model", "sha": commit}
+                content = json.dumps(value).encode()
+            else:
+                status = answer["file"] if name == "model.safetensors" else 200
+                content = FILES[name] + commit.encode()
+            content = content if status == 200 else b""
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{name}{commit}"')
+            self.send_header("X-Repo-Commit", commit)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    here = f"http://127.0.0.1:{server.server_port}"
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, here)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", here)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the hub's client waits before it tries again
+    yield answer
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("stage", ["list", "file"])
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_failing_hub_is_reported_with_the_remedy(hub, stage, status):
+    hub[stage] = status
+    with pytest.raises(
+        ValueError, match=rf"'some-org/some-model' is neither .*failed \(.*{status}.*Run the same again"
+    ):
+        resolve("some-org/some-model")
+    hub[stage] = 200
+    assert (resolve("some-org/some-model") / "model.safetensors").read_bytes() == b"weights" + COMMIT.encode()
+
+
+@pytest.mark.parametrize("stage", ["list", "file"])
+@pytest.mark.parametrize("commit", COMMITS, ids=["same", "newer"])
+def test_a_failing_hub_does_not_hide_the_cached_copy(hub, caplog, stage, commit):
+    folder = resolve("some-org/some-model")
+    hub.update({stage: 503, "commit": commit})
+    assert resolve("some-org/some-model") == folder
+    own = [record.getMessage() for record in caplog.records if record.name == "lora_core"]
+    assert bool(own) is (stage == "file" and commit != COMMIT)  # else the hub's client finds the copy by itself
+    assert all("is read from the cache" in message and "503" in message for message in own)
 
 
 def test_embedded_is_the_package_s_folder_and_does_not_import_it():

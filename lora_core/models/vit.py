@@ -1,0 +1,291 @@
+"""ViT (Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929): the encoder, under its checkpoints' names.
+
+transformers 5 gives its modules other names in memory, but writes and reads these in checkpoints. Adapters are
+written under the other names, as PEFT needs them there; `lora_core.vit_names` has both sets.
+
+Shapes: B images, C channels, P patches, S special tokens (1: the class token), T = S + P tokens, H hidden size,
+F intermediate size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lora_core.models.bert import BertPooler
+from lora_core.models.config import EncoderConfig
+from lora_core.models.layers import Dropout, activation, multi_head_attention
+
+
+@dataclass(frozen=True)
+class ViTConfig(EncoderConfig):
+    """Sizes of a ViT encoder; the defaults are vit-base-patch16-224."""
+
+    model_type: ClassVar[str] = "vit"
+    activation_field: ClassVar[str] = "hidden_act"
+    attention_dropout_field: ClassVar[str] = "attention_probs_dropout_prob"
+    hidden_dropout_field: ClassVar[str] = "hidden_dropout_prob"
+
+    hidden_size: int = 768
+    """Width H of the hidden states."""
+    num_hidden_layers: int = 12
+    """Transformer layers."""
+    num_attention_heads: int = 12
+    """Attention heads a layer; divides hidden_size."""
+    intermediate_size: int = 3072
+    """Width F of the feed-forward layers."""
+    hidden_act: str = "gelu"
+    """Activation of the feed-forward layers."""
+    hidden_dropout_prob: float = 0.0
+    """Dropout after the embeddings and before each residual sum."""
+    attention_probs_dropout_prob: float = 0.0
+    """Dropout of the attention weights."""
+    initializer_range: float = 0.02
+    """Standard deviation of new weights."""
+    layer_norm_eps: float = 1e-12
+    """Added to the variance in each LayerNorm."""
+    image_size: int | tuple = 224
+    """Pixels of an image: the side of a square, or (height, width). Multiples of patch_size."""
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    num_channels: int = 3
+    """Channels C of an image."""
+    qkv_bias: bool = True
+    """Whether query, key and value projections have a bias."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ViTConfig":
+        """As for all families; JSON has a list where image_size is (height, width)."""
+        size = values.get("image_size")
+        return super().from_dict({**values, "image_size": tuple(size)} if isinstance(size, list) else values)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
+        if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
+            raise ValueError(f"image_size is {self.image_size!r}; expected pixels, or (height, width)")
+        if any(side < 1 or side % self.patch_size for side in sides):
+            raise ValueError(f"image_size is {self.image_size!r}; expected multiples of patch_size {self.patch_size}")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) of an image in pixels."""
+        height, width = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
+        return height, width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = self.image_shape
+        return height // self.patch_size, width // self.patch_size
+
+
+class ViTPatchEmbeddings(nn.Module):
+    """One linear map of each patch's pixels, (B, C, height, width) -> (B, P, H), the patches by rows."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.image_shape = config.image_shape
+        self.num_channels = config.num_channels
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        check_images(pixel_values, self.num_channels, self.image_shape)
+        patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, H, rows, columns)
+        return patches.flatten(2).transpose(1, 2)
+
+
+class ViTEmbeddings(nn.Module):
+    """Special tokens, then the patches, each with its position's embedding."""
+
+    num_special_tokens: ClassVar[int] = 1
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        rows, columns = config.grid
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(
+            torch.empty(1, self.num_special_tokens + rows * columns, config.hidden_size)
+        )
+        self.patch_embeddings = ViTPatchEmbeddings(config)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def special_tokens(self) -> Tensor:
+        """The tokens before the patches (1, S, H)."""
+        return self.cls_token
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        patches = self.patch_embeddings(pixel_values)  # (B, P, H)
+        special = self.special_tokens().expand(len(patches), -1, -1)  # (B, S, H)
+        return self.dropout(torch.cat((special, patches), dim=1) + self.position_embeddings)  # (B, T, H)
+
+
+class ViTSelfAttention(nn.Module):
+    """Multi-head attention without its output projection."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float, bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.key = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.value = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, hidden: Tensor, read: int | None) -> Tensor:
+        dropout_p = self.dropout.p if self.training else 0.0
+        query = self.query(first_tokens(hidden, read))  # (B, read, H)
+        return multi_head_attention(query, self.key(hidden), self.value(hidden), None, self.num_heads, dropout_p)
+
+
+class ViTOutput(nn.Module):
+    """End of each half layer: project to H and add the half layer's input."""
+
+    def __init__(self, in_features: int, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_features, hidden_size)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        return self.dropout(self.dense(hidden)) + residual
+
+
+class ViTAttention(nn.Module):
+    """Attention and its output projection; the names are the checkpoint's."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.attention = ViTSelfAttention(
+            config.hidden_size, config.num_attention_heads, config.attention_probs_dropout_prob, config.qkv_bias
+        )
+        self.output = ViTOutput(config.hidden_size, config.hidden_size, config.hidden_dropout_prob)
+
+    def forward(self, normed: Tensor, residual: Tensor, read: int | None) -> Tensor:
+        return self.output(self.attention(normed, read), first_tokens(residual, read))
+
+
+class ViTIntermediate(nn.Module):
+    """First dense layer of the second half, H -> F."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, intermediate_size)
+        self.intermediate_act_fn = activation(hidden_act)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.intermediate_act_fn(self.dense(hidden))
+
+
+class ViTLayer(nn.Module):
+    """One transformer layer, normalised before each half."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.attention = ViTAttention(config)
+        self.intermediate = ViTIntermediate(config.hidden_size, config.intermediate_size, config.hidden_act)
+        self.output = ViTOutput(config.intermediate_size, config.hidden_size, config.hidden_dropout_prob)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor, read: int | None = None) -> Tensor:
+        attended = self.attention(self.layernorm_before(hidden), hidden, read)  # (B, read, H)
+        return self.output(self.intermediate(self.layernorm_after(attended)), attended)
+
+
+class ViTEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, layers: list[ViTLayer]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor, read: int | None) -> Tensor:
+        last = len(self.layer) - 1
+        for number, layer in enumerate(self.layer):
+            hidden = layer(hidden, read if number == last else None)
+        return hidden
+
+
+class ViTModel(nn.Module):
+    """The encoder without a head."""
+
+    config_class: ClassVar[type[ViTConfig]] = ViTConfig
+    embeddings_class: ClassVar[type[ViTEmbeddings]] = ViTEmbeddings
+    base_model_prefix: ClassVar[str] = "vit"
+    architecture_stem: ClassVar[str] = "ViT"
+    architecture_suffix: ClassVar[str] = "Model"
+    task: ClassVar[str] = "encoder"
+    labels: ClassVar[tuple[str, ...]] = ()
+    head_names: ClassVar[tuple[str, ...]] = ()
+    renamed_in_transformers_5: ClassVar[bool] = True
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fresh_parameters: tuple[str, ...] = ()
+        self.embeddings = self.embeddings_class(config)
+        self.encoder = ViTEncoder([ViTLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler: BertPooler | None = None
+
+    def add_pooler(self) -> BertPooler:
+        """Give the encoder its pooler, which `forward` does not call and no task model here needs."""
+        self.pooler = BertPooler(self.config.hidden_size)
+        return self.pooler
+
+    def forward(self, pixel_values: Tensor, read: int | None = None) -> Tensor:
+        """Return the last hidden state (B, T, H), normalised.
+
+        `pixel_values` is (B, C, height, width), normalised as the checkpoint's preprocessor_config.json says.
+        `read` is the number of leading tokens whose states are wanted (None: all); the last layer then computes
+        no others, and the result is (B, read, H). Raises ValueError for images of another size or with other
+        channels than the config's: `load_pretrained(..., image_size=...)` changes the size.
+        """
+        return self.layernorm(self.encoder(self.embeddings(pixel_values), read))
+
+
+def first_tokens(hidden: Tensor, read: int | None) -> Tensor:
+    """The first `read` tokens of (B, T, H); None means all."""
+    return hidden if read is None else hidden[:, :read]
+
+
+def check_images(pixel_values: Tensor, num_channels: int, image_shape: tuple[int, int]) -> None:
+    """Raise ValueError when the images do not fit, where the layers would fail with an unrelated message."""
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4:
+        raise ValueError(f"pixel_values has shape {shape}; expected (images, channels, height, width)")
+    if not pixel_values.is_floating_point():
+        raise ValueError(f"pixel_values is {pixel_values.dtype}; expected normalised floating point")
+    if shape[1] != num_channels:
+        raise ValueError(
+            f"the images have {shape[1]} channels, the model reads {num_channels}; convert them (grey to colour: "
+            f"pixel_values.expand(-1, {num_channels}, -1, -1))"
+        )
+    if shape[2:] != image_shape:
+        raise ValueError(
+            f"the images have {shape[2]} x {shape[3]} pixels, the model reads {image_shape[0]} x {image_shape[1]}; "
+            f"resize them, or load the model with image_size={shape[2:]}"
+        )
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Position embeddings (1, S + P, H) of a grid of patches (rows, columns), bicubically for another grid.
+
+    Those of the special tokens stay. Source: the ViT paper, section 3.2; the arithmetic is that of transformers'
+    `interpolate_pos_encoding`.
+    """
+    if grid == new_grid:
+        return positions
+    rows, columns = grid
+    special, patches = positions.float().split([positions.shape[1] - rows * columns, rows * columns], dim=1)
+    image = patches.unflatten(1, grid).permute(0, 3, 1, 2)  # (1, H, rows, columns)
+    resized = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False)
+    return torch.cat((special, resized.flatten(2).transpose(1, 2)), dim=1)
