@@ -13,6 +13,7 @@ from typing import Any
 
 from trainers.runs import Run, has_predictions
 from trainers.significance import Difference, compare_predictions
+from trainers.tables import duration, markdown_table
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def comparison_table(comparison: Comparison) -> str:
         strict = [] if row.strict_f1 is None else [f"{100 * row.strict_f1:.2f}"]
         cells.append(
             [
-                row.name.replace("|", r"\|"),
+                row.name,
                 f"{row.trainable:,} ({row.trainable / row.total:.2%})",
                 f"{row.total:,}",
                 f"{row.validation_loss:.4f}",
@@ -118,18 +119,16 @@ def comparison_table(comparison: Comparison) -> str:
                 *(_certainty(row.difference) if has_difference else []),
                 *strict,
                 f"{100 * row.accuracy:.2f}",
-                _duration(row.seconds),
+                duration(row.seconds),
                 f"{row.tokens_per_second:,.0f}",
                 f"{row.peak_memory_bytes / 1e9:.2f} GB",
             ]
         )
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    cells.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    lines = ["| " + " | ".join(_pad(line, widths)) + " |" for line in cells]
+    table = markdown_table(cells[0], cells[1:])
     caption = f"{comparison.data}, {comparison.split} split. Scores in percent; difference of F1 in points."
     if has_difference:
         caption += " Interval: paired bootstrap of the test examples. It does not know the chance of a seed."
-    return "\n".join([*lines, "", caption, ""])
+    return f"{table}\n\n{caption}\n"
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
@@ -237,18 +236,3 @@ def _distinct_names(runs: list[Run]) -> list[str]:
     while len({own[-depth:] for own in parts}) < len(parts):
         depth += 1
     return ["/".join(own[-depth:]) for own in parts]
-
-
-def _pad(line: list[str], widths: list[int]) -> list[str]:
-    return [
-        line[0].ljust(widths[0]),
-        *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-    ]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

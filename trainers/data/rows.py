@@ -22,8 +22,9 @@ class BadRows:
     count: int = 0
     first: list[str] = field(default_factory=list)
 
-    def add(self, file: Path, line: int, problem: str) -> None:
-        where = f"{file}:{line}: {problem}"
+    def add(self, file: Path, line: int | None, problem: str) -> None:
+        """A bad line of a file, or with `line` None a file that is bad as a whole."""
+        where = f"{file}: {problem}" if line is None else f"{file}:{line}: {problem}"
         if self.on_bad_row == "error":
             raise ValueError(f"{where}. Correct the file, or pass on_bad_row='skip' to leave such rows out.")
         self.count += 1

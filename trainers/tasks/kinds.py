@@ -1,8 +1,8 @@
 """The task of a run, by the name that its settings give."""
 
-from trainers.tasks import Kind, token
+from trainers.tasks import Kind, image, token
 
-KINDS: dict[str, Kind] = {"token-classification": token}
+KINDS: dict[str, Kind] = {"token-classification": token, "image-classification": image}
 
 
 def kind_of(task: str) -> Kind:

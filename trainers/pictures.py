@@ -1,0 +1,123 @@
+"""Pictures of what a classifier gets right and wrong: confusion matrices, and samples with their predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trainers.config import RunConfig
+from trainers.data.image_decode import decode
+from trainers.runs import read_predictions, read_run
+from trainers.tasks import image as image_kind
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+MAX_NUMBERED = 12
+"""Most labels for which the counts are written into the matrix."""
+RIGHT, WRONG = "#009E73", "#D55E00"
+"""Green and red that colour-blind readers tell apart (Okabe and Ito, 2008)."""
+
+
+def confusion_picture(
+    matrices: Mapping[str, Sequence[Sequence[int]]], labels: Sequence[str], path: str | Path
+) -> None:  # fmt: skip
+    """Write confusion matrices side by side as a PNG: rows are true labels, shades the share of the row.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    columns = min(3, len(matrices))
+    lines = -(-len(matrices) // columns)
+    side = min(2.2 + 0.35 * len(labels), 9.0)
+    figure = _figure(side * columns + 0.8, side * lines + 0.8)
+    panels = np.atleast_1d(figure.subplots(lines, columns, squeeze=False).ravel())
+    for panel in panels[len(matrices) :]:
+        panel.set_axis_off()
+    for panel, (title, matrix) in zip(panels, matrices.items(), strict=False):
+        counts = np.asarray(matrix)  # (L, L)
+        shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+        panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        panel.set_title(title, fontsize=10)
+        panel.set(xlabel="predicted", ylabel="true")
+        if len(labels) <= 3 * MAX_NUMBERED:
+            names = [_shortened(label) for label in labels]
+            slanted = max(map(len, names)) > 4
+            panel.set_xticks(
+                range(len(names)), names, rotation=40 if slanted else 0, ha="right" if slanted else "center"
+            )
+            panel.set_yticks(range(len(names)), names)
+        if len(labels) <= MAX_NUMBERED:
+            for (row, column), count in np.ndenumerate(counts):
+                colour = "white" if shares[row, column] > 0.6 else "black"
+                panel.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def samples_picture(
+    images: Sequence[Image], gold: Sequence[str], predicted: Sequence[str], path: str | Path, title: str = ""
+) -> None:
+    """Write pictures in rows of six as a PNG, each under its predicted label, and its true one where they differ.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    columns = min(6, len(images))
+    lines = -(-len(images) // columns)
+    figure = _figure(1.7 * columns, 2.1 * lines + 0.4)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, image, true, guess in zip(panels, images, gold, predicted, strict=False):
+        panel.imshow(image, cmap="gray", vmin=0, vmax=255)
+        right = true == guess
+        text = _shortened(guess) if right else f"{_shortened(guess)}\n(true: {_shortened(true)})"
+        panel.set_title(text, color=RIGHT if right else WRONG, fontsize=9)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+
+
+def samples_of_run(folder: str | Path, path: str | Path, split: str = "test") -> None:
+    """Write `samples_picture` for a finished run of image classification.
+
+    Raises:
+        ValueError: the run is not finished, has no predictions for the split, or its data has changed since.
+    """
+    run = read_run(folder)
+    dataset = image_kind.load(RunConfig.from_dict(run.config, str(folder)))[split]
+    labels = tuple(run.result["labels"])
+    predicted, gold = (np.concatenate(ids) for ids in read_predictions(folder, split))
+    if not np.array_equal(gold, dataset.with_labels(labels).targets):
+        raise ValueError(f"{dataset.source} does not hold the pictures that {folder} was scored on: it has changed.")
+    chosen = choose_samples(gold, predicted)
+    samples_picture([decode(dataset.images[index]) for index in chosen], [labels[index] for index in gold[chosen]],
+                    [labels[index] for index in predicted[chosen]], path,
+                    title=f"{len(gold):,} pictures of the {split} split, {np.mean(gold == predicted):.1%} right; "
+                          "wrong ones are shown more often")  # fmt: skip
+
+
+def choose_samples(gold: np.ndarray, predicted: np.ndarray, count: int = 12, seed: int = 0) -> np.ndarray:
+    """Indices of examples to show: at random, but up to half of them wrong predictions, which are put last."""
+    random = np.random.default_rng(seed)
+    right, wrong = (random.permutation(np.flatnonzero(kind)) for kind in (gold == predicted, gold != predicted))
+    shown_wrong = wrong[: max(count // 2, count - len(right))]
+    return np.concatenate([right[: count - len(shown_wrong)], shown_wrong])
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Pictures need matplotlib: pip install 'lora-core[demo]'", name=error.name
+        ) from error  # fmt: skip
+    # A Figure without pyplot draws with Agg and leaves no global state behind.
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 18 else name[:17] + "…"

@@ -1,0 +1,56 @@
+"""Image classification: a label for each picture."""
+
+import logging
+from pathlib import Path
+
+from lora_core.models.config import read_config
+from lora_core.models.heads import TaskModel
+from lora_core.models.source import resolve
+from trainers.config import RunConfig
+from trainers.data.image_processing import PREPROCESSOR_FILE, ImageProcessing
+from trainers.data.image_readers import load_image_datasets
+from trainers.data.images import ImageBatches, ImageDataset
+from trainers.tasks.classify import Classification
+
+logger = logging.getLogger("trainers")
+
+
+def load(config: RunConfig) -> dict[str, ImageDataset]:
+    """The splits of the run's data."""
+    return load_image_datasets(config.data, on_bad_row=config.on_bad_row)
+
+
+def encode(dataset: ImageDataset, model: TaskModel, config: RunConfig) -> ImageBatches:
+    """The pictures as the model takes them: in its size, normalised as its preprocessor_config.json says.
+
+    Raises:
+        ValueError: preprocessor_config.json has another number of channels than the model.
+    """
+    height, width = model.config.image_shape
+    processing = _processing(config, model.config.num_channels).with_size(height, width)
+    return ImageBatches(dataset, processing, config.augment, config.seed)
+
+
+def task(labels: tuple[str, ...], config: RunConfig) -> Classification:
+    """The loss and the scores."""
+    return Classification(labels)
+
+
+def save_preprocessing(config: RunConfig, folder: Path) -> None:
+    """Write preprocessor_config.json into ``folder``, with the size that the model was trained at."""
+    values = read_config(resolve(config.model))
+    size = config.image_size or values.get("image_size", 224)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    _processing(config, values.get("num_channels", 3)).with_size(height, width).save(folder)
+
+
+def _processing(config: RunConfig, channels: int) -> ImageProcessing:
+    folder = resolve(config.model)
+    processing = ImageProcessing.read(folder)
+    if processing is None:
+        processing = ImageProcessing(mean=(0.5,) * channels, std=(0.5,) * channels)
+        logger.warning("%s has no %s: pixels are brought to -1 to 1, as for ViT", folder, PREPROCESSOR_FILE)
+    if processing.channels != channels:
+        raise ValueError(f"{folder / PREPROCESSOR_FILE} has means for {processing.channels} channels, but the model "
+                         f"reads {channels}: the files are not of one model.")  # fmt: skip
+    return processing
