@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = {"PIL", "onnxruntime", "sklearn", "seqeval", "tokenizers", "transformers", "peft", "matplotlib", "huggingface_hub",
-         "tqdm", "tyro", "scipy", "pandas", "onnx"}  # fmt: skip
+HEAVY = {"PIL", "onnxruntime", "sklearn", "seqeval", "tokenizers", "transformers", "peft", "matplotlib",
+         "huggingface_hub", "tqdm", "tyro", "scipy", "pandas", "onnx"}  # fmt: skip
 OPPONENTS = {"transformers", "peft", "optimum", "accelerate", "datasets"}
 
 
