@@ -1,0 +1,41 @@
+"""From a task model of this library to ONNX files that serve on a CPU: export, quantise, verify, run.
+
+    export_onnx(model, "model.onnx", metadata={"tokenizer.json": text})      # fp32, adapters merged, fused
+    verify_onnx(model, "model.onnx", batches)                                # logits as torch's, or the file goes
+    quantize_onnx("model.onnx", "model.int8.onnx")                           # dynamic int8
+    verify_score("model.int8.onnx", score, reference)                        # metric as before, or the file goes
+    logits = OnnxModel("model.int8.onnx")(input_ids, attention_mask)
+
+Many adapters on one base, one session for all of them:
+
+    export_onnx_base(model, "base.onnx")                                     # quantize_onnx works on it too
+    save_onnx_adapter(model, "genes", "genes.onnx_adapter")                  # for each adapter of the model
+    base = OnnxModel("base.onnx")
+    genes = base.load_adapter("genes.onnx_adapter", "genes")                 # a model of its own on base's session
+    logits = genes(input_ids, attention_mask)
+
+This package imports onnx and onnxruntime, and nothing else in lora_core does.
+"""
+
+from lora_core.export.adapters import export_onnx_base, save_onnx_adapter
+from lora_core.export.fused import export_onnx
+from lora_core.export.onnx_file import fused_counts, read_metadata
+from lora_core.export.quantize import quantize_onnx
+from lora_core.export.runtime import OnnxModel
+from lora_core.export.verify import parity_batches, verify_onnx, verify_onnx_adapter, verify_score
+from lora_core.export.write import update_metadata
+
+__all__ = [
+    "OnnxModel",
+    "export_onnx",
+    "export_onnx_base",
+    "fused_counts",
+    "parity_batches",
+    "quantize_onnx",
+    "read_metadata",
+    "save_onnx_adapter",
+    "update_metadata",
+    "verify_onnx",
+    "verify_onnx_adapter",
+    "verify_score",
+]

@@ -1,0 +1,119 @@
+"""Many adapters on one ONNX base: one session in memory, an adapter chosen for each request.
+
+The base is exported once; the updates of its adapted layers, the head, and whatever else an adapter owns are inputs
+with defaults. An adapter's file holds values for those inputs in onnxruntime's own format, and in one of them, in
+bytes, what it says of itself.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnxruntime import AdapterFormat, OrtValue
+
+from lora_core.export.fused import build_graph, check_model, describe, write_graph
+from lora_core.export.onnx_file import FORMAT
+from lora_core.export.parameters import adapter_parameters, base_parameters, base_sha256, sha256_of
+from lora_core.export.runtime import ADAPTER_FACTS
+from lora_core.export.write import replacing
+from lora_core.models.heads import TaskModel
+
+ADAPTER_VERSION = 1
+
+
+def export_onnx_base(model: TaskModel, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write the base of ``model`` once for all its adapters, in fp32, and return the path.
+
+    Inputs, output and metadata are those of `export_onnx`. Without an adapter the file computes the base model. Every
+    layer that some adapter of ``model`` adapts, and every tensor that one owns (head, biases), can be set by adapters
+    of any rank and any number of labels; `OnnxModel.load_adapter` refuses those that need more.
+
+    Raises ValueError for a model without adapters, or with an adapter that is not a plain update of linear layers
+    (DoRA, embeddings): export that one merged.
+    """
+    check_model(model)
+    parameters = base_parameters(model)
+    facts = {**describe(model), "base_sha256": base_sha256(model)}
+    graph, logits = build_graph(model, parameters)
+    graph.weight(ADAPTER_FACTS, np.zeros(1, np.uint8), settable=True, dims=["facts"])
+    return write_graph(model, graph, logits, Path(path), facts, metadata)
+
+
+def save_onnx_adapter(
+    model: TaskModel, adapter_name: str, path: str | Path, *, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write one adapter of ``model`` for a base of `export_onnx_base`, and return the path.
+
+    ``model`` may be another object than the base was exported from, if only its encoder's frozen weights are the same.
+    Its labels become the adapter's. Raises ValueError as `export_onnx_base`, or for an unknown adapter.
+    """
+    check_model(model)
+    parameters = adapter_parameters(model, adapter_name)
+    graph, _ = build_graph(model, parameters)
+    values = graph.settable
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f"the adapter was not saved: {name} holds NaN or infinity")
+    facts = {
+        "labels": list(model.labels),
+        "task": model.task,
+        "base_sha256": base_sha256(model),
+        "sha256": sha256_of(values),
+        "metadata": dict(metadata or {}),
+    }
+    values = values | {ADAPTER_FACTS: np.frombuffer(json.dumps(facts).encode(), np.uint8)}
+    file = AdapterFormat()
+    file.set_adapter_version(ADAPTER_VERSION)
+    file.set_model_version(int(FORMAT))
+    file.set_parameters({name: OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        file.export_adapter(str(temporary))  # pyright: ignore[reportArgumentType] (it takes no Path)
+    return path
+
+
+def read_adapter(
+    path: Path, base: Mapping[str, str], settable: Mapping[str, Sequence[int | str]]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What an adapter's file says of itself, and its values, checked against a base.
+
+    ``base`` is the base's metadata, ``settable`` the shapes of its settable inputs, where a name fits any size.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; save it with save_onnx_adapter, or correct the path")
+    try:
+        file = AdapterFormat.read_adapter(str(path))  # pyright: ignore[reportArgumentType]
+        values = {name: value.numpy().copy() for name, value in file.get_parameters().items()}  # views of file's memory
+        facts = json.loads(values.pop(ADAPTER_FACTS).tobytes())
+        whole = sha256_of(values) == facts["sha256"]
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not an adapter of save_onnx_adapter, or damaged ({error}); save it again"
+        ) from error
+    if not whole:
+        raise ValueError(f"{path} was changed after it was written; copy it again, or save it again")
+    if "base_sha256" not in base:
+        raise ValueError(f"the model that {path} is to act on takes no adapters; export it with export_onnx_base")
+    if (facts["base_sha256"], facts["task"]) != (base["base_sha256"], base["task"]):
+        raise ValueError(
+            f"{path} is for {facts['task']} on a base with sha256 {facts['base_sha256']}, this one does {base['task']} "
+            f"and has {base['base_sha256']}; load it on the base that it was trained on"
+        )
+    unknown = sorted(name for name, value in values.items() if not _fits(value.shape, settable.get(name)))
+    if unknown:
+        raise ValueError(
+            f"{path} sets {len(unknown)} weights that the base keeps fixed, first {unknown[0]}; export the base again "
+            "from a model that has all its adapters"
+        )
+    return facts, values
+
+
+def _fits(shape: Sequence[int], dims: Sequence[int | str] | None) -> bool:
+    return (
+        dims is not None
+        and len(shape) == len(dims)
+        and all(isinstance(dim, str) or dim == size for size, dim in zip(shape, dims, strict=True))
+    )

@@ -1,0 +1,161 @@
+"""ONNX files of this library: what they say of themselves, and the checks before one is run.
+
+A file is the bytes of the model, then its metadata. The metadata holds a digest of those bytes and of the file with
+external weights, so damage and tampering are found before anything is computed, at the cost of reading them once.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from lora_core.export import wire
+
+FORMAT = "1"
+"""Version of the layout of these files and of their metadata."""
+OPSETS = {"": 18, "com.microsoft": 1}
+EXTERNAL_SUFFIX = ".data"
+"""Weights beyond what one protobuf file can hold lie in the model's file name + this."""
+AGAIN = "export the model again"
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A checked file."""
+
+    path: Path
+    metadata: dict[str, str]
+    op_types: Counter[str]
+    """How often each operator stands in the graph."""
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What the file says of itself, text by name; it is checked as before a run.
+
+    Raises FileNotFoundError when a file is missing, ValueError when one is damaged, tampered with, from elsewhere or
+    of another version.
+    """
+    return read_file(path).metadata
+
+
+def fused_counts(path: str | Path) -> dict[str, int]:
+    """How often each kind of fused operator stands in the file, next to the number of layers and of all nodes.
+
+    In fp32 every layer has one attention and, normalised after or before each half, two skip_layer_norm; one
+    bias_gelu if its activation is a GELU. In int8 skip_layer_norm is written as layer_norm (see quantize.py).
+    """
+    file = read_file(path)
+    count = file.op_types
+    return {
+        "layers": int(file.metadata["layers"]),
+        "attention": count["Attention"] + count["QAttention"] + count["MultiHeadAttention"],
+        "skip_layer_norm": count["SkipLayerNormalization"],
+        "layer_norm": count["LayerNormalization"],
+        "bias_gelu": count["BiasGelu"] + count["FastGelu"],
+        "embedding": count["EmbedLayerNormalization"],
+        "int8": count["QAttention"] + count["DynamicQuantizeMatMul"],
+        "nodes": count.total() if hasattr(count, "total") else sum(count.values()),
+    }
+
+
+def read_file(path: str | Path) -> OnnxFile:
+    """Check the file and the one with its external weights; errors as read_metadata's."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; {AGAIN}, or correct the path")
+    with path.open("rb") as file:
+        try:
+            size = path.stat().st_size
+            parts = list(wire.fields(file, 0, size))
+            metadata = dict(wire.entry(file, part) for part in parts if part.number == wire.MODEL_METADATA)
+            opsets = dict(_opset(file, part) for part in parts if part.number == wire.MODEL_OPSET)
+            graphs = [part for part in parts if part.number == wire.MODEL_GRAPH]
+        except (ValueError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a whole ONNX file ({error}); copy it again, or {AGAIN}") from error
+        if len(graphs) != 1 or not opsets:
+            raise ValueError(f"{path} is not an ONNX file; {AGAIN}")
+        if "lora_core_format" not in metadata:
+            raise ValueError(f"{path} was not written by lora_core: its metadata has no lora_core_format; {AGAIN} here")
+        if metadata["lora_core_format"] != FORMAT:
+            raise ValueError(
+                f"{path} has lora_core_format {metadata['lora_core_format']!r}, this version reads {FORMAT!r}; "
+                f"{AGAIN} with this version"
+            )
+        if opsets != OPSETS:
+            raise ValueError(f"{path} uses the operator sets {opsets}, expected {OPSETS}; {AGAIN}")
+        body = next(part.start for part in parts if part.number == wire.MODEL_METADATA)
+        if _sha256(file, body) != metadata.get("graph_sha256"):
+            raise ValueError(
+                f"{path} was changed after it was written: graph or weights do not have the sha256 in its metadata; "
+                f"copy it again, or {AGAIN}"
+            )
+        nodes, external = _graph(file, graphs[0])
+    _check_external(path, metadata, external)
+    return OnnxFile(path, metadata, nodes)
+
+
+def _opset(file: BinaryIO, part: wire.Field) -> tuple[str, int]:
+    domain, version = "", 0
+    for field in wire.fields(file, part.content, part.end):
+        if field.number == wire.OPSET_DOMAIN:
+            domain = wire.text(file, field)
+        elif field.number == wire.OPSET_VERSION:
+            version = field.value or 0
+    return domain, version
+
+
+def _graph(file: BinaryIO, graph: wire.Field) -> tuple[Counter[str], set[str]]:
+    """Operators of the graph's nodes, and the files that its weights name."""
+    nodes: Counter[str] = Counter()
+    locations = set()
+    for part in wire.fields(file, graph.content, graph.end):
+        if part.number == wire.GRAPH_NODE:
+            nodes.update(
+                wire.text(file, field)
+                for field in wire.fields(file, part.content, part.end)
+                if field.number == wire.NODE_OP_TYPE
+            )
+        elif part.number == wire.GRAPH_INITIALIZER:
+            entries = (
+                wire.entry(file, field)
+                for field in wire.fields(file, part.content, part.end)
+                if field.number == wire.TENSOR_EXTERNAL
+            )
+            locations.update(value for key, value in entries if key == "location")
+    return nodes, locations
+
+
+def _check_external(path: Path, metadata: dict[str, str], locations: set[str]) -> None:
+    """The one file that may hold weights lies beside the model, whole and unchanged."""
+    recorded = json.loads(metadata.get("external_data", "{}"))
+    if not locations <= set(recorded) or len(recorded) > 1:
+        raise ValueError(f"{path} names weights in {sorted(locations)}, its metadata in {sorted(recorded)}; {AGAIN}")
+    for name, (size, sha256) in recorded.items():
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ValueError(f"{path} names weights in {name!r}, which is not a file of its own folder; {AGAIN}")
+        data = path.parent / name
+        if not data.is_file():
+            raise FileNotFoundError(f"{path} needs {data}, which does not exist; copy both files into one folder")
+        if data.stat().st_size != size:
+            raise ValueError(f"{data} has {data.stat().st_size} bytes, expected {size}; copy it again, or {AGAIN}")
+        with data.open("rb") as file:
+            if _sha256(file, size) != sha256:
+                raise ValueError(f"{data} was changed after it was written; copy it again, or {AGAIN}")
+
+
+def _sha256(file: BinaryIO, end: int) -> str:
+    """Digest of the first ``end`` bytes."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    for chunk in _chunks(file, end):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size and (chunk := file.read(min(size, 1 << 20))):
+        size -= len(chunk)
+        yield chunk

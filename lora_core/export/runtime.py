@@ -1,0 +1,175 @@
+"""Run ONNX files of this library on a CPU, or on CUDA where onnxruntime has it.
+
+Shapes: B texts or images, T tokens (padded), C channels, L labels.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from lora_core.export.onnx_file import AGAIN, read_file
+from lora_core.models.layers import check_input
+from lora_core.models.vit import check_images
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+NUMPY_TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
+ADAPTER_FACTS = "adapter_metadata"
+"""Input of a base, and tensor of an adapter, that holds what the adapter says of itself, as JSON in bytes."""
+
+
+class OnnxModel(nn.Module):
+    """An ONNX file as a model: `model(input_ids, attention_mask)` or `model(pixel_values=...)` gives the logits.
+
+    The file is checked before it is loaded (`read_metadata`). One object serves several threads.
+
+    Args:
+        path: a file of `export_onnx`, `quantize_onnx` or `export_onnx_base`.
+        threads: of one operator; None: as many as torch uses (`torch.get_num_threads()`).
+        spinning: whether threads without work wait for it at full load. False for servers that share their cores:
+            with both cores of a machine busy it halved the time of a batch.
+        providers: onnxruntime's execution providers in order of preference; None: CUDA for fp32 where there is one,
+            then the CPU. `model.providers` tells which are used.
+
+    Attributes:
+        labels: names in the order of the logits. task, model_type: the exported model's.
+        max_tokens, vocab_size: limits of input_ids, 0 for images. image_shape: (C, height, width), () for text.
+        metadata: all that the file holds, text by name.
+
+    Raises FileNotFoundError or ValueError as `read_metadata`, ValueError for a provider that is not installed or a file
+    that the installed onnxruntime cannot run.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        spinning: bool = True,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.metadata = read_file(self.path).metadata
+        self.task = self.metadata["task"]
+        self.model_type = self.metadata["model_type"]
+        self.labels: tuple[str, ...] = tuple(json.loads(self.metadata["labels"]))
+        self.max_tokens = int(self.metadata.get("max_tokens", 0))
+        self.vocab_size = int(self.metadata.get("vocab_size", 0))
+        self.image_shape: tuple[int, ...] = tuple(json.loads(self.metadata.get("image_shape", "[]")))
+        self.adapters: dict[str, tuple[onnxruntime.LoraAdapter, dict[str, Any]]] = {}
+        """Loaded adapters and what they say of themselves, by name."""
+        self.acting: onnxruntime.LoraAdapter | None = None
+        self.session = _session(self.path, threads, spinning, providers or self._providers())
+        self.providers = list(self.session.get_providers())
+        self.inputs = {node.name: NUMPY_TYPES[node.type] for node in self.session.get_inputs()}
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits in float32, on the inputs' device: (B, T, L) for tokens, (B, L) for texts and images.
+
+        `input_ids` and `attention_mask` are (B, T), the mask nonzero at real tokens (None: all are real);
+        `pixel_values` is (B, C, height, width). Raises ValueError when the inputs are not this model's.
+        """
+        candidates = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+        given = {name: tensor for name, tensor in candidates.items() if tensor is not None}
+        if not set(given) <= set(self.inputs) or next(iter(self.inputs)) not in given:
+            raise ValueError(f"{self.path} takes {', '.join(self.inputs)}; given were {', '.join(given) or 'none'}")
+        if input_ids is not None:
+            self._check_ids(input_ids, attention_mask)
+            given["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask != 0
+        else:
+            channels, *size = self.image_shape
+            check_images(given["pixel_values"], channels, (size[0], size[1]))
+        device = next(iter(given.values())).device
+        arrays = {
+            name: np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=self.inputs[name])
+            for name, tensor in given.items()
+        }
+        return torch.from_numpy(self._run(arrays)).to(device)
+
+    def load_adapter(self, path: str | Path, adapter_name: str) -> "OnnxModel":
+        """Load a file of `save_onnx_adapter`, replacing one of the same name, and return `self.adapter(adapter_name)`.
+
+        Raises FileNotFoundError, or ValueError when the file is damaged, belongs to another base, or changes layers
+        that the base does not let adapters change.
+        """
+        from lora_core.export.adapters import read_adapter
+
+        settable = {node.name: tuple(node.shape) for node in self.session.get_overridable_initializers()}
+        facts, _ = read_adapter(Path(path), self.metadata, settable)
+        adapter = onnxruntime.LoraAdapter()
+        adapter.Load(str(path))
+        self.adapters[adapter_name] = (adapter, facts)
+        return self.adapter(adapter_name)
+
+    def adapter(self, adapter_name: str) -> "OnnxModel":
+        """This model with a loaded adapter acting, and with the adapter's labels.
+
+        It shares the session, so making one costs microseconds: use one for each request. ValueError for an unknown
+        name.
+        """
+        if adapter_name not in self.adapters:
+            raise ValueError(f"no adapter {adapter_name!r} is loaded; there are {sorted(self.adapters)}")
+        view = OnnxModel.__new__(OnnxModel)
+        nn.Module.__init__(view)
+        view.__dict__.update(self.__dict__)
+        adapter, facts = self.adapters[adapter_name]
+        view.acting, view.labels = adapter, tuple(facts["labels"])
+        view.metadata = self.metadata | facts["metadata"]
+        return view.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"{str(self.path)!r}, task={self.task!r}, labels={len(self.labels)}, providers={self.providers}"
+
+    def _run(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        options = None
+        if self.acting is not None:
+            options = onnxruntime.RunOptions()
+            options.add_active_adapter(self.acting)
+        logits = self.session.run(["logits"], dict(arrays), options)[0]
+        assert isinstance(logits, np.ndarray)
+        return logits
+
+    def _check_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        check_input(input_ids, attention_mask, self.max_tokens)
+        if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < self.vocab_size:
+            raise ValueError(
+                f"input_ids holds {int(input_ids.min())} to {int(input_ids.max())}, the model has embeddings for "
+                f"0 to {self.vocab_size - 1}; use the model's own tokenizer"
+            )
+
+    def _providers(self) -> list[str]:
+        return [CUDA, CPU] if self.metadata["precision"] == "fp32" and CUDA in _available() else [CPU]
+
+
+def _available() -> list[str]:
+    return list(onnxruntime.get_available_providers())
+
+
+def _session(path: Path, threads: int | None, spinning: bool, providers: Sequence[str]) -> onnxruntime.InferenceSession:
+    missing = [name for name in providers if name not in _available()]
+    if missing:
+        raise ValueError(f"onnxruntime has no {', '.join(missing)} here; it has {', '.join(_available())}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    # The graph is fused as it stands. Further fusions would only undo choices that were measured (quantize.py).
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # onnxruntime's errors have no common class but this
+        raise ValueError(
+            f"onnxruntime {onnxruntime.__version__} cannot run {path} ({error}); install a newer one, or {AGAIN}"
+        ) from error

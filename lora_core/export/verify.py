@@ -1,0 +1,166 @@
+"""The gates: an exported file gives the model's results, or it is deleted.
+
+Shapes: B texts or images, T tokens (padded), L labels.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_core.adapters import set_adapter, state_of
+from lora_core.export.fused import check_model
+from lora_core.export.parameters import merged_parameters
+from lora_core.export.runtime import OnnxModel
+from lora_core.export.write import remove
+from lora_core.models.build import assemble
+from lora_core.models.heads import TaskModel
+
+
+def parity_batches(model: TaskModel, sequences: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
+    """Batches of real texts for `verify_onnx`, at all the lengths that a server meets.
+
+    ``sequences`` are token ids of whole texts, special tokens included, the more different lengths the better. The
+    batches: the shortest and the longest alone; one of max_tokens, made from all texts on end; all lengths padded
+    together; and those with a row of nothing but padding between them. Sequences beyond max_tokens are cut.
+    """
+    limit, padding = model.config.max_tokens, model.config.pad_token_id
+    if not sequences or not all(len(ids) for ids in sequences):
+        raise ValueError("sequences must hold at least one text, and none that is empty")
+    ordered = sorted((list(ids)[:limit] for ids in sequences), key=len)
+    step = max(1, len(ordered) // 16)
+    varied = list({len(ids): ids for ids in ordered[::step]}.values())
+    text = [token for ids in ordered for token in ids]
+    longest = (text * (limit // len(text) + 1))[:limit]
+    rows = [[ordered[0][:3]], [ordered[0]], [ordered[-1]], [longest], varied, [[], *varied, []], [longest, ordered[0]]]
+    return [_padded(batch, padding) for batch in rows]
+
+
+def verify_onnx(
+    model: TaskModel, path: str | Path, batches: Iterable[Mapping[str, Tensor]], *, atol: float = 1e-4
+) -> float:
+    """Return the largest difference between the logits of ``model`` and those of the fp32 file, over all batches.
+
+    ``batches`` are the model's inputs: `parity_batches` for text, {"pixel_values": (B, C, height, width)} for images.
+    Of a row of nothing but padding it is only asked that its logits are finite. A model in half precision is compared
+    as it is in fp32.
+
+    Raises ValueError above ``atol``, at a logit that is not finite, or when the file cannot be run; the file is
+    deleted then.
+    """
+    check_model(model)
+    path = Path(path)
+    with _deleted_on_failure(path):
+        return _largest_difference(model, OnnxModel(path), batches, atol)
+
+
+def verify_onnx_adapter(
+    model: TaskModel,
+    adapter_name: str,
+    base: OnnxModel,
+    path: str | Path,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    atol: float = 1e-4,
+) -> float:
+    """The same for one adapter of ``model`` and its file ``path`` on ``base``; only the adapter's file is deleted."""
+    path = Path(path)
+    acting = state_of(model).active
+    with _deleted_on_failure(path):
+        onnx_model = base.load_adapter(path, adapter_name)
+        set_adapter(model, adapter_name)
+        try:
+            return _largest_difference(model, onnx_model, batches, atol)
+        finally:
+            set_adapter(model, acting)
+
+
+def verify_score(
+    path: str | Path, score: Callable[[OnnxModel], float], reference: float, *, limit_points: float = 0.5
+) -> float:
+    """Return how many points of a metric the file loses against ``reference`` (negative: it gains).
+
+    ``score`` runs the model over validation data and returns the metric; it and ``reference`` are between 0 and 1, a
+    point is 0.01. Raises ValueError above ``limit_points`` or for a score that is no number; the file is deleted then.
+    """
+    path = Path(path)
+    with _deleted_on_failure(path):
+        found = score(OnnxModel(path))
+        lost = (reference - found) * 100
+        if not lost <= limit_points:
+            raise ValueError(
+                f"{path} scores {found:.4f}, the model {reference:.4f}: a loss of {lost:.2f} points, at most "
+                f"{limit_points} allowed. The file was deleted; serve the fp32 file"
+            )
+        return lost
+
+
+def _largest_difference(
+    model: TaskModel, onnx_model: OnnxModel, batches: Iterable[Mapping[str, Tensor]], atol: float
+) -> float:
+    largest, compared = 0.0, 0
+    with _evaluating(model) as reference:
+        device = next(reference.parameters()).device
+        for number, batch in enumerate(batches):
+            expected = reference(**{name: tensor.to(device) for name, tensor in batch.items()}).float().cpu()
+            found = onnx_model(**batch).cpu()
+            shapes = {name: tuple(tensor.shape) for name, tensor in batch.items()}
+            if found.shape != expected.shape or not torch.isfinite(found).all():
+                raise ValueError(
+                    f"{onnx_model.path}: logits {tuple(found.shape)} of batch {number} {shapes} are not those of the "
+                    f"model {tuple(expected.shape)}, or hold NaN or infinity. The file was deleted"
+                )
+            mask = batch.get("attention_mask")
+            rows = slice(None) if mask is None else (mask != 0).any(dim=1).cpu()
+            difference = float((found[rows] - expected[rows]).abs().max()) if found[rows].numel() else 0.0
+            if not difference <= atol:
+                raise ValueError(
+                    f"{onnx_model.path}: logits of batch {number} {shapes} differ from the model's by "
+                    f"{difference:.2g}, more than {atol:g}. The file was deleted"
+                )
+            largest, compared = max(largest, difference), compared + found[rows].numel()
+    if not compared:
+        raise ValueError("no logits to compare: batches are empty. The file was deleted")
+    return largest
+
+
+@contextlib.contextmanager
+def _evaluating(model: TaskModel) -> Iterator[TaskModel]:
+    """The model in eval mode without gradients; a plain fp32 copy, adapters merged, of one in half precision."""
+    training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()
+            if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+                yield model
+            else:
+                yield _wide_copy(model)
+    finally:
+        model.train(training)
+
+
+def _wide_copy(model: TaskModel) -> TaskModel:
+    copied = assemble(model.config, model.task, model.labels)
+    assert isinstance(copied, TaskModel)
+    tensors = merged_parameters(model).tensors
+    copied.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, assign=True)
+    return copied
+
+
+@contextlib.contextmanager
+def _deleted_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        remove(path)
+        raise
+
+
+def _padded(rows: Sequence[Sequence[int]], padding: int) -> dict[str, Tensor]:
+    """ids and mask (B, T) of rows of token ids."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[padding] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}

@@ -1,0 +1,88 @@
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from onnx import numpy_helper
+
+from lora_core.export import OnnxModel, export_onnx, fused_counts, quantize_onnx, read_metadata
+from lora_core.export.quantize import quantised
+
+CASES = [
+    ("bert", "token-classification"), ("bert", "text-classification"), ("roberta", "token-classification"),
+    ("distilbert", "text-classification"), ("vit", "image-classification"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "task"), CASES)
+def test_int8_is_close_and_every_layer_is_int8(make, batch, tmp_path, family, task):
+    model = make(family, task)
+    source = export_onnx(model, tmp_path / "model.onnx", metadata={"tokenizer.json": "{}"})
+    path = quantize_onnx(source, tmp_path / "model.int8.onnx")
+    counts = fused_counts(path)
+    assert (counts["attention"], counts["bias_gelu"], counts["int8"]) == (2, 2, 8)
+    assert (counts["skip_layer_norm"], counts["embedding"]) == (0, 0)
+    assert counts["layer_norm"] == 5
+    onnx_model = OnnxModel(path)
+    errors, scale = [], []
+    for lengths in ((9, 4, 1), (1,), (16,), (16, 1, 8, 3, 3)):
+        inputs = batch(model, lengths)
+        with torch.no_grad():
+            logits = model(**inputs)
+        errors.append((onnx_model(**inputs) - logits).flatten())
+        scale.append(logits.flatten())
+    assert torch.cat(errors).square().mean().sqrt() < 0.05 * torch.cat(scale).std()
+    fp32, int8 = read_metadata(source), read_metadata(path)
+    assert int8["precision"] == "int8"
+    assert int8["fp32_sha256"] == fp32["graph_sha256"] != int8["graph_sha256"]
+    same = ("labels", "task", "model_type", "weights_sha256", "tokenizer.json")
+    assert {name: int8[name] for name in same} == {name: fp32[name] for name in same}
+
+
+def test_size_of_a_model_whose_embeddings_are_half_of_it(make, tmp_path):
+    model = make("bert", "token-classification", vocab_size=3000, hidden_size=192, intermediate_size=768)
+    source = export_onnx(model, tmp_path / "model.onnx")
+    path = quantize_onnx(source, tmp_path / "model.int8.onnx")
+    assert path.stat().st_size < 0.27 * source.stat().st_size
+
+
+def test_weights_are_signed_symmetric_and_per_column_of_the_whole_range(make, tmp_path):
+    model = make("distilbert", "token-classification")
+    path = quantize_onnx(export_onnx(model, tmp_path / "model.onnx"), tmp_path / "int8.onnx")
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(str(path)).graph.initializer}
+    layer = "distilbert.transformer.layer.1.ffn.lin1"
+    values, scale = weights[f"{layer}.weight.int8"], weights[f"{layer}.weight.scale"]
+    original = model.get_submodule(layer).weight.detach().numpy().T
+    assert (values.dtype, scale.shape) == (np.int8, (40,))
+    assert (np.abs(values).max(0) == 127).all()
+    assert (np.abs(values * scale - original) <= scale / 2 * 1.001).all()
+    embeddings = "distilbert.embeddings.word_embeddings.weight"
+    assert weights[f"{embeddings}.scale"].shape == (50, 1)
+    assert embeddings not in weights
+    np.testing.assert_array_equal(weights["classifier.weight"], model.classifier.weight.detach().numpy().T)
+
+
+@given(
+    arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=st.floats(-1e4, 1e4, width=32)),
+    st.integers(0, 1),
+)
+def test_rounding(weight, axis):
+    values, scale = quantised(weight, axis)
+    restored = values * np.expand_dims(scale, axis)
+    assert (np.abs(values.astype(int)) <= 127).all()
+    assert (np.abs(restored - weight) <= np.expand_dims(scale, axis) * 0.501 + 1e-30).all()
+
+
+def test_refusals(make, tmp_path):
+    source = export_onnx(make("bert", "token-classification"), tmp_path / "model.onnx")
+    path = quantize_onnx(source, tmp_path / "int8.onnx")
+    with pytest.raises(ValueError, match=r"int8\.onnx is int8; quantise the fp32 file"):
+        quantize_onnx(path, tmp_path / "again.onnx")
+    with pytest.raises(FileNotFoundError, match=r"none\.onnx does not exist"):
+        quantize_onnx(tmp_path / "none.onnx", tmp_path / "again.onnx")
+    assert json.loads(read_metadata(path)["labels"])
+    assert not (tmp_path / "again.onnx").exists()
