@@ -1,4 +1,5 @@
 import os
+import tempfile
 
 import torch
 from hypothesis import settings
@@ -7,6 +8,10 @@ from hypothesis import settings
 # run in processes of their own. One thread also suits tiny models.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Nobody's cache is read or filled by tests; processes that they start inherit this.
+_cache = tempfile.TemporaryDirectory(prefix="lora-core-tests-")
+os.environ["LORA_CACHE_DIR"] = _cache.name
 
 # The same examples in every run, and no time limit for one example: a busy machine is no failure.
 settings.register_profile("reproducible", deadline=None, derandomize=True)

@@ -18,9 +18,15 @@ class TrainConfig:
     """Passes over the training data."""
     batch_size: int = 16
     """Examples per optimiser step, over all processes: the recipe. How a step is split up does not change it."""
+    batch_tokens: int | None = None
+    """Instead of batch_size: most tokens per optimiser step, over all processes, padding included. The number of
+    examples of a step then depends on their lengths. None: batch_size counts."""
     micro_batch_size: int | None = None
     """Most examples in one training pass of one process (evaluation takes four times as many); larger shares are
     accumulated. None: no limit."""
+    micro_batch_tokens: int | None = None
+    """Most tokens, padding included, in one training pass of one process (evaluation takes four times as many): bounds
+    memory and leaves the recipe as it is. None: no limit."""
     learning_rate: float = 5e-5
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.01
@@ -50,7 +56,8 @@ class TrainConfig:
         for name, hint in typing.get_type_hints(type(self)).items():
             if not _fits(getattr(self, name), hint):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it should be {_describe(hint)}.")
-        for name in ("epochs", "batch_size", "micro_batch_size", "group_by_length", "keep_checkpoints", "patience"):
+        for name in ("epochs", "batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens",
+                     "group_by_length", "keep_checkpoints", "patience"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but it is {value}.")
@@ -111,6 +118,8 @@ class RunConfig(TrainConfig):
     """Dropout of hidden states; None: the checkpoint's own (0.1 for BERT)."""
     resume: str = ""
     """"auto" continues from the newest complete checkpoint in output_dir, if there is one; or a checkpoint's path."""
+    cache: bool = True
+    """Keep pre-processed data in $LORA_CACHE_DIR, or ~/.cache/lora-core, for the next run."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a damaged row of the data: stop and name it, or count and report it."""
 
@@ -161,5 +170,6 @@ def _describe(hint: Any) -> str:
     return " or ".join(names[option] for option in arguments or (hint,) if option in names)
 
 
-RESUME_MAY_CHANGE = ("output_dir", "resume", "keep_checkpoints", "micro_batch_size", "workers")
+RESUME_MAY_CHANGE = ("output_dir", "resume", "keep_checkpoints", "micro_batch_size", "micro_batch_tokens", "workers",
+                     "cache")  # fmt: skip
 """Settings that may differ between a run and its continuation without changing what is computed."""

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from trainers.config import TrainConfig
-from trainers.data.batches import epoch_batches, evaluation_batches, share
+from trainers.data.batches import epoch_batches, evaluation_batches, share, share_by_tokens, total_steps
 from trainers.data.loading import load_batches
 from trainers.distributed import World
 from trainers.log import MetricsLog
@@ -49,23 +49,23 @@ def fit(
     """
     seed_generators(config.seed + world.rank)
     model.to(world.device)
-    steps_per_epoch = -(-len(train.lengths) // config.batch_size)
+    recipe: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "group": config.group_by_length,
+                              "batch_tokens": config.batch_tokens}  # fmt: skip
     optimizer = build_optimizer(model, config)
-    scheduler = build_scheduler(optimizer, config, total_steps=steps_per_epoch * config.epochs)
+    steps = total_steps(train.lengths, epochs=config.epochs, **recipe)
+    scheduler = build_scheduler(optimizer, config, total_steps=steps)
     scaler = grad_scaler(config.precision, world.device)
     state = TrainState(model, optimizer, scaler, scheduler)
     if resume_from is not None:
         load_checkpoint(state, resume_from, world)
     log = MetricsLog(folder, world, resume_at=state.step)
     parallel = world.wrap(model)
-    micro_batches = -(-config.batch_size // world.size // (config.micro_batch_size or config.batch_size))
 
     while state.epoch < config.epochs and not state.out_of_patience(config.patience):
-        batches = epoch_batches(train.lengths, config.batch_size, seed=config.seed, epoch=state.epoch,
-                                group=config.group_by_length)  # fmt: skip
+        batches = epoch_batches(train.lengths, epoch=state.epoch, **recipe)
         progress = tqdm(batches[state.batch :], f"epoch {state.epoch + 1}/{config.epochs}", len(batches),
                         initial=state.batch, disable=not world.is_main, unit="step", leave=False)  # fmt: skip
-        shares = [share(batch, world.rank, world.size, micro_batches) for batch in batches[state.batch :]]
+        shares = [_share(batch, train.lengths, config, world) for batch in batches[state.batch :]]
         # A process without examples of its own still takes part in the exchange of gradients.
         loaded = load_batches(train, [indices if len(indices) else batch[:1] for batch, micro in
                                       zip(batches[state.batch :], shares, strict=True) for indices in micro],
@@ -111,6 +111,14 @@ def fit(
     return state
 
 
+def _share(batch: np.ndarray, lengths: np.ndarray, config: TrainConfig, world: World) -> list[np.ndarray]:
+    """This process's micro-batches of a global batch."""
+    if config.micro_batch_tokens:
+        return share_by_tokens(batch, lengths, world.rank, world.size, config.micro_batch_tokens)
+    most = config.micro_batch_size or len(batch)
+    return share(batch, world.rank, world.size, micro_batches=-(-len(batch) // (world.size * most)))
+
+
 def evaluate(model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World) -> dict[str, Any]:
     """Mean loss and the task's scores over ``data``; every example counts once, however many processes share it."""
     loss, predictions = predict(model, task, data, config, world)
@@ -125,9 +133,9 @@ def predict(
     model.eval()
     loss = torch.zeros((), dtype=torch.float64)
     found: dict[int, np.ndarray] = {}
-    batches = evaluation_batches(
-        data.lengths, 4 * (config.micro_batch_size or config.batch_size), world.rank, world.size
-    )
+    most_tokens = config.micro_batch_tokens or config.batch_tokens
+    batches = evaluation_batches(data.lengths, 4 * (config.micro_batch_size or config.batch_size), world.rank,
+                                 world.size, batch_tokens=4 * most_tokens if most_tokens else None)  # fmt: skip
     loaded = load_batches(data, batches, world.device, workers=config.workers)
     progress = tqdm(loaded, "evaluate", len(batches), disable=not world.is_main, unit="batch", leave=False)
     for indices, (inputs, labels) in zip(batches, progress, strict=True):

@@ -178,8 +178,9 @@ def test_evaluate_on_other_data_matches_labels_by_name(finished, tiny, data, tmp
     (other / "test.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert evaluate_run(finished["full"], str(other)) == evaluate_run(finished["full"])
 
-    (other / "label.json").write_text(json.dumps({f"{label}x": index for index, label in enumerate(order)}))
-    with pytest.raises(ValueError, match=r"labels that are not among .*B-proteinx"):
+    renamed = {label.replace("DNA", "RNA"): index for index, label in enumerate(order)}
+    (other / "label.json").write_text(json.dumps(renamed))
+    with pytest.raises(ValueError, match=r"labels that are not among .*B-DNA.*B-RNA"):
         evaluate_run(finished["full"], str(other))
 
 

@@ -7,19 +7,27 @@ saves most padding, and come in random order.
 import numpy as np
 
 
-def epoch_batches(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, group: int = 50) -> list[np.ndarray]:
-    """The global batches of one epoch: index arrays (batch_size,) int64, every index exactly once.
+def epoch_batches(
+    lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, group: int = 50, batch_tokens: int | None = None
+) -> list[np.ndarray]:
+    """The global batches of one epoch: index arrays int64, every index exactly once.
 
-    Examples are shuffled, sorted by length inside windows of `group` batches, cut into batches, and the
-    batches shuffled. `group=1` is plain shuffling. The last batch holds the remainder and may be short.
-    Within a batch, examples are sorted by length, which lets `share` deal evenly.
+    Examples are shuffled, sorted by length inside windows of `group` batches, cut into batches, and the batches
+    shuffled. Within a batch, examples are sorted by length, which lets ranks share it evenly.
+
+    A batch has `batch_size` examples, and the last one holds the remainder; `group=1` is plain shuffling. Or, with
+    `batch_tokens`, as many examples as fit: examples times the longest of them, the batch with its padding, stays
+    within `batch_tokens`, except that a longer example is a batch of its own. Then `batch_size` does not matter, and
+    the number of batches differs a little between epochs (`total_steps` adds them up).
     """
-    _check_batch_size(batch_size)
-    if group < 1:
-        raise ValueError(f"group={group}: expected at least 1 batch (1 means plain shuffling).")
+    _check_at_least_one(batch_size=batch_size, group=group)
     lengths = np.asarray(lengths)
     generator = np.random.default_rng((seed, epoch))
     order = generator.permutation(len(lengths))
+    if batch_tokens is not None:
+        _check_at_least_one(batch_tokens=batch_tokens)
+        batches = _fill_batches(order, lengths, batch_tokens, group)
+        return [batches[index] for index in generator.permutation(len(batches))]
     full = len(order) // batch_size * batch_size
     window = group * batch_size
     batches = []
@@ -32,6 +40,18 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int
     return batches
 
 
+def total_steps(
+    lengths: np.ndarray, batch_size: int, *, seed: int, epochs: int, group: int = 50, batch_tokens: int | None = None
+) -> int:
+    """Batches of all epochs together."""
+    if batch_tokens is None:
+        return -(-len(lengths) // batch_size) * epochs
+    return sum(
+        len(epoch_batches(lengths, batch_size, seed=seed, epoch=epoch, group=group, batch_tokens=batch_tokens))
+        for epoch in range(epochs)
+    )
+
+
 def share(batch: np.ndarray, rank: int, world: int, micro_batches: int) -> list[np.ndarray]:
     """This rank's micro-batches of one global batch: always `micro_batches` index arrays.
 
@@ -41,27 +61,72 @@ def share(batch: np.ndarray, rank: int, world: int, micro_batches: int) -> list[
     the caller must still take part in the gradient exchange of that step.
     """
     _check_rank(rank, world)
-    if micro_batches < 1:
-        raise ValueError(f"micro_batches={micro_batches}: expected at least 1.")
+    _check_at_least_one(micro_batches=micro_batches)
     return np.array_split(np.asarray(batch)[rank::world], micro_batches)
 
 
-def evaluation_batches(lengths: np.ndarray, batch_size: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:
-    """This rank's evaluation batches, longest first; over the ranks every index comes exactly once."""
-    _check_batch_size(batch_size)
+def share_by_tokens(
+    batch: np.ndarray, lengths: np.ndarray, rank: int, world: int, micro_batch_tokens: int
+) -> list[np.ndarray]:
+    """As `share`, in as few micro-batches as stay within `micro_batch_tokens`, padding included, longest first.
+
+    The ranks' useful tokens differ by at most the longest example. Their numbers of micro-batches may differ, but
+    each has at least one, which is empty where there is nothing to do. A longer example is a micro-batch of its own.
+    """
+    _check_rank(rank, world)
+    _check_at_least_one(micro_batch_tokens=micro_batch_tokens)
+    indices = np.asarray(batch)[rank::world]
+    return _cut(indices[::-1], np.asarray(lengths), micro_batch_tokens) or [indices]
+
+
+def evaluation_batches(
+    lengths: np.ndarray, batch_size: int, rank: int = 0, world: int = 1, *, batch_tokens: int | None = None
+) -> list[np.ndarray]:
+    """This rank's evaluation batches, longest first; over the ranks every index comes exactly once.
+
+    A batch has `batch_size` examples, or with `batch_tokens` as many as stay within that, padding included; a longer
+    example is a batch of its own.
+    """
+    _check_at_least_one(batch_size=batch_size)
     _check_rank(rank, world)
     lengths = np.asarray(lengths)
     order = _sorted_by_length(np.arange(len(lengths)), lengths)[::-1]
+    if batch_tokens is not None:
+        _check_at_least_one(batch_tokens=batch_tokens)
+        return _cut(order, lengths, batch_tokens)[rank::world]
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)][rank::world]
+
+
+def _fill_batches(order: np.ndarray, lengths: np.ndarray, budget: int, group: int) -> list[np.ndarray]:
+    """Batches within a budget of tokens from examples in random order, shortest example first in each."""
+    window = np.cumsum(lengths[order]) // (group * budget)  # of each example
+    batches: list[np.ndarray] = []
+    rest = order[:0]
+    for indices in np.split(order, np.flatnonzero(np.diff(window)) + 1):
+        *full, rest = _cut(_sorted_by_length(np.concatenate([rest, indices]), lengths)[::-1], lengths, budget) or [rest]
+        batches.extend(full)  # the last batch is seldom full: the next window fills it up
+    return [batch[::-1] for batch in ([*batches, rest] if len(rest) else batches)]
+
+
+def _cut(indices: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """The fewest consecutive parts, of indices with the longest example first, that stay within the budget."""
+    parts = []
+    start = 0
+    while start < len(indices):
+        rows = max(1, budget // max(1, int(lengths[indices[start]])))
+        parts.append(indices[start : start + rows])
+        start += rows
+    return parts
 
 
 def _sorted_by_length(indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return indices[np.argsort(lengths[indices], kind="stable")]
 
 
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1.")
+def _check_at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1.")
 
 
 def _check_rank(rank: int, world: int) -> None:

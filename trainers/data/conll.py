@@ -1,7 +1,7 @@
 """CoNLL files: a word a line, first column the word, last its tag; blank lines between sentences."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -10,25 +10,22 @@ from trainers.data.rows import BadRows, numbered_lines, short
 TAG = re.compile(r"O|[BI]-.+")
 
 
-def read_conll_file(path: Path, bad_rows: BadRows) -> tuple[list[list[str]], list[list[str]]]:
-    """Words and tag names of every usable sentence; a bad line makes its whole sentence unusable."""
-    words, tags = [], []
+def read_conll_file(path: Path, bad_rows: BadRows) -> Iterator[tuple[list[str], list[str]]]:
+    """Words and tag names of every usable sentence, one after another; a bad line makes its whole sentence unusable."""
     sentence: list[tuple[str, str]] = []
     usable = True
     # One more blank line closes a file that does not end in one.
     for number, line in chain(numbered_lines(path), [(0, b"")]):
         if not line.strip() or line.startswith(b"-DOCSTART-"):
             if sentence and usable:
-                words.append([word for word, _ in sentence])
-                tags.append([tag for _, tag in sentence])
+                yield [word for word, _ in sentence], [tag for _, tag in sentence]
             sentence, usable = [], True
         elif usable:
             try:
-                sentence.append(_parse_line(line))
+                sentence.append(parse_conll_line(line))
             except ValueError as problem:
                 bad_rows.add(path, number, str(problem))
                 usable = False
-    return words, tags
 
 
 def conll_labels(sentences: Iterable[list[str]]) -> tuple[str, ...]:
@@ -48,7 +45,7 @@ def as_iob2(tags: list[str]) -> list[str]:
     return repaired
 
 
-def _parse_line(line: bytes) -> tuple[str, str]:
+def parse_conll_line(line: bytes) -> tuple[str, str]:
     """Word and tag of one line; ValueError says what is wrong with it."""
     try:
         text = line.decode("utf-8")

@@ -31,6 +31,10 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def in_memory(self) -> ImageDataset:
+        """Itself: the pictures, or the paths of their files, are here already."""
+        return self
+
     def with_labels(self, labels: tuple[str, ...]) -> ImageDataset:
         """The same pictures with the ids of ``labels``. Raises ValueError for a label that is not among them."""
         unknown = sorted({self.labels[target] for target in np.unique(self.targets)} - set(labels))

@@ -4,8 +4,10 @@ A tokenizer treats each word of a text that is already split on its own, so the 
 sentences. A corpus of 445,000 words has 21,000 distinct ones, so this costs a fraction of the time.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count, islice
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -15,6 +17,8 @@ from trainers.data.rows import refuse_lone_surrogates
 
 CHUNK = 20_000
 """Distinct words per call of the tokenizer; the progress bar shows from two chunks on."""
+MOST_WORDS = 300_000
+"""Distinct words that a table keeps (some 60 MB). A fuller one is emptied: memory must not grow with the text."""
 
 
 @dataclass(frozen=True)
@@ -41,48 +45,76 @@ class WordPieces:
 
 def split_words(words: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int) -> WordPieces:
     """Pieces of all words of all sentences for windows of `max_length` positions."""
-    prefix, suffix = _special_ids(tokenizer)
-    capacity = max_length - len(prefix) - len(suffix)
-    if capacity < 1:
-        raise ValueError(
-            f"max_length={max_length} leaves no room for text: the special tokens alone take "
-            f"{len(prefix) + len(suffix)} positions. Give a larger max_length."
-        )
-    distinct, word_type = _distinct_words(words)
-    rows = _tokenise(distinct, tokenizer, capacity)
-    counts_of_type = np.array([len(row) for row in rows], dtype=np.int64)
-    first_of_type = np.cumsum(counts_of_type) - counts_of_type
-    counts = counts_of_type[word_type]
-    return WordPieces(
-        ids=np.array([token for row in rows for token in row], dtype=np.int32),
-        first=first_of_type[word_type],
-        counts=counts,
-        cumulative=np.concatenate([[0], np.cumsum(counts)]),
-        sentence_offsets=np.cumsum([0, *map(len, words)]),
-        prefix=prefix,
-        suffix=suffix,
-        capacity=capacity,
-    )
+    return WordTable(tokenizer, max_length).split(words)
 
 
-def _distinct_words(words: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]:
-    """The distinct words, and for each word of the text its index among them."""
-    types: dict[str, int] = {}
-    for index, sentence in enumerate(words):
-        if isinstance(sentence, str):
+class WordTable:
+    """The pieces of every distinct word met so far: what a stream of sentences has in common."""
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.prefix, self.suffix = special_ids(tokenizer)
+        self.capacity = max_length - len(self.prefix) - len(self.suffix)
+        if self.capacity < 1:
             raise ValueError(
-                f"sentence {index} is the string {sentence[:80]!r}, expected a list of words, such as "
-                f"{sentence[:80].split()!r}."
+                f"max_length={max_length} leaves no room for text: the special tokens alone take "
+                f"{len(self.prefix) + len(self.suffix)} positions. Give a larger max_length."
             )
-    try:
-        word_type = [types.setdefault(word, len(types)) for sentence in words for word in sentence]
-    except TypeError as error:
-        raise ValueError(f"expected words that are strings, got something else: {error}") from error
-    for word in types:
-        if not isinstance(word, str):
-            raise ValueError(f"expected words that are strings, got {word!r} of type {type(word).__name__}.")
-    refuse_lone_surrogates("".join(types))
-    return list(types), np.array(word_type, dtype=np.int64)
+        self._forget()
+
+    def split(self, words: Sequence[Sequence[str]]) -> WordPieces:
+        """Pieces of all words of all sentences."""
+        if len(self._types) > MOST_WORDS:
+            self._forget()
+        known = len(self._types)
+        try:
+            word_type = self._number(words)
+            self._learn(list(islice(self._types, known, None)))
+        except ValueError:
+            self._forget()  # it would hold words without their pieces
+            raise
+        counts = self._counts[word_type]
+        return WordPieces(
+            ids=self._ids,
+            first=self._first[word_type],
+            counts=counts,
+            cumulative=np.concatenate([[0], np.cumsum(counts)]),
+            sentence_offsets=np.cumsum([0, *map(len, words)]),
+            prefix=self.prefix,
+            suffix=self.suffix,
+            capacity=self.capacity,
+        )
+
+    def _forget(self) -> None:
+        self._types: defaultdict[str, int] = defaultdict(count().__next__)
+        self._ids = np.empty(0, dtype=np.int32)
+        self._first = self._counts = np.empty(0, dtype=np.int64)
+
+    def _number(self, words: Sequence[Sequence[str]]) -> np.ndarray:
+        """For each word of the text its index in the table; new words get the next ones."""
+        for index, sentence in enumerate(words):
+            if isinstance(sentence, str):
+                raise ValueError(
+                    f"sentence {index} is the string {sentence[:80]!r}, expected a list of words, such as "
+                    f"{sentence[:80].split()!r}."
+                )
+        try:
+            return np.fromiter(map(self._types.__getitem__, chain.from_iterable(words)), dtype=np.int64)
+        except TypeError as error:
+            raise ValueError(f"expected words that are strings, got something else: {error}") from error
+
+    def _learn(self, new: list[str]) -> None:
+        """Tokenise words that the table has numbered, in the order of their numbers."""
+        for word in new:
+            if not isinstance(word, str):
+                raise ValueError(f"expected words that are strings, got {word!r} of type {type(word).__name__}.")
+        refuse_lone_surrogates("".join(new))
+        rows = _tokenise(new, self.tokenizer, self.capacity)
+        counts = np.array([len(row) for row in rows], dtype=np.int64)
+        self._first = np.concatenate([self._first, len(self._ids) + np.cumsum(counts) - counts])
+        self._counts = np.concatenate([self._counts, counts])
+        ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(counts.sum()))
+        self._ids = np.concatenate([self._ids, ids])
 
 
 def _tokenise(distinct: list[str], tokenizer: Tokenizer, capacity: int) -> list[list[int]]:
@@ -99,7 +131,7 @@ def _tokenise(distinct: list[str], tokenizer: Tokenizer, capacity: int) -> list[
     return rows
 
 
-def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and behind a text."""
     encoding = tokenizer.encode(["a"], is_pretokenized=True)
     is_text = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)

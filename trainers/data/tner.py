@@ -1,13 +1,29 @@
 """The tner layout: JSON lines {"tokens": [...], "tags": [...]}, and label.json that names the tags."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from trainers.data.rows import BadRows, numbered_lines, refuse_lone_surrogates, short
 
+IOB_LABEL = re.compile(r"O|[BI](-.+)?")
+
 
 def read_label_file(path: Path) -> tuple[str, ...]:
-    """Label names in order of their ids."""
+    """Names of tags in order of their ids."""
+    names = read_label_names(path)
+    foreign = [name for name in names if not IOB_LABEL.fullmatch(name)]
+    if foreign:
+        raise ValueError(
+            f"{path} has labels outside the IOB scheme: {short(foreign)}; expected O, B-TYPE and I-TYPE. Tags of "
+            f"IOBES and BILOU (S-, E-, U-, L-) must be rewritten first: S- and U- as B-, E- and L- as I-."
+        )
+    return names
+
+
+def read_label_names(path: Path) -> tuple[str, ...]:
+    """Label names of any kind in order of their ids."""
     if not path.is_file():
         raise ValueError(f'{path} is missing: the tner layout names its label ids there, as {{"O": 0, "B-X": 1, ...}}.')
     try:
@@ -23,20 +39,17 @@ def read_label_file(path: Path) -> tuple[str, ...]:
     return tuple(sorted(ids, key=ids.__getitem__))
 
 
-def read_tner_file(path: Path, num_labels: int, bad_rows: BadRows) -> tuple[list[list[str]], list[list[int]]]:
-    """Words and label ids of every usable row."""
-    words, tags = [], []
+def read_tner_file(path: Path, num_labels: int, bad_rows: BadRows) -> Iterator[tuple[list[str], list[int]]]:
+    """Words and label ids of every usable row, one after another."""
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
         try:
-            row_words, row_tags = _parse_row(line, num_labels)
+            row = _parse_row(line, num_labels)
         except ValueError as problem:
             bad_rows.add(path, number, str(problem))
             continue
-        words.append(row_words)
-        tags.append(row_tags)
-    return words, tags
+        yield row
 
 
 def _parse_row(line: bytes, num_labels: int) -> tuple[list[str], list[int]]:
@@ -57,11 +70,12 @@ def _parse_row(line: bytes, num_labels: int) -> tuple[list[str], list[int]]:
         raise ValueError(f"{len(words)} tokens but {len(tags)} tags: {short(words)}")
     if not words:
         raise ValueError("an empty sentence (no tokens)")
-    for index, word in enumerate(words):
-        if type(word) is not str:
-            raise ValueError(f"token {index} is {short(word)}, expected a string")
-    for index, tag in enumerate(tags):
-        if type(tag) is not int or not 0 <= tag < num_labels:
-            raise ValueError(f"tag {index} is {short(tag)}, expected a label id of label.json (0 to {num_labels - 1})")
+    if set(map(type, words)) != {str}:
+        index, word = next((index, word) for index, word in enumerate(words) if type(word) is not str)
+        raise ValueError(f"token {index} is {short(word)}, expected a string")
+    if set(map(type, tags)) != {int} or min(tags) < 0 or max(tags) >= num_labels:
+        known = range(num_labels)
+        index, tag = next((index, tag) for index, tag in enumerate(tags) if type(tag) is not int or tag not in known)
+        raise ValueError(f"tag {index} is {short(tag)}, expected a label id of label.json (0 to {num_labels - 1})")
     refuse_lone_surrogates("".join(words))
     return words, tags

@@ -52,11 +52,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def _from_json(path: Path) -> Tokenizer:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Fetch the file again.") from error
-    if not isinstance(data, dict) or "model" not in data:
+    data = _read_object(path)
+    if "model" not in data:
         raise ValueError(f"{path} is not a tokenizer of the tokenizers library: it has no 'model' entry.")
     data["padding"] = data["truncation"] = None
     for step in _byte_level_steps(data.get("pre_tokenizer")):
@@ -102,7 +99,7 @@ def _bert(folder: Path, config: dict[str, Any]) -> Tokenizer:
 
 
 def _roberta(folder: Path, config: dict[str, Any]) -> Tokenizer:
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary = _read_object(folder / "vocab.json")
     special = _special_tokens(
         config, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>", mask_token="<mask>"
     )
@@ -121,7 +118,18 @@ def _roberta(folder: Path, config: dict[str, Any]) -> Tokenizer:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return _read_object(path) if path.is_file() else {}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; ValueError for a file that is cut short, or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON in UTF-8 ({error}). Fetch the file again.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {type(value).__name__} instead of a JSON object. Fetch the file again.")
+    return value
 
 
 def _special_tokens(config: dict[str, Any], **defaults: str) -> dict[str, str]:
@@ -145,7 +153,7 @@ def _refuse_added_tokens(folder: Path, tokenizer: Tokenizer) -> None:
     path = folder / "added_tokens.json"
     if not path.is_file():
         return
-    added = [token for token in json.loads(path.read_text(encoding="utf-8")) if tokenizer.token_to_id(token) is None]
+    added = [token for token in _read_object(path) if tokenizer.token_to_id(token) is None]
     if added:
         raise ValueError(
             f"{path} adds tokens that the vocabulary lacks ({added[:5]}), which only a tokenizer.json can "

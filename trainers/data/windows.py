@@ -9,7 +9,8 @@ All windows lie one after another in flat arrays. Legend: N windows, B batch, T 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from trainers.data.cutting import cut_windows
-from trainers.data.pieces import split_words
+from trainers.data.pieces import WordTable
 
 IGNORED_LABEL = -100
 """Label of a position that is not predicted; torch's cross_entropy leaves it out."""
@@ -25,7 +26,10 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class TokenWindows:
-    """Tokenised sentences, ready to batch. Build it with `encode_tokens`."""
+    """Tokenised sentences, ready to batch. Build it with `encode_tokens`, or from a file with `load_windows`.
+
+    The arrays may be mapped from disk, with narrower integers than those named here.
+    """
 
     input_ids: np.ndarray
     """(total,) int32: token ids, special tokens included, of all windows."""
@@ -39,15 +43,19 @@ class TokenWindows:
     """(N,) int32, rising: index of the sentence that each window comes from."""
     pad_token_id: int
     """Token id that fills short windows up in a batch."""
+    known_label_counts: InitVar[np.ndarray | None] = None
+    """`label_counts`, where it need not be counted."""
 
     lengths: np.ndarray = field(init=False)
     """(N,) int64: positions of each window, special tokens included."""
     label_counts: np.ndarray = field(init=False)
     """(N,) int64: labelled words of each window, the terms of its summed loss."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, known_label_counts: np.ndarray | None) -> None:
+        if known_label_counts is None:
+            known_label_counts = _sums(self.labels != IGNORED_LABEL, self.offsets)
         object.__setattr__(self, "lengths", np.diff(self.offsets))
-        object.__setattr__(self, "label_counts", _sums(self.labels != IGNORED_LABEL, self.offsets))
+        object.__setattr__(self, "label_counts", known_label_counts)
 
     def __len__(self) -> int:
         return len(self.sentence)
@@ -67,7 +75,7 @@ class TokenWindows:
         inside = columns < lengths  # (B, T)
         flat = np.where(inside, self.offsets[indices][:, None] + columns, 0)  # (B, T)
         input_ids = np.where(inside, self.input_ids[flat], self.pad_token_id).astype(np.int64)
-        labels = np.where(inside, self.labels[flat], IGNORED_LABEL)
+        labels = np.where(inside, self.labels[flat], IGNORED_LABEL).astype(np.int64)
         inputs = {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(inside.astype(np.int64)),
@@ -113,7 +121,14 @@ def encode_tokens(
     An empty sentence becomes a window of special tokens alone. Raises ValueError for words that are no
     strings, and for tags that do not fit.
     """
-    pieces = split_words(words, tokenizer, max_length)
+    return encode_chunk(words, tags, WordTable(tokenizer, max_length), pad_token_id)
+
+
+def encode_chunk(
+    words: Sequence[Sequence[str]], tags: Sequence[Sequence[int]] | None, table: WordTable, pad_token_id: int
+) -> TokenWindows:
+    """`encode_tokens` for a part of the sentences; the table carries the pieces of known words to the next part."""
+    pieces = table.split(words)
     sentence, start, end, owned_start, owned_end = cut_windows(pieces).T
     tag_of_word = _flat_tags(words, tags)
 
@@ -152,7 +167,7 @@ def _flat_tags(words: Sequence[Sequence[str]], tags: Sequence[Sequence[int]] | N
     for index, (sentence, sentence_tags) in enumerate(zip(words, tags, strict=True)):
         if len(sentence) != len(sentence_tags):
             raise ValueError(f"sentence {index} has {len(sentence)} words but {len(sentence_tags)} tags.")
-    flat = np.array([tag for sentence in tags for tag in sentence], dtype=np.int64)
+    flat = np.fromiter(chain.from_iterable(tags), dtype=np.int64)
     wrong = flat[(flat < 0) & (flat != IGNORED_LABEL)]
     if wrong.size:
         raise ValueError(f"tag {wrong[0]} is no label id: ids start at 0, and {IGNORED_LABEL} leaves a word out.")

@@ -63,7 +63,9 @@ class Dataset(Protocol):
         """Label names; the index is the id."""
         ...
 
-    def __len__(self) -> int: ...
+    def in_memory(self) -> Any:
+        """The same examples as a dataclass of lists or arrays with an entry for each, and their number as ``len``."""
+        ...
 
     def with_labels(self, labels: tuple[str, ...]) -> Any:
         """The same examples with the ids of ``labels``. Raises ValueError for a label that is not among them."""

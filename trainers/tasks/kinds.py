@@ -1,8 +1,8 @@
 """The task of a run, by the name that its settings give."""
 
-from trainers.tasks import Kind, image, token
+from trainers.tasks import Kind, image, text, token
 
-KINDS: dict[str, Kind] = {"token-classification": token, "image-classification": image}
+KINDS: dict[str, Kind] = {"token-classification": token, "text-classification": text, "image-classification": image}
 
 
 def kind_of(task: str) -> Kind:

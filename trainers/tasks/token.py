@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
 from lora_core.models.heads import TaskModel
 from lora_core.models.source import resolve
 from trainers.config import RunConfig
-from trainers.data.readers import TokenDataset, load_token_datasets
+from trainers.data.preprocess import Sentences, load_windows
+from trainers.data.readers import token_files
+from trainers.data.token_files import TokenFile
 from trainers.data.tokenizer import check_vocabulary, load_tokenizer
-from trainers.data.windows import IGNORED_LABEL, TokenWindows, encode_tokens
+from trainers.data.windows import IGNORED_LABEL, TokenWindows
 from trainers.metrics import ner_metrics
 
 
@@ -51,20 +54,25 @@ class TokenClassification:
         return [self.labels[index] for index in ids]
 
 
-def load(config: RunConfig) -> dict[str, TokenDataset]:
+def load(config: RunConfig) -> dict[str, TokenFile]:
     """The splits of the run's data."""
-    return load_token_datasets(config.data, on_bad_row=config.on_bad_row)
+    return token_files(config.data, on_bad_row=config.on_bad_row)
 
 
-def encode(dataset: TokenDataset, model: TaskModel, config: RunConfig) -> TokenWindows:
+def encode(dataset: Sentences, model: TaskModel, config: RunConfig) -> TokenWindows:
     """The data set in the model's tokens, cut into windows that the model can take."""
+    tokenizer, max_length = tokenizer_and_length(model, config)
+    return load_windows(dataset, tokenizer, max_length, model.config.pad_token_id, cache=config.cache)
+
+
+def tokenizer_and_length(model: TaskModel, config: RunConfig) -> tuple[Tokenizer, int]:
+    """The model's tokenizer, and the most tokens of one input. ValueError when the two do not fit the model."""
     tokenizer = load_tokenizer(resolve(config.model))
     check_vocabulary(tokenizer, model.config.vocab_size)
     longest = model.config.max_tokens
     if config.max_length is not None and config.max_length > longest:
         raise ValueError(f"max_length is {config.max_length}, but {config.model} has positions for {longest} tokens.")
-    max_length = longest if config.max_length is None else config.max_length
-    return encode_tokens(dataset.words, dataset.tags, tokenizer, max_length, model.config.pad_token_id)
+    return tokenizer, longest if config.max_length is None else config.max_length
 
 
 def task(labels: tuple[str, ...], config: RunConfig) -> TokenClassification:

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.data.batches import epoch_batches, evaluation_batches, share
+from trainers.data.batches import epoch_batches, evaluation_batches, share, share_by_tokens, total_steps
 
+BUDGETS = st.integers(1, 200)
 LENGTHS = st.lists(st.integers(1, 60), max_size=80).map(np.array)
 
 
@@ -49,6 +50,77 @@ def test_group_of_one_is_plain_shuffling():
     batches = epoch_batches(lengths, 8, seed=3, epoch=1, group=1)
     plain = np.random.default_rng((3, 1)).permutation(64).reshape(8, 8)
     assert {frozenset(batch.tolist()) for batch in batches} == {frozenset(row.tolist()) for row in plain}
+
+
+def padded(batch: np.ndarray, lengths: np.ndarray) -> int:
+    return len(batch) * int(lengths[batch].max(initial=0))
+
+
+@given(LENGTHS, BUDGETS, st.integers(0, 3), st.integers(0, 3), st.integers(1, 4))
+def test_batches_under_a_budget_of_tokens_hold_every_index_once(lengths, budget, seed, epoch, group):
+    batches = epoch_batches(lengths, 1, seed=seed, epoch=epoch, group=group, batch_tokens=budget)
+    assert sorted(int(index) for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(padded(batch, lengths) <= budget or len(batch) == 1 for batch in batches)
+    assert all(len(batch) for batch in batches)
+    assert all((np.diff(lengths[batch]) >= 0).all() for batch in batches)
+
+
+@given(LENGTHS, st.integers(1, 9), st.none() | BUDGETS, st.integers(0, 3))
+def test_total_steps_are_the_batches_of_all_epochs(lengths, batch_size, budget, epochs):
+    batches = [epoch_batches(lengths, batch_size, seed=5, epoch=epoch, batch_tokens=budget) for epoch in range(epochs)]
+    assert total_steps(lengths, batch_size, seed=5, epochs=epochs, batch_tokens=budget) == sum(map(len, batches))
+
+
+def test_token_batches_follow_from_seed_and_epoch_and_come_in_random_order():
+    lengths = np.random.default_rng(0).integers(1, 100, 4096)
+
+    def batches(seed, epoch):
+        return epoch_batches(lengths, 1, seed=seed, epoch=epoch, batch_tokens=800)
+
+    same, again = batches(1, 2), batches(1, 2)
+    assert [batch.tolist() for batch in same] == [batch.tolist() for batch in again]
+    assert np.concatenate(same).tolist() != np.concatenate(batches(1, 3)).tolist()
+    assert np.concatenate(same).tolist() != np.concatenate(batches(2, 2)).tolist()
+    longest = np.array([lengths[batch].max() for batch in same])
+    assert abs(np.corrcoef(longest[:-1], longest[1:])[0, 1]) < 0.2
+
+
+def test_token_batches_are_full_and_hold_little_padding():
+    lengths = np.random.default_rng(0).integers(1, 100, 4096)
+    batches = epoch_batches(lengths, 1, seed=0, epoch=0, batch_tokens=1600)
+    assert padding(batches, lengths) < 1.1
+    assert np.mean([padded(batch, lengths) for batch in batches]) > 0.95 * 1600
+    lone = epoch_batches(np.full(10, 7), 1, seed=0, epoch=0, batch_tokens=21)
+    assert sorted(map(len, lone)) == [1, 3, 3, 3]
+
+
+@given(LENGTHS, st.integers(1, 5), BUDGETS)
+def test_shares_by_tokens_hold_every_index_once_and_stay_within_the_budget(lengths, world, budget):
+    batch = np.argsort(lengths, kind="stable")
+    shares = [share_by_tokens(batch, lengths, rank, world, budget) for rank in range(world)]
+    assert sorted(int(index) for of_rank in shares for part in of_rank for index in part) == sorted(batch.tolist())
+    assert all(of_rank for of_rank in shares)  # each rank takes part in the exchange of gradients
+    assert all(padded(part, lengths) <= budget or len(part) == 1 for of_rank in shares for part in of_rank)
+    tokens = [sum(int(lengths[part].sum()) for part in of_rank) for of_rank in shares]
+    assert max(tokens) - min(tokens) <= lengths.max(initial=0)
+
+
+def test_a_share_by_tokens_is_cut_where_share_would_deal_it():
+    lengths = np.arange(1, 65)
+    for rank in range(2):
+        (whole,) = share(np.arange(64), rank, 2, 1)
+        parts = share_by_tokens(np.arange(64), lengths, rank, 2, 300)
+        assert sorted(np.concatenate(parts).tolist()) == whole.tolist()
+        assert len(parts) < 7  # 1,056 or 1,024 useful tokens
+
+
+@given(LENGTHS, BUDGETS, st.integers(1, 4))
+def test_evaluation_under_a_budget_takes_every_index_once_over_the_ranks(lengths, budget, world):
+    ranks = [evaluation_batches(lengths, 1, rank, world, batch_tokens=budget) for rank in range(world)]
+    batches = [batch for of_rank in ranks for batch in of_rank]
+    assert sorted(int(index) for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(padded(batch, lengths) <= budget or len(batch) == 1 for batch in batches)
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
 
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 4))
@@ -102,6 +174,10 @@ def test_evaluation_sorts_by_length():
         (lambda: evaluation_batches(np.ones(3), 1, 2, 2), "rank=2 of world=2"),
         (lambda: share(np.arange(3), -1, 2, 1), "rank=-1 of world=2"),
         (lambda: share(np.arange(3), 0, 1, 0), "micro_batches=0"),
+        (lambda: epoch_batches(np.ones(3), 1, seed=0, epoch=0, batch_tokens=0), "batch_tokens=0"),
+        (lambda: evaluation_batches(np.ones(3), 1, batch_tokens=0), "batch_tokens=0"),
+        (lambda: share_by_tokens(np.arange(3), np.ones(3), 0, 1, 0), "micro_batch_tokens=0"),
+        (lambda: share_by_tokens(np.arange(3), np.ones(3), 1, 1, 9), "rank=1 of world=1"),
     ],
 )
 def test_impossible_settings_are_refused(call, message):

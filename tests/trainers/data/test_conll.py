@@ -7,6 +7,13 @@ from seqeval.scheme import IOB1, IOB2, Entities
 from trainers.data.conll import as_iob2, conll_labels, read_conll_file
 from trainers.data.rows import BadRows
 
+
+def read_all(path, bad_rows):
+    """Words and tags of all usable sentences."""
+    rows = list(read_conll_file(path, bad_rows))
+    return [words for words, _ in rows], [tags for _, tags in rows]
+
+
 TAGS = st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y"]), min_size=1, max_size=12)
 
 
@@ -61,13 +68,13 @@ EXPECTED = ([["EU", "rejects"], ["Peter"]], [["B-ORG", "O"], ["B-PER"]])
 def test_column_files_are_read(tmp_path, content):
     path = tmp_path / "train.txt"
     path.write_bytes(content)
-    assert read_conll_file(path, BadRows("error")) == EXPECTED
+    assert read_all(path, BadRows("error")) == EXPECTED
 
 
 def test_words_may_hold_any_white_space_but_tab_and_newline(tmp_path):
     path = tmp_path / "train.txt"
     path.write_text("no\u00a0break O\nline\u2028sep\x85 B-X\nNew York\tI-X\n", encoding="utf-8")
-    words, _ = read_conll_file(path, BadRows("error"))
+    words, _ = read_all(path, BadRows("error"))
     assert words == [["no\u00a0break", "line\u2028sep\x85", "New York"]]
 
 
@@ -88,7 +95,7 @@ def test_bad_lines_are_named(tmp_path, line, message):
     path = tmp_path / "train.txt"
     path.write_bytes(b"EU O\n\n" + line + b"\n")
     with pytest.raises(ValueError, match=message):
-        read_conll_file(path, BadRows("error"))
+        read_all(path, BadRows("error"))
 
 
 @pytest.mark.parametrize(("line", "message"), BAD_LINES)
@@ -99,7 +106,7 @@ def test_a_bad_line_takes_its_whole_sentence_along_and_no_other(tmp_path, line, 
     path = tmp_path / "train.txt"
     path.write_bytes(b"\n".join(sentences))
     bad_rows = BadRows("skip")
-    assert read_conll_file(path, bad_rows) == EXPECTED
+    assert read_all(path, bad_rows) == EXPECTED
     assert bad_rows.count == 1
 
 
@@ -113,5 +120,5 @@ def test_what_is_written_is_read(tmp_path_factory, sentences):
     path = tmp_path_factory.mktemp("conll") / "train.txt"
     text = "\n".join("".join(f"{word}\t{tag}\n" for word, tag in sentence) for sentence in sentences)
     path.write_text(text, encoding="utf-8")
-    words, tags = read_conll_file(path, BadRows("error"))
+    words, tags = read_all(path, BadRows("error"))
     assert [list(zip(*pair, strict=True)) for pair in zip(words, tags, strict=True)] == sentences

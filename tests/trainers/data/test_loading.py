@@ -35,5 +35,5 @@ def test_an_error_in_a_worker_reaches_the_caller():
         def collate(self, indices, epoch=None):
             raise ValueError("image 4 of the folder is damaged")
 
-    with pytest.raises(ValueError, match="image 4 of the folder is damaged"):
+    with pytest.raises(ValueError, match=r"^image 4 of the folder is damaged$"):
         list(load_batches(Broken(), [np.array([4])], torch.device("cpu"), workers=1))

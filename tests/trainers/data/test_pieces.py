@@ -4,7 +4,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
 from tokenizers.processors import TemplateProcessing
 
-from trainers.data.pieces import split_words
+from trainers.data import pieces as pieces_module
+from trainers.data.pieces import WordTable, split_words
 
 
 def word_level(vocabulary: list[str], **special: str) -> Tokenizer:
@@ -65,3 +66,31 @@ def test_a_tokenizer_that_tokenises_nothing_is_refused():
 def test_words_that_are_no_strings_are_refused(words, message):
     with pytest.raises(ValueError, match=message):
         split_words(words, word_level(["a"], unk_token="a"), 4)
+
+
+def test_a_table_tokenises_a_word_once_for_all_texts(monkeypatch):
+    tokenised = []
+    plain = pieces_module._tokenise
+    monkeypatch.setattr(pieces_module, "_tokenise", lambda words, *args: tokenised.append(words) or plain(words, *args))
+    table = WordTable(word_level(["a", "b", "c"], unk_token="a"), 4)
+    for text, ids in ((["b", "a"], [1, 0]), (["a", "c", "b"], [0, 2, 1]), ([], [])):
+        pieces = table.split([text])
+        assert pieces.ids[pieces.first].tolist() == ids
+    assert tokenised == [["b", "a"], ["c"], []]
+
+
+def test_a_full_table_is_emptied_and_the_pieces_stay_right(monkeypatch):
+    monkeypatch.setattr(pieces_module, "MOST_WORDS", 2)
+    table = WordTable(word_level(["a", "b", "c", "d"], unk_token="a"), 4)
+    for text, ids in (("abc", [0, 1, 2]), ("dc", [3, 2]), ("ad", [0, 3])):
+        pieces = table.split([list(text)])
+        assert pieces.ids[pieces.first].tolist() == ids
+
+
+@pytest.mark.parametrize("bad", [[["b", 1]], [["b"], "c"], [["b", ["c"]]], [["b", "\ud800"]]])
+def test_a_table_survives_words_that_it_refuses(bad):
+    table = WordTable(word_level(["a", "b"], unk_token="a"), 4)
+    with pytest.raises(ValueError, match=r"expected|half of a character"):
+        table.split(bad)
+    pieces = table.split([["b", "a"]])
+    assert pieces.ids[pieces.first].tolist() == [1, 0]

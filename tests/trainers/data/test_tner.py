@@ -7,6 +7,13 @@ from hypothesis import strategies as st
 from trainers.data.rows import BadRows
 from trainers.data.tner import read_label_file, read_tner_file
 
+
+def read_all(path, num_labels, bad_rows):
+    """Words and tags of all usable sentences."""
+    rows = list(read_tner_file(path, num_labels, bad_rows))
+    return [words for words, _ in rows], [tags for _, tags in rows]
+
+
 GOOD = b'{"tokens": ["EU", "rejects"], "tags": [1, 0]}'
 
 BAD_ROWS = [
@@ -40,7 +47,7 @@ def test_bad_rows_are_named(tmp_path, row, message):
     path = tmp_path / "train.json"
     path.write_bytes(GOOD + b"\n" + row + b"\n")
     with pytest.raises(ValueError, match=r"train.json:2: .*" + message) as error:
-        read_tner_file(path, 3, BadRows("error"))
+        read_all(path, 3, BadRows("error"))
     assert "on_bad_row='skip'" in str(error.value)
     assert len(str(error.value)) < 1000
 
@@ -50,24 +57,24 @@ def test_bad_rows_can_be_left_out(tmp_path, row, message):
     path = tmp_path / "train.json"
     path.write_bytes(row + b"\n" + GOOD)
     bad_rows = BadRows("skip")
-    assert read_tner_file(path, 3, bad_rows) == ([["EU", "rejects"]], [[1, 0]])
+    assert read_all(path, 3, bad_rows) == ([["EU", "rejects"]], [[1, 0]])
     assert bad_rows.count == 1
 
 
 def test_byte_order_mark_line_ends_and_blank_lines_are_no_rows(tmp_path):
     path = tmp_path / "train.json"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD + b"\r\n\r\n  \n" + GOOD + b"\n\n\n")
-    words, tags = read_tner_file(path, 3, BadRows("error"))
+    words, tags = read_all(path, 3, BadRows("error"))
     assert (len(words), tags) == (2, [[1, 0]] * 2)
 
 
 def test_a_huge_line_is_a_row_and_its_error_is_short(tmp_path):
     path = tmp_path / "train.json"
     path.write_text(json.dumps({"tokens": ["a"] * 300_000, "tags": [0] * 300_000}))
-    assert len(read_tner_file(path, 3, BadRows("error"))[0][0]) == 300_000
+    assert len(read_all(path, 3, BadRows("error"))[0][0]) == 300_000
     path.write_text(json.dumps({"tokens": ["a"] * 300_000, "tags": [0]}))
     with pytest.raises(ValueError, match="300000 tokens but 1 tags") as error:
-        read_tner_file(path, 3, BadRows("error"))
+        read_all(path, 3, BadRows("error"))
     assert len(str(error.value)) < 500
 
 
@@ -80,7 +87,7 @@ def test_what_is_written_is_read(tmp_path_factory, rows, ensure_ascii):
     rows = [([word for word, _ in row], [tag for _, tag in row]) for row in rows]
     lines = [json.dumps({"tokens": w, "tags": t}, ensure_ascii=ensure_ascii) for w, t in rows]
     path.write_bytes("\n".join(lines).encode())
-    assert read_tner_file(path, 3, BadRows("error")) == ([w for w, _ in rows], [t for _, t in rows])
+    assert read_all(path, 3, BadRows("error")) == ([w for w, _ in rows], [t for _, t in rows])
 
 
 @given(st.binary(max_size=200))
@@ -88,7 +95,7 @@ def test_no_bytes_raise_anything_but_a_named_row(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("fuzz") / "train.json"
     path.write_bytes(content)
     bad_rows = BadRows("skip")
-    words, _ = read_tner_file(path, 3, bad_rows)
+    words, _ = read_all(path, 3, bad_rows)
     assert len(words) + bad_rows.count == sum(
         bool(line.strip()) for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     )
@@ -111,6 +118,8 @@ def test_labels_stand_in_order_of_their_ids(tmp_path):
         (b'{"0": "O"}', "expected label names with their ids"),
         (b'{"O": 0, "B-X": 2}', r"gives the ids \[0, 2\], expected 0 to 1"),
         (b'{"O": 0, "B-X": 0}', r"gives the ids \[0, 0\]"),
+        (b'{"O": 0, "S-X": 1, "B-X": 2, "I-X": 3, "E-X": 4}', r"outside the IOB scheme: \['S-X', 'E-X'\].*rewritten"),
+        (b'{"LOC": 0, "O": 1}', r"outside the IOB scheme: \['LOC'\]"),
     ],
 )
 def test_bad_label_files_are_refused(tmp_path, content, message):

@@ -133,7 +133,17 @@ def test_tokenizer_json_comes_first(minilm, tmp_path):
         ({"vocab.json": "{}"}, "holds no tokenizer"),
         ({"tokenizer.json": "{"}, "is not valid JSON"),
         ({"tokenizer.json": b"\xff\xfe{}"}, "is not valid JSON"),
-        ({"tokenizer.json": "[]"}, "has no 'model' entry"),
+        ({"tokenizer.json": "{}"}, "has no 'model' entry"),
+        ({"tokenizer.json": "[]"}, "tokenizer.json holds list instead of a JSON object"),
+        ({"vocab.txt": "[UNK]\n", "tokenizer_config.json": '{"do_lower'}, "tokenizer_config.json is not valid JSON"),
+        ({"vocab.txt": "[UNK]\n", "tokenizer_config.json": "true"}, "tokenizer_config.json holds bool instead of a"),
+        ({"vocab.json": '{"<s>": 0,', "merges.txt": ""}, r"vocab.json is not valid JSON .*Fetch the file again"),
+        ({"vocab.json": b"\xff", "merges.txt": ""}, "vocab.json is not valid JSON in UTF-8"),
+        ({"vocab.json": "[1]", "merges.txt": ""}, "vocab.json holds list instead of a JSON object"),
+        (
+            {"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n", "added_tokens.json": "{"},
+            "added_tokens.json is not valid JSON",
+        ),
         (
             {"tokenizer.json": '{"model": {"type": "Unheard"}}'},
             "cannot be read by the installed tokenizers library",

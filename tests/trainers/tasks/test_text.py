@@ -1,0 +1,108 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from lora_core.models import build_model, save_pretrained
+from trainers.config import RunConfig
+from trainers.data.text_readers import TextDataset
+from trainers.experiment import build, evaluate_run, run
+from trainers.runs import read_predictions
+from trainers.tasks import text
+from trainers.tasks.classify import Classification
+
+LABELS = ("DNA", "protein")
+
+
+@pytest.fixture(scope="module")
+def corpus(tiny, tmp_path_factory):
+    """Texts in which one class of words abounds, the label; some are longer than the model's limit."""
+    folder = tmp_path_factory.mktemp("texts")
+    random = np.random.default_rng(5)
+    for split, count in {"train": 40, "test": 12}.items():
+        rows = []
+        for number in range(count):
+            label = LABELS[number % 2]
+            kinds = random.choice([label, "O"], 30 if number < 3 else random.integers(3, 12), p=[0.7, 0.3])
+            rows.append({"text": " ".join(random.choice(tiny.WORDS[kind]) for kind in kinds), "label": label})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text_checkpoint(tiny, tmp_path_factory):
+    """A random text classifier whose frozen weights are large enough to pass on what the words are."""
+    folder = tiny.write_checkpoint(tmp_path_factory.mktemp("text_model"))
+    model = build_model(tiny.build().config, "text-classification", LABELS, seed=1)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2 and "classifier" not in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    save_pretrained(model, folder)
+    return folder
+
+
+@pytest.fixture
+def config(text_checkpoint, corpus, tmp_path):
+    return RunConfig(
+        task="text-classification", model=str(text_checkpoint), data=str(corpus), output_dir=tmp_path / "run",
+        batch_size=8, epochs=8, learning_rate=0.01, hidden_dropout=0.0, lora_dropout=0.0, r=4, lora_alpha=16.0,
+        target_modules=("all-linear",),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_learns_and_is_found_again(config, method):
+    config = dataclasses.replace(config, method=method)
+    finished = run(config)
+    logged = finished.result["test"]
+    assert finished.result["labels"] == list(LABELS)
+    assert logged["accuracy"] >= 0.9
+    assert set(logged["types"]) == set(LABELS)
+    assert evaluate_run(config.output_dir) == logged
+    assert evaluate_run(config.output_dir, split="validation") == finished.result["validation"]
+    predicted, gold = map(np.concatenate, read_predictions(config.output_dir, "test"))
+    assert gold.tolist() == [0, 1] * 6
+    assert np.mean(predicted == gold) == logged["accuracy"]
+    folder = config.output_dir / ("adapter" if method == "lora" else "best")
+    expected = Tokenizer.from_file(f"{config.model}/tokenizer.json").encode("nfkb gene").ids
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode("nfkb gene").ids == expected
+
+
+def test_other_data_may_number_the_labels_in_another_order(config, tmp_path):
+    finished = run(dataclasses.replace(config, epochs=1))
+    folder = tmp_path / "other"
+    folder.mkdir()
+    lines = map(json.loads, Path(config.data, "test.jsonl").read_text().splitlines())
+    rows = "".join(f'"{2 - LABELS.index(row["label"])}","{row["text"]}"\n' for row in lines)
+    (folder / "test.csv").write_text(rows)
+    (folder / "classes.txt").write_text("protein\nDNA\n")
+    assert evaluate_run(config.output_dir, str(folder)) == finished.result["test"]
+    (folder / "classes.txt").write_text("protein\nRNA\n")
+    with pytest.raises(ValueError, match=r"test.csv has labels that are not among \['DNA', 'protein'\]: \['RNA'\]"):
+        evaluate_run(config.output_dir, str(folder))
+
+
+def test_long_texts_are_shortened_as_the_settings_say_and_it_is_reported(config, tiny, caplog):
+    model = build(config, LABELS)
+    words = [f"{letter}{letter}" for letter in "abcdefgh"] * 3  # two tokens each
+    dataset = TextDataset([" ".join(words), "gene"], np.array([0, 1]), LABELS, "here")
+    whole = Tokenizer.from_file(f"{config.model}/tokenizer.json").encode(dataset.texts[0]).ids
+    for long_text, max_length, kept in (("head", None, "the beginning"), ("head_tail", 12, "half from each end")):
+        caplog.clear()
+        data = text.encode(dataset, model, dataclasses.replace(config, long_text=long_text, max_length=max_length))
+        length = max_length or tiny.MAX_TOKENS
+        tail = 0 if long_text == "head" else 5
+        expected = whole[: length - 1 - tail] + whole[-1 - tail :]
+        assert data.input_ids[: data.offsets[1]].tolist() == expected
+        assert caplog.messages == [f"here: 1 of 2 texts exceed {length} tokens; {kept} is kept"]
+    with pytest.raises(ValueError, match=r"max_length is 25, but .* has positions for 24 tokens"):
+        text.encode(dataset, model, dataclasses.replace(config, max_length=25))
+
+
+def test_the_task_has_the_labels(config):
+    assert text.task(LABELS, config) == Classification(LABELS)

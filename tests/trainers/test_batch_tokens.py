@@ -1,0 +1,39 @@
+"""Batches and micro-batches by tokens, in the training loop."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from trainers.config import TrainConfig
+from trainers.data import total_steps
+from trainers.loop import fit
+from trainers.tasks.token import TokenClassification
+
+CONFIG = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, metric="loss", seed=7)
+
+
+@pytest.fixture
+def run(tiny, alone, tmp_path):
+    """Runs fit on a fresh model and returns (model, state, training windows)."""
+
+    def run(**changes):
+        model, train = tiny.build(lora=True), tiny.windows(60)
+        config = dataclasses.replace(CONFIG, **changes)
+        task = TokenClassification(tiny.LABELS)
+        return model, fit(model, task, train, tiny.windows(9, seed=1), config, alone, tmp_path), train
+
+    return run
+
+
+def test_micro_batches_by_tokens_leave_the_result(run):
+    whole, _, _ = run()
+    parts, _, _ = run(micro_batch_tokens=40)
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_schedule_ends_with_the_last_batch(run):
+    _, state, train = run(batch_tokens=100, micro_batch_tokens=50)
+    assert state.step == total_steps(train.lengths, 8, seed=7, epochs=2, batch_tokens=100) != 16
+    assert state.scheduler.get_last_lr()[0] == 0
