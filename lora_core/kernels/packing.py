@@ -1,0 +1,76 @@
+"""Batches without their padding: everything but attention works on the real tokens alone.
+
+Shapes: B sentences, T tokens (padded), N real tokens in all sentences together, H hidden size.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the real tokens of a padded batch are."""
+
+    sentences: int
+    tokens: int
+    mask: Tensor | None
+    """What is added to the attention scores, (B, 1, 1, T)."""
+    index: Tensor | None
+    """Places of the real tokens among all B * T, (N,); None when all are real."""
+
+    @classmethod
+    def of(cls, hidden: Tensor, mask: Tensor | None) -> "Layout":
+        """The layout of a batch (B, T, H) with a mask from ``additive_mask``."""
+        sentences, tokens = hidden.shape[:2]
+        real = None if mask is None else (mask == 0).expand(sentences, 1, 1, tokens).flatten()
+        if real is None or bool(real.all()):
+            return cls(sentences, tokens, None, None)
+        return cls(sentences, tokens, mask, real.nonzero().squeeze(1))
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(B, T, H) -> (N, H)."""
+        flat = padded.reshape(-1, padded.shape[-1])
+        return flat if self.index is None else _Take.apply(flat, self.index)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(N, H) -> (B, T, H), with zeros at the padding."""
+        if self.index is not None:
+            packed = _Put.apply(packed, self.index, self.sentences * self.tokens)
+        return packed.view(self.sentences, -1, packed.shape[-1])
+
+
+def put(rows: Tensor, index: Tensor, count: int) -> Tensor:
+    """``rows`` at the places ``index`` among ``count`` rows of zeros."""
+    return rows.new_zeros(count, rows.shape[1]).index_copy_(0, index, rows)
+
+
+class _Take(Function):
+    """Rows at unique places. torch's index_select has to reckon with repeated ones in its backward pass."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.count = len(rows)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return put(grad, index, ctx.count), None
+
+
+class _Put(Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, index: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(index)
+        return put(rows, index, count)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        return grad.index_select(0, index), None, None
