@@ -9,9 +9,11 @@ from lora_core.export.image import image_graph
 from lora_core.export.onnx_file import fused_counts
 from lora_core.export.parameters import Parameters, merged_parameters, sha256_of
 from lora_core.export.text import text_graph
+from lora_core.export.text_heads import NO_GRAPH
 from lora_core.export.write import versions, write_model
 from lora_core.models.build import ENCODERS
-from lora_core.models.heads import TASK_MODELS, TaskModel
+from lora_core.models.heads import HEADS, TASK_MODELS, TaskModel
+from lora_core.models.recurrent import LSTMModel
 
 
 def export_onnx(model: TaskModel, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> Path:
@@ -36,11 +38,15 @@ def export_onnx(model: TaskModel, path: str | Path, *, metadata: Mapping[str, st
 
 def check_model(model: object) -> None:
     """ValueError unless ``model`` is one that can be exported."""
-    if not isinstance(model, tuple(TASK_MODELS.values())):
+    if not isinstance(model, (*TASK_MODELS.values(), *HEADS.values())):
         raise ValueError(
             f"cannot export a {type(model).__name__}; expected a task model of lora_core.models.load_pretrained, not "
             "a bare encoder, a wrapper such as DDP or a compiled model"
         )
+    if isinstance(model.base_model, LSTMModel) or model.head in NO_GRAPH:
+        what = f"the head {model.head!r}" if model.head in NO_GRAPH else f"{model.config.model_type} models"
+        raise ValueError(f"{what} cannot be exported as ONNX; serve the run's folder with PyTorch, or train a "
+                         "transformer with another head")  # fmt: skip
 
 
 def describe(model: TaskModel) -> dict[str, str]:

@@ -23,7 +23,7 @@ class Parameters:
     """What `Graph` reads weights from."""
 
     tensors: Mapping[str, np.ndarray]
-    """The model's parameters in fp32, by their path."""
+    """The model's parameters and buffers in fp32, by their path."""
     factors: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     """A (in, r) and B (r, out), scaling included, of the layers whose update is computed beside them, by path."""
     settable: frozenset[str] = frozenset()
@@ -32,7 +32,7 @@ class Parameters:
 
 def merged_parameters(model: TaskModel) -> Parameters:
     """The weights of ``model`` as it acts now, updates merged in fp32 whatever its dtype; the model is not changed."""
-    tensors = {path: parameter.detach() for path, parameter in model.named_parameters()}
+    tensors = {path: tensor.detach() for path, tensor in (*model.named_parameters(), *model.named_buffers())}
     for path, module in model_modules(model):
         if isinstance(module, LoRALayer):
             for name in [name for name in tensors if name.startswith(f"{path}.")]:
@@ -83,7 +83,8 @@ def sha256_of(tensors: Mapping[str, np.ndarray]) -> str:
 def base_sha256(model: TaskModel) -> str:
     """Digest of the encoder that the adapters share; the head belongs to each adapter."""
     prefix = f"{model.base_model_prefix}."
-    return sha256_of({path: tensor for path, tensor in _base_tensors(model).items() if path.startswith(prefix)})
+    return sha256_of({path: tensor for path, tensor in _base_tensors(model).items()
+                      if path.startswith(prefix) and not model.in_head(path)})  # fmt: skip
 
 
 def _merged(path: str, host: LoRALayer) -> dict[str, Tensor]:
@@ -105,7 +106,7 @@ def _merged(path: str, host: LoRALayer) -> dict[str, Tensor]:
 
 
 def _base_tensors(model: TaskModel) -> dict[str, np.ndarray]:
-    """Every parameter of the base model, the adapters' own left out."""
+    """Every parameter and buffer of the base model, the adapters' own left out."""
     state = state_of(model)
     layers = dict(hosts(model))
     tensors = {}
@@ -114,6 +115,8 @@ def _base_tensors(model: TaskModel) -> dict[str, np.ndarray]:
             leaf = name.rpartition(".")[2]
             frozen = layers[path].frozen.get(leaf, parameter) if path in layers else parameter
             tensors[name] = _numpy(state.base.get(name, frozen))
+        for name, buffer in module.named_buffers(path, recurse=False):
+            tensors[name] = _numpy(state.base.get(name, buffer))
     return tensors
 
 
@@ -147,7 +150,7 @@ def _settable(model: TaskModel, adapter_names: tuple[str, ...]) -> frozenset[str
         for name in adapter_names:
             if name in host.lora and getattr(getattr(host.adapter(name), "lora_B", None), "bias", None) is not None:
                 owned.add(f"{path}.bias")
-    head = {path for path, _ in model.named_parameters() if path.split(".")[0] in model.head_names}
+    head = {path for path in model.state_dict() if model.in_head(path)}
     return frozenset(owned | {path for path in head if ".lora." not in path})
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from lora_core.export.graph import MICROSOFT, Graph
+from lora_core.export.text_heads import FIRST_TOKEN_HEADS, head_before_labels
 from lora_core.models.distilbert import LAYER_NORM_EPS, DistilBertModel
 from lora_core.models.heads import RobertaTextClassification, TaskModel
 from lora_core.models.roberta import RobertaModel
@@ -32,14 +33,20 @@ def text_graph(graph: Graph, model: TaskModel) -> str:
     mask = graph.input("attention_mask", TensorProto.INT64, ["batch", "length"])
     mask = graph.op("Cast", mask, to=TensorProto.INT32)
     eps = LAYER_NORM_EPS if isinstance(model.base_model, DistilBertModel) else model.config.layer_norm_eps
-    hidden = _embeddings(graph, model, graph.op("Cast", ids, to=TensorProto.INT32), eps)
+    ids = graph.op("Cast", ids, to=TensorProto.INT32)
+    hidden = _embeddings(graph, model, ids, eps)
+    first_token = model.task == "text-classification" and model.head in FIRST_TOKEN_HEADS
     layers = _layers(model)
     for layer in layers:
         attended = graph.attention(hidden, layer.query_key_value, model.config.num_attention_heads, mask)
-        if layer is layers[-1] and model.task == "text-classification":  # its head reads the first token only
+        if layer is layers[-1] and first_token:  # the head reads no other
             attended, hidden = graph.tokens(attended, 0), graph.tokens(hidden, 0)
         hidden = _feed_forward(graph, model, layer, attended, hidden, eps)
-    return graph.label_layer(_before_labels(graph, model, hidden), model.label_layers[0])
+    if model.head == "default":
+        read = _before_labels(graph, model, hidden)
+    else:
+        read = head_before_labels(graph, model, hidden, ids, mask)
+    return graph.label_layer(read, model.label_layers[0])
 
 
 def _embeddings(graph: Graph, model: TaskModel, ids: str, eps: float) -> str:

@@ -12,6 +12,8 @@ from lora_core.models.layers import ACTIVATIONS
 Config = TypeVar("Config", bound="EncoderConfig")
 
 CONFIG_FILE = "config.json"
+HEAD_FIELD = "head"
+"""In config.json: the name of a head that is not the family's own."""
 
 ONLY_SUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 """Fields of config.json that change the computation, with the one value that is implemented."""
@@ -23,8 +25,8 @@ class EncoderConfig:
 
     model_type: ClassVar[str]
     """Name of the family in config.json."""
-    activation_field: ClassVar[str]
-    """Field that names the activation of the feed-forward layers."""
+    activation_field: ClassVar[str | None]
+    """Field that names the activation of the feed-forward layers; None: it has none."""
     attention_dropout_field: ClassVar[str]
     """Field with the dropout probability of the attention weights."""
     hidden_dropout_field: ClassVar[str]
@@ -65,8 +67,8 @@ class EncoderConfig:
                 raise ValueError(f"{field.name} is {value}; expected at least {least}")
             if takes_float and value is not None and not 0 <= value < 1:
                 raise ValueError(f"{field.name} is {value}; expected at least 0 and below 1")
-        activation = getattr(self, self.activation_field)
-        if activation not in ACTIVATIONS:
+        activation = None if self.activation_field is None else getattr(self, self.activation_field)
+        if activation is not None and activation not in ACTIVATIONS:
             raise ValueError(f"{self.activation_field} is {activation!r}; implemented are {', '.join(ACTIVATIONS)}")
 
 

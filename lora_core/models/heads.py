@@ -1,6 +1,6 @@
 """Task models: an encoder under its `base_model_prefix`, a head under the names of its published checkpoints.
 
-A new head is a subclass of TaskModel and a row in `TASK_MODELS`.
+A new head is a subclass of TaskModel and a row in `TASK_MODELS`, or in `HEADS` if it suits every text encoder.
 
 Shapes: B texts or images, T tokens (padded), H hidden size, L labels.
 """
@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from lora_core.models.bert import BertModel
+from lora_core.models.crf import CRFHead
 from lora_core.models.deit import DeiTModel
 from lora_core.models.distilbert import DistilBertModel
 from lora_core.models.layers import Dropout
+from lora_core.models.recurrent import BiLSTMModel, LSTMModel
 from lora_core.models.roberta import CamembertModel, RobertaModel, XLMRobertaModel
+from lora_core.models.text_heads import AttentionPooling, FirstToken, LastToken, LSTMPooling, ResidualMLP, TextCNN
 from lora_core.models.vit import ViTModel
 
-TextEncoder = BertModel | DistilBertModel
+TextEncoder = BertModel | DistilBertModel | LSTMModel
 Encoder = TextEncoder | ViTModel
 
 
@@ -29,8 +32,10 @@ class TaskModel(nn.Module):
     """The name that `load_pretrained` knows the task by."""
     architecture_suffix: ClassVar[str]
     """End of the class name that a checkpoint of this task states in config.json, after the family's name."""
-    head_names: ClassVar[tuple[str, ...]] = ("classifier",)
-    """Top-level modules that belong to the head."""
+    head: ClassVar[str] = "default"
+    """Name in `HEADS`; "default" for the family's own head."""
+    head_names: tuple[str, ...] = ("classifier",)
+    """Modules that belong to the head: trained and saved with an adapter. So is a pooler that the checkpoint lacked."""
     label_layers: ClassVar[tuple[str, ...]] = ("classifier",)
     """The Linears whose rows are the labels."""
     config: Any
@@ -50,9 +55,15 @@ class TaskModel(nn.Module):
         """The encoder."""
         return getattr(self, self.base_model_prefix)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Apply the head to the encoder's last hidden state (B, T, H)."""
-        raise NotImplementedError
+    def in_head(self, name: str) -> bool:
+        """Whether a parameter or buffer of this name belongs to the head."""
+        return name.startswith(tuple(f"{part}." for part in self.head_names))
+
+    @classmethod
+    def with_label_rows(cls, head: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
+        """The tensors of a head, by name, with its labels in the order that `rows` gives."""
+        return {name: tensor[rows] if name.rpartition(".")[0] in cls.label_layers else tensor
+                for name, tensor in head.items()}  # fmt: skip
 
 
 class TextModel(TaskModel):
@@ -65,7 +76,15 @@ class TextModel(TaskModel):
 
         The arguments are those of the encoder, (B, T) each.
         """
-        return self.logits(self.base_model(input_ids, attention_mask, token_type_ids))
+        return self.logits(self.base_model(input_ids, attention_mask, token_type_ids), attention_mask, input_ids)
+
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
+        """Apply the head to the encoder's last hidden state (B, T, H).
+
+        `attention_mask` (B, T) is nonzero or True at real tokens (None: all are real). `input_ids` (B, T) are for
+        the heads that tell tokens apart.
+        """
+        raise NotImplementedError
 
 
 class TokenClassification(TextModel):
@@ -79,7 +98,7 @@ class TokenClassification(TextModel):
         self.dropout = Dropout(self.config.head_dropout)
         self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
         return self.classifier(self.dropout(hidden))  # (B, T, L)
 
 
@@ -99,7 +118,7 @@ class BertTextClassification(TextClassification):
         self.dropout = Dropout(self.config.head_dropout)
         self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
         pooled = self.base_model.get_submodule("pooler")(hidden)  # (B, H)
         return self.classifier(self.dropout(pooled))  # (B, L)
 
@@ -127,7 +146,7 @@ class RobertaTextClassification(TextClassification):
         super().__init__(encoder, labels)
         self.classifier = RobertaClassificationHead(self.config.hidden_size, len(self.labels), self.config.head_dropout)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
         return self.classifier(hidden)  # (B, L)
 
 
@@ -142,9 +161,102 @@ class DistilBertTextClassification(TextClassification):
         self.dropout = Dropout(encoder.config.seq_classif_dropout)
         self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
         pooled = torch.relu(self.pre_classifier(hidden[:, 0]))  # (B, H)
         return self.classifier(self.dropout(pooled))  # (B, L)
+
+
+class HeadedTextClassification(TextClassification):
+    """Base of the text classifiers with a head of `text_heads` under the name `classifier`."""
+
+    label_layers = ("classifier.out_proj",)
+    head_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, encoder: TextEncoder, labels: Sequence[str]) -> None:
+        super().__init__(encoder, labels)
+        self.classifier = self.head_class(
+            hidden_size=self.config.hidden_size,
+            num_labels=len(self.labels),
+            dropout=self.config.head_dropout,
+            **self.head_options(),
+        )
+
+    def head_options(self) -> dict[str, int]:
+        """What the head must know beyond its sizes."""
+        return {}
+
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
+        return self.classifier(hidden, attention_mask, input_ids)  # (B, L)
+
+
+class LinearTextClassification(HeadedTextClassification):
+    head = "linear"
+    head_class = FirstToken
+    architecture_suffix = "LinearForSequenceClassification"
+
+
+class MLPTextClassification(HeadedTextClassification):
+    head = "mlp"
+    head_class = ResidualMLP
+    architecture_suffix = "MLPForSequenceClassification"
+
+
+class LSTMTextClassification(HeadedTextClassification):
+    head = "lstm"
+    head_class = LSTMPooling
+    architecture_suffix = "LSTMForSequenceClassification"
+
+
+class TextCNNTextClassification(HeadedTextClassification):
+    head = "textcnn"
+    head_class = TextCNN
+    architecture_suffix = "TextCNNForSequenceClassification"
+
+
+class AttentionTextClassification(HeadedTextClassification):
+    head = "attention"
+    head_class = AttentionPooling
+    architecture_suffix = "AttentionForSequenceClassification"
+
+    def head_options(self) -> dict[str, int]:
+        return {"vocab_size": self.config.vocab_size}
+
+
+class LastTokenTextClassification(HeadedTextClassification):
+    """The left-to-right encoder's own head."""
+
+    head_class = LastToken
+
+
+class BiLSTMTextClassification(AttentionTextClassification):
+    """Attention pooling as the family's own head."""
+
+    head = "default"
+    architecture_suffix = "ForSequenceClassification"
+
+
+class CRFTokenClassification(TextModel):
+    """A conditional random field over the words. The logits are the packed scores of CRFHead, (B, T + 1 + L, L)."""
+
+    task = "token-classification"
+    head = "crf"
+    architecture_suffix = "CRFForTokenClassification"
+    label_layers = ("classifier.out_proj",)
+
+    def __init__(self, encoder: TextEncoder, labels: Sequence[str]) -> None:
+        super().__init__(encoder, labels)
+        self.classifier = CRFHead(self.config.hidden_size, len(self.labels), self.config.head_dropout)
+
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
+        return self.classifier(hidden, attention_mask, input_ids)
+
+    @classmethod
+    def with_label_rows(cls, head: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
+        head = super().with_label_rows(head, rows)
+        ordered = {"classifier.start": lambda start: start[rows]} | dict.fromkeys(
+            ("classifier.transitions", "classifier.forbidden"), lambda pairs: pairs[rows][:, rows]
+        )
+        return {name: ordered[name](tensor) if name in ordered else tensor for name, tensor in head.items()}
 
 
 class ImageClassification(TaskModel):
@@ -194,7 +306,19 @@ TASK_MODELS: dict[tuple[type[Encoder], str], type[TaskModel]] = {
     **{(encoder, "text-classification"): RobertaTextClassification for encoder in _ROBERTA_MODELS},
     (DistilBertModel, "token-classification"): TokenClassification,
     (DistilBertModel, "text-classification"): DistilBertTextClassification,
+    **{(encoder, "token-classification"): TokenClassification for encoder in (LSTMModel, BiLSTMModel)},
+    (LSTMModel, "text-classification"): LastTokenTextClassification,
+    (BiLSTMModel, "text-classification"): BiLSTMTextClassification,
     (ViTModel, "image-classification"): ImageClassification,
     (DeiTModel, "image-classification"): DistilledImageClassification,
 }
 """The model of each family and task."""
+
+HEADS: dict[str, type[TextModel]] = {
+    model.head: model
+    for model in (
+        LinearTextClassification, MLPTextClassification, LSTMTextClassification, TextCNNTextClassification,
+        AttentionTextClassification, CRFTokenClassification,
+    )
+}  # fmt: skip
+"""The models of other heads than the family's own, by name; they take every text encoder."""

@@ -21,8 +21,8 @@ from lora_core.models.build import (
     initialise,
     task_model_class,
 )
-from lora_core.models.config import CONFIG_FILE, read_config
-from lora_core.models.heads import Encoder, TaskModel
+from lora_core.models.config import CONFIG_FILE, HEAD_FIELD, read_config
+from lora_core.models.heads import HEADS, Encoder, TaskModel
 from lora_core.models.labels import check_labels, labels_of_config, rows_for
 from lora_core.models.source import resolve
 from lora_core.models.vit import ViTConfig, resize_positions
@@ -53,7 +53,9 @@ def load_pretrained(
     attention_dropout: float | None = None,
     hidden_dropout: float | None = None,
     image_size: int | tuple[int, int] | None = None,
+    head: str | None = None,
     fresh_head: bool = False,
+    head_follows: bool = False,
     seed: int = 0,
 ) -> Encoder | TaskModel:
     """Load a pretrained model in eval mode and float32, on torch's default device.
@@ -66,13 +68,20 @@ def load_pretrained(
     both exist they must be the same names, and the head's rows are brought into the order of `labels` (the
     rows of a checkpoint that only says LABEL_0, LABEL_1... are taken as they come). A head that the
     checkpoint lacks, or that `fresh_head` says to leave out, is drawn from `seed`: its parameters are named
-    in `model.fresh_parameters` and in a logged warning.
+    in `model.fresh_parameters` and in a logged warning. The warning is left out when `head_follows`, that is, when an
+    adapter with a head is loaded next.
 
     `attention_dropout` and `hidden_dropout` replace the config's probabilities in all layers. Dropout that
     the config sets for the head alone (`classifier_dropout`, `seq_classif_dropout`) stays.
 
     `image_size` is the side of the images in pixels, or (height, width), when they are not of the checkpoint's
     size; a vision model's position embeddings are interpolated to it, bicubically.
+
+    `head` is "default", the family's own, or a name in `lora_core.models.heads.HEADS`; None takes what the checkpoint
+    was saved with. A head of another name than the checkpoint's is a new one.
+
+    BERT's text classifier needs the pooler. Where the checkpoint has none it is drawn at random and counts as a part
+    of the head, so that it is trained and saved with an adapter.
 
     Raises FileNotFoundError when files are missing, ValueError when the checkpoint is damaged, is of a family
     that is not implemented, does not have exactly the encoder's tensors, or has other labels.
@@ -88,16 +97,22 @@ def load_pretrained(
     if image_size is not None:
         config, found = _for_images(config, found, image_size, folder)
     if task == "encoder":
-        if labels is not None or fresh_head:
-            raise ValueError(f"a bare encoder has no head; leave out {labels=} and {fresh_head=}")
+        if labels is not None or fresh_head or head is not None:
+            raise ValueError(f"a bare encoder has no head; leave out {labels=}, {head=} and {fresh_head=}")
         model = assemble(config, task, (), with_pooler="pooler.dense.weight" in found)
     else:
-        names, head = _read_head(folder, values, outside, task, labels, fresh_head)
-        model = assemble(config, task, names)
-        found = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in found.items()} | head
-    model.fresh_parameters = _fill(model, found, folder)
-    initialise(model, model.fresh_parameters, seed)
-    _report(model, outside, folder)
+        task_class = task_model_class(config.model_type, task, _head_name(values, task) if head is None else head)
+        names, tensors = _read_head(folder, values, outside, task_class, labels, fresh_head)
+        model = assemble(config, task, names, head=task_class.head)
+        found = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in found.items()} | tensors
+    lacking = _fill(model, found, folder)
+    initialise(model, lacking, seed)
+    model.fresh_parameters = tuple(name for name, _ in model.named_parameters() if name in lacking)
+    if isinstance(model, TaskModel):
+        pooler = f"{model.base_model_prefix}.pooler"
+        if any(name.startswith(f"{pooler}.") for name in lacking):
+            model.head_names = (*model.head_names, pooler)
+    _report(model, outside, folder, head_follows)
     return model
 
 
@@ -115,25 +130,30 @@ def _for_images(
     return new, {**found, POSITIONS: resize_positions(found[POSITIONS], config.grid, new.grid)}
 
 
+def _head_name(values: Mapping[str, Any], task: str) -> str:
+    """The head that a config.json names, if it is one for this task."""
+    head = values.get(HEAD_FIELD, "default")
+    return head if isinstance(head, str) and head in HEADS and HEADS[head].task == task else "default"
+
+
 def _read_head(
     folder: Path,
     values: Mapping[str, Any],
     outside: Mapping[str, Tensor],
-    task: str,
+    task_class: type[TaskModel],
     labels: Sequence[str] | None,
     fresh_head: bool,
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Return the label names, and the checkpoint's head with rows in their order (empty for a new head)."""
     if fresh_head and labels is not None:
         return check_labels(labels), {}
-    task_class = task_model_class(values["model_type"], task)
     label_weight = outside.get(f"{task_class.label_layers[0]}.weight")
     # Heads of different tasks share tensor names; the class that wrote the file tells them apart.
     architecture = architecture_name(values["model_type"], task_class)
     if label_weight is None or architecture not in (values.get("architectures") or [architecture]):
         if labels is None:
             raise ValueError(
-                f"{folder} has no head for {task} (architectures in its {CONFIG_FILE}: "
+                f"{folder} has no head for {task_class.task} (architectures in its {CONFIG_FILE}: "
                 f"{values.get('architectures')}), so its labels are not known; pass labels=[...]"
             )
         return check_labels(labels), {}
@@ -141,12 +161,8 @@ def _read_head(
     names = known if labels is None else check_labels(labels)
     if fresh_head:
         return names, {}
-    rows = rows_for(names, known)
     head = {name: tensor for name, tensor in outside.items() if name.split(".")[0] in task_class.head_names}
-    for name in head:
-        if name.rpartition(".")[0] in task_class.label_layers:
-            head[name] = head[name][rows]
-    return names, head
+    return names, task_class.with_label_rows(head, rows_for(names, known))
 
 
 @torch.no_grad()
@@ -159,7 +175,7 @@ def _fill(model: Encoder | TaskModel, found: dict[str, Tensor], folder: Path) ->
     wanted = model.state_dict()
     prefix = "" if model.task == "encoder" else f"{model.base_model_prefix}."
     pooler = {name for name in wanted if name.startswith(f"{prefix}pooler.")}
-    head = {name for name in wanted if name.split(".")[0] in model.head_names}
+    head = {name for name in wanted if isinstance(model, TaskModel) and model.in_head(name)}
     lacking = {name for part in (pooler, head) if part.isdisjoint(found) for name in part}
     if not pooler:
         found = {name: tensor for name, tensor in found.items() if not name.startswith(f"{prefix}pooler.")}
@@ -196,9 +212,9 @@ def _check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], folder
         )
 
 
-def _report(model: Encoder | TaskModel, outside: Mapping[str, Tensor], folder: Path) -> None:
+def _report(model: Encoder | TaskModel, outside: Mapping[str, Tensor], folder: Path, head_follows: bool) -> None:
     """Log what a user must know: parameters drawn at random, and tensors that nobody expected."""
-    if model.fresh_parameters:
+    if model.fresh_parameters and not head_follows:
         names = ", ".join(model.fresh_parameters)
         logger.warning("drawn at random, train before use (not taken from %s): %s", folder, names)
     unknown = sorted({name.split(".")[0] for name in outside} - HEADS_ELSEWHERE)

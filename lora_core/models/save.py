@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from lora_core.models.build import ENCODERS, architecture_name, assemble
-from lora_core.models.config import CONFIG_FILE
+from lora_core.models.config import CONFIG_FILE, HEAD_FIELD
 from lora_core.models.heads import Encoder, TaskModel
 from lora_core.models.weights import SINGLE_FILE
 
@@ -25,7 +25,8 @@ def save_pretrained(model: Encoder | TaskModel, folder: str | Path) -> None:
     if not isinstance(model, (TaskModel, *ENCODERS.values())):
         raise ValueError(f"cannot save a {type(model).__name__}; expected a model of load_pretrained or build_model")
     with_pooler = model.task == "encoder" and getattr(model, "pooler", None) is not None
-    wanted = assemble(model.config, model.task, model.labels, with_pooler=with_pooler).state_dict()
+    head = model.head if isinstance(model, TaskModel) else "default"
+    wanted = assemble(model.config, model.task, model.labels, head=head, with_pooler=with_pooler).state_dict()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     differing = sorted(wanted.keys() ^ tensors.keys())
     if differing:
@@ -37,6 +38,8 @@ def save_pretrained(model: Encoder | TaskModel, folder: str | Path) -> None:
         "architectures": [architecture_name(model.config.model_type, model)],
         **model.config.to_dict(),
     }
+    if head != "default":
+        values[HEAD_FIELD] = head
     if model.labels:
         values["id2label"] = {str(row): name for row, name in enumerate(model.labels)}
         values["label2id"] = {name: row for row, name in enumerate(model.labels)}

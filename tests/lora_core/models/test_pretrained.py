@@ -1,11 +1,13 @@
 import json
 import logging
 
+import peft
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import lora_core
 from lora_core.models import load_pretrained, resolve
 
 FAMILIES = ("bert", "roberta", "distilbert")
@@ -276,3 +278,36 @@ def test_an_encoder_takes_no_labels(oracle, tmp_path):
         load_pretrained(tmp_path, labels=LABELS)
     with pytest.raises(ValueError, match="bert models do not do image-classification"):
         load_pretrained(tmp_path, "image-classification", LABELS)
+
+
+@pytest.mark.parametrize("modules_to_save", [None, (), ("classifier",)])
+def test_an_adapter_carries_the_pooler_that_the_checkpoint_lacked(oracle, batch, tmp_path, modules_to_save):
+    """Drawn from another seed it would be another one. PEFT reads it from the same file."""
+    oracle("bert", "token-classification").save_pretrained(tmp_path / "base")
+
+    def base(seed):
+        return load_pretrained(tmp_path / "base", "text-classification", LABELS, seed=seed)
+
+    model = lora_core.inject_lora(base(seed=1), r=2, modules_to_save=modules_to_save)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in name}
+    head = {"classifier.weight", "classifier.bias", "bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    assert trained == (set() if modules_to_save == () else head)
+    if modules_to_save == ():
+        return
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    expected = predict(model, *batch([5, 8, 2], 0))
+    lora_core.save_adapter(model, tmp_path / "adapter")
+    again = lora_core.load_adapter(base(seed=2), tmp_path / "adapter")
+    assert torch.equal(predict(again, *batch([5, 8, 2], 0)), expected)
+    reference = peft.PeftModel.from_pretrained(base(seed=3), tmp_path / "adapter").base_model.model.eval()
+    torch.testing.assert_close(predict(reference, *batch([5, 8, 2], 0)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pooler_of_the_checkpoint_is_no_part_of_the_head(oracle, tmp_path):
+    oracle("bert", "encoder").save_pretrained(tmp_path)
+    model = lora_core.inject_lora(load_pretrained(tmp_path, "text-classification", LABELS))
+    assert model.head_names == ("classifier",)
+    assert not any(parameter.requires_grad for parameter in model.bert.pooler.parameters())

@@ -1,0 +1,134 @@
+"""Linear-chain conditional random field (Lafferty et al. 2001): a score for every whole sequence of labels.
+
+A sequence y scores start[y_1] + sum_t emissions[t, y_t] + sum_t transitions[y_(t-1), y_t]. The chain runs over the
+positions of `mask` alone, in order; what lies between them (special tokens, further pieces of a word) is no part of it.
+
+Shapes: B texts, T tokens (padded), W chained positions of the longest chain, L labels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lora_core.models.layers import Dropout
+
+FORBIDDEN = -1e4
+"""Score of a transition that must not happen; finite, so that no gradient becomes NaN."""
+
+
+class CRFHead(nn.Module):
+    """One linear layer over every token, and the transitions. `forward` packs all scores into one tensor (B, T + 1 + L,
+    L): T rows of emissions, one of start scores, and L of transitions (from, to). `split_scores` takes it apart.
+    """
+
+    forbidden: Tensor
+
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, num_labels)
+        self.start = nn.Parameter(torch.empty(num_labels))
+        self.transitions = nn.Parameter(torch.empty(num_labels, num_labels))
+        self.register_buffer("forbidden", torch.zeros(num_labels, num_labels))
+
+    def constrain(self, allowed: Tensor) -> None:
+        """Forbid the transitions (from, to) at which `allowed` (L, L) is False. They are saved with the head."""
+        self.forbidden.copy_(torch.where(allowed, 0.0, FORBIDDEN))
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
+        emissions = self.out_proj(self.dropout(hidden))  # (B, T, L)
+        chain = torch.cat([self.start[None], self.transitions + self.forbidden])  # (1 + L, L)
+        return torch.cat([emissions, chain.to(emissions.dtype).expand(len(emissions), -1, -1)], 1)
+
+
+def split_scores(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """CRFHead's output in float32: emissions (B, T, L), start (L,), transitions (L, L)."""
+    scores = scores.float()
+    tokens = scores.shape[1] - 1 - scores.shape[2]
+    return scores[:, :tokens], scores[0, tokens], scores[0, tokens + 1 :]
+
+
+def iob2_transitions(labels: Sequence[str]) -> Tensor:
+    """True (L, L) where IOB2 lets label j follow label i: I-X follows B-X and I-X alone, all else follows anything.
+
+    How a chain begins is left to the start scores: a window of a long sentence may begin inside an entity.
+    """
+    allowed = torch.ones(len(labels), len(labels), dtype=torch.bool)
+    for column, label in enumerate(labels):
+        if label.startswith("I-"):
+            for row, before in enumerate(labels):
+                allowed[row, column] = before in (f"B-{label[2:]}", label)
+    return allowed
+
+
+def crf_log_likelihood(emissions: Tensor, start: Tensor, transitions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Log-probability (B,) of each text's labels, by the forward algorithm; 0 for a text without positions.
+
+    `emissions` (B, T, L), `start` (L,), `transitions` (L, L) from row to column, `labels` (B, T) valid ids where
+    `mask` (B, T) is True.
+    """
+    emissions, labels, mask = _chained(emissions, mask, labels)
+    if not mask.shape[1]:
+        return emissions.sum((1, 2))
+    gold = emissions.gather(2, labels[..., None]).squeeze(2)  # (B, W)
+    steps = transitions[labels[:, :-1], labels[:, 1:]]  # (B, W - 1)
+    gold = (gold * mask).sum(1) + (steps * mask[:, 1:]).sum(1) + start[labels[:, 0]] * mask[:, 0]
+    total = start + emissions[:, 0]  # (B, L), log of the summed exp of all beginnings that end in each label
+    for place in range(1, mask.shape[1]):
+        longer = (total[:, :, None] + transitions).logsumexp(1) + emissions[:, place]
+        total = torch.where(mask[:, place, None], longer, total)
+    return torch.where(mask[:, 0], gold - total.logsumexp(1), 0.0)
+
+
+def viterbi(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+    """The best sequence of each text, (B, T): label ids where `mask` is True, 0 elsewhere. Arguments as above."""
+    chained, _, inside = _chained(emissions, mask, None)
+    path = torch.zeros_like(mask, dtype=torch.int64)
+    if not inside.shape[1]:
+        return path
+    best = start + chained[:, 0]  # (B, L)
+    origins = []
+    stay = torch.arange(best.shape[1], device=best.device).expand_as(best)
+    for place in range(1, inside.shape[1]):
+        longer, origin = (best[:, :, None] + transitions).max(1)
+        here = inside[:, place, None]
+        best = torch.where(here, longer + chained[:, place], best)
+        origins.append(torch.where(here, origin, stay))
+    label = best.argmax(1)  # (B,)
+    labels = [label]
+    for origin in reversed(origins):
+        label = origin.gather(1, label[:, None]).squeeze(1)
+        labels.append(label)
+    path[mask] = torch.stack(labels[::-1], 1)[inside]  # both run row by row, in order
+    return path
+
+
+def marginals(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+    """Probability of every label at every position, (B, T, L), 0 where `mask` is False. Arguments as above.
+
+    By the forward and the backward algorithm.
+    """
+    chained, _, inside = _chained(emissions, mask, None)
+    found = torch.zeros_like(emissions)
+    if not inside.shape[1]:
+        return found
+    ahead = [start + chained[:, 0]]
+    for place in range(1, inside.shape[1]):
+        ahead.append((ahead[-1][:, :, None] + transitions).logsumexp(1) + chained[:, place])
+    behind = [torch.zeros_like(ahead[0])]
+    for place in range(inside.shape[1] - 1, 0, -1):
+        longer = (transitions + (chained[:, place] + behind[-1])[:, None]).logsumexp(2)
+        behind.append(torch.where(inside[:, place, None], longer, behind[-1]))
+    found[mask] = (torch.stack(ahead, 1) + torch.stack(behind[::-1], 1)).softmax(-1)[inside]
+    return found
+
+
+def _chained(emissions: Tensor, mask: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Emissions (B, W, L), labels (B, W) and mask (B, W) of the masked positions, moved to the front; 0 behind."""
+    width = int(mask.sum(1).max()) if mask.numel() else 0
+    order = torch.argsort(~mask, dim=1, stable=True)[:, :width]  # (B, W)
+    inside = mask.gather(1, order)
+    moved = emissions.gather(1, order[..., None].expand(-1, -1, emissions.shape[2]))
+    ids = torch.zeros_like(order) if labels is None else labels.gather(1, order).masked_fill(~inside, 0)
+    return moved, ids, inside
