@@ -1,0 +1,227 @@
+"""Serving on a CPU: PyTorch against ONNX files, each in a process of its own, and the pipeline against transformers'.
+
+    LORA_BENCHMARK_RUN=runs/ner LORA_DATA_DIR=... pytest benchmarks/test_export.py
+
+Rows for MiniLM and for a model of DistilBERT's size. MiniLM is a finished run on BioNLP2004 (LORA_BENCHMARK_RUN).
+Without it, and for DistilBERT, whose pretrained weights are not at hand, a head is trained for a minute on sentences
+made here, in the lengths of abstracts; DistilBERT's encoder is random then. Speed, memory and the number of equal
+predictions do not depend on what the weights have learned.
+
+Run it on a quiet machine; it takes about eight minutes on 2 cores. LORA_BENCHMARK_SIZE=small tries the file in one.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+
+from lora_core.export import export_onnx, fused_counts, quantize_onnx
+from lora_core.models import build_model, config_from_dict, resolve, save_pretrained
+from lora_core.models.heads import TaskModel
+from trainers.bench import Comparison, Measured, bench_run, bench_table
+from trainers.config import RunConfig
+from trainers.data.tokenizer import load_tokenizer
+from trainers.experiment import run
+from trainers.export import INT8_FILE, export_run, export_table
+from trainers.pipeline import pipeline
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # transformers' own are not the subject
+    pytest.mark.timeout(1800),
+]
+
+RUN = os.environ.get("LORA_BENCHMARK_RUN", "")
+SMALL = os.environ.get("LORA_BENCHMARK_SIZE") == "small"
+at_full_size = pytest.mark.skipif(SMALL, reason="says nothing about a tiny model or on few sentences")
+
+SENTENCES = {"train": 40, "valid": 40, "test": 40} if SMALL else {"train": 200, "valid": 200, "test": 500}
+TIMED = {"MiniLM": 20, "DistilBERT": 20} if SMALL else {"MiniLM": 500, "DistilBERT": 200}
+"""Sentences that speed is measured on."""
+SCORED = 40 if SMALL else 2000
+ROUNDS = 1 if SMALL else 2
+BATCH = 16
+KINDS = ("DNA", "RNA", "cell_line", "cell_type", "protein")
+
+LEAST_THROUGHPUT, LEAST_LATENCY, MOST_SIZE, MOST_MEMORY, MOST_POINTS_LOST = 5.0, 3.5, 0.27, 0.5, 0.5
+"""What int8 must reach against PyTorch: sorted against unsorted at batch 16; one at a time; bytes; memory; F1."""
+
+SIZES = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
+FAMILIES = {
+    "BERT": ("token-classification", {"model_type": "bert", "vocab_size": 100, **SIZES}),
+    "RoBERTa": ("token-classification", {"model_type": "roberta", "vocab_size": 100, **SIZES}),
+    "DistilBERT": ("token-classification",
+                   {"model_type": "distilbert", "vocab_size": 100, "dim": 64, "n_heads": 2, "hidden_dim": 128}),
+    "ViT": ("image-classification", {"model_type": "vit", "image_size": 64, **SIZES}),
+}  # fmt: skip
+"""Narrow, and as deep as the base models: the number of nodes does not depend on the width."""
+
+
+@pytest.fixture(scope="module")
+def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Prints past pytest's capture."""
+    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
+
+    def write(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n{text}")
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences of 3 to 120 words, 26 on average, where every seventh word of the vocabulary is an entity."""
+    folder = tmp_path_factory.mktemp("corpus")
+    random = np.random.default_rng(0)
+    vocabulary = load_tokenizer(resolve("embedded")).get_vocab()
+    known = sorted(word for word in vocabulary if word.isalpha() and len(word) > 3)[::40]
+    tags = [1 + place // 7 % len(KINDS) if place % 7 == 3 else 0 for place in range(len(known))]
+    for split, count in SENTENCES.items():
+        rows = []
+        for length in np.clip(random.lognormal(3.1, 0.5, count), 3, 120).astype(int):
+            places = random.zipf(1.3, length) % len(known)
+            rows.append({"tokens": [known[place] for place in places], "tags": [tags[place] for place in places]})
+        (folder / f"{split}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "label.json").write_text(json.dumps({"O": 0, **{f"B-{kind}": 1 + n for n, kind in enumerate(KINDS)}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def minilm(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("minilm") / "MiniLM"
+    if RUN:
+        return Path(shutil.copytree(RUN, folder, ignore=shutil.ignore_patterns("checkpoints", "*.onnx*")))
+    return head_trained("embedded", corpus, folder)
+
+
+@pytest.fixture(scope="module")
+def distilbert(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    root = tmp_path_factory.mktemp("distilbert")
+    sizes = {"dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 128} if SMALL else {}
+    encoder = build_model(config_from_dict({"model_type": "distilbert", "vocab_size": 30522, **sizes}), seed=1)
+    save_pretrained(encoder, root / "base")
+    load_tokenizer(resolve("embedded")).save(str(root / "base" / "tokenizer.json"))
+    return head_trained(str(root / "base"), corpus, root / "DistilBERT")
+
+
+def head_trained(model: str, corpus: Path, folder: Path) -> Path:
+    run(RunConfig(model=model, data=str(corpus), output_dir=folder, method="head", epochs=3, learning_rate=0.02,
+                  hidden_dropout=0.0, cache=False))  # fmt: skip
+    shutil.rmtree(folder / "checkpoints")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["MiniLM", "DistilBERT"])
+def comparison(request: pytest.FixtureRequest, show: Callable[[str], None]) -> Comparison:
+    folder = request.getfixturevalue(request.param.lower())
+    show(export_table(export_run(folder, examples=SCORED // 4, points_lost=100 if SMALL else MOST_POINTS_LOST)))
+    found = bench_run(folder, timed=TIMED[request.param], limit=SCORED, rounds=ROUNDS)
+    plain, _, int8 = found.variants[:3]
+    show(f"{bench_table(found)}\nint8 against PyTorch: throughput {throughput(plain, int8):.2f}x, latency "
+         f"{latency(plain, int8):.2f}x, size {int8.size_bytes / plain.size_bytes:.3f}x, memory "
+         f"{int8.memory_bytes / plain.memory_bytes:.2f}x (whole process "
+         f"{int8.process_bytes / plain.process_bytes:.2f}x)")  # fmt: skip
+    return found
+
+
+def throughput(plain: Measured, int8: Measured) -> float:
+    return int8.examples_per_second_sorted / plain.examples_per_second_unsorted
+
+
+def latency(plain: Measured, int8: Measured) -> float:
+    return plain.latency_p50_ms / int8.latency_p50_ms
+
+
+def test_fp32_predicts_the_same(comparison: Comparison) -> None:
+    assert comparison.variants[1].identical == comparison.compared == (40 if SMALL else 500)
+
+
+@at_full_size
+def test_int8_throughput(comparison: Comparison) -> None:
+    assert throughput(comparison.variants[0], comparison.variants[2]) >= LEAST_THROUGHPUT
+
+
+@at_full_size
+def test_int8_latency(comparison: Comparison) -> None:
+    assert latency(comparison.variants[0], comparison.variants[2]) >= LEAST_LATENCY
+
+
+@at_full_size
+def test_int8_size(comparison: Comparison) -> None:
+    assert comparison.variants[2].size_bytes <= MOST_SIZE * comparison.variants[0].size_bytes
+
+
+@at_full_size
+def test_int8_memory(comparison: Comparison) -> None:
+    assert comparison.variants[2].memory_bytes <= MOST_MEMORY * comparison.variants[0].memory_bytes
+
+
+@at_full_size
+def test_int8_score(comparison: Comparison) -> None:
+    plain, _, int8 = (variant.scores[comparison.metric] for variant in comparison.variants[:3])
+    assert plain > 0.6
+    assert int8 >= plain - MOST_POINTS_LOST / 100
+
+
+def test_every_layer_is_fused(tmp_path: Path, show: Callable[[str], None]) -> None:
+    rows: list[tuple[object, ...]] = [("", "layers", "Attention", "SkipLayerNorm", "BiasGelu", "nodes", "nodes int8")]
+    for name, (task, settings) in FAMILIES.items():
+        model = build_model(config_from_dict(settings), task, ["a", "b"])
+        assert isinstance(model, TaskModel)
+        path = export_onnx(model, tmp_path / "model.onnx")
+        counts = fused_counts(path)
+        int8 = fused_counts(quantize_onnx(path, tmp_path / "model.int8.onnx"))
+        fused = (counts["attention"], counts["skip_layer_norm"], counts["bias_gelu"])
+        rows.append((name, counts["layers"], *fused, counts["nodes"], int8["nodes"]))
+        layers = counts["layers"]
+        assert layers == (6 if name == "DistilBERT" else 12)
+        assert fused == (layers, 2 * layers, layers)
+        assert (int8["attention"], int8["bias_gelu"]) == (layers, layers)
+    show("\n".join(f"{row[0]:<12}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows))
+
+
+def test_pipeline_against_transformers(
+    distilbert: Path, corpus: Path, show: Callable[[str], None], benchmark: Any
+) -> None:
+    """From text to entities: the same torch model in batches by length, and int8."""
+    if not (distilbert / INT8_FILE).is_file():
+        export_run(distilbert, points_lost=100)
+    lines = (corpus / "test.json").read_text().splitlines()[: TIMED["DistilBERT"]]
+    texts = [" ".join(json.loads(line)["tokens"]) for line in lines]
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(distilbert / "best" / "tokenizer.json"), unk_token="[UNK]", pad_token="[PAD]",
+        model_max_length=512,
+    )  # fmt: skip
+    model = transformers.AutoModelForTokenClassification.from_pretrained(distilbert / "best")
+    make: Any = transformers.pipeline
+    theirs = make("ner", model=model, tokenizer=tokenizer, device="cpu", aggregation_strategy="first",
+                  batch_size=BATCH)  # fmt: skip
+    ours, int8 = pipeline("ner", distilbert), pipeline("ner", distilbert / INT8_FILE)
+    found = [[(entity["entity_group"], entity["start"]) for entity in entities] for entities in ours(texts)]
+    assert found == [[(entity["entity_group"], entity["start"]) for entity in entities] for entities in theirs(texts)]
+    seconds = {"transformers": best_seconds(theirs, texts), "ours, int8": best_seconds(int8, texts)}
+    benchmark.pedantic(ours, args=(texts,), rounds=ROUNDS)
+    seconds["ours, torch"] = benchmark.stats.stats.min
+    benchmark.extra_info["ratio to transformers"] = seconds["transformers"] / seconds["ours, torch"]
+    show("\n".join(f"pipeline, {len(texts)} texts, {name:<14}{value:>8.2f} s {seconds['transformers'] / value:>7.2f}x"
+                   for name, value in seconds.items()))  # fmt: skip
+    assert SMALL or seconds["transformers"] > seconds["ours, torch"] > seconds["ours, int8"]
+
+
+def best_seconds(function: Callable[[list[str]], object], texts: list[str]) -> float:
+    """The time of the fastest of some calls."""
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        function(texts)
+        times.append(time.perf_counter() - started)
+    return min(times)
