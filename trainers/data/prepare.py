@@ -215,7 +215,7 @@ def _is_prepared(folder: Path, record: dict) -> bool:
         raise ValueError(f"{folder} holds other files; prepare into an empty folder.")
     old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     changed = [name for name in record["settings"] if old["settings"].get(name) != record["settings"][name]]
-    changed = [name for name in ("source", "label_file") if old[name] != record[name]] + changed
+    changed = [name for name in ("source", "label_file") if old.get(name) != record[name]] + changed
     if changed:
         raise ValueError(f"{folder} holds a preparation with other {', '.join(changed)}: prepare into another folder.")
     return True

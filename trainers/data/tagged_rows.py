@@ -130,7 +130,8 @@ def _json_lists(line: bytes) -> tuple[Any, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error})") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error}): {short(line)}") from error
+        array = "; expected an object a line, not an array of them" if line.lstrip().startswith(b"[") else ""
+        raise ValueError(f"not JSON ({error}): {short(line)}{array}") from error
     column = next((name for name in TAG_COLUMNS if name in row), None) if isinstance(row, dict) else None
     if column is None or "tokens" not in row:
         raise ValueError(

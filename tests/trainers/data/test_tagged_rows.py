@@ -97,6 +97,7 @@ BAD = [
     ('{"tokens": ["5"]}', 'expected an object {"tokens"'),
     ("[]", 'expected an object {"tokens"'),
     ("{", "not JSON"),
+    ("[", "not JSON .*; expected an object a line, not an array of them"),
     ('{"tokens": ["\\ud83d"], "ner_tags": ["O"]}', "half of a character"),
     (b'{"tokens": ["\xe9"], "ner_tags": ["O"]}', "not UTF-8"),
 ]
