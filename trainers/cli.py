@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tomli
 import tyro
@@ -25,7 +25,9 @@ def _dispatch(arguments: list[str]) -> None:
     if arguments[:1] == ["train"]:  # its flags are laid over the file that --config names
         train(parse_run(arguments[1:], RunConfig(), prog="lora-core train"))
     else:
-        tyro.extras.subcommand_cli_from_dict(VERBS, args=arguments, prog="lora-core")
+        tyro.extras.subcommand_cli_from_dict(
+            VERBS, args=arguments, prog="lora-core", config=(tyro.conf.PositionalMetavarFromFieldName,)
+        )
 
 
 def exit_on_user_error(call: Callable[[], None]) -> None:
@@ -56,6 +58,7 @@ def parse_run(arguments: list[str], default: Config, prog: str | None = None) ->
         arguments = arguments[:place] + arguments[place + 2 :]
         config = read_toml(path, config)
     description = f"{type(default).__doc__}\n\n--config FILE.toml reads settings from a file; flags override them."
+    description += f"\n\n    {prog} --config run.toml --output-dir runs/second --seed 1" if prog else ""
     return tyro.cli(type(default), default=config, args=arguments, prog=prog, description=description)
 
 
@@ -90,6 +93,8 @@ def compare(
 ) -> None:
     """Compare finished runs: a table here, and comparison.md, .json and .png in a folder.
 
+        lora-core compare runs/full runs/lora --output-dir runs/comparison
+
     Args:
         runs: run folders; differences are taken to the first.
         output_dir: where the files go.
@@ -106,6 +111,8 @@ def compare(
 def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: str = "test") -> None:
     """Score a finished run's model.
 
+        lora-core evaluate runs/lora --split validation
+
     Args:
         run: its folder.
         data: other data with the same label names; by default the run's own.
@@ -118,7 +125,139 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: 
         print(json.dumps(scores, indent=2))
 
 
-VERBS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate, "compare": compare}
+def check_data(
+    data: Annotated[str, tyro.conf.Positional], output_dir: Path = Path("runs/check-data"),
+    label_file: str = "", on_bad_row: Literal["error", "skip"] = "error",
+) -> None:  # fmt: skip
+    """Count what tagged sentences hold, and warn of what may spoil an experiment.
+
+    A table here, and statistics.md, .json and .png in a folder.
+
+        lora-core check-data data/finer-139 --on-bad-row skip
+
+    Args:
+        data: a file or folder of JSON lines, parquet or CoNLL; a name in $LORA_DATA_DIR; or a hub id.
+        output_dir: where the files go.
+        label_file: names of the tag ids, where the data does not give them.
+        on_bad_row: stop at a damaged row and name it, or count and report it.
+    """
+    from trainers.data.finer import find_tagged_source
+    from trainers.data.rows import BadRows
+    from trainers.data.scan import scan
+    from trainers.data.statistics import statistics, statistics_table, write_statistics
+
+    bad_rows = BadRows(on_bad_row)
+    counted = statistics(scan(find_tagged_source(data, label_file), bad_rows))
+    bad_rows.report()
+    print(statistics_table(counted))
+    for path in write_statistics(counted, output_dir):
+        print(path)
+
+
+def predict(
+    model: Annotated[str, tyro.conf.Positional],
+    files: Annotated[tuple[str, ...], tyro.conf.Positional] = ("-",),
+    output: Path | None = None,
+    format: Literal["jsonl", "text"] = "jsonl",
+    input_format: Literal["auto", "jsonl", "text"] = "auto",
+    task: Literal["token-classification", "text-classification", "image-classification"] | None = None,
+    aggregation_strategy: Literal["first", "average", "max"] | None = None,
+    strict: bool = False,
+    top_k: int | None = None,
+    max_tokens: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Predict from files: entities of texts, labels of texts, or labels of images.
+
+    Every input line gives one output line, in order. Input is JSON lines {"text": "..."} or {"tokens": [...]}, whose
+    other fields are kept, or plain text, a text a line. For images it is {"image": "PATH"}, a path a line, or the
+    images themselves.
+
+        lora-core predict runs/ner abstracts.jsonl --output found.jsonl
+        echo "IL-2 gene expression requires NF-kappa B." | lora-core predict runs/ner/model.int8.onnx --format text
+        lora-core predict runs/cells scans/*.png --top-k 3
+
+    Args:
+        model: run folder, or its adapter/ or best/; model folder in transformers' layout; hub id; ONNX file, or a
+            folder of exported files (int8 comes first).
+        files: input files; - is standard input.
+        output: file to write; by default standard output.
+        format: jsonl adds "entities" or "labels" to the input's fields; text is for reading.
+        input_format: auto takes .jsonl and .json as JSON lines, and other input too if it begins with a brace.
+        task: what the model does, where its folder does not tell.
+        aggregation_strategy: entities: which pieces of a word decide its label (first).
+        strict: entities: only B- opens an entity, as IOB2 has it.
+        top_k: classification: labels to give for each input (1).
+        max_tokens: most positions of a batch, padding included.
+        device: such as cpu or cuda.
+    """
+    from trainers.predict_files import predict_files
+
+    options = {"aggregation_strategy": aggregation_strategy, "strict": strict or None, "top_k": top_k}
+    given = {name: value for name, value in options.items() if value is not None}
+    predict_files(model, files, output, format=format, input_format=input_format, task=task, max_tokens=max_tokens,
+                  device=device, **given)  # fmt: skip
+
+
+def export(
+    run: Annotated[Path, tyro.conf.Positional], quantize: bool = True, examples: int = 2000, points_lost: float = 0.5
+) -> None:
+    """Write a finished run as model.onnx and model.int8.onnx, which serve by themselves.
+
+    Each file is checked against the run's model, and deleted if it does not give its results: logits within 1e-4
+    for fp32, the metric on validation data within half a point (0.005) for int8. Then the exit status is 2.
+
+        lora-core export runs/ner
+        lora-core predict runs/ner/model.int8.onnx abstracts.txt
+
+    Args:
+        run: its folder, where the files go.
+        quantize: write the int8 file too.
+        examples: most validation examples to check int8 on.
+        points_lost: most points that int8 may lose there; of few examples a single one is worth more than the default.
+    """
+    from trainers.export import export_run, export_table
+
+    print(export_table(export_run(run, quantize=quantize, examples=examples, points_lost=points_lost)))
+
+
+def bench(
+    run: Annotated[Path, tyro.conf.Positional],
+    split: str = "test",
+    limit: int | None = None,
+    timed: int = 500,
+    rounds: int = 3,
+    threads: int | None = None,
+    output_dir: Path | None = None,
+) -> None:
+    """Compare a finished run in PyTorch and as ONNX: size, load time, memory, latency, throughput, score.
+
+    Files that are missing are exported first. Each model is measured in a process of its own. Of the first 500
+    examples it is counted how many have the predictions of PyTorch.
+
+        lora-core bench runs/ner --limit 1000 --threads 4
+
+    Args:
+        run: its folder.
+        split: the data to score and to time on.
+        limit: score on the first so many examples; by default on all.
+        timed: time the first so many examples.
+        rounds: passes over them, of which the fastest counts.
+        threads: of each process.
+        output_dir: where bench.json and bench.png go; by default the run's folder.
+    """
+    from trainers.bench import bench_run, bench_table, write_bench
+
+    comparison = bench_run(run, split=split, limit=limit, timed=timed, rounds=rounds, threads=threads)
+    print(bench_table(comparison))
+    for path in write_bench(comparison, output_dir or run):
+        print(path)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "train": train, "evaluate": evaluate, "compare": compare, "check-data": check_data,
+    "predict": predict, "export": export, "bench": bench,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -7,6 +7,7 @@ result event. That the scored sentences are the same shows in the number of gold
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
         raise ValueError(f"A comparison needs at least two runs, but {len(runs)} was given: name two or more folders.")
     if not 0 <= baseline < len(runs):
         raise ValueError(f"The baseline is run {baseline}, but the runs are numbered 0 to {len(runs) - 1}.")
-    names = _distinct_names(runs)
+    names = distinct_names(runs)
     split = "test" if all(run.result.get("test") for run in runs) else "validation"
     _check_same_data(runs, split)
     baseline_f1 = _figure(runs[baseline], split, "f1")
@@ -227,7 +228,8 @@ def _support(run: Run, split: str) -> Counter[str]:
     return Counter({name: scores["support"] for name, scores in types.items() if scores["support"]})
 
 
-def _distinct_names(runs: list[Run]) -> list[str]:
+def distinct_names(runs: Sequence[Run]) -> list[str]:
+    """The folders' own names, with as many parent folders as it takes to tell them apart; ValueError for one twice."""
     parts = [run.folder.resolve().parts for run in runs]
     if len(set(parts)) < len(parts):
         twice = next(run.folder for run, own in zip(runs, parts, strict=True) if parts.count(own) > 1)

@@ -15,7 +15,7 @@ class TrainConfig:
     """What the training loop needs to know."""
 
     epochs: int = 3
-    """Passes over the training data."""
+    """Passes over the training data; 0 scores the model as it is."""
     batch_size: int = 16
     """Examples per optimiser step, over all processes: the recipe. How a step is split up does not change it."""
     batch_tokens: int | None = None
@@ -39,8 +39,17 @@ class TrainConfig:
     """Share of all steps in which the learning rate rises from zero."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of matrix products: fp16 (with loss scaling) for V100, bf16 for newer GPUs and AVX512-bf16 CPUs."""
+    kernels: Literal["fused", "plain"] = "fused"
+    """Fused layers compute what the plain ones do in less time and memory. They are for the CPU, in fp32 and bf16;
+    elsewhere the plain ones are used."""
     group_by_length: int = 50
     """Batches are sorted by length within shuffled windows of this many; 1 is plain shuffling (twice the padding)."""
+    adversarial: Literal["none", "fgm", "awp"] = "none"
+    """Every step learns from its batch a second time, made harder by a step up the gradient: of the word embeddings
+    (fgm) or of the trained matrices (awp). Costs twice the time."""
+    adversarial_epsilon: float | None = None
+    """Length of that step: for fgm the norm of the change to an example's embeddings, by default 1; for awp relative
+    to the norm of each matrix, by default 0.005."""
     metric: str = "f1"
     """Validation score that selects the best epoch; higher is better, except for "loss"."""
     patience: int | None = None
@@ -56,18 +65,20 @@ class TrainConfig:
         for name, hint in typing.get_type_hints(type(self)).items():
             if not _fits(getattr(self, name), hint):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it should be {_describe(hint)}.")
-        for name in ("epochs", "batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens",
+        for name in ("batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens",
                      "group_by_length", "keep_checkpoints", "patience"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but it is {value}.")
-        for name in ("weight_decay", "max_grad_norm", "workers"):
+        for name in ("epochs", "weight_decay", "max_grad_norm", "workers"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, but it is {getattr(self, name)}.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, but it is {self.learning_rate}.")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of all steps, at least 0 and below 1, but it is {self.warmup}.")
+        if self.adversarial_epsilon is not None and not self.adversarial_epsilon > 0:
+            raise ValueError(f"adversarial_epsilon must be above 0, but it is {self.adversarial_epsilon}.")
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,19 @@ class RunConfig(TrainConfig):
     task: Literal["token-classification", "text-classification", "image-classification"] = "token-classification"
     """What is predicted: a label for each word, text or image."""
     model: str = "embedded"
-    """A folder in the transformers layout, a hub id such as roberta-base, or "embedded" (MiniLM-L6)."""
+    """A folder in the transformers layout, a hub id such as roberta-base, or "embedded" (MiniLM-L6). Or a model that
+    starts untrained, which takes method full and a learning rate of about 1e-3: lstm or bilstm-attention."""
+    tokenizer: str = ""
+    """lstm, bilstm-attention: the model whose tokenizer is used; by default the words of the training texts."""
+    head: Literal["default", "linear", "mlp", "lstm", "textcnn", "attention", "crf"] = "default"
+    """Head of a text model; default: the family's own. Texts: linear and mlp read the first token, lstm, textcnn and
+    attention all of them. Words: crf scores whole sequences of labels."""
+    confusing_words: str = ""
+    """Head attention: a file of words, one a line, that lose attention; single tokens only."""
+    confusing_penalty: float = 1.0
+    """Head attention: taken from the score of those words before the softmax; 1 divides their weight by e."""
+    crf_constraints: bool = False
+    """Head crf: forbid what IOB2 forbids, an I- that continues no entity. The data must be IOB2."""
     fresh_head: bool = False
     """Start with a new head where the checkpoint has one for other labels."""
     data: str = ""
@@ -106,12 +129,27 @@ class RunConfig(TrainConfig):
     """LoRA: train a magnitude per output as well."""
     max_length: int | None = None
     """Longest window in tokens; None: the model's limit. Longer sentences are cut into overlapping windows."""
-    long_text: Literal["head", "head_tail"] = "head"
-    """Texts longer than max_length: keep the beginning, or half from each end."""
+    long_text: Literal["head", "head_tail", "windows"] = "head"
+    """Texts longer than max_length: keep the beginning, or half from each end; or cut them into windows, whose logits
+    are averaged."""
     image_size: int | None = None
     """Images: height and width in pixels; None: the checkpoint's. Position embeddings are interpolated to it."""
     augment: Literal["none", "flip", "crop"] = "none"
     """Images: random changes of the training images: a horizontal flip, or a crop and a flip."""
+    train_examples: int | None = None
+    """Texts: train on so many only, of each label its share; the choice does not depend on the seed. None: all."""
+    test_examples: int | None = None
+    """Texts: the same for the test split."""
+    text_augment: Literal["none", "eda"] = "none"
+    """Texts: random changes of the training texts: words swapped, deleted, or inserted a second time."""
+    augment_share: float = 0.1
+    """Share of a text's words that `text_augment` changes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the labels in training: balanced gives every class the same total weight."""
+    focal_gamma: float = 0.0
+    """Focal loss: what the model is sure of counts by (1 - its probability) to this power; 2 is usual, 0 is off."""
+    label_smoothing: float = 0.0
+    """Share of every training target that is spread over all labels."""
     attention_dropout: float = 0.0
     """Dropout of attention weights; above 0 a CPU cannot use its fast attention."""
     hidden_dropout: float | None = None
@@ -122,6 +160,20 @@ class RunConfig(TrainConfig):
     """Keep pre-processed data in $LORA_CACHE_DIR, or ~/.cache/lora-core, for the next run."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a damaged row of the data: stop and name it, or count and report it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train_examples", "test_examples"):
+            value = getattr(self, name)
+            if value is not None and (value < 1 or self.task != "text-classification"):
+                raise ValueError(f"{name} is {value} with task {self.task}: it must be at least 1, and is for "
+                                 "text-classification.")  # fmt: skip
+        if not self.focal_gamma >= 0:
+            raise ValueError(f"focal_gamma must be at least 0, but it is {self.focal_gamma}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is a share, at least 0 and below 1, but it is {self.label_smoothing}.")
+        if not 0 < self.augment_share < 1:
+            raise ValueError(f"augment_share is a share, above 0 and below 1, but it is {self.augment_share}.")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as config.json holds them."""

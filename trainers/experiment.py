@@ -14,11 +14,14 @@ from lora_core.models import load_pretrained, save_pretrained
 from lora_core.models.heads import TaskModel
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.distributed import World, distributed
+from trainers.heads import prepare_head
 from trainers.log import METRICS_FILE, MetricsLog
 from trainers.loop import evaluate, fit, predict
-from trainers.memory import peak_memory_bytes, reset_peak_memory
+from trainers.memory import peak_memory, peak_memory_bytes, reset_peak_memory
+from trainers.precision import choose_kernels
 from trainers.resume import CHECKPOINTS, newest_checkpoint
 from trainers.runs import Run, read_run, save_predictions
+from trainers.scratch import is_scratch, scratch_model, write_vocabulary
 from trainers.tasks import Data, Task
 from trainers.tasks.kinds import kind_of
 
@@ -50,14 +53,17 @@ def _run(config: RunConfig, world: World) -> Run:
         if split not in datasets:
             raise ValueError(f"{config.data} has no {split} split; it has {', '.join(datasets)}.")
     labels = datasets["train"].labels
+    if is_scratch(config) and checkpoint is None:
+        world.from_main(lambda: write_vocabulary(config, datasets["train"]))
     model = build(config, labels)
     data = {split: kind.encode(dataset, model, config) for split, dataset in datasets.items()}
-    task = kind.task(labels, config)
+    task = kind.task(labels, config, data["train"])
     if world.is_main and checkpoint is None:  # only now: a wrong path or name leaves no run folder behind
         _write_settings(config)
     reset_peak_memory(world.device)
     state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
     peak = max(world.gather(peak_memory_bytes(world.device)))
+    memory = peak_memory(world.device)
     scores = {split: _score(split, model, task, data[split], config, world)
               for split in ("validation", "test") if split in data}  # fmt: skip
     trainable, total = lora_core.parameter_counts(model)
@@ -66,7 +72,8 @@ def _run(config: RunConfig, world: World) -> Run:
     MetricsLog(config.output_dir, world, resume_at=state.step).write(
         "result", step=state.step, labels=list(labels), **scores, trainable=trainable, total=total,
         best_epoch=state.best_epoch, epochs=state.epoch, seconds=state.seconds,
-        tokens_per_second=state.tokens / state.seconds, peak_memory_bytes=peak, processes=world.size,
+        tokens_per_second=state.tokens / state.seconds if state.epoch else 0.0, peak_memory_bytes=peak, memory=memory,
+        processes=world.size,
         device=str(world.device.type), torch=torch.__version__,
     )  # fmt: skip
     world.barrier()
@@ -82,11 +89,15 @@ def _score(split: str, model: TaskModel, task: Task, data: Data, config: RunConf
 
 
 def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
-    """The pretrained model with a head for ``labels``, prepared for the method."""
-    model = load_pretrained(config.model, config.task, labels, attention_dropout=config.attention_dropout,
-                            hidden_dropout=config.hidden_dropout, image_size=config.image_size,
-                            fresh_head=config.fresh_head, seed=config.seed)  # fmt: skip
+    """The pretrained or untrained model with a head for ``labels``, prepared for the method."""
+    if is_scratch(config):
+        model = scratch_model(config, labels)
+    else:
+        model = load_pretrained(config.model, config.task, labels, attention_dropout=config.attention_dropout,
+                                hidden_dropout=config.hidden_dropout, image_size=config.image_size, head=config.head,
+                                fresh_head=config.fresh_head, seed=config.seed)  # fmt: skip
     assert isinstance(model, TaskModel)
+    prepare_head(model, config)
     if config.method == "lora":
         torch.manual_seed(config.seed)
         lora_core.inject_lora(
@@ -96,7 +107,7 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
         )  # fmt: skip
     elif config.method == "head":
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.split(".")[0] in model.head_names)
+            parameter.requires_grad_(model.in_head(name))
     return model
 
 
@@ -130,7 +141,8 @@ def evaluate_run(folder: str | Path, data: str = "", split: str = "test") -> dic
     model = load_model(config, labels)
     encoded = kind.encode(dataset, model, config)
     with distributed() as world:
-        return evaluate(model.to(world.device), kind.task(labels, config), encoded, config, world)
+        choose_kernels(model.to(world.device), config, world.device)
+        return evaluate(model, kind.task(labels, config), encoded, config, world)
 
 
 def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
@@ -138,7 +150,8 @@ def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     lora = config.method == "lora"
     model = load_pretrained(
         config.model if lora else config.output_dir / "best", config.task, labels,
-        image_size=config.image_size, fresh_head=lora and config.fresh_head, seed=config.seed,
+        image_size=config.image_size, head=config.head, fresh_head=lora and config.fresh_head, head_follows=lora,
+        seed=config.seed,
     )  # fmt: skip
     assert isinstance(model, TaskModel)
     if lora:

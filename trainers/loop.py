@@ -10,6 +10,7 @@ many processes and micro-batches share the work.
 """
 
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from trainers.adversarial import build_adversary
 from trainers.config import TrainConfig
 from trainers.data.batches import epoch_batches, evaluation_batches, share, share_by_tokens, total_steps
 from trainers.data.loading import load_batches
 from trainers.distributed import World
 from trainers.log import MetricsLog
 from trainers.optim import build_optimizer, build_scheduler
-from trainers.precision import autocast, grad_scaler
+from trainers.precision import autocast, choose_kernels, grad_scaler
 from trainers.resume import load_checkpoint, restore_best, save_best, save_checkpoint
 from trainers.state import TrainState, seed_generators
 from trainers.tasks import Data, Task
@@ -35,6 +37,8 @@ def fit(
     resume_from: Path | None = None,
 ) -> TrainState:  # fmt: skip
     """Train what requires grad in ``model``, and leave the best epoch's weights in it.
+
+    The model keeps the layers that ``config.kernels`` chose; lora_core.kernels.fused.unfuse gives it the plain ones.
 
     Args:
         folder: the run folder; metrics.jsonl and checkpoints/ are written into it.
@@ -49,6 +53,7 @@ def fit(
     """
     seed_generators(config.seed + world.rank)
     model.to(world.device)
+    choose_kernels(model, config, world.device)
     recipe: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "group": config.group_by_length,
                               "batch_tokens": config.batch_tokens}  # fmt: skip
     optimizer = build_optimizer(model, config)
@@ -60,6 +65,7 @@ def fit(
         load_checkpoint(state, resume_from, world)
     log = MetricsLog(folder, world, resume_at=state.step)
     parallel = world.wrap(model)
+    adversary = build_adversary(model, config)
 
     while state.epoch < config.epochs and not state.out_of_patience(config.patience):
         batches = epoch_batches(train.lengths, epoch=state.epoch, **recipe)
@@ -74,14 +80,15 @@ def fit(
         started = time.perf_counter()
         for batch, micro in zip(progress, shares, strict=True):
             labels_in_batch = max(1, int(train.label_counts[batch].sum()))
-            for number, indices in enumerate(micro):
-                weight = world.size / labels_in_batch if len(indices) else 0.0
-                inputs, labels = next(loaded)
-                with world.accumulate(parallel, last=number == len(micro) - 1):
-                    with autocast(config.precision, world.device):
-                        loss = task.loss_sum(parallel(**inputs), labels) * weight
-                    scaler.scale(loss).backward()
-                state.add_loss(loss.detach() * (labels_in_batch / world.size))
+            for perturbed, parts in adversary.passes(islice(loaded, len(micro))):  # one, unless training is adversarial
+                for number, (indices, (inputs, labels)) in enumerate(zip(micro, parts, strict=True)):
+                    weight = world.size / labels_in_batch if len(indices) else 0.0
+                    with world.accumulate(parallel, last=number == len(micro) - 1):
+                        with autocast(model, config.precision, world.device):
+                            loss = task.training_loss_sum(parallel(**inputs), labels) * weight
+                        scaler.scale(loss).backward()
+                    if not perturbed:
+                        state.add_loss(loss.detach() * (labels_in_batch / world.size))
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or float("inf"))
             if not scaler.is_enabled() and not norm.isfinite():
@@ -107,7 +114,8 @@ def fit(
         if improved:
             save_best(state, folder, world)
         save_checkpoint(state, folder, config.keep_checkpoints, world)
-    restore_best(state, folder, world)
+    if state.best_epoch:
+        restore_best(state, folder, world)
     return state
 
 
@@ -139,10 +147,10 @@ def predict(
     loaded = load_batches(data, batches, world.device, workers=config.workers)
     progress = tqdm(loaded, "evaluate", len(batches), disable=not world.is_main, unit="batch", leave=False)
     for indices, (inputs, labels) in zip(batches, progress, strict=True):
-        with autocast(config.precision, world.device):
+        with autocast(model, config.precision, world.device):
             logits = model(**inputs)
         loss += task.loss_sum(logits, labels).double().cpu()
-        found.update(zip(indices.tolist(), task.predict(logits), strict=True))
+        found.update(zip(indices.tolist(), task.predict(logits, labels), strict=True))
     shares = world.gather((loss.item(), found))
     found = {index: prediction for _, part in shares for index, prediction in part.items()}
     mean = sum(part for part, _ in shares) / max(1, int(data.label_counts.sum()))

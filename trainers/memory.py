@@ -13,7 +13,7 @@ def reset_peak_memory(device: torch.device) -> None:
     """Start measuring anew, so that earlier work in this process does not count (where the system allows it)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _CLEAR.exists():
+    if _CLEAR.exists():
         _CLEAR.write_text("5")  # Linux: sets the peak resident size to the present one
 
 
@@ -26,3 +26,15 @@ def peak_memory_bytes(device: torch.device) -> int:
         return int(lines["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Peaks since the reset, in bytes: `resident` in this process and, on a GPU, `allocated` and `reserved` there.
+
+    Tensors are allocated; torch's cache reserves, and is what other programs see as taken.
+    """
+    peaks = {"resident": peak_memory_bytes(torch.device("cpu"))}
+    if device.type == "cuda":
+        peaks["allocated"] = torch.cuda.max_memory_allocated(device)
+        peaks["reserved"] = torch.cuda.max_memory_reserved(device)
+    return peaks

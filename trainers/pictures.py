@@ -34,7 +34,7 @@ def confusion_picture(
     columns = min(3, len(matrices))
     lines = -(-len(matrices) // columns)
     side = min(2.2 + 0.35 * len(labels), 9.0)
-    figure = _figure(side * columns + 0.8, side * lines + 0.8)
+    figure = blank_figure(side * columns + 0.8, side * lines + 0.8)
     panels = np.atleast_1d(figure.subplots(lines, columns, squeeze=False).ravel())
     for panel in panels[len(matrices) :]:
         panel.set_axis_off()
@@ -68,7 +68,7 @@ def samples_picture(
     """
     columns = min(6, len(images))
     lines = -(-len(images) // columns)
-    figure = _figure(1.7 * columns, 2.1 * lines + 0.4)
+    figure = blank_figure(1.7 * columns, 2.1 * lines + 0.4)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for panel in panels:
         panel.set_axis_off()
@@ -108,7 +108,8 @@ def choose_samples(gold: np.ndarray, predicted: np.ndarray, count: int = 12, see
     return np.concatenate([right[: count - len(shown_wrong)], shown_wrong])
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches to draw on. Raises ModuleNotFoundError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -120,4 +121,5 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= 18 else name[:17] + "…"
+    """A name that fits, by its two ends: labels of one set often begin alike."""
+    return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"

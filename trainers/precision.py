@@ -1,15 +1,35 @@
-"""Mixed precision: one autocast, one loss scaler that does nothing unless the precision is fp16."""
+"""How a model computes: fused or plain layers, the precision of its matrix products, and fp16's loss scaler."""
 
 from contextlib import AbstractContextManager
 
 import torch
+from torch import nn
+
+from lora_core.kernels.fused import fuse, product_dtype, stacks, unfuse
+from trainers.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """Matrix products in ``precision`` ("fp32", "bf16" or "fp16"), the rest as torch's autocast chooses."""
-    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    """Give ``model`` the layers that ``config.kernels`` asks for, in place.
+
+    The fused ones are for the CPU, in fp32 and bf16; elsewhere, and in models without layers that can be fused, the
+    plain ones are used.
+    """
+    if config.kernels == "fused" and device.type == "cpu" and config.precision != "fp16" and stacks(model):
+        fuse(model, DTYPES[config.precision])
+    else:
+        unfuse(model)
+
+
+def autocast(model: nn.Module, precision: str, device: torch.device) -> AbstractContextManager:
+    """Matrix products in ``precision`` ("fp32", "bf16" or "fp16"), the rest as torch's autocast chooses.
+
+    Layers fused in that precision need no autocast, and what is around them (embeddings, head) stays in fp32.
+    """
+    dtype = DTYPES[precision]
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32" and product_dtype(model) != dtype)
 
 
 def grad_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

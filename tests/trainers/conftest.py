@@ -1,10 +1,15 @@
 import importlib.util
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from lora_core.models import build_model, config_from_dict, save_pretrained
 from trainers.cli import main
+from trainers.data.image_processing import ImageProcessing
 from trainers.distributed import World
 from trainers.runs import Run
 
@@ -79,3 +84,42 @@ def finished(tiny, checkpoint, data, tmp_path_factory):
     for method in ("lora", "full", "head"):
         main(tiny.arguments(checkpoint, data, root / method, "--method", method))
     return {folder.name: folder for folder in root.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def finished_text(tiny, checkpoint, tmp_path_factory):
+    """The folder of a finished text classification run, many of whose texts are shortened at both ends."""
+    root = tmp_path_factory.mktemp("finished_text")
+    random = np.random.default_rng(5)
+    for split, count in {"train": 24, "valid": 10, "test": 12}.items():
+        rows = []
+        for number in range(count):
+            kind = ("DNA", "protein")[number % 2]
+            words = random.choice(tiny.WORDS[kind] + tiny.WORDS["O"], random.integers(3, 30))
+            rows.append(json.dumps({"text": " ".join(words), "label": kind}))
+        (root / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+    main(["train", "--task", "text-classification", "--model", str(checkpoint), "--data", str(root), "--output-dir",
+          str(root / "run"), "--epochs", "2", "--batch-size", "4", "--learning-rate", "0.01", "--fresh-head",
+          "--max-length", "12", "--long-text", "head_tail", "--target-modules", "all-linear"])  # fmt: skip
+    return root / "run"
+
+
+@pytest.fixture(scope="session")
+def finished_image(tmp_path_factory):
+    """The folder of a finished image classification run on files of pictures, in another size than the model's own."""
+    root = tmp_path_factory.mktemp("finished_image")
+    random = np.random.default_rng(0)
+    for split, count in {"train": 12, "val": 6, "test": 7}.items():
+        for number in range(count):
+            name = ("dark", "bright")[number % 2]
+            path = root / "data" / split / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 100, (20, 16, 3), dtype=np.uint8) + 150 * (number % 2)).save(path)
+    config = config_from_dict({"model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16,
+                               "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32})  # fmt: skip
+    save_pretrained(build_model(config, "image-classification", ["none"]), root / "model")
+    ImageProcessing(size=(8, 8), resize_to=(8, 8)).save(root / "model")
+    main(["train", "--task", "image-classification", "--model", str(root / "model"), "--data", str(root / "data"),
+          "--output-dir", str(root / "run"), "--epochs", "2", "--batch-size", "4", "--learning-rate", "0.01",
+          "--fresh-head", "--image-size", "12", "--target-modules", "query", "value"])  # fmt: skip
+    return root / "run"

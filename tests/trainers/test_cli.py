@@ -79,7 +79,11 @@ def test_an_unknown_flag_names_the_nearest(capsys):
 
 @pytest.mark.parametrize(
     ("flag", "value", "expected"),
-    [("--epochs", "0", "epochs must be at least 1, but it is 0"), ("--precision", "fp8", "fp32"), ("--r", "x", "int")],
+    [
+        ("--batch-size", "0", "batch_size must be at least 1, but it is 0"),
+        ("--precision", "fp8", "fp32"),
+        ("--r", "x", "int"),
+    ],
 )
 def test_a_wrong_value_of_a_flag(capsys, flag, value, expected):
     assert expected in words(fails(capsys, "train", flag, value))
@@ -106,7 +110,7 @@ def test_settings_of_a_file_with_flags_over_it(tmp_path):
         ("epoch = 3", r"run.toml: unknown setting 'epoch'. Did you mean 'epochs'?"),
         ("lr_rate = 3", r"Did you mean 'learning_rate'?"),
         ("epochs = 'three'", "run.toml: epochs is 'three', but it should be a whole number"),
-        ("epochs = 0", "run.toml: epochs must be at least 1, but it is 0"),
+        ("batch_size = 0", "run.toml: batch_size must be at least 1, but it is 0"),
         ("epochs 3", "run.toml is not TOML"),
         ("target_modules = 'qv'", "target_modules is 'qv', but it should be a list of strings"),
     ],
@@ -206,3 +210,13 @@ def test_python_m_trainers_is_the_same_command():
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: --data is missing: .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--help"])
+    assert stopped.value.code == 0
+    usage, *rest = capsys.readouterr().out.splitlines()
+    assert usage.startswith(f"usage: lora-core {verb}")
+    assert any(line.strip().startswith(f"lora-core {verb} ") for line in rest)

@@ -7,9 +7,7 @@ import pytest
 from trainers.config import RESUME_MAY_CHANGE, RunConfig, TrainConfig
 
 
-@pytest.mark.parametrize(
-    "name", ["epochs", "batch_size", "micro_batch_size", "group_by_length", "keep_checkpoints", "patience"]
-)
+@pytest.mark.parametrize("name", ["batch_size", "micro_batch_size", "group_by_length", "keep_checkpoints", "patience"])
 def test_counts_start_at_one(name):
     TrainConfig(**{name: 1})
     with pytest.raises(ValueError, match=f"{name} must be at least 1, but it is 0"):
@@ -23,6 +21,7 @@ def test_counts_start_at_one(name):
         *[("warmup", value) for value in (-0.1, 1.0)],
         *[("weight_decay", value) for value in (-0.1, float("nan"))],
         ("max_grad_norm", -1.0),
+        ("epochs", -1),
     ],
 )
 def test_numbers_out_of_range(name, value):
@@ -84,3 +83,10 @@ def test_a_subclass_keeps_its_own_settings():
 
 def test_what_may_change_on_resume_are_settings():
     assert set(RESUME_MAY_CHANGE) < {field.name for field in dataclasses.fields(RunConfig)}
+
+
+@pytest.mark.parametrize(("task", "limit"), [("text-classification", 0), ("token-classification", 5)])
+def test_parts_of_the_data_are_for_texts(task, limit):
+    RunConfig(task="text-classification", train_examples=5)
+    with pytest.raises(ValueError, match=rf"test_examples is {limit} with task {task}: it must be at least 1, and is"):
+        RunConfig(task=task, test_examples=limit)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainers import memory
-from trainers.memory import peak_memory_bytes, reset_peak_memory
+from trainers.memory import peak_memory, peak_memory_bytes, reset_peak_memory
 
 CPU = torch.device("cpu")
 SIZE = 64 * 2**20
@@ -38,3 +38,9 @@ def test_systems_without_proc(monkeypatch, tmp_path, platform, unit):
     reset_peak_memory(CPU)
     assert not (tmp_path / "missing").exists()
     assert peak_memory_bytes(CPU) == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def test_peaks_of_a_process_without_a_gpu():
+    peaks = peak_memory(CPU)
+    assert peaks.keys() == {"resident"}
+    assert peaks["resident"] == pytest.approx(peak_memory_bytes(CPU), rel=0.05)

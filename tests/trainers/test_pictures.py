@@ -31,7 +31,7 @@ def test_a_confusion_matrix_for_each_title(tmp_path, drawn):
     assert [panel.get_title() for panel in panels] == ["full", "lora"]
     assert [text.get_text() for text in panels[0].texts] == ["8", "2", "1", "1,009"]
     assert np.allclose(panels[0].images[0].get_array(), [[0.8, 0.2], [1 / 1010, 1009 / 1010]])
-    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["cat", "a very long name …"]
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["cat", "a very long … of a breed"]
     assert panels[0].get_ylabel() == "true"
 
 

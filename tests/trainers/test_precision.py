@@ -1,9 +1,42 @@
 import pytest
 import torch
 
-from trainers.precision import autocast, grad_scaler
+from lora_core.kernels.fused import fuse, product_dtype
+from trainers.config import TrainConfig
+from trainers.precision import autocast, choose_kernels, grad_scaler
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("before", [None, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kernels", "precision", "device", "expected"),
+    [
+        ("fused", "fp32", "cpu", torch.float32),
+        ("fused", "bf16", "cpu", torch.bfloat16),
+        ("fused", "fp16", "cpu", None),
+        ("fused", "bf16", "cuda", None),
+        ("plain", "bf16", "cpu", None),
+    ],
+)
+def test_which_layers_a_model_gets(tiny, before, kernels, precision, device, expected):
+    model = tiny.build() if before is None else fuse(tiny.build(), before)
+    choose_kernels(model, TrainConfig(kernels=kernels, precision=precision), torch.device(device))
+    assert product_dtype(model) is expected
+
+
+def test_a_model_without_layers_that_can_be_fused_stays_as_it_is():
+    layer = torch.nn.Linear(4, 3)
+    choose_kernels(layer, TrainConfig(), CPU)
+    assert type(layer) is torch.nn.Linear
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_fused_layers_need_no_autocast(tiny, precision, dtype):
+    with autocast(fuse(tiny.build(), dtype), precision, CPU):
+        assert not torch.is_autocast_enabled("cpu")
+    with autocast(fuse(tiny.build()), "fp16", CPU):
+        assert torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize(
@@ -11,7 +44,7 @@ CPU = torch.device("cpu")
 )
 def test_matrix_products_have_the_dtype_and_weights_keep_theirs(precision, dtype):
     layer = torch.nn.Linear(4, 3)
-    with autocast(precision, CPU):
+    with autocast(layer, precision, CPU):
         product = layer(torch.ones(2, 4))
     assert product.dtype == dtype
     assert layer.weight.dtype == torch.float32

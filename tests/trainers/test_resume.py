@@ -41,7 +41,7 @@ RUNS = {
     "full, epoch 2": [2, 3],
     "full, files of step 12": [2, 3],
 }
-TIMES = {"seconds", "epoch_seconds", "tokens_per_second", "peak_memory_bytes"}
+TIMES = {"seconds", "epoch_seconds", "tokens_per_second", "peak_memory_bytes", "memory"}
 
 
 @pytest.fixture(scope="session")
@@ -291,11 +291,19 @@ def test_a_checkpoint_of_other_parameters(tiny, state, tmp_path, alone):
     )
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_every_precision_resumes_exactly(tiny, alone, tmp_path, precision):
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "kernels"),
+    [("fp32", "fused"), ("fp32", "plain"), ("bf16", "fused"), ("bf16", "plain"), ("fp16", "plain")],
+)
+def test_every_precision_resumes_exactly(tiny, alone, tmp_path, precision, kernels, lora):
     """With fp16 the loss scale is part of the state; here the first step overflows and halves it."""
-    config = dataclasses.replace(CONFIG, precision=precision, keep_checkpoints=2)
+    config = dataclasses.replace(CONFIG, precision=precision, kernels=kernels, keep_checkpoints=2)
     train, validation = tiny.windows(40), tiny.windows(9, seed=1)
+    model, other = tiny.build(0.2, lora=lora), tiny.build(0.2, lora=lora)
+    for parameter in other.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.ones_(parameter)
 
     class Task(TokenClassification):
         def loss_sum(self, logits, labels):
@@ -304,11 +312,11 @@ def test_every_precision_resumes_exactly(tiny, alone, tmp_path, precision):
             return super().loss_sum(logits, labels) * (float("inf") if overflows else 1.0)
 
     spoilt = []
-    straight = fit(tiny.build(0.2), Task(tiny.LABELS), train, validation, config, alone, tmp_path / "straight")
+    straight = fit(model, Task(tiny.LABELS), train, validation, config, alone, tmp_path / "straight")
     shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
     torch.rand(7)
     state = fit(
-        tiny.build(0.2, seed=9), Task(tiny.LABELS), train, validation, config, alone, tmp_path / "resumed",
+        other, Task(tiny.LABELS), train, validation, config, alone, tmp_path / "resumed",
         resume_from=tmp_path / "straight" / "checkpoints" / "step-3",
     )  # fmt: skip
     last = Path("checkpoints") / "step-6"

@@ -39,11 +39,18 @@ class Task(Protocol):
         ...
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum (not mean) of the loss over the batch's labels, a scalar."""
+        """Sum (not mean) of the loss over the batch's labels, a scalar: the loss that evaluation reports."""
         ...
 
-    def predict(self, logits: Tensor) -> list[np.ndarray]:
-        """The prediction of each example of the batch."""
+    def training_loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum of what training minimises: `loss_sum`, unless the run weighs, focuses or smooths its labels.
+
+        Runs that do still report the plain loss on validation data, so that they can be compared.
+        """
+        ...
+
+    def predict(self, logits: Tensor, labels: Tensor) -> list[np.ndarray]:
+        """The prediction of each example of the batch. Of ``labels`` only what has one counts, not which it is."""
         ...
 
     def examples(self, predictions: list[np.ndarray], data: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -83,8 +90,8 @@ class Kind(Protocol):
         """A split as the model takes it, a Data."""
         ...
 
-    def task(self, labels: tuple[str, ...], config: RunConfig) -> Task:
-        """The loss and the scores."""
+    def task(self, labels: tuple[str, ...], config: RunConfig, train: Any = None) -> Task:
+        """The loss and the scores. Training gives its encoded split, whose labels `class_weights` counts."""
         ...
 
     def save_preprocessing(self, config: RunConfig, folder: Path) -> None:

@@ -10,6 +10,7 @@ from trainers.config import RunConfig
 from trainers.data.image_processing import PREPROCESSOR_FILE, ImageProcessing
 from trainers.data.image_readers import load_image_datasets
 from trainers.data.images import ImageBatches, ImageDataset
+from trainers.losses import training_loss
 from trainers.tasks.classify import Classification
 
 logger = logging.getLogger("trainers")
@@ -31,9 +32,9 @@ def encode(dataset: ImageDataset, model: TaskModel, config: RunConfig) -> ImageB
     return ImageBatches(dataset, processing, config.augment, config.seed)
 
 
-def task(labels: tuple[str, ...], config: RunConfig) -> Classification:
+def task(labels: tuple[str, ...], config: RunConfig, train: ImageBatches | None = None) -> Classification:
     """The loss and the scores."""
-    return Classification(labels)
+    return Classification(labels, None if train is None else training_loss(config, train.targets, len(labels)))
 
 
 def save_preprocessing(config: RunConfig, folder: Path) -> None:

@@ -1,12 +1,16 @@
 """Text classification: a label for each text."""
 
 import logging
+import sys
 
 from lora_core.models.heads import TaskModel
 from trainers.config import RunConfig
 from trainers.data.text_readers import TextDataset, load_text_datasets
 from trainers.data.texts import EncodedTexts, encode_texts
-from trainers.tasks.classify import Classification
+from trainers.data.word_augment import WordAugmentation
+from trainers.losses import training_loss
+from trainers.subset import stratified
+from trainers.tasks.classify import Classification, WindowedClassification
 from trainers.tasks.token import save_preprocessing, tokenizer_and_length
 
 __all__ = ["encode", "load", "save_preprocessing", "task"]
@@ -17,22 +21,30 @@ _KEPT = {"head": "the beginning", "head_tail": "half from each end"}
 
 
 def load(config: RunConfig) -> dict[str, TextDataset]:
-    """The splits of the run's data."""
-    return load_text_datasets(config.data, on_bad_row=config.on_bad_row)
+    """The splits of the run's data, or as much of them as the settings want."""
+    datasets = load_text_datasets(config.data, on_bad_row=config.on_bad_row)
+    for split, limit in (("train", config.train_examples), ("test", config.test_examples)):
+        if limit is not None and split in datasets:
+            datasets[split] = stratified(datasets[split], datasets[split].targets, limit)
+    return datasets
 
 
 def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> EncodedTexts:
-    """The data set in the model's tokens, each text shortened to what the model can take."""
+    """The data set in the model's tokens, each text shortened to what the model can take, or to be cut into windows."""
     tokenizer, max_length = tokenizer_and_length(model, config)
+    eda = config.text_augment == "eda"
+    longest = sys.maxsize if config.long_text == "windows" else max_length
     data = encode_texts(
-        dataset.texts, dataset.targets, tokenizer, max_length, model.config.pad_token_id, config.long_text
-    )
+        dataset.texts, dataset.targets, tokenizer, max_length, model.config.pad_token_id, config.long_text,
+        WordAugmentation(config.augment_share, config.seed, longest) if eda else None,
+    )  # fmt: skip
     if data.shortened:
         logger.warning("%s: %d of %d texts exceed %d tokens; %s is kept", dataset.source, data.shortened, len(data),
                        max_length, _KEPT[config.long_text])  # fmt: skip
     return data
 
 
-def task(labels: tuple[str, ...], config: RunConfig) -> Classification:
+def task(labels: tuple[str, ...], config: RunConfig, train: EncodedTexts | None = None) -> Classification:
     """The loss and the scores."""
-    return Classification(labels)
+    kind = WindowedClassification if config.long_text == "windows" else Classification
+    return kind(labels, None if train is None else training_loss(config, train.targets, len(labels)))

@@ -9,15 +9,18 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora_core.models.crf import crf_log_likelihood, split_scores, viterbi
 from lora_core.models.heads import TaskModel
-from lora_core.models.source import resolve
 from trainers.config import RunConfig
 from trainers.data.preprocess import Sentences, load_windows
 from trainers.data.readers import token_files
+from trainers.data.text_processing import TextProcessing
 from trainers.data.token_files import TokenFile
 from trainers.data.tokenizer import check_vocabulary, load_tokenizer
 from trainers.data.windows import IGNORED_LABEL, TokenWindows
+from trainers.losses import TrainingLoss, training_loss
 from trainers.metrics import ner_metrics
+from trainers.scratch import tokenizer_folder
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ class TokenClassification:
 
     labels: tuple[str, ...]
     """Label names in the order of the logits."""
+    loss: TrainingLoss | None = None
+    """What training minimises; None: `loss_sum`."""
+
+    def training_loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """As `loss_sum`, with the run's class weights, focus and smoothing."""
+        return self.loss_sum(logits, labels) if self.loss is None else self.loss(logits, labels)
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed cross-entropy of logits (B, T, L) over the labelled positions of labels (B, T)."""
@@ -33,7 +42,7 @@ class TokenClassification:
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
         )
 
-    def predict(self, logits: Tensor) -> list[np.ndarray]:
+    def predict(self, logits: Tensor, labels: Tensor) -> list[np.ndarray]:
         """The best label id of every position, (T,) for each window."""
         return list(logits.argmax(-1).cpu().numpy())
 
@@ -54,6 +63,23 @@ class TokenClassification:
         return [self.labels[index] for index in ids]
 
 
+@dataclass(frozen=True)
+class CRFTokenClassification(TokenClassification):
+    """The same with whole sequences of labels: the logits (B, T + 1 + L, L) are the scores of CRFHead.
+
+    A sequence is the labelled words of one window. A sentence that is longer than a window is scored and decoded in
+    parts, each word in the window that owns it; a part begins anew, as a sentence does.
+    """
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Summed negative log-likelihood of the windows' sequences; each counts as many labels as it has words."""
+        return -crf_log_likelihood(*split_scores(logits), labels, labels != IGNORED_LABEL).sum()
+
+    def predict(self, logits: Tensor, labels: Tensor) -> list[np.ndarray]:
+        """The best sequence, label ids (T,) for each window; 0 where there is no label."""
+        return list(viterbi(*split_scores(logits), labels != IGNORED_LABEL).cpu().numpy())
+
+
 def load(config: RunConfig) -> dict[str, TokenFile]:
     """The splits of the run's data."""
     return token_files(config.data, on_bad_row=config.on_bad_row)
@@ -67,7 +93,7 @@ def encode(dataset: Sentences, model: TaskModel, config: RunConfig) -> TokenWind
 
 def tokenizer_and_length(model: TaskModel, config: RunConfig) -> tuple[Tokenizer, int]:
     """The model's tokenizer, and the most tokens of one input. ValueError when the two do not fit the model."""
-    tokenizer = load_tokenizer(resolve(config.model))
+    tokenizer = load_tokenizer(tokenizer_folder(config))
     check_vocabulary(tokenizer, model.config.vocab_size)
     longest = model.config.max_tokens
     if config.max_length is not None and config.max_length > longest:
@@ -75,11 +101,22 @@ def tokenizer_and_length(model: TaskModel, config: RunConfig) -> tuple[Tokenizer
     return tokenizer, longest if config.max_length is None else config.max_length
 
 
-def task(labels: tuple[str, ...], config: RunConfig) -> TokenClassification:
-    """The loss and the entity scores."""
-    return TokenClassification(labels)
+def task(labels: tuple[str, ...], config: RunConfig, train: TokenWindows | None = None) -> TokenClassification:
+    """The loss and the entity scores.
+
+    Raises:
+        ValueError: the head is a CRF, and the loss is to be weighted or smoothed.
+    """
+    loss = None if train is None else training_loss(config, train.labels, len(labels))
+    if config.head != "crf":
+        return TokenClassification(labels, loss)
+    if loss is not None:
+        raise ValueError("class_weights, focal_gamma and label_smoothing change the loss of single labels, but head "
+                         "crf scores whole sequences. Leave them out, or use another head.")  # fmt: skip
+    return CRFTokenClassification(labels)
 
 
 def save_preprocessing(config: RunConfig, folder: Path) -> None:
-    """Write the model's tokenizer.json into ``folder``."""
-    load_tokenizer(resolve(config.model)).save(str(folder / "tokenizer.json"))
+    """Write the model's tokenizer.json and the run's text_processing.json into ``folder``."""
+    load_tokenizer(tokenizer_folder(config)).save(str(folder / "tokenizer.json"))
+    TextProcessing(config.max_length, config.long_text).save(folder)

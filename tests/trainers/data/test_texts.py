@@ -2,6 +2,7 @@ import string
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -9,7 +10,8 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing, TemplateProcessing
 
-from trainers.data.texts import CHUNK, encode_texts
+from trainers.data.texts import CHUNK, encode_texts, mean_of_windows
+from trainers.data.windows import IGNORED_LABEL
 
 PAD = 3
 
@@ -113,3 +115,27 @@ def test_what_is_refused(texts, targets, max_length, message):
 def test_an_empty_batch_is_refused():
     with pytest.raises(ValueError, match="at least one text"):
         encode_texts(["a"], [0], TOKENIZER, 9, PAD).collate([])
+
+
+@given(texts=texts_of_letters, max_length=st.integers(3, 45))
+def test_windows_hold_every_token_once(texts, max_length):
+    texts = [*texts, "abc xyz " * 20]
+    data = encode_texts(texts, np.arange(len(texts)), TOKENIZER, max_length, PAD, "windows")
+    assert data.shortened == 0
+    inputs, labels = data.collate(np.arange(len(texts)))
+    text = np.cumsum(labels.numpy() != IGNORED_LABEL) - 1
+    assert labels[labels != IGNORED_LABEL].tolist() == list(range(len(texts)))
+    for index, original in enumerate(texts):
+        whole = TOKENIZER.encode(original).ids
+        rows = [inputs["input_ids"][row][inputs["attention_mask"][row] == 1].tolist()
+                for row in np.flatnonzero(text == index)]  # fmt: skip
+        assert [token for row in rows for token in row[1:-1]] == whole[1:-1]
+        assert all((row[0], row[-1]) == (1, 2) and len(row) <= max_length for row in rows)
+        assert len(rows) == max(1, -(-(len(whole) - 2) // (max_length - 2)))
+        assert max(map(len, rows)) - min(map(len, rows)) <= 1
+
+
+def test_a_texts_logits_are_the_mean_of_its_windows():
+    logits = torch.tensor([[1.0, 0.0], [3.0, 4.0], [5.0, 5.0], [1.0, 1.0], [0.0, 3.0]])
+    labels = torch.tensor([1, IGNORED_LABEL, 0, 1, IGNORED_LABEL])
+    assert mean_of_windows(logits, labels).tolist() == [[2.0, 2.0], [5.0, 5.0], [0.5, 2.0]]

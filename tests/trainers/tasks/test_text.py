@@ -8,12 +8,15 @@ import torch
 from tokenizers import Tokenizer
 
 from lora_core.models import build_model, save_pretrained
+from trainers.classifier_runs import ClassifierRun
 from trainers.config import RunConfig
 from trainers.data.text_readers import TextDataset
 from trainers.experiment import build, evaluate_run, run
+from trainers.pipeline import pipeline
 from trainers.runs import read_predictions
 from trainers.tasks import text
 from trainers.tasks.classify import Classification
+from trainers.vector_map import classifier_vectors
 
 LABELS = ("DNA", "protein")
 
@@ -102,6 +105,43 @@ def test_long_texts_are_shortened_as_the_settings_say_and_it_is_reported(config,
         assert caplog.messages == [f"here: 1 of 2 texts exceed {length} tokens; {kept} is kept"]
     with pytest.raises(ValueError, match=r"max_length is 25, but .* has positions for 24 tokens"):
         text.encode(dataset, model, dataclasses.replace(config, max_length=25))
+
+
+def test_texts_in_windows_learn_and_are_predicted_as_in_training(config):
+    config = dataclasses.replace(config, long_text="windows", max_length=8, text_augment="eda", micro_batch_size=3,
+                                 class_weights="balanced")  # fmt: skip
+    finished = run(config)
+    assert finished.result["test"]["accuracy"] >= 0.9
+    assert evaluate_run(config.output_dir) == finished.result["test"]
+    loaded = ClassifierRun.load(config.output_dir)
+    dataset = loaded.split("test")
+    probabilities = loaded.probabilities(dataset)
+    data = text.encode(dataset, loaded.model, config)
+    rows = data.cutter(data.input_ids[: data.offsets[1]])
+    assert len(rows) > 1
+    logits = [loaded.model(torch.from_numpy(row[None].astype(np.int64)))[0] for row in rows]
+    expected = torch.stack(logits).mean(0).softmax(-1).detach().numpy()
+    assert probabilities[0] == pytest.approx(expected, abs=1e-5)
+    served = pipeline("text-classification", config.output_dir, top_k=None)(dataset.texts)
+    found = [[{label["label"]: label["score"] for label in one}[name] for name in LABELS] for one in served]
+    assert np.array(found) == pytest.approx(probabilities, abs=1e-5)
+    assert classifier_vectors(loaded, dataset).shape == (12, 16)
+
+
+def test_a_part_of_the_data(config):
+    datasets = text.load(dataclasses.replace(config, train_examples=10, test_examples=6))
+    assert {split: np.bincount(data.targets).tolist() for split, data in datasets.items()} == {
+        "train": [5, 5], "validation": [2, 2], "test": [3, 3]}  # fmt: skip
+
+
+def test_no_epochs_score_the_model_as_it_is(config):
+    finished = run(dataclasses.replace(config, epochs=0, method="head"))
+    assert finished.epochs == []
+    assert finished.result["step"] == 0
+    scores = evaluate_run(config.output_dir)
+    assert scores == finished.result["test"]
+    trained = run(dataclasses.replace(config, output_dir=config.output_dir.with_name("trained"), method="head"))
+    assert trained.result["test"]["loss"] < scores["loss"]
 
 
 def test_the_task_has_the_labels(config):
