@@ -24,7 +24,7 @@ import transformers
 
 from lora_core.export import export_onnx, fused_counts, quantize_onnx
 from lora_core.models import build_model, config_from_dict, resolve, save_pretrained
-from lora_core.models.heads import TaskModel
+from lora_core.models.task_model import TaskModel
 from trainers.bench import Comparison, Measured, bench_run, bench_table
 from trainers.config import RunConfig
 from trainers.data.tokenizer import load_tokenizer

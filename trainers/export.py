@@ -1,11 +1,11 @@
 """`lora-core export`: a finished run to ONNX files that serve by themselves, and only if they give its results."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,15 @@ from lora_core.export import (
     fused_counts,
     parity_batches,
     quantize_onnx,
+    read_metadata,
     update_metadata,
     verify_onnx,
     verify_score,
 )
-from lora_core.models.heads import TaskModel
+from lora_core.export.write import move, remove
+from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
+from trainers.data.cache import file_digest
 from trainers.data.image_processing import PREPROCESSOR_FILE
 from trainers.data.text_processing import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.distributed import World
@@ -123,26 +126,42 @@ def export_run(
     folder = Path(folder)
     finished = FinishedRun.load(folder)
     data = finished.data("validation", examples)
-    (folder / INT8_FILE).unlink(missing_ok=True)  # of an earlier export
-    path = export_onnx(finished.model, folder / FP32_FILE, metadata=_metadata(finished))
-    batches = _parity_batches(finished.model, data)
-    difference = verify_onnx(finished.model, path, batches, atol=LOGITS_WITHIN)
-    parity = {"logits_within": difference, "allowed": LOGITS_WITHIN, "batches": len(batches)}
-    update_metadata(path, {"parity": json.dumps(parity)})
-    files = [_exported(path, finished.metric, difference=difference)]
-    if quantize:
-        reference = finished.score(finished.model, data)
-        quantised = quantize_onnx(path, folder / INT8_FILE)
+    for name in (FP32_FILE, INT8_FILE):  # of an earlier export
+        remove(folder / name)
+    with TemporaryDirectory(prefix=".export-", dir=folder) as scratch:  # a file has its own name once it is checked
+        path = export_onnx(finished.model, Path(scratch, FP32_FILE), metadata=_metadata(finished))
+        batches = _parity_batches(finished.model, data)
+        difference = verify_onnx(finished.model, path, batches, atol=LOGITS_WITHIN)
+        parity = {"logits_within": difference, "allowed": LOGITS_WITHIN, "batches": len(batches)}
+        update_metadata(path, {"parity": json.dumps(parity)})
+        path = move(path, folder)
+        files = [_exported(path, finished.metric, difference=difference)]
+        if quantize:
+            reference = finished.score(finished.model, data)
+            quantised = quantize_onnx(path, Path(scratch, INT8_FILE))
 
-        def score(model: OnnxModel) -> float:
-            return finished.score(model, data)
+            def score(model: OnnxModel) -> float:
+                return finished.score(model, data)
 
-        lost = verify_score(quantised, score, reference, limit_points=points_lost)
-        parity = {"metric": finished.metric, "reference": reference, "points_lost": lost, "allowed": points_lost,
-                  "examples": len(data.lengths)}  # fmt: skip
-        update_metadata(quantised, {"parity": json.dumps(parity)})
-        files.append(_exported(quantised, finished.metric, points_lost=lost))
+            lost = verify_score(quantised, score, reference, limit_points=points_lost)
+            parity = {"metric": finished.metric, "reference": reference, "points_lost": lost, "allowed": points_lost,
+                      "examples": len(data.lengths)}  # fmt: skip
+            update_metadata(quantised, {"parity": json.dumps(parity)})
+            files.append(_exported(move(quantised, folder), finished.metric, points_lost=lost))
     return files
+
+
+def is_exported(finished: FinishedRun) -> bool:
+    """Whether both files are there, come from the run as it is now, and passed their checks.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    paths = [finished.config.output_dir / name for name in (FP32_FILE, INT8_FILE)]
+    if not all(path.is_file() for path in paths):
+        return False
+    origin = _origin(finished)
+    return all("parity" in facts and origin.items() <= facts.items() for facts in map(read_metadata, paths))
 
 
 def export_table(files: list[ExportedFile]) -> str:
@@ -180,9 +199,15 @@ def _metadata(finished: FinishedRun) -> dict[str, str]:
     if TOKENIZER_FILE in texts:
         processing = TextProcessing(finished.config.max_length, finished.config.long_text)
         texts[TEXT_PROCESSING_FILE] = processing.to_json()
-    settings = (finished.run.folder / CONFIG_FILE).read_bytes()
-    return {**texts, "run": finished.run.name, "run_config_sha256": hashlib.sha256(settings).hexdigest(),
-            "base_model": Path(finished.config.model).name, "data": Path(finished.config.data).name}  # fmt: skip
+    return {**texts, **_origin(finished), "run": finished.run.name, "base_model": Path(finished.config.model).name,
+            "data": Path(finished.config.data).name}  # fmt: skip
+
+
+def _origin(finished: FinishedRun) -> dict[str, str]:
+    """What tells this run, trained as it is now, from any other."""
+    (weights,) = finished.weights_folder.glob("*.safetensors")
+    return {"run_config_sha256": file_digest(finished.run.folder / CONFIG_FILE),
+            "run_weights_sha256": file_digest(weights)}  # fmt: skip
 
 
 def _parity_batches(model: TaskModel, data: Data) -> list[Mapping[str, Tensor]]:

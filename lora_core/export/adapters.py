@@ -18,7 +18,7 @@ from lora_core.export.onnx_file import FORMAT
 from lora_core.export.parameters import adapter_parameters, base_parameters, base_sha256, sha256_of
 from lora_core.export.runtime import ADAPTER_FACTS
 from lora_core.export.write import replacing
-from lora_core.models.heads import TaskModel
+from lora_core.models.task_model import TaskModel
 
 ADAPTER_VERSION = 1
 

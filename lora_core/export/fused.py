@@ -10,10 +10,11 @@ from lora_core.export.onnx_file import fused_counts
 from lora_core.export.parameters import Parameters, merged_parameters, sha256_of
 from lora_core.export.text import text_graph
 from lora_core.export.text_heads import NO_GRAPH
-from lora_core.export.write import versions, write_model
+from lora_core.export.write import OWN, versions, write_model
 from lora_core.models.build import ENCODERS
-from lora_core.models.heads import HEADS, TASK_MODELS, TaskModel
+from lora_core.models.heads import HEADS, TASK_MODELS
 from lora_core.models.recurrent import LSTMModel
+from lora_core.models.task_model import TaskModel
 
 
 def export_onnx(model: TaskModel, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> Path:
@@ -84,7 +85,7 @@ def write_graph(
 ) -> Path:
     """Write the graph and check that every layer is fused."""
     metadata = metadata or {}
-    reserved = sorted(set(metadata) & {*facts, "lora_core_format", "graph_sha256", "external_data"})
+    reserved = sorted(set(metadata) & {*facts, *OWN})
     if reserved:
         raise ValueError(f"the metadata {reserved} is the file's own; use other names")
     count = "labels" if graph.settable else len(model.labels)

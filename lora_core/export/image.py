@@ -7,7 +7,7 @@ import numpy as np
 from onnx import TensorProto
 
 from lora_core.export.graph import Graph
-from lora_core.models.heads import TaskModel
+from lora_core.models.task_model import TaskModel
 from lora_core.models.vit import ViTModel
 
 

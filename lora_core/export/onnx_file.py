@@ -1,13 +1,14 @@
 """ONNX files of this library: what they say of themselves, and the checks before one is run.
 
 A file is the bytes of the model, then its metadata. The metadata holds a digest of those bytes and of the file with
-external weights, so damage and tampering are found before anything is computed, at the cost of reading them once.
+external weights, and one of itself, so damage and changes are found before anything is computed, at the cost of
+reading them once.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,7 @@ FORMAT = "1"
 OPSETS = {"": 18, "com.microsoft": 1}
 EXTERNAL_SUFFIX = ".data"
 """Weights beyond what one protobuf file can hold lie in the model's file name + this."""
+METADATA_DIGEST = "metadata_sha256"
 AGAIN = "export the model again"
 
 
@@ -92,9 +94,20 @@ def read_file(path: str | Path) -> OnnxFile:
                 f"{path} was changed after it was written: graph or weights do not have the sha256 in its metadata; "
                 f"copy it again, or {AGAIN}"
             )
+        if metadata_sha256(metadata) != metadata.get(METADATA_DIGEST):
+            raise ValueError(
+                f"{path} was changed after it was written: its metadata (labels, tokenizer, ...) does not have the "
+                f"sha256 that it names; copy it again, or {AGAIN}"
+            )
         nodes, external = _graph(file, graphs[0])
     _check_external(path, metadata, external)
     return OnnxFile(path, metadata, nodes)
+
+
+def metadata_sha256(metadata: Mapping[str, str]) -> str:
+    """Digest of all that a file says of itself, but for this digest."""
+    entries = sorted((name, text) for name, text in metadata.items() if name != METADATA_DIGEST)
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def _opset(file: BinaryIO, part: wire.Field) -> tuple[str, int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_core.adapters import exchange_frozen, hosts, record_of, state_of
 from lora_core.layers import LoRALayer, LoRALinear, model_modules
-from lora_core.models.heads import TaskModel
+from lora_core.models.task_model import TaskModel
 from lora_core.updates import LinearAdapter
 
 

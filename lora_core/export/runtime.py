@@ -167,8 +167,10 @@ def _session(path: Path, threads: int | None, spinning: bool, providers: Sequenc
     # The graph is fused as it stands. Further fusions would only undo choices that were measured (quantize.py).
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3
+    # fp32 means fp32: on newer GPUs onnxruntime would otherwise round matrix products to TF32.
+    exact = [(name, {"use_tf32": "0"}) if name == CUDA else name for name in providers]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        return onnxruntime.InferenceSession(str(path), options, providers=exact)
     except Exception as error:  # onnxruntime's errors have no common class but this
         raise ValueError(
             f"onnxruntime {onnxruntime.__version__} cannot run {path} ({error}); install a newer one, or {AGAIN}"

@@ -11,8 +11,9 @@ from onnx import TensorProto
 from lora_core.export.graph import MICROSOFT, Graph
 from lora_core.export.text_heads import FIRST_TOKEN_HEADS, head_before_labels
 from lora_core.models.distilbert import LAYER_NORM_EPS, DistilBertModel
-from lora_core.models.heads import RobertaTextClassification, TaskModel
 from lora_core.models.roberta import RobertaModel
+from lora_core.models.task_model import TaskModel
+from lora_core.models.text_classifiers import RobertaTextClassification
 
 
 @dataclass(frozen=True)

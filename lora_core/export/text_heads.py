@@ -7,8 +7,8 @@ import numpy as np
 from onnx import TensorProto
 
 from lora_core.export.graph import MICROSOFT, Graph
-from lora_core.models.heads import TaskModel
 from lora_core.models.layers import MASKED
+from lora_core.models.task_model import TaskModel
 from lora_core.models.text_heads import KERNEL_WIDTHS
 
 FIRST_TOKEN_HEADS = ("default", "linear", "mlp")

@@ -16,7 +16,7 @@ from lora_core.export.parameters import merged_parameters
 from lora_core.export.runtime import OnnxModel
 from lora_core.export.write import remove
 from lora_core.models.build import assemble
-from lora_core.models.heads import TaskModel
+from lora_core.models.task_model import TaskModel
 
 
 def parity_batches(model: TaskModel, sequences: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:

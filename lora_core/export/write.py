@@ -12,14 +12,15 @@ from onnx.external_data_helper import load_external_data_for_model
 
 import lora_core
 from lora_core.export import wire
-from lora_core.export.onnx_file import EXTERNAL_SUFFIX, FORMAT, read_file
+from lora_core.export.onnx_file import EXTERNAL_SUFFIX, FORMAT, METADATA_DIGEST, metadata_sha256, read_file
 
 EXTERNAL_OVER = 2_000_000_000
 """Bytes of weights from which they go to a file of their own; a protobuf file ends at 2 GiB."""
 SMALL = 1024
 """Bytes up to which a weight stays in the graph all the same."""
 
-_OWN = ("lora_core_format", "graph_sha256", "external_data")
+OWN = ("lora_core_format", "graph_sha256", "external_data", METADATA_DIGEST)
+"""Names in the metadata that the file's own checks need."""
 
 
 def write_model(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Path:
@@ -58,7 +59,7 @@ def update_metadata(path: str | Path, values: Mapping[str, str]) -> None:
     """
     path = Path(path)
     old = read_file(path).metadata
-    own = sorted(set(values) & set(_OWN))
+    own = sorted(set(values) & set(OWN))
     if own:
         raise ValueError(f"the metadata {own} belongs to the file's own checks; use other names")
     with path.open("rb") as source:
@@ -69,6 +70,15 @@ def update_metadata(path: str | Path, values: Mapping[str, str]) -> None:
             while body:
                 body -= file.write(source.read(min(body, 1 << 20)))
             file.write(_entries({**old, **values}))
+
+
+def move(path: Path, folder: Path) -> Path:
+    """Give the file and its external weights, under their names, to another folder of the same disk."""
+    data = path.with_name(path.name + EXTERNAL_SUFFIX)
+    if data.is_file():
+        os.replace(data, folder / data.name)
+    os.replace(path, folder / path.name)
+    return folder / path.name
 
 
 def remove(path: Path) -> None:
@@ -127,8 +137,8 @@ def _write_weights(model: onnx.ModelProto, data: Path) -> tuple[int, str]:
 
 
 def _entries(metadata: Mapping[str, str]) -> bytes:
-    """Metadata as it stands in a model's file, which may follow the other fields' bytes."""
+    """Metadata with its digest, as it stands in a model's file; it may follow the other fields' bytes."""
     model = onnx.ModelProto()
-    for key, value in metadata.items():
+    for key, value in {**metadata, METADATA_DIGEST: metadata_sha256(metadata)}.items():
         model.metadata_props.add(key=key, value=value)
     return model.SerializeToString()

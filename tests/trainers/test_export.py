@@ -48,6 +48,17 @@ def test_the_files_serve_by_themselves(run, tmp_path, capsys):
     assert (parity["metric"], parity["points_lost"] <= 0.5) == ("f1", True)
 
 
+def test_only_checked_files_have_the_names_that_serve(run, monkeypatch):
+    def interrupted(*args, **kwargs):
+        assert not list(run.glob("*.onnx"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainers.export, "verify_onnx", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(run)
+    assert not list(run.rglob("*.onnx"))
+
+
 def test_settings_of_the_run_go_with_the_file(run):
     settings = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**settings, "max_length": 12}))
@@ -106,6 +117,19 @@ def test_logits_that_differ_delete_the_file_and_fail(run, monkeypatch, capsys):
     assert stopped.value.code == 2
     assert "deleted" in capsys.readouterr().err
     assert not list(run.glob("*.onnx"))
+
+
+def test_a_failed_export_leaves_none_of_an_earlier_one(run, monkeypatch):
+    for name in ("model.onnx", "model.int8.onnx", "model.onnx.data"):
+        (run / name).write_bytes(b"of an earlier export")
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(trainers.export, "export_onnx", full)
+    with pytest.raises(OSError, match="No space"):
+        export_run(run)
+    assert not list(run.glob("*.onnx*"))
 
 
 def test_int8_that_scores_worse_is_deleted_and_fails(run, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lora_core.models import build_model, config_from_dict
-from lora_core.models.heads import TaskModel
+from lora_core.models.task_model import TaskModel
 
 LABELS = ("O", "B-protein", "I-protein")
 

@@ -67,7 +67,7 @@ def test_providers(onnx_model, monkeypatch):
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda _, options, providers: asked.append(providers))
     with pytest.raises(AttributeError):  # what stands for the session is None
         OnnxModel(onnx_model.path)
-    assert asked == [["CUDAExecutionProvider", "CPUExecutionProvider"]]
+    assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]]
 
 
 def test_threads_and_spinning(onnx_model, monkeypatch):
