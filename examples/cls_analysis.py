@@ -10,7 +10,7 @@ spoke for the wrong one (integrated gradients); confusing_words.txt for the atte
 vectors.png, the vectors that the last layer reads, by PCA and t-SNE. It takes about 20 seconds on the sample.
 
 The words come from the validation split, so that a model may be trained with them and tested; --split test is for
-looking only.
+looking only and writes no confusing_words.txt.
 """
 
 import sys

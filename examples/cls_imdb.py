@@ -73,7 +73,7 @@ def main() -> None:
                     [dataclasses.replace(settings, **changes, seed=seed, fresh_head=True,
                                          output_dir=config.output_dir / name / f"seed-{seed}") for seed in seeds])
             for name, (title, changes) in ways.items()
-        ])  # fmt: skip
+        ], world)  # fmt: skip
         if world.is_main:
             print(ablation_table(rows))
             print(memory_table(rows, reference=len(rows) - 1))

@@ -59,7 +59,8 @@ class FinerConfig(RunConfig):
     resplit: bool = False
     """Merge the corpus's own splits and draw new ones, 80/10/10. A corpus of one file is always split."""
     oversample: float = 0.0
-    """Repeat training sentences until each type has this share of the most frequent type's entities."""
+    """Repeat training sentences, each up to ten times, until every type has this share of the most frequent type's
+    entities."""
     points_lost: float | None = None
     """Most points of F1 that the int8 file may lose on validation data; None: 0.5, on the sample 10."""
 

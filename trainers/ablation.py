@@ -8,19 +8,24 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trainers.config import RunConfig
+from trainers.distributed import World
 from trainers.experiment import run
 from trainers.runs import Run
 from trainers.tables import duration, markdown_table
 
 CONFIDENCE = 0.95
 """Probability with which an interval covers the mean over all seeds, if scores vary as a normal distribution."""
+PRELOADED = ["trainers.experiment", "trainers.cli", "torch._dynamo"]
+"""Modules that every run or example imports; torch's optimisers bring in the last one."""
 METHODS = {"full": "full", "head": "head only", "lora": "LoRA"}
 
 
@@ -69,9 +74,21 @@ class AblationRow:
     """The runs."""
 
 
-def run_ablation(variants: Sequence[Variant]) -> list[AblationRow]:
-    """Train every variant with every seed; under torchrun every process calls this. Finished runs are read."""
-    return [ablation_row(variant, [run(config) for config in variant.configs]) for variant in variants]
+def run_ablation(variants: Sequence[Variant], world: World) -> list[AblationRow]:
+    """Train every variant with every seed; under torchrun every process calls this. Finished runs are read.
+
+    With a world of one, each run has a process of its own, in which no earlier run has left memory behind.
+    """
+    start = run if world.size > 1 else run_apart
+    return [ablation_row(variant, [start(config) for config in variant.configs]) for variant in variants]
+
+
+def run_apart(config: RunConfig) -> Run:
+    """``run`` in a fresh process. It is forked from a server that has imported what runs need and done nothing else."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(run, config).result()
 
 
 def ablation_row(variant: Variant, runs: Sequence[Run]) -> AblationRow:

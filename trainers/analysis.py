@@ -135,7 +135,8 @@ def analysis_report(analysis: Analysis) -> str:
 def write_analysis(run: ClassifierRun, analysis: Analysis, folder: str | Path, seed: int = 0) -> list[Path]:
     """Write analysis.md, analysis.json, confusing_words.txt, confusion.png and vectors.png; return their paths.
 
-    The words are left out where there are no errors.
+    The words are left out where there are no errors, and for the test split: a model that is trained with words of its
+    test texts cannot be tested.
     """
     from trainers.pictures import confusion_picture  # brings in matplotlib, as vector_map does
     from trainers.vector_map import classifier_vectors, vectors_picture
@@ -147,7 +148,7 @@ def write_analysis(run: ClassifierRun, analysis: Analysis, folder: str | Path, s
     report.write_text(analysis_report(analysis), encoding="utf-8")
     text = json.dumps(dataclasses.asdict(analysis), indent=2, ensure_ascii=False)
     figures.write_text(text + "\n", encoding="utf-8")
-    listed = word_list(analysis.pairs)
+    listed = [] if analysis.split == "test" else word_list(analysis.pairs)
     if listed:
         words.write_text("\n".join(listed) + "\n", encoding="utf-8")
     confusion_picture({f"{run.run.name}, {analysis.split}": analysis.confusion}, run.labels, confusion)

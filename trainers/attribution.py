@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from trainers.adversarial import word_embeddings
 
 STEPS = 64
+TOKENS_AT_ONCE = 4096
+"""Tokens whose hidden states are in memory at a time, unless one text has more."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,17 @@ def integrated_gradients(
         text = embed(input_ids[None])  # (1, T, E)
         empty = embed(torch.where(special, input_ids, pad_token_id)[None])  # (1, T, E)
     points = (torch.arange(steps, device=text.device, dtype=text.dtype) + 0.5) / steps  # (S,)
-    line = (empty + points[:, None, None] * (text - empty)).requires_grad_()  # (S, T, E)
-    ends = torch.cat([empty, text])  # (2, T, E)
-    (gradient,) = torch.autograd.grad(_logits(model, embeddings, input_ids, line)[:, label].sum(), line)  # (S, T, E)
+    total = torch.zeros_like(text[0], dtype=torch.float64)  # (T, E) sum of the gradients
+    for part in points.split(max(1, TOKENS_AT_ONCE // len(input_ids))):
+        line = (empty + part[:, None, None] * (text - empty)).requires_grad_()  # (part of S, T, E)
+        with torch.backends.cudnn.flags(enabled=False):  # cuDNN's LSTM has no backward pass in eval mode
+            logits = _logits(model, embeddings, input_ids, line)
+            (gradient,) = torch.autograd.grad(logits[:, label].sum(), line)
+        total += gradient.double().sum(0)
     with torch.no_grad():
+        ends = torch.cat([empty, text])  # (2, T, E)
         at_empty, at_text = _logits(model, embeddings, input_ids, ends)[:, label].double().tolist()
-    shares = (gradient.double().mean(0) * (text - empty)[0].double()).sum(-1)  # (T,)
+    shares = (total / steps * (text - empty)[0].double()).sum(-1)  # (T,)
     return Attribution(shares.cpu().numpy(), at_text - at_empty)
 
 

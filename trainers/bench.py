@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 
 from trainers.bench_worker import WORK_FILE, Work
-from trainers.export import FP32_FILE, INT8_FILE, FinishedRun, export_run, file_size
+from trainers.export import FP32_FILE, INT8_FILE, FinishedRun, export_run, file_size, is_exported
 from trainers.subset import take
 from trainers.tasks.kinds import kind_of
 
@@ -87,7 +87,7 @@ def bench_run(
     folder: str | Path, *, split: str = "test", limit: int | None = None, timed: int = 500, rounds: int = 3,
     threads: int | None = None,
 ) -> Comparison:  # fmt: skip
-    """Measure a finished run in PyTorch and as ONNX, exporting it first where files are missing.
+    """Measure a finished run in PyTorch and as ONNX, exporting it first where `is_exported` does not hold.
 
     Args:
         split: the data to score and to time on.
@@ -100,8 +100,8 @@ def bench_run(
         ValueError: the run is not finished, has no such split, or its export fails the checks.
     """
     folder = Path(folder)
-    if not all((folder / name).is_file() for name in (FP32_FILE, INT8_FILE)):
-        export_run(folder)
+    if any(number is not None and number < 1 for number in (limit, timed, rounds, threads)):
+        raise ValueError("limit, timed, rounds and threads must be at least 1.")
     finished = FinishedRun.load(folder)
     config, kind = finished.config, kind_of(finished.config.task)
     datasets = kind.load(config)
@@ -109,8 +109,8 @@ def bench_run(
         raise ValueError(f"{config.data} has no {split} split; it has {', '.join(datasets)}.")
     dataset = datasets[split].with_labels(finished.labels).in_memory()
     scored, timed = min(limit or len(dataset), len(dataset)), min(timed, len(dataset))
-    if min(scored, timed, rounds) < 1:
-        raise ValueError("limit, timed and rounds must be at least 1.")
+    if not is_exported(finished):
+        export_run(folder)
     work = Work(
         config, kind.task(finished.labels, config),
         scored=kind.encode(take(dataset, np.arange(scored)), finished.model, config),

@@ -61,16 +61,17 @@ def main(arguments: Sequence[str]) -> None:
 @torch.inference_mode()
 def measure(work: Work, source: str, device: str) -> tuple[dict[str, Any], list[np.ndarray]]:
     """The figures of one model, and its predictions for every scored example."""
-    where = torch.device(device)
     host = torch.device("cpu")
     reset_peak_memory(host)
     before = peak_memory_bytes(host)
     if source.endswith(".onnx"):
         import lora_core.export  # noqa: F401 - its memory counts, the time of importing it does not
+    else:
+        import trainers.experiment  # noqa: F401
     started = time.perf_counter()
     served = load_served(source, device=device)
     load_seconds = time.perf_counter() - started
-    model, data = served.model, work.timed
+    model, data, where = served.model, work.timed, served.device  # an ONNX file takes its inputs from the CPU
 
     def run(indices: np.ndarray) -> None:
         inputs, _ = data.collate(indices)

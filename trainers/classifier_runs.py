@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_core.models.heads import TaskModel
+from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.batches import evaluation_batches
 from trainers.data.loading import load_batches
@@ -78,7 +78,9 @@ class ClassifierRun:
         An example has several rows where texts are cut into windows.
         """
         data = kind_of(self.config.task).encode(dataset, self.model, self.config)
-        batches = evaluation_batches(data.lengths, 4 * (self.config.micro_batch_size or self.config.batch_size))
+        most_tokens = self.config.micro_batch_tokens or self.config.batch_tokens
+        batches = evaluation_batches(data.lengths, 4 * (self.config.micro_batch_size or self.config.batch_size),
+                                     batch_tokens=4 * most_tokens if most_tokens else None)  # fmt: skip
         for indices, (inputs, labels) in zip(batches, load_batches(data, batches, self.device), strict=True):
             yield indices[(labels != IGNORED_LABEL).cumsum(0).cpu().numpy() - 1], inputs
 

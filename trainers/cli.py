@@ -93,6 +93,8 @@ def compare(
 ) -> None:
     """Compare finished runs: a table here, and comparison.md, .json and .png in a folder.
 
+    Runs that differ in nothing but their seed are also compared together.
+
         lora-core compare runs/full runs/lora --output-dir runs/comparison
 
     Args:
@@ -182,7 +184,8 @@ def predict(
             folder of exported files (int8 comes first).
         files: input files; - is standard input.
         output: file to write; by default standard output.
-        format: jsonl adds "entities" or "labels" to the input's fields; text is for reading.
+        format: jsonl adds "entities" or "labels" to the input's fields, in place of one of that name; text is for
+            reading.
         input_format: auto takes .jsonl and .json as JSON lines, and other input too if it begins with a brace.
         task: what the model does, where its folder does not tell.
         aggregation_strategy: entities: which pieces of a word decide its label (first).

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainers.compare_seeds import SeedGroup, seed_groups, seeds_table
 from trainers.runs import Run, has_predictions
 from trainers.significance import Difference, compare_predictions
 from trainers.tables import duration, markdown_table
@@ -63,6 +64,8 @@ class Comparison:
     """In the order in which the runs were given."""
     support: dict[str, int]
     """Number of gold entities of each type (or examples of each label), most frequent first."""
+    seeds: list[SeedGroup]
+    """Runs that differ in their seed alone, together; empty unless there are two ways with several seeds each."""
 
 
 def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
@@ -95,6 +98,7 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
         baseline=names[baseline],
         rows=rows,
         support=dict(sorted(support.items(), key=lambda item: (-item[1], item[0]))),
+        seeds=seed_groups(runs, names, [row.f1 for row in rows], baseline),
     )
 
 
@@ -129,7 +133,8 @@ def comparison_table(comparison: Comparison) -> str:
     caption = f"{comparison.data}, {comparison.split} split. Scores in percent; difference of F1 in points."
     if has_difference:
         caption += " Interval: paired bootstrap of the test examples. It does not know the chance of a seed."
-    return f"{table}\n\n{caption}\n"
+    seeds = f"\n{seeds_table(comparison.seeds)}" if comparison.seeds else ""
+    return f"{table}\n\n{caption}\n{seeds}"
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:

@@ -96,7 +96,7 @@ class RunConfig(TrainConfig):
     """Head of a text model; default: the family's own. Texts: linear and mlp read the first token, lstm, textcnn and
     attention all of them. Words: crf scores whole sequences of labels."""
     confusing_words: str = ""
-    """Head attention: a file of words, one a line, that lose attention; single tokens only."""
+    """Head attention: a file of words, one a line, that lose attention, however written; single tokens only."""
     confusing_penalty: float = 1.0
     """Head attention: taken from the score of those words before the softmax; 1 divides their weight by e."""
     crf_constraints: bool = False
@@ -111,6 +111,8 @@ class RunConfig(TrainConfig):
     """The run folder: config.json, metrics.jsonl, checkpoints/, and adapter/ (LoRA) or best/ (otherwise)."""
     method: Literal["lora", "full", "head"] = "lora"
     """Train low-rank adapters and the head, every parameter, or the head alone."""
+    train_head: bool = True
+    """LoRA: train the head too; if not, it stays as it starts. It is saved with the adapter either way."""
     r: int = 16
     """LoRA: rank."""
     lora_alpha: float | None = None
@@ -168,6 +170,11 @@ class RunConfig(TrainConfig):
             if value is not None and (value < 1 or self.task != "text-classification"):
                 raise ValueError(f"{name} is {value} with task {self.task}: it must be at least 1, and is for "
                                  "text-classification.")  # fmt: skip
+        for name, task in {"text_augment": "text-classification", "augment": "image-classification"}.items():
+            if getattr(self, name) != "none" and self.task != task:
+                raise ValueError(f"{name} is {getattr(self, name)} with task {self.task}: it is for {task}.")
+        if not self.train_head and self.method != "lora":
+            raise ValueError(f"train_head is false with method {self.method}: only lora can leave the head as it is.")
         if not self.focal_gamma >= 0:
             raise ValueError(f"focal_gamma must be at least 0, but it is {self.focal_gamma}.")
         if not 0 <= self.label_smoothing < 1:

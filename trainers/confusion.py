@@ -13,7 +13,7 @@ NO_ENTITY = "(no entity)"
 
 def word_confusion(gold: list[np.ndarray], predicted: list[np.ndarray], labels: Sequence[str]) -> np.ndarray:
     """(L, L) words: a row for each true label, a column for each predicted one."""
-    pairs = np.concatenate(gold) * len(labels) + np.concatenate(predicted)
+    pairs = np.concatenate(gold).astype(np.int64) * len(labels) + np.concatenate(predicted)  # gold is saved in 16 bits
     return np.bincount(pairs, minlength=len(labels) ** 2).reshape(len(labels), -1)
 
 

@@ -11,7 +11,7 @@ import torch
 
 import lora_core
 from lora_core.models import load_pretrained, save_pretrained
-from lora_core.models.heads import TaskModel
+from lora_core.models.task_model import TaskModel
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.distributed import World, distributed
 from trainers.heads import prepare_head
@@ -105,9 +105,11 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
             target_modules=config.target_modules, bias=config.bias, init_lora_weights=config.init_lora_weights,
             use_rslora=config.use_rslora, use_dora=config.use_dora, base_model_name_or_path=config.model,
         )  # fmt: skip
-    elif config.method == "head":
-        for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters():
+        if config.method == "head":
             parameter.requires_grad_(model.in_head(name))
+        elif model.in_head(name) and not config.train_head:
+            parameter.requires_grad_(False)
     return model
 
 
@@ -194,9 +196,10 @@ def _write_settings(config: RunConfig) -> None:
 
 def _check_unchanged(old: dict[str, Any], config: RunConfig) -> None:
     new = json.loads(json.dumps(config.to_dict()))
-    changed = [name for name in new if name not in RESUME_MAY_CHANGE and old.get(name) != new[name]]
+    old = json.loads(json.dumps(RunConfig().to_dict())) | old  # a setting that is newer than the run had its default
+    changed = [name for name in new if name not in RESUME_MAY_CHANGE and old[name] != new[name]]
     if changed:
-        listed = "; ".join(f"{name} was {old.get(name)!r}, now {new[name]!r}" for name in changed)
+        listed = "; ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in changed)
         raise ValueError(f"{config.output_dir} was begun with other settings: {listed}. "
                          "Resume with the same settings, or choose another --output-dir.")  # fmt: skip
 

@@ -38,13 +38,14 @@ def bio_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Labels in BIO, row by row, for a model that was trained with another scheme.
 
     In BIOES and BILOU, the last word (E-, L-) continues an entity and a single word (S-, U-) opens one. Labels
-    without any scheme, such as `PER`, become `I-PER`: neighbours with the same label are one entity.
+    without any scheme, such as `PER`, become `I-PER`: neighbours with the same label are one entity. `B` and `I` alone
+    stay: they mark entities of the type `_`, as in the scores.
     """
-    tagged = [re.fullmatch(r"([BIESLU])-(.+)", label) for label in labels if label != "O"]
+    tagged = [re.fullmatch(r"[BI]|[BIESLU]-.+", label) for label in labels if label != "O"]
     if not all(tagged):
         return tuple(label if label == "O" else f"I-{label}" for label in labels)
     to_bio = {"B": "B", "S": "B", "U": "B", "I": "I", "E": "I", "L": "I"}
-    return tuple(label if label == "O" else f"{to_bio[label[0]]}-{label[2:]}" for label in labels)
+    return tuple(label if label in ("O", "B", "I") else f"{to_bio[label[0]]}-{label[2:]}" for label in labels)
 
 
 def word_labels(scores: np.ndarray, counts: np.ndarray, strategy: Strategy) -> tuple[np.ndarray, np.ndarray]:

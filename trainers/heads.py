@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lora_core.models.crf import CRFHead, iob2_transitions
-from lora_core.models.heads import TaskModel
+from lora_core.models.task_model import TaskModel
 from lora_core.models.text_heads import AttentionPooling
 from trainers.config import RunConfig
 from trainers.data.tokenizer import load_tokenizer
@@ -40,7 +40,8 @@ def prepare_head(model: TaskModel, config: RunConfig) -> None:
 def _token_ids(config: RunConfig) -> list[int]:
     """Ids of the words in the file, one a line, that are one token each; the others are named in a warning.
 
-    A piece of a word stands in other words too, which the penalty must not touch.
+    A piece of a word stands in other words too, which the penalty must not touch. Where the tokenizer tells them apart,
+    a word has an id in small letters, with a capital, and in capitals.
     """
     path = Path(config.confusing_words)
     words = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -48,11 +49,11 @@ def _token_ids(config: RunConfig) -> list[int]:
     unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "<unk>")
     found, left_out = [], []
     for word in words:
-        ids = tokenizer.encode([word], is_pretokenized=True, add_special_tokens=False).ids
-        if len(ids) == 1 and ids[0] != unknown:
-            found.append(ids[0])
-        else:
-            left_out.append(word)
+        forms = tokenizer.encode_batch([[word], [word.capitalize()], [word.upper()]], is_pretokenized=True,
+                                       add_special_tokens=False)  # fmt: skip
+        ids = {form.ids[0] for form in forms if len(form) == 1} - {unknown}
+        found += sorted(ids)
+        left_out += [] if ids else [word]
     if not found:
         raise ValueError(f"{path} has no word that is a single token of the model, one word a line.")
     if left_out:

@@ -8,8 +8,8 @@ from trainers.tables import markdown_table
 
 COLUMNS = {"allocated": "GPU allocated", "reserved": "GPU reserved", "resident": "peak RSS"}
 NOTE = (
-    "Peaks of training, most of any seed. Peak RSS is the main process's memory, with what earlier runs of the same "
-    "process have left in it: train each model by a command of its own to compare."
+    "Peaks of training, most of any seed. Peak RSS is that of the main process, its libraries included. Runs have a "
+    "process each, except under torchrun with several processes, where earlier runs leave memory behind."
 )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from trainers.data.image_decode import COLOUR, GREY
@@ -56,24 +57,21 @@ class ClassificationPipeline(Pipeline):
         return [result] if self.single and self.is_one(inputs) else result
 
     def predict(self, inputs: Sequence[Any]) -> list[Any]:
-        probabilities = np.empty((len(inputs), len(self.labels)), dtype=np.float32)
+        logits = np.zeros((len(inputs), len(self.labels)), dtype=np.float32)
+        rows = np.zeros((len(inputs), 1), dtype=np.float32)
         for indices, batch in self.batches(inputs):
-            found = self.probabilities(batch)
-            places, rows = np.unique(indices, return_inverse=True)
-            if len(places) < len(indices):  # the mean of the windows' logits is, but for a constant, that of the logs
-                logs = np.zeros((len(places), len(self.labels)))
-                np.add.at(logs, rows, np.log(np.maximum(found, np.finfo(np.float32).tiny)))
-                logs /= np.bincount(rows)[:, None]
-                found = np.exp(logs - logs.max(1, keepdims=True))
-                found, indices = found / found.sum(1, keepdims=True), places
-            probabilities[indices] = found
+            np.add.at(logits, indices, self.logits(batch).cpu().numpy())
+            np.add.at(rows, indices, 1)
+        # Of an input of several rows, the mean of their logits counts.
+        probabilities = torch.from_numpy(logits / rows).softmax(dim=1).numpy()
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top_k]  # (inputs, top_k)
         results = [[LabelScore(label=self.labels[label], score=float(row[label])) for label in labels]
                    for row, labels in zip(probabilities, best, strict=True)]  # fmt: skip
         return [labels[0] for labels in results] if self.single else results
 
     def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        """(The input of each row, the model's keyword arguments) of every batch; an input may have several rows."""
+        """(The input of each row, the model's keyword arguments) of every batch; an input may have several rows, also
+        in several batches."""
         raise NotImplementedError
 
 
@@ -93,8 +91,12 @@ class TextPipeline(ClassificationPipeline):
                              self.served.pad_token_id, self.served.long_text)  # fmt: skip
         for indices in self.batches_of(texts.lengths):
             batch, labels = texts.collate(indices)
-            # A text of several windows is there as often.
-            yield indices[np.cumsum(labels.numpy() != IGNORED_LABEL) - 1], batch
+            # A text of several windows is there as often: more rows, maybe, than a batch may have.
+            owners = indices[np.cumsum(labels.numpy() != IGNORED_LABEL) - 1]
+            size = max(1, self.max_tokens // batch["input_ids"].shape[1])
+            for start in range(0, len(owners), size):
+                rows = slice(start, start + size)
+                yield owners[rows], {name: tensor[rows] for name, tensor in batch.items()}
 
 
 class ImagePipeline(ClassificationPipeline):

@@ -24,6 +24,13 @@ logger = logging.getLogger("trainers")
 STANDARD_INPUT = "-"
 JSON_SUFFIXES = (".jsonl", ".json")
 
+FIELDS = {
+    "token-classification": ("text", "tokens"),
+    "text-classification": ("text",),
+    "image-classification": ("image",),
+}
+"""Fields of a JSON object that can hold the input of each task; the first is also what a line of plain text is."""
+
 Format = Literal["jsonl", "text"]
 InputFormat = Literal["auto", "jsonl", "text"]
 
@@ -59,18 +66,18 @@ def predict_files(
     try:
         with _opened(output) as sink:
             for line in _output_lines(predictor, files, input_format, format):
-                sink.write(line.encode("utf-8") + b"\n")
+                # In a field that is not predicted from, JSON may spell half of a character: it is written as it came.
+                sink.write(line.encode("utf-8", "backslashreplace") + b"\n")
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _output_lines(predictor: Pipeline, files: tuple[str, ...], input_format: str, format: str) -> Iterator[str]:
     """A line for each record, while a progress bar runs on standard error (on a terminal)."""
-    is_image = predictor.served.task == "image-classification"
     waiting: deque[Record] = deque()
 
     def sources() -> Iterator[str | list[str]]:
-        for record in _records(files, input_format, is_image):
+        for record in _records(files, input_format, FIELDS[predictor.served.task]):
             waiting.append(record)
             yield record.source
 
@@ -105,39 +112,41 @@ def _one_line(text: str | list[str]) -> str:
     return " ".join(str(text).splitlines())
 
 
-def _records(files: tuple[str, ...], input_format: str, is_image: bool) -> Iterator[Record]:
+def _records(files: tuple[str, ...], input_format: str, names: tuple[str, ...]) -> Iterator[Record]:
     for file in files:
-        if is_image and file != STANDARD_INPUT and Path(file).suffix.lower() not in (*JSON_SUFFIXES, ".txt"):
+        if "image" in names and file != STANDARD_INPUT and Path(file).suffix.lower() not in (*JSON_SUFFIXES, ".txt"):
             yield Record({"image": file}, file, Path(file).stat().st_size)
             continue
-        name = "standard input" if file == STANDARD_INPUT else file
-        as_json = input_format == "jsonl" or (input_format == "auto" and Path(file).suffix in JSON_SUFFIXES)
+        where = "standard input" if file == STANDARD_INPUT else file
+        as_json = None if input_format == "auto" else input_format == "jsonl"  # None: the first text will tell
+        if as_json is None and Path(file).suffix.lower() in JSON_SUFFIXES:
+            as_json = True
         with _lines(file) as lines:
             for number, line in enumerate(lines, start=1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
-                    as_json = as_json or (input_format == "auto" and line.lstrip().startswith(b"{"))
+                if as_json is None and line.strip():
+                    as_json = line.lstrip().startswith(b"{")
                 if as_json and not line.strip():
                     continue
                 try:
-                    yield _record(line.rstrip(b"\r\n"), as_json, is_image, len(line))
+                    yield _record(line.rstrip(b"\r\n"), bool(as_json), names, len(line))
                 except ValueError as error:
-                    raise ValueError(f"{name}:{number}: {error}") from error
+                    raise ValueError(f"{where}:{number}: {error}") from error
 
 
-def _record(line: bytes, as_json: bool, is_image: bool, size: int) -> Record:
+def _record(line: bytes, as_json: bool, names: tuple[str, ...], size: int) -> Record:
     """One line; ValueError says what is wrong with it."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error})") from error
     if not as_json:
-        return Record({"image" if is_image else "text": text}, text, size)
+        return Record({names[0]: text}, text, size)
     try:
         fields = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}): {short(text)}") from error
-    names = ("image",) if is_image else ("text", "tokens")
     given = [name for name in names if isinstance(fields, dict) and name in fields]
     if len(given) != 1:
         raise ValueError(f"expected a JSON object with {' or '.join(map(repr, names))}, got {short(text)}")

@@ -19,7 +19,7 @@ _IDEOGRAPHS = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0
 
 _WORD = re.compile(
     r"""
-      (?<! [w0mj]) w M* (?: \. w M* (?! M* [w0]) )+ \.? M*       # U.S.  e.g.  u.v
+      (?<! [w0mj]) w M* (?: \. w M* (?! [mjw0]) )+ \.? M*       # U.S.  e.g.  u.v
     | [-/]? (?: \. (?= 0) )? UNITS                               # -dependent  /luciferase  -5  .25
       (?: (?: (?<= 0) [,:] (?= 0) | \. (?= 0)                    # 1,000.50  12:30  v1.2
             | ['+]? [-/] | ['+*&@_]                              # IL-2  5'-end  Ca2+-bound  patient's

@@ -10,8 +10,8 @@ from tokenizers.trainers import WordLevelTrainer
 
 from lora_core.models import build_model, config_from_dict
 from lora_core.models.config import read_config
-from lora_core.models.heads import TaskModel
 from lora_core.models.source import resolve
+from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.text_readers import TextDataset
 from trainers.data.token_files import TokenDataset

@@ -14,8 +14,9 @@ import lora_core
 from lora_core.models import load_pretrained
 from lora_core.models.build import TASKS
 from lora_core.models.config import CONFIG_FILE, read_config
-from lora_core.models.heads import TASK_MODELS, TaskModel
+from lora_core.models.heads import TASK_MODELS
 from lora_core.models.source import resolve
+from lora_core.models.task_model import TaskModel
 from trainers.data.text_processing import TEXT_PROCESSING_FILE, TextProcessing
 
 if TYPE_CHECKING:
@@ -143,9 +144,11 @@ def _load_onnx(path: Path, device: str | None) -> Served:
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. `lora-core export RUN` writes RUN/model.onnx.")
-    if device is not None and torch.device(device).type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {device!r}; ONNX files run on cpu or cuda.")
-    providers = None if device is None else [CPU] if device == "cpu" else [CUDA, CPU]
+    place = None if device is None else _parsed(device)
+    if place is not None and (place.type not in ("cpu", "cuda") or place.index):
+        raise ValueError(f"device is {device!r}; ONNX files run on cpu or cuda, of several GPUs on the first that "
+                         "CUDA_VISIBLE_DEVICES names.")  # fmt: skip
+    providers = None if place is None else [CPU] if place.type == "cpu" else [CUDA, CPU]
     model = OnnxModel(path, providers=providers).eval()
     settings = model.metadata.get(TEXT_PROCESSING_FILE, "{}")
     processing = TextProcessing.from_json(settings, f"{path}: {TEXT_PROCESSING_FILE}")
@@ -168,4 +171,15 @@ def _task_of(folder: Path) -> str:
 
 
 def _device(name: str | None) -> torch.device:
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _parsed(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {name!r}, but torch {torch.__version__} finds {torch.cuda.device_count()} CUDA "
+                         "devices here. Leave it out to take what there is.")  # fmt: skip
+    return device
+
+
+def _parsed(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; expected one such as cpu, cuda or cuda:1.") from error

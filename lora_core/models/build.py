@@ -5,14 +5,16 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from lora_core.models.bert import BertConfig, BertModel
 from lora_core.models.deit import DeiTModel
 from lora_core.models.distilbert import DistilBertConfig, DistilBertModel
-from lora_core.models.heads import HEADS, TASK_MODELS, Encoder, TaskModel
+from lora_core.models.heads import HEADS, TASK_MODELS
 from lora_core.models.labels import check_labels
 from lora_core.models.recurrent import BiLSTMModel, LSTMConfig, LSTMModel
 from lora_core.models.roberta import CamembertModel, RobertaModel, XLMRobertaModel
+from lora_core.models.task_model import Encoder, TaskModel
 from lora_core.models.vit import ViTConfig, ViTEmbeddings, ViTModel
 
 Config = BertConfig | DistilBertConfig | ViTConfig | LSTMConfig
@@ -105,13 +107,24 @@ def assemble(
 
     `with_pooler` gives an encoder the pooler that its task does not need; DistilBERT has none.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn():
         encoder = cast(Callable[[Any], Encoder], ENCODERS[config.model_type])(config)
         if with_pooler and isinstance(encoder, (BertModel, ViTModel)):
             encoder.add_pooler()
         if task == "encoder":
             return encoder.eval()
         return task_model_class(config.model_type, task, head)(encoder, labels).eval()
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Passes over torch.nn.init. On the meta device there is nothing to fill, and drawing there would import torch's
+    compiler: more than a second, and 37 MB."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return (*args, *kwargs.values())[0]  # the tensor
+        return func(*args, **kwargs)
 
 
 @torch.no_grad()

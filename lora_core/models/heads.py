@@ -1,4 +1,4 @@
-"""Task models: an encoder under its `base_model_prefix`, a head under the names of its published checkpoints.
+"""The task models: an encoder under its `base_model_prefix`, a head under the names of its published checkpoints.
 
 A new head is a subclass of TaskModel and a row in `TASK_MODELS`, or in `HEADS` if it suits every text encoder.
 
@@ -6,9 +6,7 @@ Shapes: B texts or images, T tokens (padded), H hidden size, L labels.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from lora_core.models.bert import BertModel
@@ -18,73 +16,20 @@ from lora_core.models.distilbert import DistilBertModel
 from lora_core.models.layers import Dropout
 from lora_core.models.recurrent import BiLSTMModel, LSTMModel
 from lora_core.models.roberta import CamembertModel, RobertaModel, XLMRobertaModel
-from lora_core.models.text_heads import AttentionPooling, FirstToken, LastToken, LSTMPooling, ResidualMLP, TextCNN
+from lora_core.models.task_model import Encoder, TaskModel, TextEncoder, TextModel
+from lora_core.models.text_classifiers import (
+    AttentionTextClassification,
+    BertTextClassification,
+    BiLSTMTextClassification,
+    DistilBertTextClassification,
+    LastTokenTextClassification,
+    LinearTextClassification,
+    LSTMTextClassification,
+    MLPTextClassification,
+    RobertaTextClassification,
+    TextCNNTextClassification,
+)
 from lora_core.models.vit import ViTModel
-
-TextEncoder = BertModel | DistilBertModel | LSTMModel
-Encoder = TextEncoder | ViTModel
-
-
-class TaskModel(nn.Module):
-    """Encoder and head. Subclasses add the head's modules, `forward` and `logits`."""
-
-    task: ClassVar[str]
-    """The name that `load_pretrained` knows the task by."""
-    architecture_suffix: ClassVar[str]
-    """End of the class name that a checkpoint of this task states in config.json, after the family's name."""
-    head: ClassVar[str] = "default"
-    """Name in `HEADS`; "default" for the family's own head."""
-    head_names: tuple[str, ...] = ("classifier",)
-    """Modules that belong to the head: trained and saved with an adapter. So is a pooler that the checkpoint lacked."""
-    label_layers: ClassVar[tuple[str, ...]] = ("classifier",)
-    """The Linears whose rows are the labels."""
-    config: Any
-    """The config of the encoder's family."""
-
-    def __init__(self, encoder: Encoder, labels: Sequence[str]) -> None:
-        super().__init__()
-        self.config = encoder.config
-        self.labels = tuple(labels)
-        self.base_model_prefix = encoder.base_model_prefix
-        self.fresh_parameters: tuple[str, ...] = ()
-        """Names of the parameters that the checkpoint lacked and that therefore start at random."""
-        self.add_module(self.base_model_prefix, encoder)
-
-    @property
-    def base_model(self) -> Encoder:
-        """The encoder."""
-        return getattr(self, self.base_model_prefix)
-
-    def in_head(self, name: str) -> bool:
-        """Whether a parameter or buffer of this name belongs to the head."""
-        return name.startswith(tuple(f"{part}." for part in self.head_names))
-
-    @classmethod
-    def with_label_rows(cls, head: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-        """The tensors of a head, by name, with its labels in the order that `rows` gives."""
-        return {name: tensor[rows] if name.rpartition(".")[0] in cls.label_layers else tensor
-                for name, tensor in head.items()}  # fmt: skip
-
-
-class TextModel(TaskModel):
-    """Base of the models that read text."""
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> Tensor:
-        """Return the logits: (B, T, L) for token classification, (B, L) for text classification.
-
-        The arguments are those of the encoder, (B, T) each.
-        """
-        return self.logits(self.base_model(input_ids, attention_mask, token_type_ids), attention_mask, input_ids)
-
-    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
-        """Apply the head to the encoder's last hidden state (B, T, H).
-
-        `attention_mask` (B, T) is nonzero or True at real tokens (None: all are real). `input_ids` (B, T) are for
-        the heads that tell tokens apart.
-        """
-        raise NotImplementedError
 
 
 class TokenClassification(TextModel):
@@ -100,139 +45,6 @@ class TokenClassification(TextModel):
 
     def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
         return self.classifier(self.dropout(hidden))  # (B, T, L)
-
-
-class TextClassification(TextModel):
-    """Base of the text classifiers: all read the first token, each family in its own way."""
-
-    task = "text-classification"
-    architecture_suffix = "ForSequenceClassification"
-
-
-class BertTextClassification(TextClassification):
-    """The encoder's pooler, then one linear layer."""
-
-    def __init__(self, encoder: BertModel, labels: Sequence[str]) -> None:
-        encoder.add_pooler()
-        super().__init__(encoder, labels)
-        self.dropout = Dropout(self.config.head_dropout)
-        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
-
-    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
-        pooled = self.base_model.get_submodule("pooler")(hidden)  # (B, H)
-        return self.classifier(self.dropout(pooled))  # (B, L)
-
-
-class RobertaClassificationHead(nn.Module):
-    """Two linear layers with dropout before each and tanh between."""
-
-    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.dropout = Dropout(dropout)
-        self.out_proj = nn.Linear(hidden_size, num_labels)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        first = self.dropout(hidden[:, 0])  # (B, H)
-        return self.out_proj(self.dropout(torch.tanh(self.dense(first))))
-
-
-class RobertaTextClassification(TextClassification):
-    """RobertaClassificationHead under the name `classifier`."""
-
-    label_layers = ("classifier.out_proj",)
-
-    def __init__(self, encoder: RobertaModel, labels: Sequence[str]) -> None:
-        super().__init__(encoder, labels)
-        self.classifier = RobertaClassificationHead(self.config.hidden_size, len(self.labels), self.config.head_dropout)
-
-    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
-        return self.classifier(hidden)  # (B, L)
-
-
-class DistilBertTextClassification(TextClassification):
-    """Two linear layers with ReLU and dropout between."""
-
-    head_names = ("pre_classifier", "classifier")
-
-    def __init__(self, encoder: DistilBertModel, labels: Sequence[str]) -> None:
-        super().__init__(encoder, labels)
-        self.pre_classifier = nn.Linear(self.config.hidden_size, self.config.hidden_size)
-        self.dropout = Dropout(encoder.config.seq_classif_dropout)
-        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
-
-    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
-        pooled = torch.relu(self.pre_classifier(hidden[:, 0]))  # (B, H)
-        return self.classifier(self.dropout(pooled))  # (B, L)
-
-
-class HeadedTextClassification(TextClassification):
-    """Base of the text classifiers with a head of `text_heads` under the name `classifier`."""
-
-    label_layers = ("classifier.out_proj",)
-    head_class: ClassVar[type[nn.Module]]
-
-    def __init__(self, encoder: TextEncoder, labels: Sequence[str]) -> None:
-        super().__init__(encoder, labels)
-        self.classifier = self.head_class(
-            hidden_size=self.config.hidden_size,
-            num_labels=len(self.labels),
-            dropout=self.config.head_dropout,
-            **self.head_options(),
-        )
-
-    def head_options(self) -> dict[str, int]:
-        """What the head must know beyond its sizes."""
-        return {}
-
-    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
-        return self.classifier(hidden, attention_mask, input_ids)  # (B, L)
-
-
-class LinearTextClassification(HeadedTextClassification):
-    head = "linear"
-    head_class = FirstToken
-    architecture_suffix = "LinearForSequenceClassification"
-
-
-class MLPTextClassification(HeadedTextClassification):
-    head = "mlp"
-    head_class = ResidualMLP
-    architecture_suffix = "MLPForSequenceClassification"
-
-
-class LSTMTextClassification(HeadedTextClassification):
-    head = "lstm"
-    head_class = LSTMPooling
-    architecture_suffix = "LSTMForSequenceClassification"
-
-
-class TextCNNTextClassification(HeadedTextClassification):
-    head = "textcnn"
-    head_class = TextCNN
-    architecture_suffix = "TextCNNForSequenceClassification"
-
-
-class AttentionTextClassification(HeadedTextClassification):
-    head = "attention"
-    head_class = AttentionPooling
-    architecture_suffix = "AttentionForSequenceClassification"
-
-    def head_options(self) -> dict[str, int]:
-        return {"vocab_size": self.config.vocab_size}
-
-
-class LastTokenTextClassification(HeadedTextClassification):
-    """The left-to-right encoder's own head."""
-
-    head_class = LastToken
-
-
-class BiLSTMTextClassification(AttentionTextClassification):
-    """Attention pooling as the family's own head."""
-
-    head = "default"
-    architecture_suffix = "ForSequenceClassification"
 
 
 class CRFTokenClassification(TextModel):

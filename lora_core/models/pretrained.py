@@ -22,9 +22,10 @@ from lora_core.models.build import (
     task_model_class,
 )
 from lora_core.models.config import CONFIG_FILE, HEAD_FIELD, read_config
-from lora_core.models.heads import HEADS, Encoder, TaskModel
+from lora_core.models.heads import HEADS
 from lora_core.models.labels import check_labels, labels_of_config, rows_for
 from lora_core.models.source import resolve
+from lora_core.models.task_model import Encoder, TaskModel
 from lora_core.models.vit import ViTConfig, resize_positions
 from lora_core.models.weights import read_tensors, split_encoder
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from lora_core.models.build import ENCODERS, architecture_name, assemble
 from lora_core.models.config import CONFIG_FILE, HEAD_FIELD
-from lora_core.models.heads import Encoder, TaskModel
+from lora_core.models.task_model import Encoder, TaskModel
 from lora_core.models.weights import SINGLE_FILE
 
 

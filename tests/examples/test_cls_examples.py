@@ -1,5 +1,6 @@
 """The text classification examples on a few texts with a random model, in short."""
 
+import dataclasses
 import json
 import re
 import runpy
@@ -8,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import BertProcessing
 
+from lora_core import parameter_counts
 from lora_core.models import build_model, config_from_dict, save_pretrained
+from trainers import experiment
+from trainers.config import RunConfig
 from trainers.runs import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +118,7 @@ def test_agnews_with_every_model_and_more_seeds_later(monkeypatch, capsys, tmp_p
         (["--models", "bert", "gpt"], "models has ['gpt']; there are bert, bert-lora, lora-linear"),
         (["--models", "lora-penalty"], "lora-penalty needs --confusing-words FILE"),
         (["--seeds", "0"], "seeds must be at least 1"),
+        (["--model", "lstm"], "--model names the encoder that the models share. To train this one: --models lstm"),
     ],
 )
 def test_what_agnews_cannot_do(monkeypatch, capsys, arguments, message):
@@ -120,6 +126,20 @@ def test_what_agnews_cannot_do(monkeypatch, capsys, arguments, message):
         run_here(monkeypatch, capsys, NEWS, *arguments)
     assert exit_.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_users_recipe_trains_147_456_parameters(monkeypatch):
+    loaded = runpy.run_path(str(NEWS))
+    config = loaded["parse_run"](["--config", str(ROOT / "examples" / "cls_agnews_bert.toml")], loaded["RECIPE"])
+    bert = config_from_dict({"model_type": "bert"})
+    labels = ("World", "Sports", "Business", "Sci/Tech")
+    for name, trainable in {"bert-lora": 147_456, "bert": 109_485_316}.items():
+        with torch.device("meta"):
+            model = build_model(bert, "text-classification", labels)
+        monkeypatch.setattr(experiment, "load_pretrained", lambda *_, model=model, **__: model)
+        fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)}
+        experiment.build(RunConfig(**fields | loaded["ways"](config)[name]), labels)
+        assert parameter_counts(model)[0] == trainable
 
 
 @pytest.mark.parametrize("example", [IMDB, NEWS])

@@ -1,14 +1,16 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from trainers import ablation
 from trainers.ablation import Variant, ablation_row, ablation_table, estimate, run_ablation, write_ablation
 from trainers.config import RunConfig
-from trainers.runs import Run
+from trainers.runs import Run, read_run
 
 
 def finished(config, f1):
@@ -78,13 +80,24 @@ def test_the_table():
                           "time is that of one. A note.\n")  # fmt: skip
 
 
-def test_every_variant_runs_with_every_seed(monkeypatch):
+def test_every_variant_runs_with_every_seed(monkeypatch, alone):
     started = []
     monkeypatch.setattr(ablation, "run", lambda config: started.append(config) or finished(config, 0.5))
     variants = [variant("full"), variant("lora", seeds=(4,))]
-    rows = run_ablation(variants)
+    rows = run_ablation(variants, dataclasses.replace(alone, size=2))
     assert started == [*variants[0].configs, *variants[1].configs]
     assert [len(found.folders) for found in rows] == [3, 1]
+
+
+def test_a_run_has_a_process_of_its_own(finished_text, alone, tmp_path):
+    settings = {**read_run(finished_text).config, "output_dir": str(tmp_path / "run")}
+    config = RunConfig.from_dict(settings, "here")
+    ballast = torch.ones(100_000_000)  # 400 MB that are none of the run's
+    (found,) = run_ablation([Variant("BERT", [config])], alone)
+    assert found.folders == (tmp_path / "run",)
+    assert found.peak_memory_bytes < 4 * ballast.numel() + 100_000_000
+    with pytest.raises(ValueError, match=r"holds a run already\. Add --resume auto"):
+        run_ablation([Variant("BERT", [config])], alone)
 
 
 def test_what_is_written(tmp_path):

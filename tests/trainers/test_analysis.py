@@ -1,5 +1,6 @@
 """The analysis of a run whose errors are known: the texts that say the opposite of their label."""
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from trainers.analysis import analyse, analysis_report
+from trainers.analysis import analyse, analysis_report, write_analysis
 from trainers.classifier_runs import ClassifierRun
 from trainers.config import RunConfig
 from trainers.experiment import run
@@ -109,6 +110,14 @@ def test_the_example_writes_words_that_training_reads(trained, loaded, monkeypat
     config = RunConfig.from_dict(loaded.run.config, "here").to_dict() | {"head": "attention", "epochs": 1}
     config |= {"confusing_words": str(folder / "confusing_words.txt"), "output_dir": str(tmp_path / "penalty")}
     assert run(RunConfig.from_dict(config, "here")).result["epochs"] == 1
+
+
+def test_no_words_are_taken_from_test_texts(loaded, tmp_path):
+    found = dataclasses.replace(analyse(loaded, worst=1), split="test")
+    assert found.pairs
+    names = {path.name for path in write_analysis(loaded, found, tmp_path)}
+    assert names == {path.name for path in tmp_path.iterdir()}
+    assert names == {"analysis.md", "analysis.json", "confusion.png", "vectors.png"}
 
 
 def test_only_texts(finished, loaded):

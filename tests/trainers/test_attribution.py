@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lora_core.models import build_model, config_from_dict
+from trainers import attribution
 from trainers.attribution import by_word, integrated_gradients
 
 SIZES = {"model_type": "bert", "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -63,6 +64,21 @@ def test_the_model_is_left_as_it_was(model):
     integrated_gradients(model, IDS, 0, 0, SPECIAL)
     assert model(IDS[None]).equal(before)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_long_texts_take_no_more_memory_and_cudnn_takes_no_part(model, monkeypatch):
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, arguments, inputs: seen.append((inputs["input_ids"].numel(), torch.backends.cudnn.enabled)),
+        with_kwargs=True,
+    )
+    whole = integrated_gradients(model, IDS, 0, 0, SPECIAL, steps=7)
+    monkeypatch.setattr(attribution, "TOKENS_AT_ONCE", 12)
+    before = len(seen)
+    parts = integrated_gradients(model, IDS, 0, 0, SPECIAL, steps=7)
+    assert parts.tokens == pytest.approx(whole.tokens, abs=1e-6)
+    assert [tokens for tokens, _ in seen[before:]] == [12, 12, 12, 6, 12]
+    assert [enabled for _, enabled in seen[before:]] == [False] * 4 + [torch.backends.cudnn.enabled]
 
 
 def test_words_are_sums_of_their_tokens():

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 import trainers.bench
+import trainers.bench_worker
+from lora_core.export import export_onnx, read_metadata
 from trainers.bench import Variant, bench_run, bench_table
 from trainers.bench_worker import measure
 from trainers.cli import main
-from trainers.export import export_run
+from trainers.export import FinishedRun, export_run, is_exported
 from trainers.runs import read_run
+from trainers.served import load_served
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,30 @@ def test_a_process_of_its_own_gives_the_same_predictions(run, monkeypatch):
     assert [ids.tolist() for ids in predictions] == [ids.tolist() for ids in expected]
 
 
+def test_exports_of_other_weights_or_without_a_passed_check_are_made_again(finished, tmp_path, in_one_process):
+    run = shutil.copytree(finished["full"], tmp_path / "run")
+    assert not is_exported(FinishedRun.load(run))
+    export_run(run)
+    old = FinishedRun.load(run)
+    assert is_exported(old)
+    shutil.copy(finished["head"] / "best" / "model.safetensors", run / "best" / "model.safetensors")
+    assert not is_exported(FinishedRun.load(run))
+    bench_run(run, timed=2, limit=2, rounds=1)
+    assert is_exported(FinishedRun.load(run))
+    facts = read_metadata(run / "model.onnx")
+    own = {name: facts[name] for name in ("run_config_sha256", "run_weights_sha256")}
+    export_onnx(FinishedRun.load(run).model, run / "model.onnx", metadata=own)  # killed before its check
+    assert not is_exported(FinishedRun.load(run))
+
+
+def test_an_onnx_file_gets_its_inputs_on_the_cpu_whatever_computes(run, in_one_process, monkeypatch):
+    bench_run(run, timed=2, limit=2, rounds=1)
+    here = monkeypatch.setattr
+    here(trainers.bench_worker, "load_served", lambda source, device: load_served(source, device="cpu"))
+    figures, _ = measure(in_one_process[0][1], str(run / "model.onnx"), "cuda")
+    assert figures["device_memory_bytes"] is None
+
+
 def test_a_process_that_fails_is_named(run, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(ValueError, match="measuring PyTorch on cpu failed"):
@@ -113,5 +140,6 @@ def test_a_process_that_fails_is_named(run, monkeypatch):
 def test_wrong_arguments(run):
     with pytest.raises(ValueError, match="has no tset split"):
         bench_run(run, split="tset")
-    with pytest.raises(ValueError, match="at least 1"):
-        bench_run(run, rounds=0)
+    for name in ("limit", "timed", "rounds", "threads"):
+        with pytest.raises(ValueError, match="at least 1"):
+            bench_run(run, **{name: 0})

@@ -29,6 +29,12 @@ def test_numbers_out_of_range(name, value):
         TrainConfig(**{name: value})
 
 
+def test_settings_of_another_task():
+    for settings in ({"text_augment": "eda"}, {"augment": "flip", "task": "text-classification"}):
+        with pytest.raises(ValueError, match=r"augment is (eda|flip) with task .*: it is for (text|image)-class"):
+            RunConfig(**settings)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [

@@ -15,6 +15,13 @@ def test_words_as_in_sklearn():
     assert (word_confusion(gold, predicted, LABELS) == expected).all()
 
 
+def test_words_of_many_labels_in_narrow_integers():
+    labels = [str(number) for number in range(279)]  # as of FiNER-139; the cache keeps labels in 16 bits
+    gold, predicted = np.array([278, 0, 278], dtype=np.int16), np.array([278, 278, 1])
+    found = word_confusion([gold], [predicted], labels)
+    assert (found == confusion_matrix(gold, predicted, labels=range(279))).all()
+
+
 def test_entities_meet_when_both_ends_agree():
     gold = [["B-Rate", "I-Rate", "O", "B-Cap", "O"], ["B-Cap", "O"], ["B-Rate", "I-Rate"]]
     predicted = [["B-Rate", "I-Rate", "O", "B-Rate", "B-Cap"], ["O", "O"], ["B-Rate", "O"]]

@@ -250,6 +250,17 @@ def test_other_settings_than_the_run_was_begun_with(finished):
     assert "learning_rate" not in str(error.value)
 
 
+def test_a_run_from_before_a_setting_had_its_default(finished, tmp_path):
+    older = shutil.copytree(finished["head"], tmp_path / "older")
+    written = json.loads((older / "config.json").read_text())
+    del written["train_head"], written["focal_gamma"]
+    (older / "config.json").write_text(json.dumps(written))
+    config = dataclasses.replace(settings(finished, "head"), resume="auto", output_dir=older)
+    assert run(config).result == read_run(finished["head"]).result
+    with pytest.raises(ValueError, match=r"focal_gamma was 0.0, now 2.0"):
+        run(dataclasses.replace(config, focal_gamma=2.0))
+
+
 @pytest.mark.parametrize("change", [{"micro_batch_size": 1}, {"keep_checkpoints": 5}])
 def test_settings_that_do_not_change_the_result_may_change(finished, change):
     run(dataclasses.replace(settings(finished, "head"), resume="auto", **change))

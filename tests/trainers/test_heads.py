@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import lora_core
-from lora_core.models import build_model, load_pretrained, save_pretrained
+from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
 from lora_core.models.crf import FORBIDDEN
 from lora_core.models.heads import HEADS
 from trainers.config import RunConfig
 from trainers.experiment import build, evaluate_run, load_model, run
 from trainers.export import export_run
+from trainers.heads import prepare_head
 from trainers.pipeline import pipeline
 from trainers.runs import read_predictions
 from trainers.scratch import build_vocabulary
@@ -105,6 +107,21 @@ def test_a_pooler_that_the_checkpoint_lacks_is_trained_and_saved(config, method)
         assert all(torch.equal(tensor, trained[name]) for name, tensor in other.state_dict().items())
 
 
+def test_a_head_that_is_not_trained_is_saved_with_the_adapter(config):
+    settings = dataclasses.replace(config, train_head=False, seed=7)
+    finished = run(settings)
+    model = build(settings, LABELS)
+    adapters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    assert finished.result["trainable"] == adapters > 0
+    assert_found_again(finished)
+    other = load_pretrained(config.model, config.task, LABELS, seed=8)  # with another random head
+    lora_core.load_adapter(other, config.output_dir / "adapter")
+    for name in ("classifier.weight", "bert.pooler.dense.weight"):
+        assert torch.equal(other.get_parameter(name), model.get_parameter(name))
+    with pytest.raises(ValueError, match="train_head is false with method head"):
+        dataclasses.replace(settings, method="head")
+
+
 def test_a_pooler_of_the_checkpoint_stays_frozen(config, tiny, tmp_path):
     folder = tiny.write_checkpoint(tmp_path / "whole")
     save_pretrained(build_model(tiny.build().config, config.task, LABELS), folder)
@@ -165,6 +182,18 @@ def test_confusing_words_are_marked_and_saved(config, tiny, tmp_path, caplog):
     words.write_text("unheard\n")
     with pytest.raises(ValueError, match="has no word that is a single token"):
         build(config, LABELS)
+
+
+def test_confusing_words_are_marked_in_capitals_too(config, tmp_path):
+    pieces = ["[PAD]", "[UNK]", "[SEP]", "gene", "Gene", "DNA"]
+    tokenizer = Tokenizer(WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "words.txt").write_text("gene\ndna\n")
+    sizes = config_from_dict({"model_type": "lstm", "vocab_size": 6})
+    model = build_model(sizes, config.task, LABELS, head="attention")
+    settings = {"model": "lstm", "head": "attention", "confusing_words": str(tmp_path / "words.txt")}
+    prepare_head(model, dataclasses.replace(config, output_dir=tmp_path, **settings))
+    assert [pieces[token] for token in model.classifier.confusing.nonzero().flatten()] == ["gene", "Gene", "DNA"]
 
 
 # From scratch

@@ -115,6 +115,13 @@ def test_onnx_files_give_the_same(text_model, image_model, pictures, tmp_path):
         assert_same(pipeline(None, path)(inputs), torch_pipeline(inputs))
 
 
+def test_words_are_no_input_for_texts(text_model, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"text": "a", "tokens": ["a"]}\n{"tokens": ["a"]}\n')
+    with pytest.raises(SystemExit):
+        main(["predict", str(text_model), str(tmp_path / "in.jsonl")])
+    assert "in.jsonl:2: expected a JSON object with 'text', got" in capsys.readouterr().err
+
+
 def test_the_verb(text_model, image_model, pictures, tmp_path, capsys):
     ours = pipeline(None, text_model)(TEXTS[:2])
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS[:2]))

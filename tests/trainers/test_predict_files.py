@@ -39,6 +39,11 @@ def as_json(entities):
     return json.loads(json.dumps(entities))
 
 
+def test_a_name_in_capitals_tells_the_format_too(predict, tmp_path):
+    (line,) = predict(write(tmp_path / "IN.JSONL", "", '{"text": "il2", "id": 1}'))
+    assert json.loads(line)["id"] == 1
+
+
 def test_json_lines(predict, ner, tmp_path):
     records = [
         {"text": "il2 gene promoter", "id": 7},
@@ -63,6 +68,12 @@ def test_plain_text_gives_a_line_for_each_line(predict, ner, tmp_path):
     assert [line["entities"] for line in lines] == [as_json(entities) for entities in ner(texts * 2)]
 
 
+def test_other_fields_come_back_whatever_they_hold(predict, tmp_path):
+    line = '{"text": "il2", "note": "\\ud800 é", "\\udfff": [1e400, null]}'
+    (found,) = predict(write(tmp_path / "in.jsonl", line))
+    assert {name: value for name, value in json.loads(found).items() if name != "entities"} == json.loads(line)
+
+
 def test_text_for_reading(predict, ner, tmp_path):
     text = "the (junb) gene of il2 gene"
     entities = ner(text)
@@ -81,6 +92,7 @@ def test_text_for_reading(predict, ner, tmp_path):
         ('{"text": "a", "tokens": ["a"]}', r"in\.jsonl:2: expected a JSON object with 'text' or 'tokens'"),
         ('["a"]', r"in\.jsonl:2: expected a JSON object"),
         ('{"text": "a"', r"in\.jsonl:2: not JSON"),
+        ("[" * 100_000, r"in\.jsonl:2: not JSON"),
         ('{"text": 3}', r"in\.jsonl:2: text is 3, expected a string"),
         ('{"tokens": ["a", null]}', r"in\.jsonl:2: tokens is .*expected a list of strings"),
         ('{"text": "\\ud800"}', r"in\.jsonl:2: .*half of a character"),
@@ -119,6 +131,9 @@ def test_standard_input_that_begins_with_a_brace_is_json_lines(finished, monkeyp
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "il2 gene", "id": 1}\n')))
     main(["predict", str(finished["full"])])
     assert json.loads(capsysbinary.readouterr().out)["id"] == 1
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'\n \n{"text": "il2", "id": 1}\n\n')))
+    main(["predict", str(finished["full"])])
+    assert [json.loads(line)["text"] for line in capsysbinary.readouterr().out.splitlines()] == ["", " ", "il2"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "il2"}\n')))
     main(["predict", str(finished["full"]), "--input-format", "text"])
     assert json.loads(capsysbinary.readouterr().out)["text"] == '{"text": "il2"}'

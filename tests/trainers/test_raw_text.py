@@ -40,6 +40,11 @@ def test_words(text, expected):
     assert words(text) == expected
 
 
+def test_many_marks_cost_no_more_than_their_number():
+    marks = "\u0301" * 1_000_000
+    assert words(f"a.b{marks}c.") == ["a", ".", f"b{marks}c", "."]
+
+
 ALPHABET = st.one_of(
     st.characters(),
     st.sampled_from("aB1.,-'/+()%$ \n’\u0301\u200b\u200d\u200f\ufe0f\U0001f3fd👩⚕🇫東אשمر\u0940\ud800\x00\ufeff"),

@@ -8,7 +8,7 @@ import torch
 import lora_core.export.runtime
 from lora_core.export import OnnxModel, export_onnx, quantize_onnx, update_metadata
 from lora_core.models import load_pretrained, save_pretrained
-from lora_core.models.heads import TaskModel
+from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.text_processing import TextProcessing
 from trainers.experiment import load_model
@@ -88,8 +88,18 @@ def test_device_of_an_onnx_file(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(lora_core.export.runtime, "_available", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ValueError, match="has no CUDAExecutionProvider here"):
         load_served(path, device="cuda:0")
-    with pytest.raises(ValueError, match="device is 'meta'"):
-        load_served(path, device="meta")
+    for device in ("meta", "cuda:1", "gpu"):
+        with pytest.raises(ValueError, match=f"device is '{device}'"):
+            load_served(path, device=device)
+    assert load_served(path, device="cpu:0").source == str(path)
+
+
+def test_a_device_that_is_not_there(finished, monkeypatch):
+    with pytest.raises(ValueError, match="device is 'gpu'; expected one such as cpu"):
+        load_served(finished["full"], device="gpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"device is .cuda., but torch .* finds 0 CUDA devices"):
+        load_served(finished["full"], device="cuda")
 
 
 def test_a_run_is_loaded_without_a_warning_of_a_fresh_head(finished, caplog):

@@ -87,10 +87,11 @@ def _find_files(paths: list[Path], folder: Path) -> list[TaggedFile]:
     found = []
     for path in paths:
         if path.suffix == ".zip" and path.is_file():
-            if not zipfile.is_zipfile(path):
-                raise ValueError(f"{path} is not a zip file, or is cut short. Fetch it again.")
-            with zipfile.ZipFile(path) as archive:
-                names = [name for name in archive.namelist() if not name.startswith("__MACOSX")]
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    names = [name for name in archive.namelist() if not name.startswith("__MACOSX")]
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{path} is not a zip file, or is cut short ({error}). Fetch it again.") from error
             found += [(path, name, _split_of(Path(name)), _format(Path(name))) for name in names]
         elif path.is_file():
             found.append((path, "", _split_of(path.relative_to(folder)), _format(path)))

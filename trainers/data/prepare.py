@@ -45,7 +45,8 @@ class Preparation:
     shares: tuple[float, ...] = (0.8, 0.1, 0.1)
     """Shares of the training, validation and test split in every type's entities, when they are drawn."""
     oversample: float = 0.0
-    """Repeat training sentences until each type has this share of the most frequent type's entities."""
+    """Repeat training sentences, each up to ten times, until every type has this share of the most frequent type's
+    entities."""
     seed: int = 42
     """Seed of everything that is drawn."""
 
@@ -218,4 +219,8 @@ def _is_prepared(folder: Path, record: dict) -> bool:
     changed = [name for name in ("source", "label_file") if old.get(name) != record[name]] + changed
     if changed:
         raise ValueError(f"{folder} holds a preparation with other {', '.join(changed)}: prepare into another folder.")
+    for name, size in old["files"].items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise ValueError(f"{folder / name} is missing or was changed since it was prepared: delete {folder}, or "
+                             "prepare into another folder.")  # fmt: skip
     return True

@@ -22,7 +22,7 @@ class BadRows:
     count: int = 0
     first: list[str] = field(default_factory=list)
 
-    def add(self, file: Path, line: int | None, problem: str) -> None:
+    def add(self, file: Path | str, line: int | None, problem: str) -> None:
         """A bad line of a file, or with `line` None a file that is bad as a whole."""
         where = f"{file}: {problem}" if line is None else f"{file}:{line}: {problem}"
         if self.on_bad_row == "error":

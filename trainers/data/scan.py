@@ -1,6 +1,6 @@
 """One pass over a corpus: what preparation and statistics must know of every sentence, without its words.
 
-About 25 bytes a sentence and 2 an entity, so that a million sentences need little memory. Legend: N sentences,
+About 28 bytes a sentence and 2 an entity, so that a million sentences need little memory. Legend: N sentences,
 E entities, L labels.
 """
 
@@ -91,7 +91,7 @@ def scan(source: TaggedSource, bad_rows: BadRows) -> Scan:
         np.frombuffer(rows.fingerprints, dtype=np.uint64),
         np.frombuffer(rows.taggings, dtype=np.uint32),
         kinds[np.frombuffer(rows.entities, dtype=np.uint16)],
-        np.concatenate([[0], np.cumsum(np.frombuffer(rows.entity_counts, dtype=np.uint16), dtype=np.int64)]),
+        np.concatenate([[0], np.cumsum(np.frombuffer(rows.entity_counts, dtype=np.uint32), dtype=np.int64)]),
         np.array([[count[label] for label in range(len(labels))] for count in counts]),
         rows.stray,
         bad_rows.count,
@@ -107,7 +107,7 @@ class _Rows:
         self._type_of_tag: list[int] = []
         self._begins: list[bool] = []
         self.lengths, self.fingerprints, self.taggings = array("i"), array("Q"), array("I")
-        self.entities, self.entity_counts = array("H"), array("H")
+        self.entities, self.entity_counts = array("H"), array("I")
         self.label_counts: Counter[int] = Counter()
         self.stray = 0
 

@@ -80,7 +80,7 @@ def repeat_rare_types(rows: np.ndarray, types: np.ndarray, share: float, seed: i
     generator = np.random.default_rng((seed, 2))
     distinct, row_of = np.unique(rows, return_inverse=True)
     counts = np.bincount(types).astype(np.int64)
-    target = share * counts.max()
+    target = share * counts.max(initial=0)
     repeats = np.ones(len(distinct), dtype=np.int64)
     order = np.argsort(row_of, kind="stable")
     types_by_row = np.split(types[order], np.cumsum(np.bincount(row_of))[:-1])

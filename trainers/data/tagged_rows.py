@@ -96,9 +96,9 @@ def tagged_rows(
             words, tags = _parse(raw)
             yield place, words, tag_ids.ids(tags)
         except UnnamedTags as problem:
-            raise ValueError(f"{file.path}:{line}: {problem}") from problem
+            raise ValueError(f"{file}:{line}: {problem}") from problem
         except ValueError as problem:
-            bad_rows.add(file.path, line, str(problem))
+            bad_rows.add(str(file), line, str(problem))
     progress.update(size - shown)
 
 
@@ -160,13 +160,13 @@ def _raw_rows(file: TaggedFile) -> Iterator[tuple[int, Raw, float]]:
     with ExitStack() as stack:
         stored = stack.enter_context(file.path.open("rb"))
         lines: IO[bytes] | gzip.GzipFile = stored
-        if file.member:
-            lines = stack.enter_context(stack.enter_context(zipfile.ZipFile(stored)).open(file.member))
-        if (file.member or file.path.name).endswith(".gz"):
-            lines = stack.enter_context(gzip.GzipFile(fileobj=lines))
         size = max(file.path.stat().st_size, 1)
-        rows = _json_lines(lines) if file.format == "json" else _conll_blocks(lines)
         try:
+            if file.member:
+                lines = stack.enter_context(stack.enter_context(zipfile.ZipFile(stored)).open(file.member))
+            if (file.member or file.path.name).endswith(".gz"):
+                lines = stack.enter_context(gzip.GzipFile(fileobj=lines))
+            rows = _json_lines(lines) if file.format == "json" else _conll_blocks(lines)
             for number, raw in rows:
                 yield number, raw, stored.tell() / size
         except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:

@@ -21,6 +21,7 @@ from trainers.data.text_files import (
     parquet_rows,
 )
 from trainers.data.text_labels import LabelNames, declared_names, sorted_names
+from trainers.subset import take
 
 logger = logging.getLogger(__name__)
 
@@ -174,17 +175,13 @@ def _with_validation(datasets: dict[str, TextDataset]) -> dict[str, TextDataset]
     same_text = np.array([numbers.setdefault(text, len(numbers)) for text in train.texts])
     labels = np.arange(len(train)), train.targets
     chosen = stratified_split(same_text, labels, [1 - HELD_OUT, HELD_OUT], SPLIT_SEED)
-    rest, validation = _take(train, np.flatnonzero(chosen == 0)), _take(train, np.flatnonzero(chosen == 1))
+    rest, validation = take(train, np.flatnonzero(chosen == 0)), take(train, np.flatnonzero(chosen == 1))
     if not len(validation):
         raise ValueError(f"{train.source} holds {len(train)} texts, too few to set some aside for validation. "
                          "Add texts, or a validation split.")  # fmt: skip
     logger.warning("%s: no validation split; %d of %d training texts became one", train.source, len(validation),
                    len(train))  # fmt: skip
     return {**datasets, "train": rest, "validation": validation}
-
-
-def _take(dataset: TextDataset, indices: np.ndarray) -> TextDataset:
-    return replace(dataset, texts=[dataset.texts[index] for index in indices], targets=dataset.targets[indices])
 
 
 def _report_unknown(datasets: dict[str, TextDataset]) -> None:

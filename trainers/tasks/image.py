@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 
 from lora_core.models.config import read_config
-from lora_core.models.heads import TaskModel
 from lora_core.models.source import resolve
+from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.image_processing import PREPROCESSOR_FILE, ImageProcessing
 from trainers.data.image_readers import load_image_datasets

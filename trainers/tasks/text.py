@@ -3,7 +3,7 @@
 import logging
 import sys
 
-from lora_core.models.heads import TaskModel
+from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.text_readers import TextDataset, load_text_datasets
 from trainers.data.texts import EncodedTexts, encode_texts

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_core.models.crf import crf_log_likelihood, split_scores, viterbi
-from lora_core.models.heads import TaskModel
+from lora_core.models.crf import crf_log_likelihood, iob2_transitions, split_scores, viterbi
+from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.preprocess import Sentences, load_windows
 from trainers.data.readers import token_files
@@ -105,7 +105,8 @@ def task(labels: tuple[str, ...], config: RunConfig, train: TokenWindows | None 
     """The loss and the entity scores.
 
     Raises:
-        ValueError: the head is a CRF, and the loss is to be weighted or smoothed.
+        ValueError: the head is a CRF, and the loss is to be weighted or smoothed; or the training data does what
+            `crf_constraints` forbids.
     """
     loss = None if train is None else training_loss(config, train.labels, len(labels))
     if config.head != "crf":
@@ -113,7 +114,25 @@ def task(labels: tuple[str, ...], config: RunConfig, train: TokenWindows | None 
     if loss is not None:
         raise ValueError("class_weights, focal_gamma and label_smoothing change the loss of single labels, but head "
                          "crf scores whole sequences. Leave them out, or use another head.")  # fmt: skip
+    if config.crf_constraints and train is not None:
+        _check_iob2(labels, train)
     return CRFTokenClassification(labels)
+
+
+def _check_iob2(labels: tuple[str, ...], data: TokenWindows) -> None:
+    """ValueError where a word's label may not follow that of the word before it in its window."""
+    (scored,) = np.nonzero(data.labels != IGNORED_LABEL)
+    window = np.searchsorted(data.offsets, scored, side="right") - 1
+    ids = data.labels[scored]
+    allowed = iob2_transitions(labels).numpy()
+    (wrong,) = np.nonzero((window[:-1] == window[1:]) & ~allowed[ids[:-1], ids[1:]])
+    if len(wrong):
+        first = wrong[0]
+        raise ValueError(
+            f"crf_constraints is set, but IOB2 forbids {len(wrong)} labels of the training data: the first, in "
+            f"sentence {data.sentence[window[first]] + 1}, is {labels[ids[first + 1]]} after {labels[ids[first]]}. "
+            "Bring the data to IOB2, or leave crf_constraints out."
+        )
 
 
 def save_preprocessing(config: RunConfig, folder: Path) -> None:

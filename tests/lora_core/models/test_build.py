@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -92,3 +96,18 @@ def test_tasks_and_labels_must_go_together(task, labels, message):
 def test_unknown_families_are_named(values):
     with pytest.raises(ValueError, match=r"model_type is .*; implemented are bert, roberta, .*, vit, deit"):
         config_from_dict(values)
+
+
+def test_a_model_is_assembled_without_torchs_compiler():
+    """Importing it would cost every prediction a second and 37 MB."""
+    code = """
+import sys
+from lora_core.models import config_from_dict
+from lora_core.models.build import assemble
+for kind, task, head in (("bert", "token-classification", "default"), ("distilbert", "text-classification", "lstm"),
+                         ("roberta", "text-classification", "textcnn"), ("vit", "image-classification", "default")):
+    model = assemble(config_from_dict({"model_type": kind}), task, ("a", "b"), head=head)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[3])

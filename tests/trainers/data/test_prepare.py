@@ -202,6 +202,14 @@ def test_done_is_done_and_another_preparation_needs_another_folder(corpus, tmp_p
         prepare(corpus, out, Preparation(top=2), label_file="names.txt")
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text(path.read_text()[:-9])])
+def test_a_preparation_that_is_not_whole_is_not_taken_for_done(corpus, tmp_path, damage):
+    out = prepare(corpus, tmp_path / "out", Preparation(top=2))
+    damage(out / "train.json")
+    with pytest.raises(ValueError, match=r"train\.json is missing or was changed since it was prepared: delete .*out"):
+        prepare(corpus, out, Preparation(top=2))
+
+
 def test_an_interrupted_preparation_begins_again_and_foreign_files_are_left_alone(corpus, tmp_path):
     out = prepare(corpus, tmp_path / "out", Preparation(top=2))
     expected = {path.name: path.read_bytes() for path in out.glob("*.json")}

@@ -63,6 +63,11 @@ def test_rows_that_are_left_out_keep_their_place(tmp_path):
     assert scanned.unusable == bad_rows.count == 2
 
 
+def test_a_sentence_of_more_entities_than_16_bits_count(tmp_path):
+    scanned = scan(write(tmp_path, train=[[("x", "B-a")] * 70_000]), BadRows("error"))
+    assert scanned.entity_offsets.tolist() == [0, 70_000]
+
+
 def test_a_file_without_sentences_is_refused(tmp_path):
     source = write(tmp_path, train=[[("x", "B-a")]], test=[])
     with pytest.raises(ValueError, match=r"test.jsonl holds no usable sentence"):

@@ -87,6 +87,11 @@ def test_a_type_that_is_too_rare_is_repeated_as_often_as_allowed():
     assert distinct.tolist() == rows.tolist()
 
 
+def test_nothing_to_repeat():
+    none = np.zeros(0, dtype=int)
+    assert [len(part) for part in repeat_rare_types(none, none, 0.5, seed=0)] == [0, 0]
+
+
 def test_no_share_no_repeats():
     _, (rows, types) = corpus(100, 3)
     assert (repeat_rare_types(rows, types, 0.0, seed=0)[1] == 1).all()

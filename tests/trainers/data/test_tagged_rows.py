@@ -151,6 +151,24 @@ def test_a_file_that_is_cut_short(tmp_path, suffix):
         read(tmp_path)
 
 
+def test_a_bad_row_in_a_zip_is_named_with_its_file_there(tmp_path):
+    with zipfile.ZipFile(tmp_path / "corpus.zip", "w") as archive:
+        archive.writestr("train.jsonl", lines())
+        archive.writestr("test.jsonl", lines() + "{\n")
+    with pytest.raises(ValueError, match=r"corpus\.zip:test\.jsonl:4: not JSON"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"PK\x01\x02"])
+def test_a_zip_whose_directory_is_damaged(tmp_path, start):
+    path = tmp_path / "corpus.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train.jsonl", lines())
+    path.write_bytes(path.read_bytes().replace(start, b"junk"))
+    with pytest.raises(ValueError, match=r"corpus\.zip.*Fetch it again"):
+        read(tmp_path)
+
+
 def test_the_progress_ends_at_the_size_of_the_file(tmp_path):
     (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(lines().encode() * 3000))
     (file,) = find_tagged_source(tmp_path).files

@@ -122,7 +122,13 @@ def test_texts_in_windows_learn_and_are_predicted_as_in_training(config):
     logits = [loaded.model(torch.from_numpy(row[None].astype(np.int64)))[0] for row in rows]
     expected = torch.stack(logits).mean(0).softmax(-1).detach().numpy()
     assert probabilities[0] == pytest.approx(expected, abs=1e-5)
-    served = pipeline("text-classification", config.output_dir, top_k=None)(dataset.texts)
+    classify = pipeline("text-classification", config.output_dir, top_k=None, max_tokens=20)
+    sizes = []
+    classify.served.model.register_forward_pre_hook(
+        lambda module, args, inputs: sizes.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    served = classify(dataset.texts)
+    assert max(sizes) <= 20  # a text of five windows takes three batches
     found = [[{label["label"]: label["score"] for label in one}[name] for name in LABELS] for one in served]
     assert np.array(found) == pytest.approx(probabilities, abs=1e-5)
     assert classifier_vectors(loaded, dataset).shape == (12, 16)

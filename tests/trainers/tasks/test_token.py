@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from trainers.config import RunConfig
 from trainers.data import IGNORED_LABEL, TokenWindows
 from trainers.metrics import ner_metrics
-from trainers.tasks.token import TokenClassification
+from trainers.tasks.token import CRFTokenClassification, TokenClassification, task
 
 LABELS = ("O", "B-DNA", "I-DNA")
 TASK = TokenClassification(LABELS)
@@ -48,6 +49,17 @@ def test_predicts_the_best_label_of_every_position():
     logits = torch.randn(2, 4, 3)
     for window, prediction in zip(logits, TASK.predict(logits, torch.zeros(2, 4)), strict=True):
         assert prediction.tolist() == [int(scores.argmax()) for scores in window]
+
+
+def test_data_that_the_constraints_of_a_crf_forbid():
+    labels = np.array([-100, 2, -100, 2, -100, -100, 0, 1, 2, -100, -100, 1, 0, 2, -100])
+    data = TokenWindows(np.arange(15, dtype=np.int32), labels, np.arange(15, dtype=np.int32), np.array([0, 5, 10, 15]),
+                        np.array([0, 1, 2], dtype=np.int32), pad_token_id=0)  # fmt: skip
+    config = RunConfig(head="crf", crf_constraints=True)
+    with pytest.raises(ValueError, match=r"IOB2 forbids 1 labels .* in sentence 3, is I-DNA after O"):
+        task(LABELS, config, data)
+    labels[13] = 0  # a window may begin inside an entity
+    assert task(LABELS, config, data) == CRFTokenClassification(LABELS)
 
 
 def test_metrics_count_each_scored_word_of_a_sentence_once():
