@@ -179,7 +179,7 @@ def use(_):
 
 def test_of_several_processes_one_makes_the_entry_and_the_others_wait(folder):
     folder.mkdir()
-    with multiprocessing.get_context("forkserver").Pool(3) as pool:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert pool.map(use, range(3), chunksize=1) == [True] * 3
     assert len(list(folder.glob("made-*"))) == 1
 
