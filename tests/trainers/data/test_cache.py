@@ -1,9 +1,8 @@
 import hashlib
 import logging
-import multiprocessing
-import os
 import shutil
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -163,24 +162,38 @@ def test_a_folder_that_cannot_be_written_is_said_and_done_without(folder, caplog
     assert "LORA_CACHE_DIR" in caplog.text
 
 
+PROCESS = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from trainers.data.cache import cached_arrays
+
 def slow(notes):
     notes["bad"] = 2
     Path(os.environ["LORA_CACHE_DIR"], f"made-{os.getpid()}").touch()
-    yield CHUNKS[0]
+    yield {"ids": np.array([1], dtype=np.uint16)}
     time.sleep(0.2)
-    yield CHUNKS[1]
+    yield {"ids": np.array([2, 3], dtype=np.uint16)}
 
-
-def use(_):
-    arrays, notes = cached_arrays("tokens", {"a": 1}, slow)
-    assert_right(arrays, notes)
-    return True
+print("ready", flush=True)
+sys.stdin.readline()
+arrays, notes = cached_arrays("tokens", {"a": 1}, slow)
+print(arrays["ids"].tolist(), notes)
+"""
 
 
 def test_of_several_processes_one_makes_the_entry_and_the_others_wait(folder):
     folder.mkdir()
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        assert pool.map(use, range(3), chunksize=1) == [True] * 3
+    command = [sys.executable, "-c", PROCESS]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("start\n")
+        process.stdin.flush()
+    assert {process.communicate()[0] for process in processes} == {"[1, 2, 3] {'bad': 2}\n"}
     assert len(list(folder.glob("made-*"))) == 1
 
 
