@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,16 +68,6 @@ def runs() -> dict[int, list[dict[str, dict[str, float]]]]:
         for processes, rounds in found.items():
             rounds.append(launch(processes))
     return found
-
-
-@pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Lines that are printed when all is measured."""
-    lines: list[str] = []
-    yield lines
-    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print("\n" + "\n".join(lines))
 
 
 def test_bytes_that_are_exchanged_are_those_of_the_trained_gradients(runs, table):

@@ -7,7 +7,7 @@ Without it, and for DistilBERT, whose pretrained weights are not at hand, a head
 made here, in the lengths of abstracts; DistilBERT's encoder is random then. Speed, memory and the number of equal
 predictions do not depend on what the weights have learned.
 
-Run it on a quiet machine; it takes about eight minutes on 2 cores. LORA_BENCHMARK_SIZE=small tries the file in one.
+Run it on a quiet machine; it takes about five minutes on 2 cores. LORA_BENCHMARK_SIZE=small tries the file in one.
 """
 
 import json

@@ -56,16 +56,6 @@ def corpora(folder) -> dict[int, Path]:
     return paths
 
 
-@pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Lines that are printed when all is measured."""
-    lines: list[str] = []
-    yield lines
-    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print("\n" + "\n".join(lines))
-
-
 def sentences(count: int) -> Iterator[str]:
     """JSON lines of random words: the rank of a word follows a power law, as in real text."""
     words = [word for word in tokenizer().get_vocab() if word.isalpha()]

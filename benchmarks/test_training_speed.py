@@ -15,7 +15,7 @@ and, in bf16, our copy of the frozen weights. The share of the ceiling is useful
 product does in the same round; useful work is 2 operations for each weight of the encoder's linear layers and each real
 token, in the forward pass and again for the gradient of the inputs, padding and everything else not counted.
 
-Run it on a quiet machine: about ten minutes on two cores. LORA_BENCHMARK_SIZE=small tries the file in one.
+Run it on a quiet machine: about twelve minutes on two cores. LORA_BENCHMARK_SIZE=small tries the file in one.
 `python benchmarks/test_training_speed.py "our LoRA, bf16"` profiles some steps of one of our contestants.
 """
 

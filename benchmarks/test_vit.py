@@ -3,7 +3,7 @@
 Every row is a ratio of the two best rounds, theirs over ours, in processor time: above 1 means that we are ahead. Both
 models hold the same weights, of ViT-base's size, and the same adapter (r 8 on query, key and value, the classifier
 trained in full); their logits are compared first. Ours train with the fused layers, as our loop does. Run it on a quiet
-machine, with OMP_NUM_THREADS=1 for steadier figures; it takes about five minutes. LORA_BENCHMARK_SIZE=small tries the
+machine, with OMP_NUM_THREADS=1 for steadier figures; it takes about four minutes. LORA_BENCHMARK_SIZE=small tries the
 file on a tiny model.
 """
 

@@ -45,8 +45,15 @@ def compare_predictions(run: Run, baseline: Run, split: str) -> Difference:
     if len(gold) != len(other_gold) or not all(map(np.array_equal, gold, other_gold)):
         raise ValueError(f"{run.folder} and {baseline.folder} predicted other examples of the {split} split.")
     entities = run.config.get("task", "token-classification") == "token-classification"
+    return difference(predicted, other, gold, run.result["labels"], entities=entities)
+
+
+def difference(
+    predicted: list[np.ndarray], other: list[np.ndarray], gold: list[np.ndarray], labels: Sequence[str], *,
+    entities: bool,
+) -> Difference:  # fmt: skip
+    """The difference between two predictions of the same N examples, label ids of each: entity F1, or macro F1."""
     count = entity_counts if entities else label_counts
-    labels: Sequence[str] = run.result["labels"]
     low, high = bootstrap_interval(count(predicted, gold, labels), count(other, gold, labels), macro=not entities)
     right, other_right = (np.array(list(map(np.array_equal, one, gold)), dtype=bool) for one in (predicted, other))
     only, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())

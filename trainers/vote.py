@@ -17,7 +17,7 @@ import numpy as np
 from trainers.classification_metrics import classification_metrics
 from trainers.classifier_runs import ClassifierRun
 from trainers.compare import distinct_names
-from trainers.significance import bootstrap_interval, label_counts, mcnemar
+from trainers.significance import difference
 from trainers.tables import markdown_table
 
 STEPS, TOLERANCE = 10_000, 1e-10
@@ -74,7 +74,9 @@ def vote(runs: Sequence[ClassifierRun]) -> Vote:
         scores = {split: classification_metrics(gold[split], of_split[split], labels) for split in SPLITS}
         interval, p = None, None
         if name != best:
-            interval, p = _difference(of_split["test"], predicted[best]["test"], gold["test"], labels)
+            ids, other, true = (list(one[:, None]) for one in (of_split["test"], predicted[best]["test"], gold["test"]))
+            against = difference(ids, other, true, labels, entities=False)
+            interval, p = (against.f1_low, against.f1_high), against.p
         voters.append(Voter(
             name, float(weights[position]) if position < len(runs) else None,
             accuracy={split: scores[split]["accuracy"] for split in SPLITS},
@@ -145,14 +147,3 @@ def write_vote(vote: Vote, folder: str | Path) -> list[Path]:
     table.write_text(vote_table(vote), encoding="utf-8")
     figures.write_text(json.dumps(asdict(vote), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return [table, figures]
-
-
-def _difference(
-    predicted: np.ndarray, other: np.ndarray, gold: np.ndarray, labels: Sequence[str]
-) -> tuple[tuple[float, float], float]:
-    """95 % interval of the difference of macro F1, in points, and McNemar's p."""
-    counts = [label_counts([ids], [gold], labels) for ids in (predicted, other)]
-    low, high = bootstrap_interval(counts[0], counts[1], macro=True)
-    right, other_right = predicted == gold, other == gold
-    p = mcnemar(int((right & ~other_right).sum()), int((other_right & ~right).sum()))
-    return (100 * low, 100 * high), p

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from lora_core.export.graph import MICROSOFT, Graph
-from lora_core.export.text_heads import FIRST_TOKEN_HEADS, head_before_labels
+from lora_core.export.text_heads import READ_FIRST_TOKEN, head_before_labels
 from lora_core.models.distilbert import LAYER_NORM_EPS, DistilBertModel
 from lora_core.models.roberta import RobertaModel
 from lora_core.models.task_model import TaskModel
@@ -36,7 +36,7 @@ def text_graph(graph: Graph, model: TaskModel) -> str:
     eps = LAYER_NORM_EPS if isinstance(model.base_model, DistilBertModel) else model.config.layer_norm_eps
     ids = graph.op("Cast", ids, to=TensorProto.INT32)
     hidden = _embeddings(graph, model, ids, eps)
-    first_token = model.task == "text-classification" and model.head in FIRST_TOKEN_HEADS
+    first_token = model.task == "text-classification" and model.head in READ_FIRST_TOKEN
     layers = _layers(model)
     for layer in layers:
         attended = graph.attention(hidden, layer.query_key_value, model.config.num_attention_heads, mask)

@@ -7,12 +7,13 @@ import numpy as np
 from onnx import TensorProto
 
 from lora_core.export.graph import MICROSOFT, Graph
+from lora_core.models.build import FIRST_TOKEN_HEADS
 from lora_core.models.layers import MASKED
 from lora_core.models.task_model import TaskModel
 from lora_core.models.text_heads import KERNEL_WIDTHS
 
-FIRST_TOKEN_HEADS = ("default", "linear", "mlp")
-"""Heads of text classifiers that read the first token only."""
+READ_FIRST_TOKEN = ("default", *FIRST_TOKEN_HEADS)
+"""The same with the families' own heads."""
 NO_GRAPH = ("lstm", "crf")
 """Heads that are not written as graphs: ONNX has no packed sequences, and a CRF's result is not its logits."""
 

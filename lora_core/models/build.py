@@ -29,6 +29,7 @@ ENCODERS: dict[str, type[Encoder]] = {encoder.config_class.model_type: encoder f
 """The encoder of each `model_type`."""
 
 FIRST_TOKEN_HEADS = ("linear", "mlp")
+"""Heads of any encoder that read the first token only."""
 
 TASKS = ("encoder", "token-classification", "text-classification", "image-classification")
 
