@@ -2,7 +2,7 @@
 
     torchrun examples/cls_agnews.py                                                 # the sample, no download
     torchrun examples/cls_agnews.py --models bert bert-lora bilstm-attention        # some models
-    torchrun examples/cls_agnews.py --config examples/cls_agnews_minilm.toml        # AG News, all models, three seeds
+    torchrun examples/cls_agnews.py --config examples/cls_agnews_minilm.toml        # AG News, all models, small encoder
     torchrun examples/cls_agnews.py --config examples/cls_agnews_bert.toml          # the users' BERT recipe
 
 `--models` takes any of

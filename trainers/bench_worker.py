@@ -110,7 +110,7 @@ def _sorted_batches(data: Data, device: torch.device) -> list[np.ndarray]:
     if int(data.lengths.max()) == 1:
         order = np.arange(len(data.lengths))
         return [order[start : start + UNSORTED_BATCH] for start in range(0, len(order), UNSORTED_BATCH)]
-    return evaluation_batches(data.lengths, UNSORTED_BATCH, batch_tokens=MAX_TOKENS[device.type])
+    return evaluation_batches(data.lengths, MAX_TOKENS[device.type])
 
 
 def _seconds(run: Callable[[np.ndarray], None], batches: Sequence[np.ndarray]) -> float:

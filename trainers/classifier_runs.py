@@ -78,9 +78,7 @@ class ClassifierRun:
         An example has several rows where texts are cut into windows.
         """
         data = kind_of(self.config.task).encode(dataset, self.model, self.config)
-        most_tokens = self.config.micro_batch_tokens or self.config.batch_tokens
-        batches = evaluation_batches(data.lengths, 4 * (self.config.micro_batch_size or self.config.batch_size),
-                                     batch_tokens=4 * most_tokens if most_tokens else None)  # fmt: skip
+        batches = evaluation_batches(data.lengths, self.config.evaluation_tokens(data.lengths))
         for indices, (inputs, labels) in zip(batches, load_batches(data, batches, self.device), strict=True):
             yield indices[(labels != IGNORED_LABEL).cumsum(0).cpu().numpy() - 1], inputs
 

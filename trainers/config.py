@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 Config = TypeVar("Config", bound="RunConfig")
 
 
@@ -22,8 +24,8 @@ class TrainConfig:
     """Instead of batch_size: most tokens per optimiser step, over all processes, padding included. The number of
     examples of a step then depends on their lengths. None: batch_size counts."""
     micro_batch_size: int | None = None
-    """Most examples in one training pass of one process (evaluation takes four times as many); larger shares are
-    accumulated. None: no limit."""
+    """Most examples in one training pass of one process (evaluation takes the tokens of four times as many);
+    larger shares are accumulated. None: no limit."""
     micro_batch_tokens: int | None = None
     """Most tokens, padding included, in one training pass of one process (evaluation takes four times as many): bounds
     memory and leaves the recipe as it is. None: no limit."""
@@ -79,6 +81,16 @@ class TrainConfig:
             raise ValueError(f"warmup is a share of all steps, at least 0 and below 1, but it is {self.warmup}.")
         if self.adversarial_epsilon is not None and not self.adversarial_epsilon > 0:
             raise ValueError(f"adversarial_epsilon must be above 0, but it is {self.adversarial_epsilon}.")
+
+    def evaluation_tokens(self, lengths: np.ndarray) -> int:
+        """Most tokens, padding included, of an evaluation batch of examples of these lengths (N,).
+
+        Four times what a training pass takes, as no activations are kept; where that is counted in examples, of the
+        mean length.
+        """
+        most = self.micro_batch_tokens or self.batch_tokens
+        examples = self.micro_batch_size or self.batch_size
+        return 4 * (most or examples * max(1, -(-int(lengths.sum()) // max(1, len(lengths)))))
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,8 @@ class RunConfig(TrainConfig):
     augment: Literal["none", "flip", "crop"] = "none"
     """Images: random changes of the training images: a horizontal flip, or a crop and a flip."""
     train_examples: int | None = None
-    """Texts: train on so many only, of each label its share; the choice does not depend on the seed. None: all."""
+    """Texts: train on so many only, of each label its share, and select the epoch on a validation split that is smaller
+    in proportion. The choice does not depend on the seed. None: all."""
     test_examples: int | None = None
     """Texts: the same for the test split."""
     text_augment: Literal["none", "eda"] = "none"

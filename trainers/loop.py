@@ -141,9 +141,7 @@ def predict(
     model.eval()
     loss = torch.zeros((), dtype=torch.float64)
     found: dict[int, np.ndarray] = {}
-    most_tokens = config.micro_batch_tokens or config.batch_tokens
-    batches = evaluation_batches(data.lengths, 4 * (config.micro_batch_size or config.batch_size), world.rank,
-                                 world.size, batch_tokens=4 * most_tokens if most_tokens else None)  # fmt: skip
+    batches = evaluation_batches(data.lengths, config.evaluation_tokens(data.lengths), world.rank, world.size)
     loaded = load_batches(data, batches, world.device, workers=config.workers)
     progress = tqdm(loaded, "evaluate", len(batches), disable=not world.is_main, unit="batch", leave=False)
     for indices, (inputs, labels) in zip(batches, progress, strict=True):

@@ -53,7 +53,7 @@ class Pipeline:
 
     def batches_of(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Indices (B,) of every batch: inputs of similar length, longest first, within `max_tokens`."""
-        return evaluation_batches(lengths, batch_size=1, batch_tokens=self.max_tokens)
+        return evaluation_batches(lengths, self.max_tokens)
 
     @torch.inference_mode()
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:

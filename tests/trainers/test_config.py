@@ -2,6 +2,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trainers.config import RESUME_MAY_CHANGE, RunConfig, TrainConfig
@@ -12,6 +13,23 @@ def test_counts_start_at_one(name):
     TrainConfig(**{name: 1})
     with pytest.raises(ValueError, match=f"{name} must be at least 1, but it is 0"):
         TrainConfig(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({"batch_size": 8}, 4 * 8 * 27),  # of the mean length, 26.5 tokens, rounded up
+        ({"batch_size": 8, "micro_batch_size": 2}, 4 * 2 * 27),
+        ({"batch_tokens": 500}, 2000),
+        ({"batch_tokens": 500, "micro_batch_tokens": 100}, 400),
+    ],
+)
+def test_an_evaluation_batch_takes_the_tokens_of_four_training_passes(settings, tokens):
+    assert TrainConfig(**settings).evaluation_tokens(np.array([3, 50])) == tokens
+
+
+def test_an_evaluation_of_nothing_has_room():
+    assert TrainConfig(batch_size=8).evaluation_tokens(np.array([], dtype=np.int64)) == 4 * 8
 
 
 @pytest.mark.parametrize(

@@ -79,22 +79,17 @@ def share_by_tokens(
     return _cut(indices[::-1], np.asarray(lengths), micro_batch_tokens) or [indices]
 
 
-def evaluation_batches(
-    lengths: np.ndarray, batch_size: int, rank: int = 0, world: int = 1, *, batch_tokens: int | None = None
-) -> list[np.ndarray]:
+def evaluation_batches(lengths: np.ndarray, batch_tokens: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:
     """This rank's evaluation batches, longest first; over the ranks every index comes exactly once.
 
-    A batch has `batch_size` examples, or with `batch_tokens` as many as stay within that, padding included; a longer
-    example is a batch of its own.
+    A batch has as many examples as stay within `batch_tokens`, padding included; a longer example is a batch of its
+    own.
     """
-    _check_at_least_one(batch_size=batch_size)
+    _check_at_least_one(batch_tokens=batch_tokens)
     _check_rank(rank, world)
     lengths = np.asarray(lengths)
     order = _sorted_by_length(np.arange(len(lengths)), lengths)[::-1]
-    if batch_tokens is not None:
-        _check_at_least_one(batch_tokens=batch_tokens)
-        return _cut(order, lengths, batch_tokens)[rank::world]
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)][rank::world]
+    return _cut(order, lengths, batch_tokens)[rank::world]
 
 
 def _fill_batches(order: np.ndarray, lengths: np.ndarray, budget: int, group: int) -> list[np.ndarray]:

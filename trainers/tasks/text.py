@@ -23,7 +23,11 @@ _KEPT = {"head": "the beginning", "head_tail": "half from each end"}
 def load(config: RunConfig) -> dict[str, TextDataset]:
     """The splits of the run's data, or as much of them as the settings want."""
     datasets = load_text_datasets(config.data, on_bad_row=config.on_bad_row)
-    for split, limit in (("train", config.train_examples), ("test", config.test_examples)):
+    limits = {"train": config.train_examples, "test": config.test_examples}
+    if config.train_examples is not None and {"train", "validation"} <= datasets.keys():
+        share = config.train_examples / len(datasets["train"])
+        limits["validation"] = max(1, round(share * len(datasets["validation"])))
+    for split, limit in limits.items():
         if limit is not None and split in datasets:
             datasets[split] = stratified(datasets[split], datasets[split].targets, limit)
     return datasets

@@ -116,11 +116,13 @@ def test_a_share_by_tokens_is_cut_where_share_would_deal_it():
 
 @given(LENGTHS, BUDGETS, st.integers(1, 4))
 def test_evaluation_under_a_budget_takes_every_index_once_over_the_ranks(lengths, budget, world):
-    ranks = [evaluation_batches(lengths, 1, rank, world, batch_tokens=budget) for rank in range(world)]
+    ranks = [evaluation_batches(lengths, budget, rank, world) for rank in range(world)]
     batches = [batch for of_rank in ranks for batch in of_rank]
     assert sorted(int(index) for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(padded(batch, lengths) <= budget or len(batch) == 1 for batch in batches)
     assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+    longest = [int(lengths[batch].max()) for batch in evaluation_batches(lengths, budget)]
+    assert longest == sorted(longest, reverse=True)
 
 
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 4))
@@ -150,19 +152,9 @@ def test_a_rank_may_get_an_empty_share():
     ]
 
 
-@given(LENGTHS, st.integers(1, 9), st.integers(1, 4))
-def test_evaluation_takes_every_index_once_over_the_ranks(lengths, batch_size, world):
-    ranks = [evaluation_batches(lengths, batch_size, rank, world) for rank in range(world)]
-    assert sorted(int(i) for batches in ranks for batch in batches for i in batch) == list(range(len(lengths)))
-    longest = [int(lengths[batch].max()) for batch in evaluation_batches(lengths, batch_size, 0, 1)]
-    assert longest == sorted(longest, reverse=True)
-    counts = [len(batches) for batches in ranks]
-    assert max(counts) - min(counts) <= 1
-
-
 def test_evaluation_sorts_by_length():
     lengths = np.random.default_rng(0).integers(1, 100, 1000)
-    assert padding(evaluation_batches(lengths, 16, 0, 1), lengths) < 1.02
+    assert padding(evaluation_batches(lengths, 800), lengths) < 1.03
 
 
 @pytest.mark.parametrize(
@@ -170,12 +162,11 @@ def test_evaluation_sorts_by_length():
     [
         (lambda: epoch_batches(np.ones(3), 0, seed=0, epoch=0), "batch_size=0"),
         (lambda: epoch_batches(np.ones(3), 1, seed=0, epoch=0, group=0), "group=0"),
-        (lambda: evaluation_batches(np.ones(3), 0, 0, 1), "batch_size=0"),
         (lambda: evaluation_batches(np.ones(3), 1, 2, 2), "rank=2 of world=2"),
         (lambda: share(np.arange(3), -1, 2, 1), "rank=-1 of world=2"),
         (lambda: share(np.arange(3), 0, 1, 0), "micro_batches=0"),
         (lambda: epoch_batches(np.ones(3), 1, seed=0, epoch=0, batch_tokens=0), "batch_tokens=0"),
-        (lambda: evaluation_batches(np.ones(3), 1, batch_tokens=0), "batch_tokens=0"),
+        (lambda: evaluation_batches(np.ones(3), 0), "batch_tokens=0"),
         (lambda: share_by_tokens(np.arange(3), np.ones(3), 0, 1, 0), "micro_batch_tokens=0"),
         (lambda: share_by_tokens(np.arange(3), np.ones(3), 1, 1, 9), "rank=1 of world=1"),
     ],
