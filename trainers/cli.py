@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,9 +32,15 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def exit_on_user_error(call: Callable[[], None]) -> None:
-    """Call, and turn an error that is the user's to mend into its message and exit status 2."""
+    """Call, and turn an error that is the user's to mend into its message and exit status 2.
+
+    A reader of the output that closes it early ends the command silently, as it would any other.
+    """
     try:
         call()
+    except BrokenPipeError as error:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at exit complains
+        raise SystemExit(128 + signal.SIGPIPE) from error
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if _is_main():  # under torchrun every process meets the same error
             print(f"error: {error}", file=sys.stderr)

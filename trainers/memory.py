@@ -1,5 +1,6 @@
 """Peak memory of a stretch of work."""
 
+import contextlib
 import resource
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ def reset_peak_memory(device: torch.device) -> None:
     """Start measuring anew, so that earlier work in this process does not count (where the system allows it)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    if _CLEAR.exists():
-        _CLEAR.write_text("5")  # Linux: sets the peak resident size to the present one
+    with contextlib.suppress(OSError):  # no Linux, or a container without the right to write there
+        _CLEAR.write_text("5")  # sets the peak resident size to the present one
 
 
 def peak_memory_bytes(device: torch.device) -> int:

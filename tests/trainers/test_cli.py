@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,16 @@ def test_evaluate_prints_the_scores_as_json(capsys, finished):
     assert scores.pop("loss") == pytest.approx(logged.pop("loss"), abs=1e-5)
     assert scores == logged
     assert "has no dev split" in fails_in_one_line(capsys, "evaluate", finished["lora"], "--split", "dev")
+
+
+def test_a_reader_that_closes_the_pipe_early_is_no_error():
+    write = "from trainers.cli import exit_on_user_error; exit_on_user_error(lambda: print('x' * 10**6, flush=True))"
+    process = subprocess.Popen([sys.executable, "-c", write], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(60) == 128 + signal.SIGPIPE
+    assert process.stderr.read() == b""
+    process.stderr.close()
 
 
 def test_python_m_trainers_is_the_same_command():
