@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainers.figures import COLOURS, blank_figure, plain_axes
+
 if TYPE_CHECKING:
     from trainers.bench import Comparison
 
-# Okabe and Ito, "Color Universal Design" (2008), which colour-blind readers tell apart.
-COLOURS = ("#7F7F7F", "#0072B2", "#D55E00", "#56B4E9", "#E69F00")
+SHADES = (COLOURS[-1], *COLOURS)
+"""Grey for PyTorch, with which the others are compared."""
 
 
 def plot_bench(comparison: Comparison, path: str | Path) -> None:
@@ -18,12 +20,6 @@ def plot_bench(comparison: Comparison, path: str | Path) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "The picture of a bench needs matplotlib: pip install 'lora-core[demo]'", name=error.name
-        ) from error
     variants = comparison.variants
     panels = [
         ("size, MB", [variant.size_bytes / 1e6 for variant in variants], "{:.0f}"),
@@ -33,14 +29,13 @@ def plot_bench(comparison: Comparison, path: str | Path) -> None:
         ("examples a second, sorted by length", [v.examples_per_second_sorted for v in variants], "{:.0f}"),
         (f"{comparison.metric} on {comparison.split}", [v.scores[comparison.metric] for v in variants], "{:.4f}"),
     ]
-    # A Figure without pyplot draws with Agg and leaves no global state behind.
-    figure = Figure(figsize=(11.0, 5.6), layout="constrained")
+    figure = blank_figure(11.0, 5.6)
     names = [variant.name if variant.device == "cpu" else f"{variant.name}\n{variant.device}" for variant in variants]
     for axes, (title, values, label) in zip(figure.subplots(2, 3).flat, panels, strict=True):
-        bars = axes.bar(names, values, color=[COLOURS[place % len(COLOURS)] for place in range(len(values))])
+        bars = axes.bar(names, values, color=[SHADES[place % len(SHADES)] for place in range(len(values))])
         axes.bar_label(bars, [label.format(value) for value in values], padding=2)
         axes.set_title(title, fontsize="medium")
         axes.set_ylim(0, 1.15 * max(values, default=1) or 1)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain_axes(axes, grid=None)
     figure.suptitle(f"{comparison.run} on {comparison.data}, threads: {comparison.threads}", fontweight="bold")
     figure.savefig(path, dpi=150)

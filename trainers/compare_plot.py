@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainers.figures import COLOURS, blank_figure, plain_axes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -14,9 +16,6 @@ if TYPE_CHECKING:
 
 MAX_TYPES = 12
 """Entity types with bars of their own; more would not be readable."""
-
-# Okabe and Ito, "Color Universal Design" (2008), which colour-blind readers tell apart; grey for its yellow.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 MARKERS = "osD^vPX*"
 LINE_STYLES = ("-", "--", ":", "-.")
 
@@ -27,27 +26,16 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "The picture of a comparison needs matplotlib: pip install 'lora-core[demo]'", name=error.name
-        ) from error
     types = list(comparison.support)[:MAX_TYPES]
     bars_width = min(max(6.0, 0.18 * len(types) * (len(comparison.rows) + 1)), 12.0)
     legend_lines = -(-len(comparison.rows) // 3)
-    # A Figure without pyplot draws with Agg and leaves no global state behind.
-    height = (6.0 if _crowded(types) else 4.6) + 0.25 * legend_lines
-    figure = Figure(figsize=(6.0 + bars_width, height), layout="constrained")
+    figure = blank_figure(6.0 + bars_width, (6.0 if _crowded(types) else 4.6) + 0.25 * legend_lines)
     curves, bars = figure.subplots(1, 2, width_ratios=[6.0, bars_width])
     _plot_curves(comparison, curves)
-    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
+    curves.locator_params(axis="x", integer=True)
     _plot_types(comparison, types, bars)
     for axes in (curves, bars):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="0.9")
-        axes.set_axisbelow(True)
+        plain_axes(axes)
     figure.suptitle(f"{Path(comparison.data).name}: {len(comparison.rows)} runs compared", fontweight="bold")
     figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)

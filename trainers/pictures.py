@@ -10,17 +10,15 @@ import numpy as np
 
 from trainers.config import RunConfig
 from trainers.data.image_decode import decode
+from trainers.figures import RIGHT, WRONG, blank_figure
 from trainers.runs import read_predictions, read_run
 from trainers.tasks import image as image_kind
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from PIL.Image import Image
 
 MAX_NUMBERED = 12
 """Most labels for which the counts are written into the matrix."""
-RIGHT, WRONG = "#009E73", "#D55E00"
-"""Green and red that colour-blind readers tell apart (Okabe and Ito, 2008)."""
 
 
 def confusion_picture(
@@ -106,18 +104,6 @@ def choose_samples(gold: np.ndarray, predicted: np.ndarray, count: int = 12, see
     right, wrong = (random.permutation(np.flatnonzero(kind)) for kind in (gold == predicted, gold != predicted))
     shown_wrong = wrong[: max(count // 2, count - len(right))]
     return np.concatenate([right[: count - len(shown_wrong)], shown_wrong])
-
-
-def blank_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches to draw on. Raises ModuleNotFoundError where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Pictures need matplotlib: pip install 'lora-core[demo]'", name=error.name
-        ) from error  # fmt: skip
-    # A Figure without pyplot draws with Agg and leaves no global state behind.
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _shortened(name: str) -> str:

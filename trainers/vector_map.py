@@ -12,10 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.classifier_runs import ClassifierRun
-from trainers.pictures import WRONG, blank_figure
-
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-"""Colours that colour-blind readers tell apart (Okabe and Ito 2008)."""
+from trainers.figures import COLOURS, blank_figure
 
 
 @torch.inference_mode()
@@ -79,7 +76,7 @@ def vectors_picture(
             own = points[gold == index]
             panel.scatter(*own.T, s=10, color=COLOURS[index % len(COLOURS)], label=label, linewidths=0)
         wrong = points[gold != predicted]
-        panel.scatter(*wrong.T, s=45, facecolors="none", edgecolors=WRONG, linewidths=0.8, label="error")
+        panel.scatter(*wrong.T, s=45, facecolors="none", edgecolors="black", linewidths=0.8, label="error")
         panel.set(title=title, xticks=[], yticks=[])
     figure.axes[0].legend(fontsize=8, markerscale=1.5, loc="best")
     figure.savefig(path, dpi=150)

@@ -4,7 +4,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from trainers.compare import compare_runs
-from trainers.compare_plot import COLOURS, MAX_TYPES, plot_comparison
+from trainers.compare_plot import MAX_TYPES, plot_comparison
+from trainers.figures import COLOURS
 
 
 @pytest.fixture

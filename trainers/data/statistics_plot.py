@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainers.compare_plot import COLOURS
+from trainers.figures import COLOURS, blank_figure, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,23 +24,14 @@ def plot_statistics(counted: Statistics, path: str | Path) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "The picture of the statistics needs matplotlib: pip install 'lora-core[demo]'", name=error.name
-        ) from error
     types = counted.types[:MAX_TYPES]
-    # A Figure without pyplot draws with Agg and leaves no global state behind.
-    figure = Figure(figsize=(13.0, 3.2 + 0.2 * max(len(types), 6)), layout="constrained")
+    figure = blank_figure(13.0, 3.2 + 0.2 * max(len(types), 6))
     bars, lengths, coverage = figure.subplots(1, 3, width_ratios=[5, 4, 3])
     _plot_types(counted, types, bars)
     _plot_lengths(counted, lengths)
     _plot_coverage(counted, coverage)
     for axes in (bars, lengths, coverage):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x" if axes is bars else "y", color="0.9")
-        axes.set_axisbelow(True)
+        plain_axes(axes, "x" if axes is bars else "y")
     figure.legend(*lengths.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
 
