@@ -117,6 +117,23 @@ def compare(
         print(path)
 
 
+def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], errors: int = 20) -> None:
+    """Write report.html into finished runs: scores, curves, confusions, errors in their own words, settings.
+
+        lora-core report runs/lora
+
+    Args:
+        runs: run folders.
+        errors: most examples to show that the model got wrong.
+    """
+    from trainers.report import write_report
+
+    if not runs:
+        raise ValueError("report needs a run: name the folder that training wrote.")
+    for folder in runs:
+        print(write_report(folder, errors))
+
+
 def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: str = "test") -> None:
     """Score a finished run's model.
 
@@ -265,8 +282,8 @@ def bench(
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    "train": train, "evaluate": evaluate, "compare": compare, "check-data": check_data,
-    "predict": predict, "export": export, "bench": bench,
+    "train": train, "evaluate": evaluate, "compare": compare, "report": report,
+    "check-data": check_data, "predict": predict, "export": export, "bench": bench,
 }  # fmt: skip
 
 if __name__ == "__main__":

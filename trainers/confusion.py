@@ -33,6 +33,11 @@ def entity_confusion(gold: list[list[str]], predicted: list[list[str]], types: S
     return matrix
 
 
+def entity_types(labels: Sequence[str]) -> list[str]:
+    """The K types of BIO labels, in their order."""
+    return list(dict.fromkeys(label[2:] or "_" for label in labels if label != "O"))
+
+
 def write_confusion(runs: Sequence[Run], folder: str | Path, split: str = "test") -> list[Path]:
     """Write confusion_words.png and confusion_entities.png of finished runs side by side; return their paths.
 
@@ -46,7 +51,7 @@ def write_confusion(runs: Sequence[Run], folder: str | Path, split: str = "test"
     for run in runs[1:]:
         if list(run.result["labels"]) != labels:
             raise ValueError(f"{runs[0].folder} has the labels {labels} but {run.folder} has {run.result['labels']}.")
-    types = list(dict.fromkeys(label[2:] or "_" for label in labels if label != "O"))
+    types = entity_types(labels)
     words, entities = {}, {}
     for run in runs:
         predicted, gold = read_predictions(run.folder, split)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from trainers.config import RunConfig
 from trainers.data.image_decode import decode
 from trainers.figures import RIGHT, WRONG, blank_figure
-from trainers.runs import read_predictions, read_run
-from trainers.tasks import image as image_kind
+from trainers.runs import read_run
+from trainers.scored import scored_examples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,9 +21,11 @@ MAX_NUMBERED = 12
 
 
 def confusion_picture(
-    matrices: Mapping[str, Sequence[Sequence[int]]], labels: Sequence[str], path: str | Path
+    matrices: Mapping[str, Sequence[Sequence[int]]], labels: Sequence[str], path: str | Path | BinaryIO
 ) -> None:  # fmt: skip
-    """Write confusion matrices side by side as a PNG: rows are true labels, shades the share of the row.
+    """Write confusion matrices, under their names, side by side as a PNG.
+
+    Rows are true labels, shades the share of the row.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -86,13 +87,12 @@ def samples_of_run(folder: str | Path, path: str | Path, split: str = "test") ->
         ValueError: the run is not finished, has no predictions for the split, or its data has changed since.
     """
     run = read_run(folder)
-    dataset = image_kind.load(RunConfig.from_dict(run.config, str(folder)))[split]
-    labels = tuple(run.result["labels"])
-    predicted, gold = (np.concatenate(ids) for ids in read_predictions(folder, split))
-    if not np.array_equal(gold, dataset.with_labels(labels).targets):
-        raise ValueError(f"{dataset.source} does not hold the pictures that {folder} was scored on: it has changed.")
+    labels = run.result["labels"]
+    scored = scored_examples(run, split)
+    predicted, gold = np.concatenate(scored.predicted), np.concatenate(scored.gold)
     chosen = choose_samples(gold, predicted)
-    samples_picture([decode(dataset.images[index]) for index in chosen], [labels[index] for index in gold[chosen]],
+    images = [decode(scored.dataset.images[index]) for index in chosen]
+    samples_picture(images, [labels[index] for index in gold[chosen]],
                     [labels[index] for index in predicted[chosen]], path,
                     title=f"{len(gold):,} pictures of the {split} split, {np.mean(gold == predicted):.1%} right; "
                           "wrong ones are shown more often")  # fmt: skip
