@@ -1,13 +1,20 @@
 """Batches without their padding: everything but attention works on the real tokens alone.
 
-Shapes: B sentences, T tokens (padded), N real tokens in all sentences together, H hidden size.
+Packed rows come in multiples of ``ROWS``; the last ones may be empty: they are zero where they enter, nothing reads
+what becomes of them, and their gradient is zero. oneDNN makes a program of some 300 kB for every number of rows that a
+product meets and keeps a thousand of them, so without this every batch would need new ones, and gigabytes for all.
+
+Shapes: B sentences, T tokens (padded), N real tokens in all sentences together, R rows (N rounded up), H hidden size.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -31,20 +38,29 @@ class Layout:
         return cls(sentences, tokens, mask, real.nonzero().squeeze(1))
 
     def pack(self, padded: Tensor) -> Tensor:
-        """(B, T, H) -> (N, H)."""
+        """(B, T, H) -> (R, H)."""
         flat = padded.reshape(-1, padded.shape[-1])
         return flat if self.index is None else _Take.apply(flat, self.index)
 
     def pad(self, packed: Tensor) -> Tensor:
-        """(N, H) -> (B, T, H), with zeros at the padding."""
+        """(R, H) -> (B, T, H), with zeros at the padding."""
         if self.index is not None:
             packed = _Put.apply(packed, self.index, self.sentences * self.tokens)
         return packed.view(self.sentences, -1, packed.shape[-1])
 
 
+def take(rows: Tensor, index: Tensor) -> Tensor:
+    """The rows at the places ``index`` (N,), and behind them zeros: (R, H)."""
+    real = len(index)
+    found = rows.new_empty(-(-real // ROWS) * ROWS, rows.shape[1])
+    torch.index_select(rows, 0, index, out=found[:real])
+    found[real:] = 0
+    return found
+
+
 def put(rows: Tensor, index: Tensor, count: int) -> Tensor:
-    """``rows`` at the places ``index`` among ``count`` rows of zeros."""
-    return rows.new_zeros(count, rows.shape[1]).index_copy_(0, index, rows)
+    """The first N of ``rows`` at the places ``index`` (N,) among ``count`` rows of zeros."""
+    return rows.new_zeros(count, rows.shape[1]).index_copy_(0, index, rows[: len(index)])
 
 
 class _Take(Function):
@@ -54,7 +70,7 @@ class _Take(Function):
     def forward(ctx, rows: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(index)
         ctx.count = len(rows)
-        return rows.index_select(0, index)
+        return take(rows, index)
 
     @staticmethod
     @once_differentiable
@@ -73,4 +89,4 @@ class _Put(Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         (index,) = ctx.saved_tensors
-        return grad.index_select(0, index), None, None
+        return take(grad, index), None, None

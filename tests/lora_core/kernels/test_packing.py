@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from lora_core.kernels.packing import Layout
+from lora_core.kernels.packing import ROWS, Layout
 from lora_core.models.layers import additive_mask
 
 
@@ -9,12 +10,29 @@ def test_real_tokens_alone():
     mask = additive_mask(torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]]), torch.float32)
     layout = Layout.of(hidden, mask)
     packed = layout.pack(hidden)
-    assert packed[:, 0].tolist() == [0, 6, 9, 15]
+    assert packed[:4, 0].tolist() == [0, 6, 9, 15]
     padded = layout.pad(packed * 2)
     assert padded.shape == hidden.shape
     assert padded[..., 0].tolist() == [[0, 0, 12, 18], [0, 30, 0, 0]]
     padded.backward(torch.full_like(padded, 5))
     assert hidden.grad[..., 0].tolist() == [[10, 0, 10, 10], [0, 10, 0, 0]]
+
+
+@pytest.mark.parametrize("real", [1, ROWS - 1, ROWS, ROWS + 1])
+def test_rows_are_rounded_up_and_what_fills_them_has_no_effect(real):
+    hidden = torch.randn(2, ROWS, 3, requires_grad=True)
+    mask = torch.zeros(2 * ROWS)
+    mask[torch.randperm(2 * ROWS)[:real]] = 1
+    layout = Layout.of(hidden, additive_mask(mask.view(2, ROWS), torch.float32))
+    packed = layout.pack(hidden)
+    assert len(packed) == (ROWS if real <= ROWS else 2 * ROWS)
+    assert not packed[real:].any()
+    packed.retain_grad()
+    padded = layout.pad(packed.exp())  # what fills the rows is 1 now
+    assert torch.equal(padded.flatten(0, 1), hidden.detach().exp().flatten(0, 1) * mask[:, None])
+    padded.sum().backward()
+    assert not packed.grad[real:].any()
+    assert torch.equal(hidden.grad.flatten(0, 1), padded.detach().flatten(0, 1))
 
 
 def test_batches_without_padding_are_not_copied():
