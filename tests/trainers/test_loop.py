@@ -170,12 +170,13 @@ def test_log_holds_the_mean_loss_and_the_position(tiny, run, train, validation, 
     batches = epoch_batches(train.lengths, 8, seed=7, epoch=0, group=3)
     losses = train_plainly(plain, train, CONFIG)
     labels = [train.label_counts[batch].sum() for batch in batches]
-    model, _ = run(dataclasses.replace(CONFIG, micro_batch_size=3))
+    config = dataclasses.replace(CONFIG, micro_batch_size=3)
+    model, _ = run(config)
     (event,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (event["event"], event["epoch"], event["step"], event["learning_rate"]) == ("epoch", 1, STEPS, 0)
     assert event["train_loss"] == pytest.approx(np.average(losses, weights=labels), abs=1e-5)
     assert event["tokens_per_second"] == pytest.approx(train.lengths.sum() / event["seconds"])
-    assert event["validation"] == evaluate(model, TokenClassification(tiny.LABELS), validation, CONFIG, alone)
+    assert event["validation"] == evaluate(model, TokenClassification(tiny.LABELS), validation, config, alone)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny, run, train):

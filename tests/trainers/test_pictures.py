@@ -92,7 +92,7 @@ def test_samples_of_data_that_has_changed(run):
     folder, data = run
     other = ImageDataset(np.zeros((6, 4, 4), np.uint8), np.array([1, 0] * 3), ("cat", "dog"), "")
     write_npz(data, {"train": other, "validation": other, "test": other})
-    with pytest.raises(ValueError, match="does not hold the pictures"):
+    with pytest.raises(ValueError, match="does not hold the examples"):
         samples_of_run(folder, folder / "samples.png")
 
 
