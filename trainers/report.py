@@ -92,7 +92,7 @@ def find_mistakes(scored: Scored, task: str, labels: Sequence[str], limit: int) 
     for index in in_turns(gold, predicted)[:limit]:
         true, guess = labels[gold[index]], labels[predicted[index]]
         if task == "image-classification":
-            picture = _data_uri(decode(scored.dataset.images[index]))
+            picture = _image_uri(decode(scored.dataset.images[index]))
             mistakes.append(Mistake(index + 1, true, guess, picture=picture))
         else:
             text = scored.dataset.texts[index]
@@ -130,7 +130,7 @@ def parts(words: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str | No
 def _sentence(scored: Scored, index: int, labels: Sequence[str]) -> Mistake:
     dataset = scored.dataset
     words = [word for word, tag in zip(dataset.words[index], dataset.tags[index], strict=True) if tag != IGNORED_LABEL]
-    true, guess = ([labels[tag] for tag in tags[index]] for tags in (scored.gold, scored.predicted))
+    true, guess = ([labels[int(tag)] for tag in tags[index]] for tags in (scored.gold, scored.predicted))
     return Mistake(index + 1, parts(words, true), parts(words, guess))
 
 
@@ -183,7 +183,7 @@ def _settings(config: RunConfig) -> list[tuple[str, str, bool]]:
     return sorted(values, key=lambda setting: not setting[2])
 
 
-def _data_uri(image: Any) -> str:
+def _image_uri(image: Any) -> str:
     picture = io.BytesIO()
     image.save(picture, format="PNG")
     return _uri(picture)
