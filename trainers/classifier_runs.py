@@ -21,6 +21,7 @@ from trainers.data.windows import IGNORED_LABEL
 from trainers.experiment import load_model
 from trainers.precision import autocast, choose_kernels
 from trainers.runs import Run, has_predictions, read_predictions, read_run
+from trainers.scored import check_unchanged
 from trainers.tasks import Dataset
 from trainers.tasks.kinds import kind_of
 
@@ -66,10 +67,8 @@ class ClassifierRun:
             raise ValueError(f"{self.config.data} has no {name} split; it has {', '.join(self.datasets)}.")
         dataset = self.datasets[name]
         if has_predictions(self.run, name):
-            gold = np.concatenate(read_predictions(self.run.folder, name)[1])
-            if not np.array_equal(gold, dataset.targets):
-                raise ValueError(f"{dataset.source} does not hold the examples that {self.run.folder} was scored on: "
-                                 "it has changed.")  # fmt: skip
+            gold = read_predictions(self.run.folder, name)[1]
+            check_unchanged(self.run, gold, dataset.targets, dataset.source)
         return dataset
 
     def batches(self, dataset: Any) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:

@@ -39,8 +39,11 @@ def scored_examples(run: Run, split: str = "test") -> Scored:
         ids = [tag for sentence in dataset.tags for tag in sentence if tag != IGNORED_LABEL]
     else:
         ids = dataset.targets
-    if not np.array_equal(np.concatenate(gold), ids):
-        raise ValueError(
-            f"{dataset.source} does not hold the examples that {run.folder} was scored on: it has changed."
-        )
+    check_unchanged(run, gold, ids, dataset.source)
     return Scored(dataset, predicted, gold)
+
+
+def check_unchanged(run: Run, gold: list[np.ndarray], ids: np.ndarray | list[int], source: str) -> None:
+    """ValueError unless the label ids read from ``source`` are those that the run was scored on."""
+    if not np.array_equal(np.concatenate(gold), ids):
+        raise ValueError(f"{source} does not hold the examples that {run.folder} was scored on: it has changed.")
