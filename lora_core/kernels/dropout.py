@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 _INT64_MIN = -(2**63)
 _LEVELS = 2**16
+_SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Dropout(nn.Dropout):
@@ -36,13 +37,13 @@ class _DropoutAdd(Function):
         keep, ctx.scale = keep_mask(x.shape, p)
         ctx.save_for_backward(keep)
         ctx.dtype = x.dtype
-        return torch.add(residual, x * keep, alpha=ctx.scale)
+        return torch.add(residual, drop(x, keep), alpha=ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
         (keep,) = ctx.saved_tensors
-        dx = (grad * keep).mul_(ctx.scale).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        dx = drop(grad, keep).mul_(ctx.scale).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         return dx, grad, None
 
 
@@ -66,6 +67,15 @@ def keep_mask(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
     dropped = round(p * _LEVELS)  # of the 65536 values of an int16, which is uniform from -32768
     torch.ge(bits, dropped - _LEVELS // 2, out=keep.view(-1))
     return keep, _LEVELS / (_LEVELS - dropped)
+
+
+def drop(x: Tensor, keep: Tensor, *, in_place: bool = False) -> Tensor:
+    """``x`` where ``keep`` is 1, and 0 where it is 0; not for autograd.
+
+    The bits are multiplied as integers, which for bf16 takes a third of the time.
+    """
+    bits = x.view(_SAME_SIZE[x.itemsize])
+    return (bits.mul_(keep) if in_place else bits * keep).view(x.dtype)
 
 
 def too_sparse(p: float) -> bool:

@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lora_core.kernels.dropout import keep_mask, too_sparse
+from lora_core.kernels.dropout import drop, keep_mask, too_sparse
 from lora_core.layers import LoRALinear
 from lora_core.updates import LinearAdapter
 
@@ -134,8 +134,8 @@ class _Project(Function):
                 a, b, kept = a.to(dtype), b.to(dtype), x
                 if p > 0:
                     keep, scale = keep_mask(x.shape, p)
-                    alpha, kept = alpha * scale, x * keep
-                s = kept @ a.T  # (N, r)
+                    alpha, kept = alpha * scale, drop(x, keep)
+                s = linear(kept, a, None)  # (N, r)
                 y.addmm_(s, b.T, alpha=alpha)
             outputs.append(y)
             saved += [weight, a, b, s if needs_b else None, keep if needs_x or needs_a else None]
@@ -154,13 +154,13 @@ class _Project(Function):
             weight, a, b, s, keep = saved[5 * number : 5 * number + 5]
             needs_weight, needs_bias, needs_a, needs_b = needs[4 * number : 4 * number + 4]
             g = g.to(weight.dtype).contiguous()  # (N, O)
-            ds = None if b is None else (g @ b).mul_(alpha)  # (N, r)
-            kept = x if keep is None or not needs_a else x * keep
+            ds = None if b is None else linear(g, b.T, None).mul_(alpha)  # (N, r)
+            kept = x if keep is None or not needs_a else drop(x, keep)
             found += [
                 (g.T @ x).float() if needs_weight else None,
                 g.sum(0).float() if needs_bias else None,
-                (ds.T @ kept).float() if needs_a and ds is not None else None,
-                (g.T @ s).mul_(alpha).float() if needs_b else None,
+                linear(ds.T, kept.T, None).float() if needs_a and ds is not None else None,
+                (s.T @ g).mul_(alpha).T.float() if needs_b else None,
             ]
             if needs_x:
                 dx = _add_input_gradient(dx, ctx.input_dtype, g, weight, ds, a, keep)
@@ -179,7 +179,7 @@ def _add_input_gradient(dx: Tensor | None, dtype: torch.dtype, g: Tensor, weight
         if keep is None:
             part.addmm_(ds, a)
         else:
-            part.add_((ds @ a).mul_(keep))
+            part.add_(drop(linear(ds, a.T, None), keep, in_place=True))
     return part.to(dtype) if dx is None else dx.add_(part)
 
 
@@ -196,6 +196,6 @@ ONEDNN = _onednn_dtypes()
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x`` (N, I) times the transpose of ``weight`` (O, I), plus ``bias`` (O,), which may be wider than they are."""
-    if x.dtype in ONEDNN:
+    if x.dtype in ONEDNN and x.numel():
         return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lora_core.kernels.dropout import Dropout, dropout_add, keep_mask
+from lora_core.kernels.dropout import Dropout, drop, dropout_add, keep_mask
 
 SHAPE = (1000, 500)
 
@@ -49,6 +49,18 @@ def test_torchs_seed_decides():
     torch.manual_seed(3)
     assert torch.equal(keep_mask((50, 50), 0.5)[0], first)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_drop(dtype, in_place):
+    x = torch.tensor([[1.5, -2.5, -0.0], [math.inf, math.nan, 7]], dtype=dtype).T  # not contiguous
+    keep = torch.tensor([[1, 0, 1], [0, 0, 1]], dtype=torch.uint8).T
+    before = x.clone()
+    found = drop(x, keep, in_place=in_place)
+    assert found.tolist() == [[1.5, 0], [0, 0], [0, 7]]
+    assert found.dtype == dtype
+    torch.testing.assert_close(x, found if in_place else before, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
