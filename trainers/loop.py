@@ -26,7 +26,7 @@ from trainers.data.loading import load_batches
 from trainers.distributed import World
 from trainers.log import MetricsLog
 from trainers.optim import build_optimizer, build_scheduler
-from trainers.precision import autocast, choose_kernels, grad_scaler
+from trainers.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
 from trainers.resume import load_checkpoint, restore_best, save_best, save_checkpoint
 from trainers.state import TrainState, seed_generators
 from trainers.tasks import Data, Task
@@ -71,7 +71,8 @@ def fit(
         batches = epoch_batches(train.lengths, epoch=state.epoch, **recipe)
         progress = tqdm(batches[state.batch :], f"epoch {state.epoch + 1}/{config.epochs}", len(batches),
                         initial=state.batch, disable=not world.is_main, unit="step", leave=False)  # fmt: skip
-        shares = [_share(batch, train.lengths, config, world) for batch in batches[state.batch :]]
+        shares = [_share(batch, train.lengths, config, micro_batch_tokens(model, config), world)
+                  for batch in batches[state.batch :]]  # fmt: skip
         # A process without examples of its own still takes part in the exchange of gradients.
         loaded = load_batches(train, [indices if len(indices) else batch[:1] for batch, micro in
                                       zip(batches[state.batch :], shares, strict=True) for indices in micro],
@@ -119,10 +120,12 @@ def fit(
     return state
 
 
-def _share(batch: np.ndarray, lengths: np.ndarray, config: TrainConfig, world: World) -> list[np.ndarray]:
+def _share(
+    batch: np.ndarray, lengths: np.ndarray, config: TrainConfig, most_tokens: int | None, world: World
+) -> list[np.ndarray]:
     """This process's micro-batches of a global batch."""
-    if config.micro_batch_tokens:
-        return share_by_tokens(batch, lengths, world.rank, world.size, config.micro_batch_tokens)
+    if most_tokens is not None:
+        return share_by_tokens(batch, lengths, world.rank, world.size, most_tokens)
     most = config.micro_batch_size or len(batch)
     return share(batch, world.rank, world.size, micro_batches=-(-len(batch) // (world.size * most)))
 

@@ -9,6 +9,8 @@ from lora_core.kernels.fused import fuse, product_dtype, stacks, unfuse
 from trainers.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FUSED_TOKENS = 768
+"""Tokens in a training pass of fused layers: they are not faster with more, and a long batch takes less memory."""
 
 
 def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
@@ -21,6 +23,13 @@ def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) 
         fuse(model, DTYPES[config.precision])
     else:
         unfuse(model)
+
+
+def micro_batch_tokens(model: nn.Module, config: TrainConfig) -> int | None:
+    """Most tokens in one training pass of ``model``, padding included; None: no limit, or it is counted in examples."""
+    if config.micro_batch_tokens is None and config.micro_batch_size is None and product_dtype(model) is not None:
+        return FUSED_TOKENS
+    return config.micro_batch_tokens
 
 
 def autocast(model: nn.Module, precision: str, device: torch.device) -> AbstractContextManager:

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from lora_core.models.bert import BertEmbeddings
+from trainers import precision
 from trainers.config import TrainConfig
 from trainers.data import total_steps
 from trainers.loop import fit
@@ -37,3 +39,24 @@ def test_the_schedule_ends_with_the_last_batch(run):
     _, state, train = run(batch_tokens=100, micro_batch_tokens=50)
     assert state.step == total_steps(train.lengths, 8, seed=7, epochs=2, batch_tokens=100) != 16
     assert state.scheduler.get_last_lr()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "split"),
+    [({}, True), ({"kernels": "plain"}, False), ({"micro_batch_size": 8}, False), ({"micro_batch_tokens": 999}, False)],
+)
+def test_fused_layers_take_long_batches_in_parts(run, monkeypatch, changes, split):
+    sizes = []
+    embed = BertEmbeddings.forward
+
+    def forward(self, input_ids, *rest):
+        if self.training:
+            sizes.append(input_ids.numel())
+        return embed(self, input_ids, *rest)
+
+    monkeypatch.setattr(BertEmbeddings, "forward", forward)
+    monkeypatch.setattr(precision, "FUSED_TOKENS", 40)
+    _, state, train = run(epochs=1, **changes)
+    assert state.step == 8
+    assert train.lengths.max() <= 40
+    assert (max(sizes) <= 40) == split == (len(sizes) > 8)

@@ -4,6 +4,8 @@ Everything follows from (seed, epoch), so a run can resume. Batches hold example
 saves most padding, and come in random order.
 """
 
+from bisect import bisect_left
+
 import numpy as np
 
 
@@ -70,13 +72,17 @@ def share_by_tokens(
 ) -> list[np.ndarray]:
     """As `share`, in as few micro-batches as stay within `micro_batch_tokens`, padding included, longest first.
 
-    The ranks' useful tokens differ by at most the longest example. Their numbers of micro-batches may differ, but
-    each has at least one, which is empty where there is nothing to do. A longer example is a micro-batch of its own.
+    Among ways to cut into so few, the one whose largest micro-batch is smallest. The ranks' useful tokens differ by at
+    most the longest example. Their numbers of micro-batches may differ, but each has at least one, which is empty where
+    there is nothing to do. A longer example is a micro-batch of its own.
     """
     _check_rank(rank, world)
     _check_at_least_one(micro_batch_tokens=micro_batch_tokens)
-    indices = np.asarray(batch)[rank::world]
-    return _cut(indices[::-1], np.asarray(lengths), micro_batch_tokens) or [indices]
+    indices, lengths = np.asarray(batch)[rank::world][::-1], np.asarray(lengths)
+    fewest = len(_cut(indices, lengths, micro_batch_tokens))
+    enough = bisect_left(range(micro_batch_tokens), True, lo=1,
+                         key=lambda budget: len(_cut(indices, lengths, budget)) <= fewest)  # fmt: skip
+    return _cut(indices, lengths, enough) or [indices]
 
 
 def evaluation_batches(lengths: np.ndarray, batch_tokens: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:

@@ -1,3 +1,5 @@
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -135,6 +137,28 @@ def test_shares_hold_every_index_once_over_the_ranks(lengths, world, micro_batch
     )
     sizes = [sum(map(len, of_rank)) for of_rank in shares]
     assert max(sizes) - min(sizes) <= 1
+
+
+@given(LENGTHS.filter(len), st.integers(1, 60))
+def test_micro_batches_by_tokens_are_few_and_even(lengths, budget):
+    order = np.argsort(-lengths, kind="stable")
+    found = share_by_tokens(order[::-1], lengths, 0, 1, budget)
+    assert np.concatenate(found).tolist() == order.tolist()
+
+    @cache
+    def best(start):
+        """(parts, tokens of the largest) of the best way to cut what comes from there."""
+        if start == len(order):
+            return 0, 0
+        ways = []
+        for stop in range(start + 1, len(order) + 1):
+            tokens = padded(order[start:stop], lengths)
+            if tokens <= budget or stop == start + 1:
+                parts, largest = best(stop)
+                ways.append((parts + 1, max(largest, tokens)))
+        return min(ways)
+
+    assert (len(found), max(padded(part, lengths) for part in found)) == best(0)
 
 
 def test_shares_have_even_lengths_and_micro_batches_of_similar_length():
