@@ -55,7 +55,8 @@ def test_fused_layers_take_long_batches_in_parts(run, monkeypatch, changes, spli
         return embed(self, input_ids, *rest)
 
     monkeypatch.setattr(BertEmbeddings, "forward", forward)
-    monkeypatch.setattr(precision, "FUSED_TOKENS", 40)
+    monkeypatch.setattr(precision, "FUSED_TOKENS", 20)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     _, state, train = run(epochs=1, **changes)
     assert state.step == 8
     assert train.lengths.max() <= 40
