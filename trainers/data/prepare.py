@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from trainers.data.cache import file_digest
 from trainers.data.finer import UNSPLIT, TaggedSource, find_tagged_source
 from trainers.data.rows import BadRows, OnBadRow
 from trainers.data.scan import Scan, scan
@@ -72,16 +73,22 @@ def prepare(
     (source_statistics.md, .json, .png) and of what was prepared (statistics.*), and preparation.json. Sentences of
     the same words go into the same split when splits are drawn. A folder that holds this preparation is left as it is.
 
-    Returns the folder. Raises ValueError for a folder that holds something else, and for what the corpus cannot give.
+    Returns the folder. Raises ValueError for a folder that holds something else, or was prepared before the source
+    changed, and for what the corpus cannot give.
     """
     folder = Path(folder)
     origin = {"source": str(source), "label_file": str(label_file)}
     record = json.loads(json.dumps({**origin, "settings": dataclasses.asdict(settings)}))
-    if _is_prepared(folder, record):
+    done = _is_prepared(folder, record)
+    found = find_tagged_source(source, label_file)
+    digests = [file_digest(path) for path in dict.fromkeys(file.path for file in found.files)]
+    record["contents"] = {"files": digests, "names": found.names and list(found.names)}
+    if done:
+        if _read_record(folder).get("contents", record["contents"]) != record["contents"]:
+            raise ValueError(f"{source} has changed since {folder} was prepared from it: prepare into another folder.")
         logger.info("%s holds this preparation already.", folder)
         return folder
     bad_rows = BadRows(on_bad_row)
-    found = find_tagged_source(source, label_file)
     scanned = scan(found, bad_rows)
     bad_rows.report()
     counted = statistics(scanned)
@@ -203,6 +210,10 @@ def _open_stray(tags: list[int], opening: dict[int, int]) -> list[int]:
     return written
 
 
+def _read_record(folder: Path) -> dict:
+    return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+
+
 def _is_prepared(folder: Path, record: dict) -> bool:
     """Whether the folder holds this preparation, whole. Raises ValueError when it holds something else."""
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -214,7 +225,7 @@ def _is_prepared(folder: Path, record: dict) -> bool:
         if (folder / "source_statistics.md").is_file() and {path.name for path in folder.iterdir()} <= leftovers:
             return False  # an interrupted preparation: begin again
         raise ValueError(f"{folder} holds other files; prepare into an empty folder.")
-    old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    old = _read_record(folder)
     changed = [name for name in record["settings"] if old["settings"].get(name) != record["settings"][name]]
     changed = [name for name in ("source", "label_file") if old.get(name) != record[name]] + changed
     if changed:

@@ -1,5 +1,6 @@
 import gzip
 import json
+import shutil
 import zipfile
 from collections import Counter
 from itertools import combinations
@@ -200,6 +201,28 @@ def test_done_is_done_and_another_preparation_needs_another_folder(corpus, tmp_p
         prepare(corpus / "train.jsonl", out, Preparation(top=2))
     with pytest.raises(ValueError, match="with other label_file"):
         prepare(corpus, out, Preparation(top=2), label_file="names.txt")
+
+
+def test_a_source_that_has_changed_is_noticed(corpus, tmp_path):
+    source = shutil.copytree(corpus, tmp_path / "corpus")
+    out = prepare(source, tmp_path / "out", Preparation(top=2))
+    text = (source / "train.jsonl").read_text()
+    (source / "train.jsonl").write_text("".join(reversed(text.splitlines(keepends=True))))
+    with pytest.raises(ValueError, match=r"has changed since .*out was prepared from it: prepare into another folder"):
+        prepare(source, out, Preparation(top=2))
+    (source / "train.jsonl").write_text(text)
+    assert prepare(source, out, Preparation(top=2)) == out
+
+
+def test_other_names_of_the_tags_are_noticed(corpus, tmp_path):
+    names = tmp_path / "names.txt"
+    labels = json.loads((prepare(corpus, tmp_path / "first", Preparation(top=2)) / "label.json").read_text())
+    source = tmp_path / "first" / "train.json"
+    names.write_text("\n".join(labels))
+    out = prepare(source, tmp_path / "out", Preparation(top=1), label_file=names)
+    names.write_text("\n".join(labels).replace(list(labels)[1][2:], "Renamed"))
+    with pytest.raises(ValueError, match="has changed since"):
+        prepare(source, out, Preparation(top=1), label_file=names)
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text(path.read_text()[:-9])])
