@@ -61,7 +61,7 @@ class LoRAConfig:
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """lora_alpha by module, keys as in rank_pattern."""
     layers_to_transform: tuple[int, ...] | None = None
-    """Adapt only the layers with these indices."""
+    """Adapt only the layers with these indices; None or empty: all, as in PEFT."""
     layers_pattern: Names = None
     """Name of the module list that layers_to_transform counts in, when a path holds several."""
     trainable_token_indices: tuple[int, ...] | None = None
@@ -87,7 +87,7 @@ class LoRAConfig:
         for name in ("layers_to_transform", "trainable_token_indices"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, (value,) if isinstance(value, int) else _as_tuple(name, value))
+                object.__setattr__(self, name, (value,) if isinstance(value, int) else _as_tuple(name, value) or None)
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} must map patterns to values, but it is {getattr(self, name)!r}.")

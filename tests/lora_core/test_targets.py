@@ -28,6 +28,7 @@ def paths(model: nn.Module) -> list[str]:
         {"target_modules": ["query", "dense"], "exclude_modules": ["output.dense"]},
         {"target_modules": ["query", "value"], "exclude_modules": r".*layer\.0.*"},
         {"target_modules": ["query"], "layers_to_transform": [1]},
+        {"target_modules": ["query"], "layers_to_transform": []},
         {"target_modules": ["query", "value"], "layers_to_transform": 0, "layers_pattern": "layer"},
         {"target_modules": ["query", "classifier"], "modules_to_save": ["classifier"]},
         {"target_modules": "all-linear", "modules_to_save": ["classifier"]},
