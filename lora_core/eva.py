@@ -95,10 +95,13 @@ class _Moments:
         """Each principal direction's share of the variance, (in,), and the directions as rows; largest first."""
         if self.count < 2:
             raise ValueError("EVA saw fewer than two input vectors. Give batches of training data.")
-        mean = self.total / self.count
+        mean, square = self.total / self.count, self.outer / self.count
         assert isinstance(mean, Tensor)
-        values, vectors = torch.linalg.eigh(self.outer / self.count - torch.outer(mean, mean))
+        assert isinstance(square, Tensor)
+        values, vectors = torch.linalg.eigh(square - torch.outer(mean, mean))
         values = values.clamp(min=0)
+        if values.sum() <= 1e-6 * square.trace():  # no more than fp32's rounding
+            raise ValueError("EVA saw one input vector again and again. Give batches of training data.")
         return (values / values.sum()).flip(0), vectors.T.flip(0)
 
 

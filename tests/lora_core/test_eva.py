@@ -1,9 +1,11 @@
 """EVA: directions of the inputs' variance, with PEFT's incremental SVD and numpy's covariance as oracles."""
 
 import logging
+from collections import OrderedDict
 
 import pytest
 import torch
+from torch import nn
 
 import lora_core
 from lora_core import initialise_eva, inject_lora, load_adapter, save_adapter
@@ -101,3 +103,13 @@ def test_errors_leave_the_model_alone(make, run, train, state, same, caplog):
     with pytest.raises(ValueError, match="no linear layer"):
         initialise_eva(conv, batches())
     assert lora_core.parameter_counts(conv)[0] > 0
+
+
+def test_inputs_that_do_not_vary_are_refused():
+    fields = {"r": 2, "target_modules": ["query"], "init_lora_weights": "eva"}
+    model = inject_lora(nn.Sequential(OrderedDict(query=nn.Linear(6, 4))), **fields)
+    row = torch.randn(6, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="one input vector again and again"):
+        initialise_eva(model, [row.expand(50, 6)] * 20)
+    initialise_eva(model, [row * torch.tensor([[1.0], [1.01]])])
+    assert model.query.lora["default"].lora_A.weight.isfinite().all()
