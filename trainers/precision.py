@@ -1,4 +1,4 @@
-"""How a model computes: fused or plain layers, the precision of its matrix products, and fp16's loss scaler."""
+"""How a model computes: fused or plain layers, how much at a time, the precision of products, fp16's loss scaler."""
 
 from contextlib import AbstractContextManager
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lora_core.kernels.fused import fuse, product_dtype, stacks, unfuse
+from lora_core.models.vit import ViTEmbeddings
 from trainers.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,10 +27,15 @@ def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) 
 
 
 def micro_batch_tokens(model: nn.Module, config: TrainConfig) -> int | None:
-    """Most tokens in one training pass of ``model``, padding included; None: no limit, or it is counted in examples."""
-    if config.micro_batch_tokens is None and config.micro_batch_size is None and product_dtype(model) is not None:
-        return FUSED_TOKENS * max(2, torch.get_num_threads())
-    return config.micro_batch_tokens
+    """Most tokens in one training pass of ``model``, padding included; None: no limit, or it is counted in examples.
+
+    An image counts as one, as in ``config``.
+    """
+    if config.micro_batch_tokens is not None or config.micro_batch_size is not None or product_dtype(model) is None:
+        return config.micro_batch_tokens
+    most = FUSED_TOKENS * max(2, torch.get_num_threads())
+    of_image = [part.position_embeddings.shape[1] for part in model.modules() if isinstance(part, ViTEmbeddings)]
+    return max(1, round(most / of_image[0])) if of_image else most
 
 
 def autocast(model: nn.Module, precision: str, device: torch.device) -> AbstractContextManager:

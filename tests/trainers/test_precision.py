@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from lora_core.kernels.fused import fuse, product_dtype
+from lora_core.models import build_model, config_from_dict
 from trainers.config import TrainConfig
-from trainers.precision import autocast, choose_kernels, grad_scaler
+from trainers.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
 
 CPU = torch.device("cpu")
 
@@ -23,6 +24,19 @@ def test_which_layers_a_model_gets(tiny, before, kernels, precision, device, exp
     model = tiny.build() if before is None else fuse(tiny.build(), before)
     choose_kernels(model, TrainConfig(kernels=kernels, precision=precision), torch.device(device))
     assert product_dtype(model) is expected
+
+
+@pytest.mark.parametrize(("threads", "tokens", "images"), [(1, 768, 4), (2, 768, 4), (16, 6144, 31)])
+def test_how_much_fused_layers_take_at_a_time(tiny, monkeypatch, threads, tokens, images):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    vit = build_model(config_from_dict({"model_type": "vit", **sizes}), "image-classification", ("a", "b"))
+    assert vit.get_parameter("vit.embeddings.position_embeddings").shape[1] == 197
+    for model, most in ((tiny.build(), tokens), (vit, images)):
+        assert micro_batch_tokens(model, TrainConfig()) is None
+        assert micro_batch_tokens(fuse(model), TrainConfig()) == most
+        assert micro_batch_tokens(model, TrainConfig(micro_batch_size=3)) is None
+        assert micro_batch_tokens(model, TrainConfig(micro_batch_tokens=9)) == 9
 
 
 def test_a_model_without_layers_that_can_be_fused_stays_as_it_is():
