@@ -10,7 +10,7 @@ from lora_core.models.vit import ViTEmbeddings
 from trainers.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FUSED_TOKENS = 384
+FUSED_TOKENS = 512
 """Tokens of a training pass of fused layers for each thread: they are no faster with more, which takes more memory."""
 
 
