@@ -28,7 +28,7 @@ class TrainConfig:
     larger shares are accumulated. None: no limit."""
     micro_batch_tokens: int | None = None
     """Most tokens, padding included, in one training pass of one process (evaluation takes four times as many): bounds
-    memory and leaves the recipe as it is. An image counts as one. None: with fused layers 512 a thread, at least 1,024
+    memory and leaves the recipe as it is. An image counts as one. None: with fused layers 384 a thread, at least 768
     (ViT: the images that have so many), unless micro_batch_size is given; else no limit."""
     learning_rate: float = 5e-5
     """Peak learning rate of AdamW."""

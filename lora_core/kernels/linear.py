@@ -135,7 +135,7 @@ class _Project(Function):
                 if p > 0:
                     keep, scale = keep_mask(x.shape, p)
                     alpha, kept = alpha * scale, drop(x, keep)
-                s = linear(kept, a, None)  # (N, r)
+                s = kept @ a.T  # (N, r)
                 y.addmm_(s, b.T, alpha=alpha)
             outputs.append(y)
             saved += [weight, a, b, s if needs_b else None, keep if needs_x or needs_a else None]
@@ -154,12 +154,12 @@ class _Project(Function):
             weight, a, b, s, keep = saved[5 * number : 5 * number + 5]
             needs_weight, needs_bias, needs_a, needs_b = needs[4 * number : 4 * number + 4]
             g = g.to(weight.dtype).contiguous()  # (N, O)
-            ds = None if b is None else linear(g, b.T, None).mul_(alpha)  # (N, r)
+            ds = None if b is None else (g @ b).mul_(alpha)  # (N, r)
             kept = x if keep is None or not needs_a else drop(x, keep)
             found += [
                 (g.T @ x).float() if needs_weight else None,
                 g.sum(0).float() if needs_bias else None,
-                linear(ds.T, kept.T, None).float() if needs_a and ds is not None else None,
+                (ds.T @ kept).float() if needs_a and ds is not None else None,
                 (s.T @ g).mul_(alpha).T.float() if needs_b else None,
             ]
             if needs_x:
@@ -179,7 +179,7 @@ def _add_input_gradient(dx: Tensor | None, dtype: torch.dtype, g: Tensor, weight
         if keep is None:
             part.addmm_(ds, a)
         else:
-            part.add_(drop(linear(ds, a.T, None), keep, in_place=True))
+            part.add_(drop(ds @ a, keep, in_place=True))
     return part.to(dtype) if dx is None else dx.add_(part)
 
 
@@ -196,6 +196,6 @@ ONEDNN = _onednn_dtypes()
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x`` (N, I) times the transpose of ``weight`` (O, I), plus ``bias`` (O,), which may be wider than they are."""
-    if x.dtype in ONEDNN and x.numel():
+    if x.dtype in ONEDNN:
         return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))

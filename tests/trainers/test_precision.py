@@ -26,7 +26,7 @@ def test_which_layers_a_model_gets(tiny, before, kernels, precision, device, exp
     assert product_dtype(model) is expected
 
 
-@pytest.mark.parametrize(("threads", "tokens", "images"), [(1, 1024, 5), (2, 1024, 5), (16, 8192, 42)])
+@pytest.mark.parametrize(("threads", "tokens", "images"), [(1, 768, 4), (2, 768, 4), (16, 6144, 31)])
 def test_how_much_fused_layers_take_at_a_time(tiny, monkeypatch, threads, tokens, images):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
