@@ -244,6 +244,7 @@ def serve(size_name: str, name: str) -> None:
         train = training(size, contestant, Path(folder))
         reset_peak_memory(CPU)
         loaded = peak_memory_bytes(CPU)
+        print("ready", file=answers, flush=True)
         for _ in sys.stdin:
             seconds = train(data)
             figures = {"seconds": seconds, "bytes": peak_memory_bytes(CPU) - loaded, "tokens": int(data.lengths.sum())}
@@ -270,14 +271,17 @@ class Process:
         )  # fmt: skip
         self.name = name
 
-    def run(self) -> dict[str, float]:
-        assert self.process.stdin is not None
+    def answer(self) -> str:
         assert self.process.stdout is not None
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, f"{self.name} ended with status {self.process.wait()}"
-        return json.loads(line)
+        return line
+
+    def run(self) -> dict[str, float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write("run\n")
+        self.process.stdin.flush()
+        return json.loads(self.answer())
 
     def close(self) -> None:
         self.process.communicate()
@@ -329,6 +333,8 @@ def test_training(size_name, show, benchmark):
             figures[name].append(process.run())
 
     try:
+        for process in processes.values():  # what is still loading would slow down who trains first
+            process.answer()
         benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=0)
     finally:
         for process in processes.values():
