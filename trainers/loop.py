@@ -54,6 +54,7 @@ def fit(
     seed_generators(config.seed + world.rank)
     model.to(world.device)
     choose_kernels(model, config, world.device)
+    most_tokens = micro_batch_tokens(model, config)
     recipe: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "group": config.group_by_length,
                               "batch_tokens": config.batch_tokens}  # fmt: skip
     optimizer = build_optimizer(model, config)
@@ -71,8 +72,7 @@ def fit(
         batches = epoch_batches(train.lengths, epoch=state.epoch, **recipe)
         progress = tqdm(batches[state.batch :], f"epoch {state.epoch + 1}/{config.epochs}", len(batches),
                         initial=state.batch, disable=not world.is_main, unit="step", leave=False)  # fmt: skip
-        shares = [_share(batch, train.lengths, config, micro_batch_tokens(model, config), world)
-                  for batch in batches[state.batch :]]  # fmt: skip
+        shares = [_share(batch, train.lengths, config, most_tokens, world) for batch in batches[state.batch :]]
         # A process without examples of its own still takes part in the exchange of gradients.
         loaded = load_batches(train, [indices if len(indices) else batch[:1] for batch, micro in
                                       zip(batches[state.batch :], shares, strict=True) for indices in micro],

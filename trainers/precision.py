@@ -11,8 +11,7 @@ from trainers.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FUSED_TOKENS = 384
-"""Tokens of a training pass of fused layers for each thread: twice as many are up to 4% faster, and take a third more
-memory."""
+"""Tokens of a training pass of fused layers for each thread; 512 are up to 4% faster and take 20 to 30% more memory."""
 
 
 def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
