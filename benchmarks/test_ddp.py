@@ -25,11 +25,11 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 import lora_core
 from trainers.config import RunConfig
-from trainers.data import IGNORED_LABEL, TokenWindows
-from trainers.distributed import World, distributed
-from trainers.experiment import build
+from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
 from trainers.loop import fit
+from trainers.model import build
 from trainers.tasks.token import TokenClassification
+from trainers.training.distributed import World, distributed
 
 pytestmark = [pytest.mark.timeout(900)]
 

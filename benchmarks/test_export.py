@@ -25,12 +25,12 @@ import transformers
 from lora_core.export import export_onnx, fused_counts, quantize_onnx
 from lora_core.models import build_model, config_from_dict, resolve, save_pretrained
 from lora_core.models.task_model import TaskModel
-from trainers.bench import Comparison, Measured, bench_run, bench_table
 from trainers.config import RunConfig
 from trainers.data.tokenizer import load_tokenizer
 from trainers.experiment import run
-from trainers.export import INT8_FILE, export_run, export_table
-from trainers.pipeline import pipeline
+from trainers.serve import pipeline
+from trainers.serve.bench import Comparison, Measured, bench_run, bench_table
+from trainers.serve.export import INT8_FILE, export_run, export_table
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # transformers' own are not the subject

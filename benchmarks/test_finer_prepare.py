@@ -41,7 +41,7 @@ print(json.dumps({{"seconds": time.perf_counter() - start, "cpu": time.process_t
 """
 
 OURS = MEASURE.format(
-    setup="from trainers.data.prepare import Preparation, prepare",
+    setup="from trainers.corpus.prepare import Preparation, prepare",
     work="prepare(sys.argv[1], sys.argv[2], Preparation(top=4))",
 )
 THEIRS = MEASURE.format(

@@ -143,13 +143,14 @@ def measure(side: str, corpus: Path, folder: Path, processes: int = 1) -> Figure
 
 def tokenizer() -> Any:
     from lora_core.models.source import resolve
-    from trainers.data import load_tokenizer
+    from trainers.data.tokenizer import load_tokenizer
 
     return load_tokenizer(resolve("embedded"))
 
 
 def windows(corpus: Path, fast: Any, cache: bool) -> Any:
-    from trainers.data import TokenFile, load_windows
+    from trainers.data.tokens.encode import load_windows
+    from trainers.data.tokens.reader import TokenFile
 
     return load_windows(TokenFile(corpus, "tner", LABELS, LABELS, "error"), fast, MAX_LENGTH, 0, cache=cache)
 
@@ -205,7 +206,7 @@ def timed() -> Iterator[Figures]:
     """Fills a dict with seconds and peak memory."""
     import torch
 
-    from trainers.memory import peak_memory_bytes, reset_peak_memory
+    from trainers.training.memory import peak_memory_bytes, reset_peak_memory
 
     device = torch.device("cpu")
     figures: Figures = {}

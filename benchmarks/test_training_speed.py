@@ -38,11 +38,11 @@ import torch
 import lora_core
 from lora_core.models import build_model, config_from_dict
 from trainers.config import TrainConfig
-from trainers.data import IGNORED_LABEL, TokenWindows
-from trainers.distributed import World
+from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
 from trainers.loop import fit
-from trainers.memory import peak_memory_bytes, reset_peak_memory
 from trainers.tasks.token import TokenClassification
+from trainers.training.distributed import World
+from trainers.training.memory import peak_memory_bytes, reset_peak_memory
 
 pytestmark = [pytest.mark.timeout(1800)]
 
@@ -131,7 +131,9 @@ def sentence_lengths(count: int) -> np.ndarray:
     generator = np.random.default_rng(0)
     if os.environ.get("LORA_DATA_DIR"):
         from lora_core.models import resolve
-        from trainers.data import encode_tokens, load_token_datasets, load_tokenizer
+        from trainers.data.tokenizer import load_tokenizer
+        from trainers.data.tokens.files import load_token_datasets
+        from trainers.data.tokens.windows import encode_tokens
 
         train = load_token_datasets("bionlp2004")["train"]
         chosen = generator.permutation(len(train.words))[:count]

@@ -35,11 +35,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.ablation import Variant, ablation_table, run_ablation, write_ablation
 from trainers.cli import exit_on_user_error, parse_run
 from trainers.config import RunConfig
-from trainers.distributed import distributed
-from trainers.memory_table import memory_table
+from trainers.results.ablation import Variant, ablation_table, memory_table, run_ablation, write_ablation
+from trainers.training.distributed import distributed
 
 SAMPLE = str(Path(__file__).resolve().parent / "data" / "news")
 LORA: dict[str, Any] = {"method": "lora", "confusing_words": ""}

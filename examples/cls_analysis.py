@@ -20,9 +20,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from trainers.analysis import analyse, analysis_report, write_analysis
-from trainers.classifier_runs import ClassifierRun
 from trainers.cli import exit_on_user_error
+from trainers.finished import ClassifierRun
+from trainers.results.errors import analyse, analysis_report, write_analysis
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from typing import Annotated
 
 import tyro
 
-from trainers.classifier_runs import ClassifierRun
 from trainers.cli import exit_on_user_error
-from trainers.vote import vote, vote_table, write_vote
+from trainers.finished import ClassifierRun
+from trainers.results.vote import vote, vote_table, write_vote
 
 
 @dataclass(frozen=True)

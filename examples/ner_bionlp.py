@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainers.cli import exit_on_user_error, parse_run
-from trainers.compare import compare_runs, comparison_table, write_comparison
 from trainers.config import RunConfig
-from trainers.distributed import distributed
 from trainers.experiment import run
+from trainers.results.compare import compare_runs, comparison_table, write_comparison
+from trainers.training.distributed import distributed
 
 SAMPLE = str(Path(__file__).resolve().parent / "data" / "biomedical")
 

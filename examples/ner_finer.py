@@ -21,16 +21,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.bench import bench_run, bench_table, write_bench
 from trainers.cli import exit_on_user_error, parse_run
-from trainers.compare import compare_runs, comparison_table, write_comparison
 from trainers.config import RunConfig
-from trainers.confusion import write_confusion
-from trainers.data.prepare import Preparation, prepare
-from trainers.distributed import distributed
+from trainers.corpus.prepare import Preparation, prepare
 from trainers.experiment import run
-from trainers.export import INT8_FILE, POINTS_LOST, export_run, export_table
-from trainers.pipeline import pipeline
+from trainers.results.compare import compare_runs, comparison_table, write_comparison
+from trainers.results.confusion import write_confusion
+from trainers.serve import pipeline
+from trainers.serve.bench import bench_run, bench_table, write_bench
+from trainers.serve.export import INT8_FILE, POINTS_LOST, export_run, export_table
+from trainers.training.distributed import distributed
 
 # The sample's validation split has 53 entities. int8 reads one or two sentences in a hundred otherwise than fp32; when
 # three entities there are among them, that is 5 points. This limit catches a broken file, no more.

@@ -24,14 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_core.models import build_model, config_from_dict, save_pretrained
-from trainers.ablation import Variant, ablation_table, run_ablation, write_ablation
 from trainers.cli import exit_on_user_error, parse_run
 from trainers.config import RunConfig
-from trainers.data.digits import BASE, NEW, write_digits
-from trainers.data.image_processing import BICUBIC, ImageProcessing
-from trainers.distributed import distributed
+from trainers.data.images.digits import BASE, NEW, write_digits
+from trainers.data.images.processing import BICUBIC, ImageProcessing
 from trainers.experiment import run
-from trainers.pictures import samples_of_run
+from trainers.results.ablation import Variant, ablation_table, run_ablation, write_ablation
+from trainers.results.confusion import samples_of_run
+from trainers.training.distributed import distributed
 
 SMALL_VIT = {"model_type": "vit", "image_size": 28, "patch_size": 4, "hidden_size": 64, "num_hidden_layers": 4,
              "num_attention_heads": 4, "intermediate_size": 128}  # fmt: skip

@@ -1,15 +1,25 @@
-"""LoRA for encoder models, written by hand: inject, train, merge, save and load in PEFT's format."""
+"""LoRA for encoder models, written by hand: inject, train, merge, save and load in PEFT's format.
 
-from lora_core.adapters import delete_adapter, disable_adapters, mixed_batch, set_adapter
-from lora_core.checkpoint import load_adapter, lora_state_dict, save_adapter
-from lora_core.combine import combine_adapters
-from lora_core.config import LoRAConfig
-from lora_core.eva import initialise_eva
-from lora_core.hotswap import hotswap_adapter, prepare_hotswap
-from lora_core.inject import add_adapter, eject_lora, inject_lora, parameter_counts
-from lora_core.lora_plus import lora_plus_groups
-from lora_core.merge import merge_lora, unmerge_lora
-from lora_core.summary import summary
+Read config, updates, layers, targets, inject, adapters, merge, checkpoint, in this order. The rooms beside them: extras
+(what a reader who came for LoRA may skip), models, kernels, export. lora_core knows nothing of data or training.
+
+Names are imported when they are first used, so that programs which need no torch can use lora_core.files without it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_core.adapters import delete_adapter, disable_adapters, mixed_batch, set_adapter
+    from lora_core.checkpoint import load_adapter, lora_state_dict, save_adapter
+    from lora_core.config import LoRAConfig
+    from lora_core.extras.combine import combine_adapters
+    from lora_core.extras.eva import initialise_eva
+    from lora_core.extras.hotswap import hotswap_adapter, prepare_hotswap
+    from lora_core.extras.lora_plus import lora_plus_groups
+    from lora_core.extras.summary import summary
+    from lora_core.inject import add_adapter, eject_lora, inject_lora, parameter_counts
+    from lora_core.merge import merge_lora, unmerge_lora
 
 __version__ = "0.1.0"
 
@@ -35,3 +45,20 @@ __all__ = [
     "summary",
     "unmerge_lora",
 ]
+
+
+_FILES = ("inject", "adapters", "checkpoint", "config", "merge",
+          "extras.combine", "extras.eva", "extras.hotswap", "extras.lora_plus", "extras.summary")  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for file in _FILES:
+            names = vars(import_module(f"{__name__}.{file}"))
+            if name in names:
+                return names[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

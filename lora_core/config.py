@@ -6,9 +6,10 @@ import logging
 import math
 import os
 import re
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 logger = logging.getLogger("lora_core")
 
@@ -309,3 +310,36 @@ def _by_pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
         if re.fullmatch(rf"(.*\.)?({pattern})", path):
             return value
     return default
+
+
+def check_types(settings: Any) -> None:
+    """Raise ValueError for a field of a dataclass whose value is not of the type that its annotation names.
+
+    Known are str, bool, int, float (an int does where a float is expected, as in TOML and JSON), Path, Literal, unions
+    and tuple[..., ...].
+    """
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        if typing.get_origin(hint) is not ClassVar and not _fits(getattr(settings, name), hint):
+            raise ValueError(f"{name} is {getattr(settings, name)!r}, but it should be {_describe(hint)}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether ``value`` has the type of a field; an int does for a float, as in TOML and JSON."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+    if arguments:
+        return any(_fits(value, option) for option in arguments)
+    return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}"
+    if origin is tuple:
+        return "a list of strings"
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}
+    return " or ".join(names[option] for option in arguments or (hint,) if option in names)

@@ -11,15 +11,21 @@ from torch import Tensor, nn
 
 from lora_core.adapters import STATE, AdapterRecord, LoRAState, get, hosts, remove_bridge, set_adapter, state_of
 from lora_core.config import LoRAConfig
-from lora_core.fused_qkv import split_thirds
+from lora_core.half_precision import HALF, bridge, half_modules
 from lora_core.initialise import initialise
-from lora_core.kinds import host_class
 from lora_core.layers import LoRALayer
 from lora_core.multihead import block_fast_paths, restore_fast_paths
-from lora_core.targets import attention_outputs, find_saved, find_targets, fused_layers, head_names
-from lora_core.token_rows import TokenRows, input_embedding
-from lora_core.updates import Adapter
-from lora_core.wide import HALF, bridge, half_modules
+from lora_core.targets import (
+    attention_outputs,
+    find_saved,
+    find_targets,
+    fused_layers,
+    head_names,
+    host_class,
+    input_embedding,
+    split_thirds,
+)
+from lora_core.updates import Adapter, TokenRows
 
 logger = logging.getLogger("lora_core")
 

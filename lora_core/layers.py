@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_core.fused_qkv import ThirdsAdapter
-from lora_core.updates import Adapter, Conv2dAdapter, EmbeddingAdapter, LinearAdapter
+from lora_core.updates import Adapter, Conv2dAdapter, EmbeddingAdapter, LinearAdapter, ThirdsAdapter
 
 
 class LoRALayer(nn.Module):

@@ -9,10 +9,20 @@ from itertools import pairwise
 from torch import nn
 
 from lora_core.config import LoRAConfig, Names
-from lora_core.fused_qkv import THIRDS, is_fused_qkv, split_thirds
-from lora_core.kinds import HOSTS, host_class, refusal
-from lora_core.layers import LoRAConv1D, LoRALayer, LoRALinear, model_modules
+from lora_core.layers import LoRAConv1D, LoRAConv2d, LoRAEmbedding, LoRALayer, LoRALinear, model_modules
 from lora_core.multihead import LoRAMultiheadAttention
+from lora_core.updates import THIRDS
+
+# DOC """Which host adapts which kind of layer."""
+
+# DOC """LoRA on chosen thirds of one fused query-key-value Linear, as timm's vision transformers have it.
+#
+# The Linear's output holds queries, keys and values one after the other. A target such as `attn.qkv.q` adapts only the
+# first third of its rows. On disk that is an ordinary adapter of the whole Linear (which PEFT loads): the A factors
+# stacked, the B factors on the diagonal of a block matrix. Loaded from there it is an ordinary one.
+# """
+
+# DOC """Rows of the input embedding that are trained in full: new tokens, without training the whole table."""
 
 ATTENTION_NAMES = (
     # query, key, value, output projection
@@ -297,3 +307,72 @@ def _no_match(field: str, pattern: str, paths: Sequence[str], hint: str = "") ->
     names = list(dict.fromkeys([*_endings(paths), *paths]))
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or _endings(paths)[:20]
     return ValueError(f"{field}: {pattern!r} matches nothing. {hint}Nearest names: {', '.join(near)}.")
+
+
+HOSTS: dict[type[nn.Module], type[LoRALayer]] = {
+    nn.Linear: LoRALinear,
+    nn.Embedding: LoRAEmbedding,
+    nn.Conv2d: LoRAConv2d,
+    nn.MultiheadAttention: LoRAMultiheadAttention,
+}
+
+
+def host_class(layer: nn.Module) -> type[LoRALayer] | None:
+    """The host of ``layer``; None when there is none for what it computes."""
+    if isinstance(layer, LoRALayer):
+        return type(layer)
+    if _own_forward(layer):
+        return None
+    if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf") and getattr(layer, "weight", None) is not None:
+        return LoRAConv1D  # transformers', known by its looks so that transformers need not be there
+    return next((host for kind, host in HOSTS.items() if isinstance(layer, kind)), None)
+
+
+def refusal(path: str, layer: nn.Module) -> str | None:
+    """Why a layer that looks adaptable is not; None when it is, or does not look so."""
+    if host_class(layer) is not None or not isinstance(layer, tuple(HOSTS)):
+        return None
+    return (
+        f"{path} is a {type(layer).__name__} with a computation of its own, which an adapter would bypass. "
+        "Leave it out by exclude_modules."
+    )
+
+
+def _own_forward(layer: nn.Module) -> bool:
+    """Whether ``layer`` computes something else than the kind of layer it descends from."""
+    kind = next((kind for kind in HOSTS if isinstance(layer, kind)), None)
+    changed = kind is not None and type(layer).forward is not kind.forward
+    return changed or "forward" in vars(layer) or hasattr(layer, "parametrizations")
+
+
+_FUSED_NAMES = ("qkv", "Wqkv")
+
+
+def is_fused_qkv(path: str, module: nn.Module) -> bool:
+    """Whether the layer at ``path`` holds query, key and value projections one after the other (timm, ModernBERT)."""
+    named = path.rpartition(".")[2] in _FUSED_NAMES
+    return named and isinstance(module, nn.Linear) and module.out_features % 3 == 0
+
+
+def split_thirds(targets: Sequence[str], fused: set[str]) -> dict[str, tuple[str, ...]]:
+    """Targets as {path of the layer: the thirds to adapt, () for all of it}; ``fused`` has the fused layers' paths."""
+    layers: dict[str, tuple[str, ...]] = {}
+    for target in targets:
+        path, _, third = target.rpartition(".")
+        if path in fused and third in THIRDS:
+            if layers.get(path) == ():
+                raise ValueError(f"target_modules matches both {path} and its part {target}; name one of them.")
+            layers[path] = (*layers.get(path, ()), third)
+        else:
+            layers[target] = ()
+    return layers
+
+
+def input_embedding(model: nn.Module) -> str:
+    """Path of the embedding that turns token ids into vectors: the model's own word for it, or its first one."""
+    own = getattr(model, "get_input_embeddings", None)
+    wanted = own() if callable(own) else None
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and (wanted is None or module is wanted):
+            return path
+    raise ValueError(f"{type(model).__name__} has no nn.Embedding, so trainable_token_indices has no rows to train.")

@@ -10,17 +10,26 @@ LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685. DoRA: Liu et al. 2024, h
 Shapes: B batch, T tokens, r rank; a leading `...` is any number of dimensions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_core.kernels.dropout import Dropout
+from lora_core.dropout import Dropout
 
 if TYPE_CHECKING:
     from lora_core.layers import LoRAEmbedding, LoRALayer
+
+# DOC """LoRA on chosen thirds of one fused query-key-value Linear, as timm's vision transformers have it.
+#
+# The Linear's output holds queries, keys and values one after the other. A target such as `attn.qkv.q` adapts only the
+# first third of its rows. On disk that is an ordinary adapter of the whole Linear (which PEFT loads): the A factors
+# stacked, the B factors on the diagonal of a block matrix. Loaded from there it is an ordinary one.
+# """
+
+# DOC """Rows of the input embedding that are trained in full: new tokens, without training the whole table."""
 
 
 class Adapter(nn.Module):
@@ -223,3 +232,87 @@ class Conv2dAdapter(Adapter):
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in the adapter's dtype, unless autocast chooses dtypes anyway."""
     return x if x.dtype == dtype or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+
+
+THIRDS = ("q", "k", "v")
+
+
+class ThirdsAdapter(LinearAdapter):
+    """Updates of some thirds of a fused layer: ``lora_A`` (n r, in) and ``lora_B`` (n out / 3, r) for n thirds."""
+
+    def __init__(self, in_features: int, out_features: int, *, thirds: Sequence[str], r: int, **options) -> None:
+        if options["lora_bias"]:
+            raise ValueError("lora_bias is not available for thirds of a fused layer; target the whole layer.")
+        super().__init__(in_features, out_features, r=r, **options)
+        count, dtype = len(thirds), options["dtype"]
+        self.thirds = tuple(THIRDS.index(third) for third in thirds)
+        self.lora_A = nn.Linear(in_features, count * r, bias=False, dtype=dtype)
+        self.lora_B = nn.Linear(r, count * out_features // 3, bias=False, dtype=dtype)
+
+    def trained_factors(self) -> tuple[Tensor, Tensor]:
+        parts = self.lora_B.weight.chunk(len(self.thirds))  # (out / 3, r) each
+        rows = [parts[0].new_zeros(parts[0].shape[0], len(parts) * self.r) for _ in THIRDS]
+        for column, (third, part) in enumerate(zip(self.thirds, parts, strict=True)):
+            after = (len(parts) - 1 - column) * self.r
+            rows[third] = F.pad(part, (column * self.r, after))
+        return self.lora_A.weight, torch.cat(rows)  # (n r, in), (out, n r)
+
+    def blocks(self, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        count = len(self.thirds)
+        weights = matrix.chunk(3)
+        for third, a, b in zip(
+            self.thirds, self.lora_A.weight.chunk(count), self.lora_B.weight.chunk(count), strict=True
+        ):
+            yield a, b, weights[third]
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        tensors = super().file_tensors()
+        tensors["lora_A.weight"], tensors["lora_B.weight"] = self.factors()
+        return tensors
+
+    def update(self, x: Tensor) -> Tensor:
+        hidden = (F.linear(x, self.lora_A.weight) * self.scaling).chunk(len(self.thirds), dim=-1)  # (..., r) each
+        parts = [F.linear(h, b) for h, b in zip(hidden, self.lora_B.weight.chunk(len(self.thirds)), strict=True)]
+        zero = torch.zeros_like(parts[0])
+        return torch.cat([parts[self.thirds.index(i)] if i in self.thirds else zero for i in range(3)], dim=-1)
+
+
+class TokenRows(Adapter):
+    """``trainable_tokens_delta`` (n, embedding_dim): the rows themselves (in spite of PEFT's name) of n token ids."""
+
+    row_of: Tensor
+
+    def __init__(self, embedding: nn.Embedding, token_ids: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__(len(token_ids), 1.0, 0.0, None, dtype)
+        table = embedding.weight.detach()
+        if len(set(token_ids)) < len(token_ids) or max(token_ids) >= len(table):
+            raise ValueError(
+                f"trainable_token_indices must be different numbers below {len(table)}, the size of the embedding, "
+                f"but they are {list(token_ids)}."
+            )
+        ids = torch.tensor(token_ids, device=table.device)
+        row_of = torch.full((len(table),), -1, device=table.device).index_copy_(
+            0, ids, torch.arange(len(ids), device=ids.device)
+        )
+        self.register_buffer("row_of", row_of, persistent=False)
+        self.trainable_tokens_delta = nn.Parameter(table[ids].to(dtype, copy=True))
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        return {"token_adapter.trainable_tokens_delta": self.trainable_tokens_delta}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        return self.named_tensors()
+
+    def token_ids(self) -> Tensor:
+        """The token ids in the order of the rows, (n,)."""
+        ids = (self.row_of >= 0).nonzero().squeeze(1)
+        return ids[self.row_of[ids].argsort()]
+
+    def merged_matrix(self, matrix: Tensor) -> Tensor:
+        return matrix.index_copy(1, self.token_ids(), self.trainable_tokens_delta.T.to(matrix.dtype))
+
+    def forward(self, ids: Tensor, out: Tensor, host: nn.Module) -> Tensor:
+        """Embeddings of ``ids`` (...), as (..., embedding_dim), own rows in place of the table's."""
+        row = self.row_of[ids]  # (...), -1 for a token that is not ours
+        own = F.embedding(row.clamp(min=0), self.trainable_tokens_delta)
+        return torch.where((row >= 0)[..., None], own.to(out.dtype), out)

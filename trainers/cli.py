@@ -83,7 +83,7 @@ def read_toml(path: Path, default: Config) -> Config:
 def train(config: RunConfig) -> None:
     """Train and test a model."""
     from trainers.experiment import run
-    from trainers.log import METRICS_FILE
+    from trainers.run_folder import METRICS_FILE
 
     if not config.data:
         raise ValueError("--data is missing: a folder, a name in $LORA_DATA_DIR, or a hub id such as tner/bionlp2004.")
@@ -108,8 +108,8 @@ def compare(
         runs: run folders; differences are taken to the first.
         output_dir: where the files go.
     """
-    from trainers.compare import compare_runs, comparison_table, write_comparison
-    from trainers.runs import read_run
+    from trainers.results.compare import compare_runs, comparison_table, write_comparison
+    from trainers.run_folder import read_run
 
     comparison = compare_runs([read_run(folder) for folder in runs])
     print(comparison_table(comparison))
@@ -126,7 +126,7 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], errors: int 
         runs: run folders.
         errors: most examples to show that the model got wrong.
     """
-    from trainers.report import write_report
+    from trainers.results.report import write_report
 
     if not runs:
         raise ValueError("report needs a run: name the folder that training wrote.")
@@ -144,7 +144,7 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: 
         data: other data with the same label names; by default the run's own.
         split: train, validation or test.
     """
-    from trainers.experiment import evaluate_run
+    from trainers.finished import evaluate_run
 
     scores = evaluate_run(run, data, split)
     if _is_main():
@@ -167,10 +167,10 @@ def check_data(
         label_file: names of the tag ids, where the data does not give them.
         on_bad_row: stop at a damaged row and name it, or count and report it.
     """
-    from trainers.data.finer import find_tagged_source
+    from trainers.corpus.scan import scan
+    from trainers.corpus.statistics import statistics, statistics_table, write_statistics
     from trainers.data.rows import BadRows
-    from trainers.data.scan import scan
-    from trainers.data.statistics import statistics, statistics_table, write_statistics
+    from trainers.data.tokens.files import find_tagged_source
 
     bad_rows = BadRows(on_bad_row)
     counted = statistics(scan(find_tagged_source(data, label_file), bad_rows))
@@ -218,7 +218,7 @@ def predict(
         max_tokens: most positions of a batch, padding included.
         device: such as cpu or cuda.
     """
-    from trainers.predict_files import predict_files
+    from trainers.serve.predict_files import predict_files
 
     options = {"aggregation_strategy": aggregation_strategy, "strict": strict or None, "top_k": top_k}
     given = {name: value for name, value in options.items() if value is not None}
@@ -243,7 +243,7 @@ def export(
         examples: most validation examples to check int8 on.
         points_lost: most points that int8 may lose there; of few examples a single one is worth more than the default.
     """
-    from trainers.export import export_run, export_table
+    from trainers.serve.export import export_run, export_table
 
     print(export_table(export_run(run, quantize=quantize, examples=examples, points_lost=points_lost)))
 
@@ -273,7 +273,7 @@ def bench(
         threads: of each process.
         output_dir: where bench.json and bench.png go; by default the run's folder.
     """
-    from trainers.bench import bench_run, bench_table, write_bench
+    from trainers.serve.bench import bench_run, bench_table, write_bench
 
     comparison = bench_run(run, split=split, limit=limit, timed=timed, rounds=rounds, threads=threads)
     print(bench_table(comparison))

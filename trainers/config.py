@@ -2,12 +2,13 @@
 
 import dataclasses
 import difflib
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+
+from lora_core.config import check_types
 
 Config = TypeVar("Config", bound="RunConfig")
 
@@ -65,9 +66,7 @@ class TrainConfig:
     """Seed of the data order, of fresh heads and adapters, and of dropout."""
 
     def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
-            if not _fits(getattr(self, name), hint):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but it should be {_describe(hint)}.")
+        check_types(self)
         for name in ("batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens",
                      "group_by_length", "keep_checkpoints", "patience"):  # fmt: skip
             value = getattr(self, name)
@@ -219,28 +218,6 @@ class RunConfig(TrainConfig):
             return cls(**values)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether ``value`` has the type of a field; an int does for a float, as in TOML and JSON."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
-    if arguments:
-        return any(_fits(value, option) for option in arguments)
-    return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
-
-
-def _describe(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return f"one of {', '.join(arguments)}"
-    if origin is tuple:
-        return "a list of strings"
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}
-    return " or ".join(names[option] for option in arguments or (hint,) if option in names)
 
 
 RESUME_MAY_CHANGE = ("output_dir", "resume", "keep_checkpoints", "micro_batch_size", "micro_batch_tokens", "workers",

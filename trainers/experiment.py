@@ -1,6 +1,5 @@
 """A whole run: data, model, adapters, training, test scores, and the run folder."""
 
-import dataclasses
 import json
 import logging
 import os
@@ -10,24 +9,20 @@ from typing import Any
 import torch
 
 import lora_core
-from lora_core.models import load_pretrained, save_pretrained
+from lora_core.models import save_pretrained
 from lora_core.models.task_model import TaskModel
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
-from trainers.distributed import World, distributed
-from trainers.heads import prepare_head
-from trainers.log import METRICS_FILE, MetricsLog
-from trainers.loop import evaluate, fit, predict
-from trainers.memory import peak_memory, peak_memory_bytes, reset_peak_memory
-from trainers.precision import choose_kernels
-from trainers.resume import CHECKPOINTS, newest_checkpoint
-from trainers.runs import Run, read_run, save_predictions
-from trainers.scratch import is_scratch, scratch_model, write_vocabulary
-from trainers.tasks import Data, Task
-from trainers.tasks.kinds import kind_of
+from trainers.data.batches import Data
+from trainers.loop import fit, predict
+from trainers.model import build, is_scratch, write_vocabulary
+from trainers.run_folder import CONFIG_FILE, METRICS_FILE, MetricsLog, Run, read_run, save_predictions
+from trainers.tasks import kind_of
+from trainers.tasks.task import Task
+from trainers.training.checkpoints import CHECKPOINTS, newest_checkpoint
+from trainers.training.distributed import World, distributed
+from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
 
 logger = logging.getLogger("trainers")
-
-CONFIG_FILE = "config.json"
 
 
 def run(config: RunConfig) -> Run:
@@ -88,31 +83,6 @@ def _score(split: str, model: TaskModel, task: Task, data: Data, config: RunConf
     return {"loss": loss, **task.metrics(predictions, data)}
 
 
-def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
-    """The pretrained or untrained model with a head for ``labels``, prepared for the method."""
-    if is_scratch(config):
-        model = scratch_model(config, labels)
-    else:
-        model = load_pretrained(config.model, config.task, labels, attention_dropout=config.attention_dropout,
-                                hidden_dropout=config.hidden_dropout, image_size=config.image_size, head=config.head,
-                                fresh_head=config.fresh_head, seed=config.seed)  # fmt: skip
-    assert isinstance(model, TaskModel)
-    prepare_head(model, config)
-    if config.method == "lora":
-        torch.manual_seed(config.seed)
-        lora_core.inject_lora(
-            model, r=config.r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
-            target_modules=config.target_modules, bias=config.bias, init_lora_weights=config.init_lora_weights,
-            use_rslora=config.use_rslora, use_dora=config.use_dora, base_model_name_or_path=config.model,
-        )  # fmt: skip
-    for name, parameter in model.named_parameters():
-        if config.method == "head":
-            parameter.requires_grad_(model.in_head(name))
-        elif model.in_head(name) and not config.train_head:
-            parameter.requires_grad_(False)
-    return model
-
-
 def save_model(model: TaskModel, config: RunConfig) -> Path:
     """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/."""
     if config.method == "lora":
@@ -122,43 +92,6 @@ def save_model(model: TaskModel, config: RunConfig) -> Path:
         save_pretrained(model, folder)
     kind_of(config.task).save_preprocessing(config, folder)
     return folder
-
-
-def evaluate_run(folder: str | Path, data: str = "", split: str = "test") -> dict[str, Any]:
-    """Scores of a finished run's model on a split of its own data, or of other data with the same label names.
-
-    Raises:
-        ValueError: the folder is not that of a finished run, or the data lacks the split or has other labels.
-    """
-    finished = read_run(folder)
-    config = dataclasses.replace(RunConfig.from_dict(finished.config, str(folder)), output_dir=Path(folder))
-    if data:
-        config = dataclasses.replace(config, data=data)
-    kind = kind_of(config.task)
-    datasets = kind.load(config)
-    if split not in datasets:
-        raise ValueError(f"{config.data} has no {split} split; it has {', '.join(datasets)}.")
-    labels = tuple(finished.result["labels"])
-    dataset = datasets[split].with_labels(labels)
-    model = load_model(config, labels)
-    encoded = kind.encode(dataset, model, config)
-    with distributed() as world:
-        choose_kernels(model.to(world.device), config, world.device)
-        return evaluate(model, kind.task(labels, config), encoded, config, world)
-
-
-def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
-    """The model that a run saved, with the best epoch's weights, in eval mode."""
-    lora = config.method == "lora"
-    model = load_pretrained(
-        config.model if lora else config.output_dir / "best", config.task, labels,
-        image_size=config.image_size, head=config.head, fresh_head=lora and config.fresh_head, head_follows=lora,
-        seed=config.seed,
-    )  # fmt: skip
-    assert isinstance(model, TaskModel)
-    if lora:
-        lora_core.load_adapter(model, config.output_dir / "adapter")
-    return model.eval()
 
 
 def _where_to_begin(config: RunConfig) -> tuple[Path | None, bool]:

@@ -19,17 +19,24 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from trainers.adversarial import build_adversary
 from trainers.config import TrainConfig
-from trainers.data.batches import epoch_batches, evaluation_batches, share, share_by_tokens, total_steps
-from trainers.data.loading import load_batches
-from trainers.distributed import World
-from trainers.log import MetricsLog
-from trainers.optim import build_optimizer, build_scheduler
-from trainers.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
-from trainers.resume import load_checkpoint, restore_best, save_best, save_checkpoint
-from trainers.state import TrainState, seed_generators
-from trainers.tasks import Data, Task
+from trainers.data.batches import (
+    Data,
+    epoch_batches,
+    evaluation_batches,
+    load_batches,
+    share,
+    share_by_tokens,
+    total_steps,
+)
+from trainers.run_folder import MetricsLog
+from trainers.tasks.task import Task
+from trainers.training.adversarial import build_adversary
+from trainers.training.checkpoints import load_checkpoint, restore_best, save_best, save_checkpoint
+from trainers.training.distributed import World
+from trainers.training.optim import build_optimizer, build_scheduler
+from trainers.training.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
+from trainers.training.state import TrainState, seed_generators
 
 
 def fit(

@@ -17,8 +17,8 @@ Many adapters on one base, one session for all of them:
 This package imports onnx and onnxruntime, and nothing else in lora_core does.
 """
 
-from lora_core.export.adapters import export_onnx_base, save_onnx_adapter
-from lora_core.export.fused import export_onnx
+from lora_core.export.export import export_onnx
+from lora_core.export.onnx_adapter import export_onnx_base, save_onnx_adapter
 from lora_core.export.onnx_file import fused_counts, read_metadata
 from lora_core.export.quantize import quantize_onnx
 from lora_core.export.runtime import OnnxModel

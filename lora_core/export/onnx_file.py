@@ -13,7 +13,81 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from lora_core.export import wire
+# DOC """Read ONNX files without taking the weights into memory: protobuf's wire format, a field at a time.
+#
+# A message is a row of fields: a key (field number and wire type as a varint), then a varint, 4 or 8 bytes, or a length
+# and that many bytes (https://protobuf.dev/programming-guides/encoding/). Numbers of fields are those of onnx.proto.
+# """
+
+VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+
+MODEL_GRAPH, MODEL_OPSET, MODEL_METADATA = 7, 8, 14
+OPSET_DOMAIN, OPSET_VERSION = 1, 2
+ENTRY_KEY, ENTRY_VALUE = 1, 2
+GRAPH_NODE, GRAPH_INITIALIZER = 1, 5
+NODE_OP_TYPE = 4
+TENSOR_EXTERNAL = 13
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a message in a file."""
+
+    number: int
+    start: int
+    """Where its key begins."""
+    content: int
+    """Where its value begins."""
+    end: int
+    value: int | None
+    """The value of a varint; None for other wire types."""
+
+
+def fields(file: BinaryIO, start: int, end: int) -> Iterator[Field]:
+    """The fields of the message in bytes ``start`` to ``end``; ValueError where it is not one."""
+    at = start
+    while at < end:
+        file.seek(at)
+        head = file.read(min(20, end - at))
+        key, used = _varint(head, 0)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == VARINT:
+            value, used = _varint(head, used)
+            field = Field(number, at, at + used, at + used, value)
+        elif wire_type == LENGTH:
+            length, used = _varint(head, used)
+            field = Field(number, at, at + used, at + used + length, None)
+        elif wire_type in (FIXED32, FIXED64):
+            field = Field(number, at, at + used, at + used + (4 if wire_type == FIXED32 else 8), None)
+        else:
+            raise ValueError(f"wire type {wire_type} at byte {at}")
+        if number == 0 or field.end > end:
+            raise ValueError(f"field {number} at byte {at} ends at byte {field.end} of {end}")
+        yield field
+        at = field.end
+
+
+def text(file: BinaryIO, field: Field) -> str:
+    """The string that a field holds."""
+    file.seek(field.content)
+    return file.read(field.end - field.content).decode("utf-8")
+
+
+def entry(file: BinaryIO, field: Field) -> tuple[str, str]:
+    """Key and value of a StringStringEntryProto."""
+    found = {part.number: text(file, part) for part in fields(file, field.content, field.end)}
+    return found.get(ENTRY_KEY, ""), found.get(ENTRY_VALUE, "")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at ``at``, and where it ends."""
+    value = 0
+    for count, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 0x7F) << (7 * count)
+        if byte < 0x80:
+            return value, at + count + 1
+    raise ValueError("a number does not end")
+
 
 FORMAT = "1"
 """Version of the layout of these files and of their metadata."""
@@ -71,10 +145,10 @@ def read_file(path: str | Path) -> OnnxFile:
     with path.open("rb") as file:
         try:
             size = path.stat().st_size
-            parts = list(wire.fields(file, 0, size))
-            metadata = dict(wire.entry(file, part) for part in parts if part.number == wire.MODEL_METADATA)
-            opsets = dict(_opset(file, part) for part in parts if part.number == wire.MODEL_OPSET)
-            graphs = [part for part in parts if part.number == wire.MODEL_GRAPH]
+            parts = list(fields(file, 0, size))
+            metadata = dict(entry(file, part) for part in parts if part.number == MODEL_METADATA)
+            opsets = dict(_opset(file, part) for part in parts if part.number == MODEL_OPSET)
+            graphs = [part for part in parts if part.number == MODEL_GRAPH]
         except (ValueError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a whole ONNX file ({error}); copy it again, or {AGAIN}") from error
         if len(graphs) != 1 or not opsets:
@@ -88,7 +162,7 @@ def read_file(path: str | Path) -> OnnxFile:
             )
         if opsets != OPSETS:
             raise ValueError(f"{path} uses the operator sets {opsets}, expected {OPSETS}; {AGAIN}")
-        body = next(part.start for part in parts if part.number == wire.MODEL_METADATA)
+        body = next(part.start for part in parts if part.number == MODEL_METADATA)
         if _sha256(file, body) != metadata.get("graph_sha256"):
             raise ValueError(
                 f"{path} was changed after it was written: graph or weights do not have the sha256 in its metadata; "
@@ -110,32 +184,28 @@ def metadata_sha256(metadata: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
-def _opset(file: BinaryIO, part: wire.Field) -> tuple[str, int]:
+def _opset(file: BinaryIO, part: Field) -> tuple[str, int]:
     domain, version = "", 0
-    for field in wire.fields(file, part.content, part.end):
-        if field.number == wire.OPSET_DOMAIN:
-            domain = wire.text(file, field)
-        elif field.number == wire.OPSET_VERSION:
+    for field in fields(file, part.content, part.end):
+        if field.number == OPSET_DOMAIN:
+            domain = text(file, field)
+        elif field.number == OPSET_VERSION:
             version = field.value or 0
     return domain, version
 
 
-def _graph(file: BinaryIO, graph: wire.Field) -> tuple[Counter[str], set[str]]:
+def _graph(file: BinaryIO, graph: Field) -> tuple[Counter[str], set[str]]:
     """Operators of the graph's nodes, and the files that its weights name."""
     nodes: Counter[str] = Counter()
     locations = set()
-    for part in wire.fields(file, graph.content, graph.end):
-        if part.number == wire.GRAPH_NODE:
+    for part in fields(file, graph.content, graph.end):
+        if part.number == GRAPH_NODE:
             nodes.update(
-                wire.text(file, field)
-                for field in wire.fields(file, part.content, part.end)
-                if field.number == wire.NODE_OP_TYPE
+                text(file, field) for field in fields(file, part.content, part.end) if field.number == NODE_OP_TYPE
             )
-        elif part.number == wire.GRAPH_INITIALIZER:
+        elif part.number == GRAPH_INITIALIZER:
             entries = (
-                wire.entry(file, field)
-                for field in wire.fields(file, part.content, part.end)
-                if field.number == wire.TENSOR_EXTERNAL
+                entry(file, field) for field in fields(file, part.content, part.end) if field.number == TENSOR_EXTERNAL
             )
             locations.update(value for key, value in entries if key == "location")
     return nodes, locations

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from onnxruntime import AdapterFormat
 from torch import Tensor, nn
 
 from lora_core.export.onnx_file import AGAIN, read_file
+from lora_core.export.parameters import sha256_of
 from lora_core.models.layers import check_input
 from lora_core.models.vit import check_images
 
@@ -104,8 +106,6 @@ class OnnxModel(nn.Module):
         Raises FileNotFoundError, or ValueError when the file is damaged, belongs to another base, or changes layers
         that the base does not let adapters change.
         """
-        from lora_core.export.adapters import read_adapter
-
         settable = {node.name: tuple(node.shape) for node in self.session.get_overridable_initializers()}
         facts, _ = read_adapter(Path(path), self.metadata, settable)
         adapter = onnxruntime.LoraAdapter()
@@ -175,3 +175,47 @@ def _session(path: Path, threads: int | None, spinning: bool, providers: Sequenc
         raise ValueError(
             f"onnxruntime {onnxruntime.__version__} cannot run {path} ({error}); install a newer one, or {AGAIN}"
         ) from error
+
+
+def read_adapter(
+    path: Path, base: Mapping[str, str], settable: Mapping[str, Sequence[int | str]]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What an adapter's file says of itself, and its values, checked against a base.
+
+    ``base`` is the base's metadata, ``settable`` the shapes of its settable inputs, where a name fits any size.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; save it with save_onnx_adapter, or correct the path")
+    try:
+        file = AdapterFormat.read_adapter(str(path))  # pyright: ignore[reportArgumentType]
+        values = {name: value.numpy().copy() for name, value in file.get_parameters().items()}  # views of file's memory
+        facts = json.loads(values.pop(ADAPTER_FACTS).tobytes())
+        whole = sha256_of(values) == facts["sha256"]
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not an adapter of save_onnx_adapter, or damaged ({error}); save it again"
+        ) from error
+    if not whole:
+        raise ValueError(f"{path} was changed after it was written; copy it again, or save it again")
+    if "base_sha256" not in base:
+        raise ValueError(f"the model that {path} is to act on takes no adapters; export it with export_onnx_base")
+    if (facts["base_sha256"], facts["task"]) != (base["base_sha256"], base["task"]):
+        raise ValueError(
+            f"{path} is for {facts['task']} on a base with sha256 {facts['base_sha256']}, this one does {base['task']} "
+            f"and has {base['base_sha256']}; load it on the base that it was trained on"
+        )
+    unknown = sorted(name for name, value in values.items() if not _fits(value.shape, settable.get(name)))
+    if unknown:
+        raise ValueError(
+            f"{path} sets {len(unknown)} weights that the base keeps fixed, first {unknown[0]}; export the base again "
+            "from a model that has all its adapters"
+        )
+    return facts, values
+
+
+def _fits(shape: Sequence[int], dims: Sequence[int | str] | None) -> bool:
+    return (
+        dims is not None
+        and len(shape) == len(dims)
+        and all(isinstance(dim, str) or dim == size for size, dim in zip(shape, dims, strict=True))
+    )

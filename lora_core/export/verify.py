@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lora_core.adapters import set_adapter, state_of
-from lora_core.export.fused import check_model
+from lora_core.export.export import check_model
 from lora_core.export.parameters import merged_parameters
 from lora_core.export.runtime import OnnxModel
 from lora_core.export.write import remove

@@ -11,8 +11,15 @@ import onnx
 from onnx.external_data_helper import load_external_data_for_model
 
 import lora_core
-from lora_core.export import wire
-from lora_core.export.onnx_file import EXTERNAL_SUFFIX, FORMAT, METADATA_DIGEST, metadata_sha256, read_file
+from lora_core.export.onnx_file import (
+    EXTERNAL_SUFFIX,
+    FORMAT,
+    METADATA_DIGEST,
+    MODEL_METADATA,
+    fields,
+    metadata_sha256,
+    read_file,
+)
 
 EXTERNAL_OVER = 2_000_000_000
 """Bytes of weights from which they go to a file of their own; a protobuf file ends at 2 GiB."""
@@ -63,8 +70,8 @@ def update_metadata(path: str | Path, values: Mapping[str, str]) -> None:
     if own:
         raise ValueError(f"the metadata {own} belongs to the file's own checks; use other names")
     with path.open("rb") as source:
-        parts = wire.fields(source, 0, path.stat().st_size)
-        body = next(part.start for part in parts if part.number == wire.MODEL_METADATA)
+        parts = fields(source, 0, path.stat().st_size)
+        body = next(part.start for part in parts if part.number == MODEL_METADATA)
         source.seek(0)
         with replacing(path) as temporary, temporary.open("wb") as file:
             while body:

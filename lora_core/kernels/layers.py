@@ -10,13 +10,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
+from lora_core.dropout import dropout_add
 from lora_core.kernels.attention import attend
-from lora_core.kernels.dropout import dropout_add
-from lora_core.kernels.gelu import activate
 from lora_core.kernels.linear import is_plain, project
 from lora_core.kernels.packing import Layout
 from lora_core.models.layers import multi_head_attention
+
+# DOC """GELU whose backward pass needs no memory of its own."""
 
 
 class Parts(NamedTuple):
@@ -81,3 +84,26 @@ def feed_forward(parts: Parts, x: Tensor, dtype: torch.dtype | None) -> Tensor:
 def add(x: Tensor, residual: Tensor, dropout: nn.Dropout | None) -> Tensor:
     """``dropout(x) + residual``, in the dtype of the residual."""
     return x + residual if dropout is None else dropout_add(x, residual, dropout)
+
+
+class _Gelu(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, approximate: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.approximate = approximate
+        return torch.ops.aten.gelu(x, approximate=approximate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        # The linear layer that follows made this gradient for this one reader, so its memory is free.
+        torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=ctx.approximate, grad_input=grad)
+        return grad, None
+
+
+def activate(activation: nn.Module, x: Tensor, *, sole_reader: bool) -> Tensor:
+    """``activation(x)``; ``sole_reader`` says that only one `project` (linear.py) reads the result."""
+    if type(activation) is nn.GELU and sole_reader:
+        return _Gelu.apply(x, activation.approximate)
+    return activation(x)

@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lora_core.kernels.dropout import drop, keep_mask, too_sparse
+from lora_core.dropout import drop, keep_mask, too_sparse
 from lora_core.layers import LoRALinear
 from lora_core.updates import LinearAdapter
 

@@ -2,9 +2,8 @@
 
 from lora_core.models.bert import BertConfig, BertModel
 from lora_core.models.build import build_model, config_from_dict
-from lora_core.models.deit import DeiTConfig, DeiTModel
 from lora_core.models.distilbert import DistilBertConfig, DistilBertModel
-from lora_core.models.pretrained import load_pretrained
+from lora_core.models.pretrained import load_pretrained, save_pretrained
 from lora_core.models.roberta import (
     CamembertConfig,
     CamembertModel,
@@ -13,9 +12,8 @@ from lora_core.models.roberta import (
     XLMRobertaConfig,
     XLMRobertaModel,
 )
-from lora_core.models.save import save_pretrained
 from lora_core.models.source import resolve
-from lora_core.models.vit import ViTConfig, ViTModel
+from lora_core.models.vit import DeiTConfig, DeiTModel, ViTConfig, ViTModel
 
 __all__ = [
     "BertConfig",

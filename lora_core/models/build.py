@@ -8,14 +8,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lora_core.models.bert import BertConfig, BertModel
-from lora_core.models.deit import DeiTModel
 from lora_core.models.distilbert import DistilBertConfig, DistilBertModel
 from lora_core.models.heads import HEADS, TASK_MODELS
-from lora_core.models.labels import check_labels
 from lora_core.models.recurrent import BiLSTMModel, LSTMConfig, LSTMModel
 from lora_core.models.roberta import CamembertModel, RobertaModel, XLMRobertaModel
-from lora_core.models.task_model import Encoder, TaskModel
-from lora_core.models.vit import ViTConfig, ViTEmbeddings, ViTModel
+from lora_core.models.task_model import Encoder, TaskModel, check_labels
+from lora_core.models.vit import DeiTModel, ViTConfig, ViTEmbeddings, ViTModel
 
 Config = BertConfig | DistilBertConfig | ViTConfig | LSTMConfig
 

@@ -1,35 +1,163 @@
-"""The task models: an encoder under its `base_model_prefix`, a head under the names of its published checkpoints.
+"""Text classifiers: each family's own under the names of its published checkpoints, and those with other heads.
 
-A new head is a subclass of TaskModel and a row in `TASK_MODELS`, or in `HEADS` if it suits every text encoder.
-
-Shapes: B texts or images, T tokens (padded), H hidden size, L labels.
+Shapes: B texts, T tokens (padded), H hidden size, L labels.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lora_core.models.bert import BertModel
 from lora_core.models.crf import CRFHead
-from lora_core.models.deit import DeiTModel
 from lora_core.models.distilbert import DistilBertModel
 from lora_core.models.layers import Dropout
 from lora_core.models.recurrent import BiLSTMModel, LSTMModel
 from lora_core.models.roberta import CamembertModel, RobertaModel, XLMRobertaModel
 from lora_core.models.task_model import Encoder, TaskModel, TextEncoder, TextModel
-from lora_core.models.text_classifiers import (
-    AttentionTextClassification,
-    BertTextClassification,
-    BiLSTMTextClassification,
-    DistilBertTextClassification,
-    LastTokenTextClassification,
-    LinearTextClassification,
-    LSTMTextClassification,
-    MLPTextClassification,
-    RobertaTextClassification,
-    TextCNNTextClassification,
-)
-from lora_core.models.vit import ViTModel
+from lora_core.models.text_heads import AttentionPooling, FirstToken, LastToken, LSTMPooling, ResidualMLP, TextCNN
+from lora_core.models.vit import DeiTModel, ViTModel
+
+# DOC """The task models: an encoder under its `base_model_prefix`, a head under the names of its published checkpoints.
+#
+# A new head is a subclass of TaskModel and a row in `TASK_MODELS`, or in `HEADS` if it suits every text encoder.
+#
+# Shapes: B texts or images, T tokens (padded), H hidden size, L labels.
+# """
+
+
+class TextClassification(TextModel):
+    """Base of the text classifiers: all read the first token, each family in its own way."""
+
+    task = "text-classification"
+    architecture_suffix = "ForSequenceClassification"
+
+
+class BertTextClassification(TextClassification):
+    """The encoder's pooler, then one linear layer."""
+
+    def __init__(self, encoder: BertModel, labels: Sequence[str]) -> None:
+        encoder.add_pooler()
+        super().__init__(encoder, labels)
+        self.dropout = Dropout(self.config.head_dropout)
+        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
+
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
+        pooled = self.base_model.get_submodule("pooler")(hidden)  # (B, H)
+        return self.classifier(self.dropout(pooled))  # (B, L)
+
+
+class RobertaClassificationHead(nn.Module):
+    """Two linear layers with dropout before each and tanh between."""
+
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dropout = Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        first = self.dropout(hidden[:, 0])  # (B, H)
+        return self.out_proj(self.dropout(torch.tanh(self.dense(first))))
+
+
+class RobertaTextClassification(TextClassification):
+    """RobertaClassificationHead under the name `classifier`."""
+
+    label_layers = ("classifier.out_proj",)
+
+    def __init__(self, encoder: RobertaModel, labels: Sequence[str]) -> None:
+        super().__init__(encoder, labels)
+        self.classifier = RobertaClassificationHead(self.config.hidden_size, len(self.labels), self.config.head_dropout)
+
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
+        return self.classifier(hidden)  # (B, L)
+
+
+class DistilBertTextClassification(TextClassification):
+    """Two linear layers with ReLU and dropout between."""
+
+    head_names = ("pre_classifier", "classifier")
+
+    def __init__(self, encoder: DistilBertModel, labels: Sequence[str]) -> None:
+        super().__init__(encoder, labels)
+        self.pre_classifier = nn.Linear(self.config.hidden_size, self.config.hidden_size)
+        self.dropout = Dropout(encoder.config.seq_classif_dropout)
+        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
+
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
+        pooled = torch.relu(self.pre_classifier(hidden[:, 0]))  # (B, H)
+        return self.classifier(self.dropout(pooled))  # (B, L)
+
+
+class HeadedTextClassification(TextClassification):
+    """Base of the text classifiers with a head of `text_heads` under the name `classifier`."""
+
+    label_layers = ("classifier.out_proj",)
+    head_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, encoder: TextEncoder, labels: Sequence[str]) -> None:
+        super().__init__(encoder, labels)
+        self.classifier = self.head_class(
+            hidden_size=self.config.hidden_size,
+            num_labels=len(self.labels),
+            dropout=self.config.head_dropout,
+            **self.head_options(),
+        )
+
+    def head_options(self) -> dict[str, int]:
+        """What the head must know beyond its sizes."""
+        return {}
+
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
+        return self.classifier(hidden, attention_mask, input_ids)  # (B, L)
+
+
+class LinearTextClassification(HeadedTextClassification):
+    head = "linear"
+    head_class = FirstToken
+    architecture_suffix = "LinearForSequenceClassification"
+
+
+class MLPTextClassification(HeadedTextClassification):
+    head = "mlp"
+    head_class = ResidualMLP
+    architecture_suffix = "MLPForSequenceClassification"
+
+
+class LSTMTextClassification(HeadedTextClassification):
+    head = "lstm"
+    head_class = LSTMPooling
+    architecture_suffix = "LSTMForSequenceClassification"
+
+
+class TextCNNTextClassification(HeadedTextClassification):
+    head = "textcnn"
+    head_class = TextCNN
+    architecture_suffix = "TextCNNForSequenceClassification"
+
+
+class AttentionTextClassification(HeadedTextClassification):
+    head = "attention"
+    head_class = AttentionPooling
+    architecture_suffix = "AttentionForSequenceClassification"
+
+    def head_options(self) -> dict[str, int]:
+        return {"vocab_size": self.config.vocab_size}
+
+
+class LastTokenTextClassification(HeadedTextClassification):
+    """The left-to-right encoder's own head."""
+
+    head_class = LastToken
+
+
+class BiLSTMTextClassification(AttentionTextClassification):
+    """Attention pooling as the family's own head."""
+
+    head = "default"
+    architecture_suffix = "ForSequenceClassification"
 
 
 class TokenClassification(TextModel):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_core.kernels.dropout import Dropout
+from lora_core.dropout import Dropout
 
 __all__ = [
     "ACTIVATIONS",

@@ -3,7 +3,8 @@
 Shapes: B texts, T tokens (padded), H hidden size, L labels.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from lora_core.models.bert import BertModel
 from lora_core.models.distilbert import DistilBertModel
 from lora_core.models.recurrent import LSTMModel
 from lora_core.models.vit import ViTModel
+
+# DOC """Label names: those a caller gives, those a checkpoint states, and how the two are matched."""
 
 TextEncoder = BertModel | DistilBertModel | LSTMModel
 Encoder = TextEncoder | ViTModel
@@ -77,3 +80,54 @@ class TextModel(TaskModel):
         the heads that tell tokens apart.
         """
         raise NotImplementedError
+
+
+def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the label names as a tuple. Raises ValueError unless they are distinct, non-empty strings."""
+    names = tuple(labels)
+    if isinstance(labels, str) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"labels is {labels!r}; expected a list of names such as ['O', 'B-protein', 'I-protein']")
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise ValueError(f"labels holds {', '.join(repeated)} more than once; give each name once")
+    return names
+
+
+def labels_of_config(values: Mapping[str, Any], rows: int) -> tuple[str, ...]:
+    """Return the names that a config.json states for a head of `rows` labels.
+
+    transformers leaves out names that were never set; they are LABEL_0, LABEL_1... then. ImageNet has two classes
+    called crane: names that occur twice get their row, as in "crane (134)".
+    """
+    id2label = values.get("id2label")
+    if id2label is None:
+        return _placeholders(rows)
+    try:
+        by_row = {int(row): name for row, name in id2label.items()}
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"id2label is {id2label!r}; expected names by number, such as {{'0': 'O'}}") from error
+    if sorted(by_row) != list(range(rows)):
+        raise ValueError(f"id2label has the numbers {sorted(by_row)}; the head has the rows 0 to {rows - 1}")
+    names = [by_row[row] for row in range(rows)]
+    counts = Counter(map(str, names))
+    return check_labels([name if counts[str(name)] == 1 else f"{name} ({row})" for row, name in enumerate(names)])
+
+
+def rows_for(labels: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
+    """Return, for each of `labels`, its row in a head whose rows are `known`.
+
+    Placeholder names say nothing, so their rows are taken as they come. Raises ValueError when the names
+    differ.
+    """
+    if known == _placeholders(len(labels)):
+        return list(range(len(labels)))
+    if set(labels) != set(known):
+        raise ValueError(
+            f"the labels asked for are {list(labels)}, those of the checkpoint's head {list(known)}; leave "
+            "labels out to keep its head, or pass fresh_head=True to start a new one"
+        )
+    return [known.index(name) for name in labels]
+
+
+def _placeholders(count: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{row}" for row in range(count))

@@ -17,9 +17,9 @@ from tokenizers.processors import BertProcessing
 
 from lora_core import parameter_counts
 from lora_core.models import build_model, config_from_dict, save_pretrained
-from trainers import experiment
+from trainers import model as model_module
 from trainers.config import RunConfig
-from trainers.runs import read_run
+from trainers.run_folder import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 IMDB, NEWS = (ROOT / "examples" / f"cls_{name}.py" for name in ("imdb", "agnews"))
@@ -136,9 +136,9 @@ def test_the_users_recipe_trains_147_456_parameters(monkeypatch):
     for name, trainable in {"bert-lora": 147_456, "bert": 109_485_316}.items():
         with torch.device("meta"):
             model = build_model(bert, "text-classification", labels)
-        monkeypatch.setattr(experiment, "load_pretrained", lambda *_, model=model, **__: model)
+        monkeypatch.setattr(model_module, "load_pretrained", lambda *_, model=model, **__: model)
         fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)}
-        experiment.build(RunConfig(**fields | loaded["ways"](config)[name]), labels)
+        model_module.build(RunConfig(**fields | loaded["ways"](config)[name]), labels)
         assert parameter_counts(model)[0] == trainable
 
 

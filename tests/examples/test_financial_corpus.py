@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from trainers.data.finer import find_tagged_source
+from trainers.corpus.scan import scan
+from trainers.corpus.statistics import statistics
 from trainers.data.rows import BadRows
-from trainers.data.scan import scan
-from trainers.data.statistics import statistics
+from trainers.data.tokens.files import find_tagged_source
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "data" / "financial"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from trainers.data import load_token_datasets
-from trainers.runs import read_run
+from trainers.data.tokens.files import load_token_datasets
+from trainers.run_folder import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "ner_bionlp.py"

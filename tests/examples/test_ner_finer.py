@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from trainers.data import load_token_datasets
-from trainers.runs import read_run
+from trainers.data.tokens.files import load_token_datasets
+from trainers.run_folder import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "ner_finer.py"
@@ -75,7 +75,7 @@ def test_other_data_and_types(tiny_model, tmp_path, monkeypatch):
         seen.update(source=source, folder=folder, preparation=preparation, label_file=label_file, on_bad_row=on_bad_row)
         raise ValueError("far enough")
 
-    monkeypatch.setattr("trainers.data.prepare.prepare", prepare)
+    monkeypatch.setattr("trainers.corpus.prepare.prepare", prepare)
     flags = [
         "--data",
         "some/where",

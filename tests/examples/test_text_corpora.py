@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.data.text_readers import load_text_datasets
+from trainers.data.texts.reader import load_text_datasets
 
 DATA = Path(__file__).parents[2] / "examples" / "data"
 CORPORA = ("news", "reviews")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
-from trainers.data import digits
-from trainers.data.image_npz import write_npz
-from trainers.data.images import ImageDataset
-from trainers.runs import read_run
+from trainers.data.images import digits
+from trainers.data.images.batches import ImageDataset
+from trainers.data.images.npz import write_npz
+from trainers.run_folder import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "vit_lora.py"

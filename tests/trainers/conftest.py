@@ -9,9 +9,9 @@ from PIL import Image
 
 from lora_core.models import build_model, config_from_dict, save_pretrained
 from trainers.cli import main
-from trainers.data.image_processing import ImageProcessing
-from trainers.distributed import World
-from trainers.runs import Run
+from trainers.data.images.processing import ImageProcessing
+from trainers.run_folder import Run
+from trainers.training.distributed import World
 
 LABELS = ["O", "B-DNA", "B-protein", "I-DNA", "I-protein"]
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import tiny
 from tqdm import tqdm
 
-from trainers import experiment, resume
+from trainers import experiment
 from trainers.cli import main
-from trainers.data import TokenWindows
-from trainers.log import MetricsLog
+from trainers.data.tokens.windows import TokenWindows
+from trainers.run_folder import MetricsLog
+from trainers.training import checkpoints as resume
 
 STEPS = 6  # of an epoch
 

@@ -12,10 +12,14 @@ import lora_core
 from lora_core.kernels.fused import product_dtype
 from lora_core.models import load_pretrained
 from trainers.config import RunConfig
-from trainers.data import TokenWindows, encode_tokens, load_token_datasets, load_tokenizer
-from trainers.experiment import build, evaluate_run, load_model, run
+from trainers.data.tokenizer import load_tokenizer
+from trainers.data.tokens.files import load_token_datasets
+from trainers.data.tokens.windows import TokenWindows, encode_tokens
+from trainers.experiment import run
+from trainers.finished import evaluate_run
 from trainers.loop import evaluate
-from trainers.runs import read_predictions, read_run
+from trainers.model import build, load_model
+from trainers.run_folder import read_predictions, read_run
 from trainers.tasks.token import TokenClassification, encode
 
 METHODS = ("lora", "full", "head")

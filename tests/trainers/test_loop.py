@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainers.config import TrainConfig
-from trainers.data import IGNORED_LABEL, epoch_batches
+from trainers.data.batches import epoch_batches
+from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.loop import evaluate, fit
 from trainers.tasks.token import TokenClassification
 

@@ -13,7 +13,7 @@ from tokenizers.processors import BertProcessing
 
 import lora_core
 from lora_core.models import build_model, config_from_dict, save_pretrained
-from trainers.data import IGNORED_LABEL, TokenWindows
+from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
 
 LABELS = ("O", "B-protein", "I-protein", "B-DNA", "I-DNA")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from trainers.config import TrainConfig
-from trainers.data import TokenWindows
-from trainers.distributed import distributed
+from trainers.data.tokens.windows import TokenWindows
 from trainers.loop import evaluate, fit
-from trainers.state import trained_tensors
 from trainers.tasks.token import TokenClassification
+from trainers.training.distributed import distributed
+from trainers.training.state import trained_tensors
 
 # 153 windows in batches of 8: 20 steps, of which the last has one window for the two processes.
 TRAIN, VALIDATION = tiny.windows(153), tiny.windows(23, seed=1)

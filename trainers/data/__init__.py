@@ -1,26 +1,4 @@
-"""Data in: read tagged sentences, tokenise them into windows, and batch the windows by length."""
+"""Examples in, batches out. The rooms tokens, texts and images each have
+a reader and an encoder; what they share lies here.
 
-from trainers.data.batches import epoch_batches, evaluation_batches, share, share_by_tokens, total_steps
-from trainers.data.preprocess import load_windows
-from trainers.data.readers import TokenDataset, load_token_datasets, token_files
-from trainers.data.token_files import TokenFile
-from trainers.data.tokenizer import check_vocabulary, load_tokenizer
-from trainers.data.windows import IGNORED_LABEL, TokenWindows, encode_tokens
-
-__all__ = [
-    "IGNORED_LABEL",
-    "TokenDataset",
-    "TokenFile",
-    "TokenWindows",
-    "check_vocabulary",
-    "encode_tokens",
-    "epoch_batches",
-    "evaluation_batches",
-    "load_token_datasets",
-    "load_tokenizer",
-    "load_windows",
-    "share",
-    "share_by_tokens",
-    "token_files",
-    "total_steps",
-]
+May import trainers.config and trainers.show; everything above imports it."""

@@ -1,12 +1,42 @@
-"""Which examples go into which batch, on which rank.
-
-Everything follows from (seed, epoch), so a run can resume. Batches hold examples of similar length, which
-saves most padding, and come in random order.
-"""
+"""What differs between tasks: how data becomes batches, the loss, predictions and scores; the loop knows the rest."""
 
 from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+# DOC """Which examples go into which batch, on which rank.
+#
+# Everything follows from (seed, epoch), so a run can resume. Batches hold examples of similar length, which
+# saves most padding, and come in random order.
+# """
+
+# DOC """Batches on their way to the device: prepared in the loop, or ahead of it by worker processes."""
+
+
+class Data(Protocol):
+    """What the loop asks of a data set of N examples."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) positions of each example; examples of similar length share a batch."""
+        ...
+
+    @property
+    def label_counts(self) -> np.ndarray:
+        """(N,) labels of each example: the number of terms it adds to the summed loss."""
+        ...
+
+    def collate(self, indices: np.ndarray, epoch: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """The model's keyword arguments and the labels of a batch.
+
+        In training ``epoch`` is given; random changes of an example depend on it and the example alone.
+        """
+        ...
 
 
 def epoch_batches(
@@ -133,3 +163,42 @@ def _check_at_least_one(**values: int) -> None:
 def _check_rank(rank: int, world: int) -> None:
     if not 0 <= rank < world:
         raise ValueError(f"rank={rank} of world={world}: expected a rank from 0 to world - 1.")
+
+
+Batch = tuple[dict[str, Tensor], Tensor]
+
+
+def load_batches(
+    data: Data, batches: Sequence[np.ndarray], device: torch.device, *, epoch: int | None = None, workers: int = 0
+) -> Iterator[Batch]:
+    """The model's keyword arguments and the labels of each batch of indices, in order, on ``device``.
+
+    ``epoch`` is the training epoch, which decides how examples are augmented; None in evaluation. The batches do
+    not depend on ``workers``. A ValueError of ``collate`` arrives as it was raised, from a worker process too.
+    """
+    loader = DataLoader(
+        _Collated(data, batches, epoch), batch_size=None, num_workers=workers,
+        pin_memory=device.type == "cuda", generator=torch.Generator(),  # torch's default generator is the training's
+    )  # fmt: skip
+    for batch in loader:
+        if isinstance(batch, ValueError):
+            raise batch
+        inputs, labels = batch
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+        yield moved, labels.to(device, non_blocking=True)
+
+
+class _Collated(Dataset[Batch | ValueError]):
+    """Batches by their number, as torch's DataLoader wants them."""
+
+    def __init__(self, data: Data, batches: Sequence[np.ndarray], epoch: int | None) -> None:
+        self._data, self._batches, self._epoch = data, batches, epoch
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> Batch | ValueError:
+        try:
+            return self._data.collate(self._batches[number], self._epoch)
+        except ValueError as error:  # DataLoader would bury the message in the worker's traceback
+            return error

@@ -5,13 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.decoders import WordPiece as WordPieceDecoder
-from tokenizers.models import BPE, WordPiece
+from tokenizers.models import BPE, WordLevel, WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from tokenizers.processors import BertProcessing, RobertaProcessing
+from tokenizers.trainers import WordLevelTrainer
+
+# DOC """Models that start from nothing: their vocabulary, from the training texts or from another
+# model, and their sizes."""
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -159,3 +163,26 @@ def _refuse_added_tokens(folder: Path, tokenizer: Tokenizer) -> None:
             f"{path} adds tokens that the vocabulary lacks ({added[:5]}), which only a tokenizer.json can "
             f"carry. Write one: transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
         )
+
+
+PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[SEP]"
+LEAST_COUNT = 2
+"""How often a word must occur in the training texts to get an embedding of its own."""
+MOST_WORDS = 50_000
+
+
+def build_vocabulary(texts: Iterator[str]) -> Tokenizer:
+    """A tokenizer whose tokens are the lower-cased words and punctuation marks that the texts hold more than once.
+
+    Every text ends in [SEP], so none is empty. The same texts give the same ids.
+    """
+    tokenizer = Tokenizer(WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(texts, WordLevelTrainer(
+        vocab_size=MOST_WORDS, min_frequency=LEAST_COUNT, special_tokens=[PAD, UNKNOWN, END], show_progress=False
+    ))  # fmt: skip
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
+    return tokenizer

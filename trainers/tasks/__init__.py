@@ -1,99 +1,13 @@
-"""What differs between tasks: how data becomes batches, the loss, predictions and scores; the loop knows the rest."""
+"""The task of a run, by the name that its settings give."""
 
-from pathlib import Path
-from typing import Any, Protocol
+from trainers.tasks import image, text, token
+from trainers.tasks.task import Kind
 
-import numpy as np
-from torch import Tensor
-
-from trainers.config import RunConfig
+KINDS: dict[str, Kind] = {"token-classification": token, "text-classification": text, "image-classification": image}
 
 
-class Data(Protocol):
-    """What the loop asks of a data set of N examples."""
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(N,) positions of each example; examples of similar length share a batch."""
-        ...
-
-    @property
-    def label_counts(self) -> np.ndarray:
-        """(N,) labels of each example: the number of terms it adds to the summed loss."""
-        ...
-
-    def collate(self, indices: np.ndarray, epoch: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """The model's keyword arguments and the labels of a batch.
-
-        In training ``epoch`` is given; random changes of an example depend on it and the example alone.
-        """
-        ...
-
-
-class Task(Protocol):
-    """One kind of prediction."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Label names in the order of the logits."""
-        ...
-
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum (not mean) of the loss over the batch's labels, a scalar: the loss that evaluation reports."""
-        ...
-
-    def training_loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum of what training minimises: `loss_sum`, unless the run weighs, focuses or smooths its labels.
-
-        Runs that do still report the plain loss on validation data, so that they can be compared.
-        """
-        ...
-
-    def predict(self, logits: Tensor, labels: Tensor) -> list[np.ndarray]:
-        """The prediction of each example of the batch. Of ``labels`` only what has one counts, not which it is."""
-        ...
-
-    def examples(self, predictions: list[np.ndarray], data: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Predicted and true label ids of each sentence, text or image, given the predictions for all of ``data``."""
-        ...
-
-    def metrics(self, predictions: list[np.ndarray], data: Any) -> dict[str, Any]:
-        """Scores of the predictions for all examples of ``data``, in order."""
-        ...
-
-
-class Dataset(Protocol):
-    """One split as it was read."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Label names; the index is the id."""
-        ...
-
-    def in_memory(self) -> Any:
-        """The same examples as a dataclass of lists or arrays with an entry for each, and their number as ``len``."""
-        ...
-
-    def with_labels(self, labels: tuple[str, ...]) -> Any:
-        """The same examples with the ids of ``labels``. Raises ValueError for a label that is not among them."""
-        ...
-
-
-class Kind(Protocol):
-    """A module of this package: all that a run must know about its task. `kinds.py` lists them."""
-
-    def load(self, config: RunConfig) -> dict[str, Any]:
-        """The splits of the run's data, each a Dataset."""
-        ...
-
-    def encode(self, dataset: Any, model: Any, config: RunConfig) -> Any:
-        """A split as the model takes it, a Data."""
-        ...
-
-    def task(self, labels: tuple[str, ...], config: RunConfig, train: Any = None) -> Task:
-        """The loss and the scores. Training gives its encoded split, whose labels `class_weights` counts."""
-        ...
-
-    def save_preprocessing(self, config: RunConfig, folder: Path) -> None:
-        """Write what inference needs beside the weights."""
-        ...
+def kind_of(task: str) -> Kind:
+    """Raises ValueError for a task that has no kind."""
+    if task not in KINDS:
+        raise ValueError(f"task {task!r} cannot be trained; there are {', '.join(KINDS)}.")
+    return KINDS[task]

@@ -7,11 +7,11 @@ from lora_core.models.config import read_config
 from lora_core.models.source import resolve
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
-from trainers.data.image_processing import PREPROCESSOR_FILE, ImageProcessing
-from trainers.data.image_readers import load_image_datasets
-from trainers.data.images import ImageBatches, ImageDataset
-from trainers.losses import training_loss
-from trainers.tasks.classify import Classification
+from trainers.data.images.batches import ImageBatches, ImageDataset
+from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
+from trainers.data.images.reader import load_image_datasets
+from trainers.tasks.classification import Classification
+from trainers.training.losses import training_loss
 
 logger = logging.getLogger("trainers")
 

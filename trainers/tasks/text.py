@@ -5,13 +5,13 @@ import sys
 
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
-from trainers.data.text_readers import TextDataset, load_text_datasets
-from trainers.data.texts import EncodedTexts, encode_texts
-from trainers.data.word_augment import WordAugmentation
-from trainers.losses import training_loss
-from trainers.subset import stratified
-from trainers.tasks.classify import Classification, WindowedClassification
+from trainers.data.splits import stratified
+from trainers.data.texts.augment import WordAugmentation
+from trainers.data.texts.encode import EncodedTexts, encode_texts
+from trainers.data.texts.reader import TextDataset, load_text_datasets
+from trainers.tasks.classification import Classification, WindowedClassification
 from trainers.tasks.token import save_preprocessing, tokenizer_and_length
+from trainers.training.losses import training_loss
 
 __all__ = ["encode", "load", "save_preprocessing", "task"]
 

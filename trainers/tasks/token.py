@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from lora_core.models.crf import crf_log_likelihood, iob2_transitions, split_scores, viterbi
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
-from trainers.data.preprocess import Sentences, load_windows
-from trainers.data.readers import token_files
-from trainers.data.text_processing import TextProcessing
-from trainers.data.token_files import TokenFile
+from trainers.data.texts.encode import TextProcessing
 from trainers.data.tokenizer import check_vocabulary, load_tokenizer
-from trainers.data.windows import IGNORED_LABEL, TokenWindows
-from trainers.losses import TrainingLoss, training_loss
-from trainers.metrics import ner_metrics
-from trainers.scratch import tokenizer_folder
+from trainers.data.tokens.encode import Sentences, load_windows
+from trainers.data.tokens.files import token_files
+from trainers.data.tokens.reader import TokenFile
+from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
+from trainers.model import tokenizer_folder
+from trainers.tasks.entity_scores import ner_metrics
+from trainers.training.losses import TrainingLoss, training_loss
 
 
 @dataclass(frozen=True)

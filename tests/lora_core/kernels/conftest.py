@@ -73,7 +73,7 @@ def shared_dropout(monkeypatch) -> Callable[[], None]:
         kept = (torch.rand(shape[-1], generator=generator) >= p).to(torch.uint8)
         return kept.expand(shape).contiguous(), 1 / (1 - p)
 
-    monkeypatch.setattr("lora_core.kernels.dropout.keep_mask", keep_mask)
+    monkeypatch.setattr("lora_core.dropout.keep_mask", keep_mask)
     monkeypatch.setattr("lora_core.kernels.linear.keep_mask", keep_mask)
 
     def restart() -> None:

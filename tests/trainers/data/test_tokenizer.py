@@ -8,7 +8,8 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, BertTokenizer, RobertaTokenizer
 
-from trainers.data import check_vocabulary, encode_tokens, load_tokenizer
+from trainers.data.tokenizer import check_vocabulary, load_tokenizer
+from trainers.data.tokens.windows import encode_tokens
 
 SENTENCES = [
     ["IL-2", "gene", "expression", "and", "NF-kappa", "B", "activation", "."],

@@ -9,13 +9,13 @@ import torch
 
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
 from trainers.config import RunConfig
-from trainers.data.image_npz import write_npz
-from trainers.data.image_processing import ImageProcessing
-from trainers.data.images import ImageDataset
-from trainers.experiment import evaluate_run, run
-from trainers.runs import read_predictions
-from trainers.tasks import image
-from trainers.tasks.kinds import kind_of
+from trainers.data.images.batches import ImageDataset
+from trainers.data.images.npz import write_npz
+from trainers.data.images.processing import ImageProcessing
+from trainers.experiment import run
+from trainers.finished import evaluate_run
+from trainers.run_folder import read_predictions
+from trainers.tasks import image, kind_of
 
 SIZES = {"model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
          "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip

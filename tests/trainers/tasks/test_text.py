@@ -8,15 +8,16 @@ import torch
 from tokenizers import Tokenizer
 
 from lora_core.models import build_model, save_pretrained
-from trainers.classifier_runs import ClassifierRun
 from trainers.config import RunConfig
-from trainers.data.text_readers import TextDataset
-from trainers.experiment import build, evaluate_run, run
-from trainers.pipeline import pipeline
-from trainers.runs import read_predictions
+from trainers.data.texts.reader import TextDataset
+from trainers.experiment import run
+from trainers.finished import ClassifierRun, evaluate_run
+from trainers.model import build
+from trainers.results.vector_map import classifier_vectors
+from trainers.run_folder import read_predictions
+from trainers.serve import pipeline
 from trainers.tasks import text
-from trainers.tasks.classify import Classification
-from trainers.vector_map import classifier_vectors
+from trainers.tasks.classification import Classification
 
 LABELS = ("DNA", "protein")
 

@@ -4,8 +4,8 @@ import torch
 from torch.nn import functional as F
 
 from trainers.config import RunConfig
-from trainers.data import IGNORED_LABEL, TokenWindows
-from trainers.metrics import ner_metrics
+from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
+from trainers.tasks.entity_scores import ner_metrics
 from trainers.tasks.token import CRFTokenClassification, TokenClassification, task
 
 LABELS = ("O", "B-DNA", "I-DNA")

@@ -1,0 +1,105 @@
+"""Files that are whole or not there: written under another name, flushed to disk, then renamed. And what they hold.
+
+Used by everything here and above that writes or checks a file; it needs the standard library alone.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BLOCK = 1 << 20
+"""Bytes that are read at a time."""
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; the block makes a file or a folder there.
+
+    If the block succeeds, what it made is flushed to disk and takes the name ``path``, in the place of what bore it: a
+    reader sees the old or the new, never a part, after a power cut too (of a folder, perhaps neither). If the block
+    fails, the temporary is removed and ``path`` is as it was. Files get the permissions that the user's umask gives.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    _remove(temporary)
+    try:
+        yield temporary
+        if temporary.is_dir():
+            for part in (*temporary.rglob("*"), temporary):
+                _flush(part)
+            _remove(path)
+        else:
+            temporary.chmod(0o666 & ~_umask())
+            _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    finally:
+        _remove(temporary)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write ``text`` in UTF-8, whole or not at all (`replacing`); the folder is made if need be. Returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write ``value`` as readable JSON, as `write_text` does. Returns the path."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json_object(path: str | Path, remedy: str) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON in UTF-8, or holds something else. The message names the file and ends in ``remedy``.
+    """
+    text = Path(path).read_bytes()
+    try:
+        value = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or nesting without end
+        raise ValueError(f"{path} is not JSON in UTF-8 ({error}). {remedy}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {type(value).__name__} instead of a JSON object. {remedy}")
+    return value
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The permissions that new files go without; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

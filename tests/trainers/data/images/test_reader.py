@@ -1,0 +1,153 @@
+import logging
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainers.data.images.batches import ImageDataset
+from trainers.data.images.npz import write_npz
+from trainers.data.images.reader import load_image_datasets
+
+DATA_DIR = os.environ.get("LORA_DATA_DIR", "")
+
+
+@pytest.fixture(autouse=True)
+def no_data_dir(monkeypatch):
+    monkeypatch.delenv("LORA_DATA_DIR", raising=False)
+
+
+def pictures(folder, **classes):
+    """So many pictures in a folder for each class."""
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (4, 4), number).save(folder / name / f"{number:03}.png")
+    return folder
+
+
+def npz(path, **splits):
+    write_npz(path, {split: ImageDataset(np.full((count, 8, 8), 9, np.uint8), np.arange(count) % 2, ("a", "b"), "")
+                     for split, count in splits.items()})  # fmt: skip
+    return path
+
+
+def sizes(datasets):
+    return {split: len(dataset) for split, dataset in datasets.items()}
+
+
+def paths(datasets):
+    return {split: set(dataset.images) for split, dataset in datasets.items()}
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "validation", "dev"])
+def test_folders_for_splits(tmp_path, validation):
+    for split, count in {"train": 4, validation: 2, "test": 3}.items():
+        pictures(tmp_path / split, cat=count, dog=1)
+    datasets = load_image_datasets(tmp_path)
+    assert sizes(datasets) == {"train": 5, "validation": 3, "test": 4}
+    assert datasets["validation"].labels == ("cat", "dog")
+
+
+def test_one_tree_is_split_evenly_in_each_class_whatever_the_runs_seed(tmp_path):
+    datasets = load_image_datasets(pictures(tmp_path, cat=50, dog=20))
+    assert sizes(datasets) == {"train": 56, "validation": 7, "test": 7}
+    for split, (cats, dogs) in {"train": (40, 16), "validation": (5, 2), "test": (5, 2)}.items():
+        assert np.bincount(datasets[split].targets).tolist() == [cats, dogs]
+    found = paths(datasets)
+    assert len(set.union(*found.values())) == 70
+    assert paths(load_image_datasets(tmp_path)) == found
+    assert max(int(path.stem) for path in found["test"]) > 10  # not simply the first ones
+
+
+def test_data_without_validation_gives_up_part_of_its_training_split(tmp_path, caplog):
+    pictures(tmp_path / "train", cat=30, dog=10)
+    pictures(tmp_path / "test", cat=5)
+    datasets = load_image_datasets(tmp_path)
+    assert sizes(datasets) == {"train": 36, "validation": 4, "test": 5}
+    assert not paths(datasets)["train"] & paths(datasets)["validation"]
+    assert "no validation split; 4 of 40 training pictures became one" in caplog.text
+
+
+def test_a_test_split_alone_stays_as_it_is(tmp_path):
+    pictures(tmp_path / "test", cat=5)
+    assert sizes(load_image_datasets(tmp_path)) == {"test": 5}
+
+
+def test_npz_by_path_by_folder_and_by_name(tmp_path, monkeypatch):
+    path = npz(tmp_path / "data" / "set" / "a.npz", train=6, validation=4, test=4)
+    monkeypatch.setenv("LORA_DATA_DIR", str(tmp_path / "data"))
+    for source in (path, path.parent, "set", "set/a.npz"):
+        datasets = load_image_datasets(source)
+        assert sizes(datasets) == {"train": 6, "validation": 4, "test": 4}
+        assert datasets["train"].labels == ("a", "b")
+
+
+def test_npz_without_validation(tmp_path):
+    datasets = load_image_datasets(npz(tmp_path / "a.npz", train=40, test=4))
+    assert sizes(datasets) == {"train": 36, "validation": 4, "test": 4}
+    assert isinstance(datasets["validation"].images, np.ndarray)
+    assert datasets["validation"].images.shape == (4, 8, 8)
+
+
+def test_tables(tmp_path):
+    pictures(tmp_path, one=10, two=10)
+    rows = [f"{folder}/{number:03}.png,{folder}" for folder in ("one", "two") for number in range(10)]
+    (tmp_path / "all.csv").write_text("\n".join(["image,label", *rows]))
+    for source in (tmp_path, tmp_path / "all.csv"):  # a table goes before the folders that it points to
+        assert sizes(load_image_datasets(source)) == {"train": 16, "validation": 2, "test": 2}
+    words = ["train"] * 8 + ["valid"] * 6 + ["test"] * 6
+    split = [f"{row},{word}" for row, word in zip(rows, words, strict=True)]
+    (tmp_path / "all.csv").write_text("\n".join(["image,label,split", *split]))
+    assert sizes(load_image_datasets(tmp_path)) == {"train": 8, "validation": 6, "test": 6}
+    (tmp_path / "all.csv").unlink()
+    for word, part in {"train": rows[:12], "val": rows[12:16], "test": rows[16:]}.items():
+        (tmp_path / f"{word}.csv").write_text("\n".join(["image,label", *part]))
+    assert sizes(load_image_datasets(tmp_path)) == {"train": 12, "validation": 4, "test": 4}
+
+
+def test_labels_that_training_lacks_are_reported(tmp_path, caplog):
+    for split, classes in {"train": {"cat": 2}, "val": {"cat": 1}, "test": {"cat": 1, "eel": 1}}.items():
+        pictures(tmp_path / split, **classes)
+    load_image_datasets(tmp_path)
+    assert "the test split has labels that the training split lacks: eel" in caplog.text
+
+
+def test_pictures_left_out_are_reported_once(tmp_path, caplog):
+    for split in ("train", "val"):
+        (pictures(tmp_path / split, cat=2) / "cat" / "bad.png").touch()
+    with caplog.at_level(logging.WARNING):
+        assert sizes(load_image_datasets(tmp_path, on_bad_row="skip")) == {"train": 2, "validation": 2}
+    assert caplog.text.count("left out 2 bad rows") == 1
+
+
+def test_errors_say_what_is_there_and_what_to_do(tmp_path):
+    def refused(source, match, **options):
+        with pytest.raises(ValueError, match=match):
+            load_image_datasets(source, **options)
+
+    refused("nowhere", r"no data set 'nowhere' \(looked at .*nowhere\)\. Give a folder, an .npz or CSV file")
+    refused(tmp_path, "holds no pictures: expected folders train, val and test")
+    refused(tmp_path, "on_bad_row='ignore': expected", on_bad_row="ignore")
+    (tmp_path / "a.txt").touch()
+    refused(tmp_path / "a.txt", "neither .npz nor .csv")
+    for name in ("a.npz", "b.npz"):
+        npz(tmp_path / "two" / name, train=2, test=2)
+    refused(tmp_path / "two", "several .npz files: a.npz, b.npz. Name one")
+    for split in ("val", "valid"):
+        pictures(tmp_path / "both" / split, cat=1)
+    refused(tmp_path / "both", "holds val, valid for the validation split")
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    refused(tmp_path / "empty", "holds no usable picture")
+    refused(pictures(tmp_path / "few", cat=2), "too few to set some aside")
+    pictures(tmp_path / "half", cat=1)
+    (tmp_path / "half" / "a.csv").write_text("image,label,split\ncat/000.png,x,train\ncat/000.png,x\n")
+    refused(tmp_path / "half", "names a split in some lines and none in others")
+
+
+@pytest.mark.skipif(not DATA_DIR, reason="needs the real data in LORA_DATA_DIR")
+def test_pneumonia_mnist(monkeypatch):
+    monkeypatch.setenv("LORA_DATA_DIR", DATA_DIR)
+    datasets = load_image_datasets("pneumonia_mnist")
+    assert sizes(datasets) == {"train": 2428, "validation": 270, "test": 468}
+    assert datasets["train"].labels == ("normal", "pneumonia")

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+
+from trainers.data.rows import BadRows
+from trainers.data.tokens.files import load_token_datasets, token_files
+
+ROWS = [(["EU", "rejects"], [1, 0]), (["Peter"], [2])]
+LABELS = ("O", "B-ORG", "B-PER")
+
+
+@pytest.fixture
+def tner(tmp_path):
+    folder = tmp_path / "tner"
+    folder.mkdir()
+    (folder / "label.json").write_text(json.dumps({label: index for index, label in enumerate(LABELS)}))
+    lines = [json.dumps({"tokens": words, "tags": tags}) for words, tags in ROWS]
+    (folder / "train.json").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def conll(tmp_path):
+    folder = tmp_path / "conll"
+    folder.mkdir()
+    (folder / "train.txt").write_text("EU I-ORG\nrejects O\n\nPeter B-PER\n")
+    (folder / "test.txt").write_text("Rome B-LOC\n")
+    return folder
+
+
+def sentences(file):
+    return list(file.sentences(BadRows(file.on_bad_row)))
+
+
+def test_sentences_come_as_often_as_they_are_asked_for(tner):
+    file = token_files(tner)["train"]
+    assert sentences(file) == sentences(file) == ROWS
+    assert file.labels == LABELS
+    dataset = load_token_datasets(tner)["train"]
+    assert list(zip(dataset.words, dataset.tags, strict=True)) == ROWS
+
+
+def test_nothing_is_read_before_it_is_needed(tner):
+    with (tner / "train.json").open("a") as file:
+        file.write("\nnot json")
+    rows = token_files(tner)["train"].sentences(BadRows("error"))
+    assert next(rows) == ROWS[0]
+    with pytest.raises(ValueError, match=r"train.json:3: not JSON"):
+        list(rows)
+
+
+def test_conll_files_have_the_labels_of_all_splits_and_iob2(conll, caplog):
+    files = token_files(conll)
+    labels = ("O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER")
+    assert {file.labels for file in files.values()} == {labels}
+    assert sentences(files["train"]) == [(["EU", "rejects"], [3, 0]), (["Peter"], [5])]
+    assert sentences(files["test"]) == [(["Rome"], [1])]
+    assert "1 tags I- that continue nothing" in caplog.text
+    assert "labels that the training split lacks: B-LOC, I-LOC" in caplog.text
+
+
+@pytest.mark.parametrize("layout", ["tner", "conll"])
+def test_other_labels_give_their_ids(request, layout):
+    file = token_files(request.getfixturevalue(layout))["train"]
+    names = ("B-PER", "X", "I-PER", "I-ORG", "B-ORG", "I-LOC", "B-LOC", "O")
+    assert [tags for _, tags in sentences(file.with_labels(names))] == [[4, 7], [0]]
+    assert file.with_labels(names).labels == names
+    with pytest.raises(ValueError, match=r"labels that are not among \['O'\]: \['B-ORG', "):
+        file.with_labels(("O",))
+
+
+def test_the_content_key_tells_what_the_sentences_depend_on(tner, tmp_path):
+    def key(folder, labels=LABELS, on_bad_row="error"):
+        return json.dumps(token_files(folder, on_bad_row=on_bad_row)["train"].with_labels(labels).content_key())
+
+    first = key(tner)
+    assert len({first, key(tner, labels=(*LABELS, "X")), key(tner, on_bad_row="skip")}) == 3
+    moved = tner.rename(tmp_path / "moved")
+    assert key(moved) == first
+    (moved / "train.json").write_text((moved / "train.json").read_text() + "\n")
+    assert key(moved) != first
+
+
+def test_a_file_without_a_usable_sentence_is_refused(tner):
+    (tner / "train.json").write_text("bad\n")
+    with pytest.raises(ValueError, match="holds no usable sentence"):
+        sentences(token_files(tner, on_bad_row="skip")["train"])

@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from lora_core.kernels.fused import fuse, product_dtype
+from lora_core.models import build_model, config_from_dict
+from trainers.config import TrainConfig
+from trainers.training.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("before", [None, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kernels", "precision", "device", "expected"),
+    [
+        ("fused", "fp32", "cpu", torch.float32),
+        ("fused", "bf16", "cpu", torch.bfloat16),
+        ("fused", "fp16", "cpu", None),
+        ("fused", "bf16", "cuda", None),
+        ("plain", "bf16", "cpu", None),
+    ],
+)
+def test_which_layers_a_model_gets(tiny, before, kernels, precision, device, expected):
+    model = tiny.build() if before is None else fuse(tiny.build(), before)
+    choose_kernels(model, TrainConfig(kernels=kernels, precision=precision), torch.device(device))
+    assert product_dtype(model) is expected
+
+
+@pytest.mark.parametrize(("threads", "tokens", "images"), [(1, 768, 4), (2, 768, 4), (16, 6144, 31)])
+def test_how_much_fused_layers_take_at_a_time(tiny, monkeypatch, threads, tokens, images):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    vit = build_model(config_from_dict({"model_type": "vit", **sizes}), "image-classification", ("a", "b"))
+    assert vit.get_parameter("vit.embeddings.position_embeddings").shape[1] == 197
+    for model, most in ((tiny.build(), tokens), (vit, images)):
+        assert micro_batch_tokens(model, TrainConfig()) is None
+        assert micro_batch_tokens(fuse(model), TrainConfig()) == most
+        assert micro_batch_tokens(model, TrainConfig(micro_batch_size=3)) is None
+        assert micro_batch_tokens(model, TrainConfig(micro_batch_tokens=9)) == 9
+
+
+def test_a_model_without_layers_that_can_be_fused_stays_as_it_is():
+    layer = torch.nn.Linear(4, 3)
+    choose_kernels(layer, TrainConfig(), CPU)
+    assert type(layer) is torch.nn.Linear
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_fused_layers_need_no_autocast(tiny, precision, dtype):
+    with autocast(fuse(tiny.build(), dtype), precision, CPU):
+        assert not torch.is_autocast_enabled("cpu")
+    with autocast(fuse(tiny.build()), "fp16", CPU):
+        assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_matrix_products_have_the_dtype_and_weights_keep_theirs(precision, dtype):
+    layer = torch.nn.Linear(4, 3)
+    with autocast(layer, precision, CPU):
+        product = layer(torch.ones(2, 4))
+    assert product.dtype == dtype
+    assert layer.weight.dtype == torch.float32
+    assert layer(torch.ones(2, 4)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_scaling_where_none_is_needed(precision):
+    scaler = grad_scaler(precision, CPU)
+    loss = torch.tensor(3.0)
+    assert not scaler.is_enabled()
+    assert scaler.scale(loss) is loss
+    assert scaler.get_scale() == 1.0
+
+
+def test_fp16_gradients_below_its_range_survive():
+    weight = torch.tensor(1.0, requires_grad=True)
+    tiny = 1e-9  # the smallest fp16 number is 6e-8
+
+    def gradient(scaler):
+        weight.grad = None
+        loss = weight.half().float() * tiny
+        scaler.scale(loss).backward()
+        return weight.grad / scaler.get_scale()
+
+    assert gradient(grad_scaler("fp32", CPU)) == 0
+    assert gradient(grad_scaler("fp16", CPU)).item() == pytest.approx(tiny, rel=1e-3)

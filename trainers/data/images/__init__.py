@@ -1,0 +1,1 @@
+"""Pictures with labels: files, pixels, what a model reads of them."""

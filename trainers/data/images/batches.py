@@ -1,0 +1,126 @@
+"""Labelled pictures, and the batches that an image model trains on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainers.data.images.decode import decode
+from trainers.data.images.processing import ImageProcessing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# DOC """Random changes of training pictures, a function of (seed, epoch, example) alone, so that a run can resume."""
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """One split of an image classification data set: N pictures."""
+
+    images: np.ndarray | Sequence[Path]
+    """Pixels (N, H, W) or (N, H, W, 3) uint8, or N files, which are decoded when they are needed."""
+    targets: np.ndarray
+    """(N,) int64 label ids."""
+    labels: tuple[str, ...]
+    """Label names; the index is the id."""
+    source: str
+    """Where the split was read from."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def in_memory(self) -> ImageDataset:
+        """Itself: the pictures, or the paths of their files, are here already."""
+        return self
+
+    def with_labels(self, labels: tuple[str, ...]) -> ImageDataset:
+        """The same pictures with the ids of ``labels``. Raises ValueError for a label that is not among them."""
+        unknown = sorted({self.labels[target] for target in np.unique(self.targets)} - set(labels))
+        if unknown:
+            raise ValueError(f"{self.source} has labels that are not among {list(labels)}: {unknown}.")
+        ids = np.array([labels.index(name) if name in labels else -1 for name in self.labels])
+        return replace(self, targets=ids[self.targets], labels=labels)
+
+
+@dataclass(frozen=True)
+class ImageBatches:
+    """A split as the model takes it. Files are decoded in `collate`, so in the workers if there are any."""
+
+    dataset: ImageDataset
+    processing: ImageProcessing
+    augment: Augment = "none"
+    seed: int = 0
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(N,) true label ids."""
+        return self.dataset.targets
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) ones: every picture has the same size, and rates count pictures."""
+        return np.broadcast_to(np.int64(1), len(self.dataset))
+
+    @property
+    def label_counts(self) -> np.ndarray:
+        """(N,) ones."""
+        return np.broadcast_to(np.int64(1), len(self.dataset))
+
+    def collate(self, indices: np.ndarray, epoch: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """`pixel_values` (B, C, H, W) float32, and label ids (B,); augmented when `epoch` is given.
+
+        Raises:
+            ValueError: a file cannot be decoded; the message begins with its path.
+        """
+        pixels = self.processing.empty(len(indices))
+        augment = "none" if epoch is None else self.augment
+        for row, index in zip(pixels, indices.tolist(), strict=True):
+            source = self.dataset.images[index]
+            image = augmented(decode(source), self.processing, augment, self.seed, epoch or 0, index)
+            self.processing.fill(row, image, source)
+        return {"pixel_values": self.processing.normalised(pixels)}, torch.from_numpy(self.targets[indices])
+
+
+Augment = Literal["none", "flip", "crop"]
+CROP_AREA = (0.4, 1.0)
+"""Smallest and largest share of the picture that a crop keeps. ImageNet training goes down to 0.08; what shows a
+disease or a defect is easily lost there."""
+CROP_ASPECT = (3 / 4, 4 / 3)
+"""Most upright and flattest shape of a crop, as width / height relative to the picture's own."""
+
+
+def augmented(image: Image, processing: ImageProcessing, augment: Augment, seed: int, epoch: int, index: int) -> Image:
+    """The picture in the model's size, changed as `augment` says.
+
+    "flip" mirrors one picture in two left to right. "crop" takes a random part and mirrors likewise. "none" is
+    what evaluation does; it is right where left and right mean something, as in letters, digits and X-rays.
+    """
+    if augment == "none":
+        return processing.fitted(image)
+    from PIL.Image import Transpose
+
+    random = np.random.default_rng((seed, epoch, index))
+    if augment == "crop":
+        height, width = processing.size
+        box = _random_box(image.width, image.height, random)
+        image = image.resize((width, height), processing.resample, box=box)  # pyright: ignore[reportArgumentType]
+    else:
+        image = processing.fitted(image)
+    return image.transpose(Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else image
+
+
+def _random_box(width: int, height: int, random: np.random.Generator) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a part of the picture, in pixels."""
+    share = math.sqrt(random.uniform(*CROP_AREA))
+    aspect = math.exp(random.uniform(*np.log(CROP_ASPECT)) / 2)
+    part_width, part_height = min(1.0, share * aspect) * width, min(1.0, share / aspect) * height
+    left, top = random.uniform(0, width - part_width), random.uniform(0, height - part_height)
+    return left, top, min(left + part_width, width), min(top + part_height, height)

@@ -1,0 +1,205 @@
+"""From pictures to what an image model takes: resize, crop, rescale and normalise as preprocessor_config.json says.
+
+The same numbers as transformers' ViTImageProcessor with Pillow. B images, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainers.data.images.decode import COLOUR, GREY, decode
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PREPROCESSOR_FILE = "preprocessor_config.json"
+BILINEAR, BICUBIC = 2, 3
+"""Pillow's codes of the two usual ways to resize."""
+RESAMPLING = range(6)
+"""All of Pillow's codes."""
+
+
+@dataclass(frozen=True)
+class ImageProcessing:
+    """How every picture is brought to one size and range. The defaults are ViT's: pixels from -1 to 1."""
+
+    size: tuple[int, int] = (224, 224)
+    """Height and width that the model takes."""
+    resize_to: tuple[int, int] | None = (224, 224)
+    """Height and width that pictures are stretched to, before the centre is cut out if they differ from `size`.
+    None: they are taken as they are, and must have `size`."""
+    resample: int = BILINEAR
+    """Pillow's code of the interpolation."""
+    rescale_factor: float = 1 / 255
+    """What pixels from 0 to 255 are multiplied by first."""
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Subtracted from each channel; a single number for models of grey pictures."""
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """What each channel is divided by then."""
+
+    @property
+    def channels(self) -> int:
+        """1 for models of grey pictures, 3 for colour."""
+        return len(self.mean)
+
+    def __call__(self, sources: Sequence[str | Path | np.ndarray]) -> Tensor:
+        """Pixel values (B, C, H, W) float32 of files, or of arrays (H, W) or (H, W, 3) uint8.
+
+        Raises:
+            ValueError: a file cannot be decoded; the message begins with its path.
+        """
+        pixels = self.empty(len(sources))
+        for row, source in zip(pixels, sources, strict=True):
+            self.fill(row, self.fitted(decode(source)), source)
+        return self.normalised(pixels)
+
+    def empty(self, count: int) -> np.ndarray:
+        """Room for so many pictures, (B, H, W, C) uint8."""
+        return np.empty((count, *self.size, self.channels), dtype=np.uint8)
+
+    def fitted(self, image: Image) -> Image:
+        """The picture resized, and its centre cut out if need be."""
+        if self.resize_to is not None:
+            height, width = self.resize_to
+            if (width, height) != image.size:
+                image = image.resize((width, height), self.resample)  # pyright: ignore[reportArgumentType]
+            if self.resize_to != self.size:
+                left, top = (width - self.size[1]) // 2, (height - self.size[0]) // 2
+                image = image.crop((left, top, left + self.size[1], top + self.size[0]))
+        return image
+
+    def fill(self, row: np.ndarray, image: Image, source: str | Path | np.ndarray) -> None:
+        """Write a picture of the right size into its place (H, W, C) of a batch; grey is repeated for C = 3."""
+        if image.size != (self.size[1], self.size[0]):
+            name = "a picture" if isinstance(source, np.ndarray) else source
+            raise ValueError(
+                f"{name}: {image.width} x {image.height} pixels, but the model takes {self.size[1]} x {self.size[0]} "
+                f"and its {PREPROCESSOR_FILE} says not to resize. Resize the pictures, or set do_resize to true there"
+            )
+        if self.channels == 1 and image.mode != GREY:
+            image = image.convert(GREY)
+        values = np.asarray(image)
+        row[...] = values if image.mode == COLOUR else values[:, :, None]
+
+    def normalised(self, pixels: np.ndarray) -> Tensor:
+        """Pixel values (B, C, H, W) float32 of pixels (B, H, W, C) uint8."""
+        std = torch.tensor(self.std, dtype=torch.float64)
+        scale = (self.rescale_factor / std).float()[:, None, None]
+        shift = (torch.tensor(self.mean, dtype=torch.float64) / std).float()[:, None, None]
+        values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return values.mul_(scale).sub_(shift)
+
+    def with_size(self, height: int, width: int) -> ImageProcessing:
+        """The same for a model of another size; what is cut off at the borders stays in proportion."""
+        if self.resize_to is None:
+            return replace(self, size=(height, width))
+        ratio = (height / self.size[0], width / self.size[1])
+        resize_to = (round(self.resize_to[0] * ratio[0]), round(self.resize_to[1] * ratio[1]))
+        return replace(self, size=(height, width), resize_to=resize_to)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of preprocessor_config.json, as transformers reads it."""
+        height, width = self.resize_to or self.size
+        cropped = self.resize_to not in (None, self.size)
+        crop = {"do_center_crop": True, "crop_size": {"height": self.size[0], "width": self.size[1]}} if cropped else {}
+        return {
+            "image_processor_type": "DeiTImageProcessor" if cropped else "ViTImageProcessor",
+            "do_resize": self.resize_to is not None,
+            "size": {"height": height, "width": width},
+            **crop,
+            "resample": self.resample,
+            "do_rescale": True,
+            "rescale_factor": self.rescale_factor,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write preprocessor_config.json into a folder."""
+        text = json.dumps(self.to_dict(), indent=2)
+        (Path(folder) / PREPROCESSOR_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImageProcessing:
+        """From the content of preprocessor_config.json; what it does not say is as in ViT.
+
+        Raises:
+            ValueError: a value is malformed or asks for something that is not implemented.
+        """
+        resize_to = _size(values.get("size", 224), "size")
+        size = _size(values.get("crop_size", 224), "crop_size") if _flag(values, "do_center_crop", False) else resize_to
+        if size[0] > resize_to[0] or size[1] > resize_to[1]:
+            raise ValueError(f"crop_size {size} is larger than size {resize_to}")
+        resample = values.get("resample", BILINEAR)
+        if type(resample) is not int or resample not in RESAMPLING:
+            raise ValueError(f"resample is {resample!r}, expected one of Pillow's codes 0 to {RESAMPLING[-1]}")
+        factor = _numbers(values.get("rescale_factor", 1 / 255), "rescale_factor")[0]
+        mean = _numbers(values.get("image_mean", cls.mean), "image_mean")
+        std = _numbers(values.get("image_std", cls.std), "image_std")
+        if len(mean) not in (1, 3) or len(mean) != len(std) or not all(number > 0 for number in std):
+            raise ValueError(f"image_mean is {mean} and image_std {std}: expected three numbers each, std above 0")
+        if not _flag(values, "do_normalize", True):
+            mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+        return cls(
+            size=size,
+            resize_to=resize_to if _flag(values, "do_resize", True) else None,
+            resample=resample,
+            rescale_factor=factor if _flag(values, "do_rescale", True) else 1.0,
+            mean=mean,
+            std=std,
+        )
+
+    @classmethod
+    def read(cls, folder: str | Path) -> ImageProcessing | None:
+        """From preprocessor_config.json in a model's folder; None when there is none.
+
+        Raises:
+            ValueError: the file is damaged or asks for something that is not implemented.
+        """
+        path = Path(folder) / PREPROCESSOR_FILE
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON in UTF-8: {error}.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds {type(values).__name__} instead of a JSON object.")
+        try:
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}.") from error
+
+
+def _size(value: Any, name: str) -> tuple[int, int]:
+    height, width = (value.get("height"), value.get("width")) if isinstance(value, dict) else (value, value)
+    if type(height) is not int or type(width) is not int or min(height, width) < 1:
+        raise ValueError(f'{name} is {value!r}, expected a number of pixels or {{"height": ..., "width": ...}}')
+    return height, width
+
+
+def _numbers(value: Any, name: str) -> tuple[float, ...]:
+    numbers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise ValueError(f"{name} is {value!r}, expected numbers")
+    return tuple(map(float, numbers))
+
+
+def _flag(values: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = values.get(name, default)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, expected true or false")
+    return value

@@ -1,0 +1,1 @@
+"""Whole texts with labels: files, rows, tokens, random changes."""

@@ -1,0 +1,1 @@
+"""Sentences whose words have labels: files, rows, pieces of words, windows."""

@@ -1,0 +1,186 @@
+"""A whole run: data, model, adapters, training, test scores, and the run folder."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lora_core
+from lora_core.models import build_model, config_from_dict, load_pretrained
+from lora_core.models.config import read_config
+from lora_core.models.crf import CRFHead, iob2_transitions
+from lora_core.models.source import resolve
+from lora_core.models.task_model import TaskModel
+from lora_core.models.text_heads import AttentionPooling
+from trainers.config import RunConfig
+from trainers.data.texts.reader import TextDataset
+from trainers.data.tokenizer import PAD, build_vocabulary, load_tokenizer
+from trainers.data.tokens.reader import TokenDataset
+
+# DOC """What a run tells its head: tokens to distrust, labels that must not follow one another."""
+
+# DOC """Models that start from nothing: their vocabulary, from the training texts or from another
+# model, and their sizes."""
+
+
+def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
+    """The pretrained or untrained model with a head for ``labels``, prepared for the method."""
+    if is_scratch(config):
+        model = scratch_model(config, labels)
+    else:
+        model = load_pretrained(config.model, config.task, labels, attention_dropout=config.attention_dropout,
+                                hidden_dropout=config.hidden_dropout, image_size=config.image_size, head=config.head,
+                                fresh_head=config.fresh_head, seed=config.seed)  # fmt: skip
+    assert isinstance(model, TaskModel)
+    prepare_head(model, config)
+    if config.method == "lora":
+        torch.manual_seed(config.seed)
+        lora_core.inject_lora(
+            model, r=config.r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
+            target_modules=config.target_modules, bias=config.bias, init_lora_weights=config.init_lora_weights,
+            use_rslora=config.use_rslora, use_dora=config.use_dora, base_model_name_or_path=config.model,
+        )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if config.method == "head":
+            parameter.requires_grad_(model.in_head(name))
+        elif model.in_head(name) and not config.train_head:
+            parameter.requires_grad_(False)
+    return model
+
+
+def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
+    """The model that a run saved, with the best epoch's weights, in eval mode."""
+    lora = config.method == "lora"
+    model = load_pretrained(
+        config.model if lora else config.output_dir / "best", config.task, labels,
+        image_size=config.image_size, head=config.head, fresh_head=lora and config.fresh_head, head_follows=lora,
+        seed=config.seed,
+    )  # fmt: skip
+    assert isinstance(model, TaskModel)
+    if lora:
+        lora_core.load_adapter(model, config.output_dir / "adapter")
+    return model.eval()
+
+
+logger = logging.getLogger("trainers")
+
+SHOWN = 10
+"""Words that a message lists."""
+
+
+def prepare_head(model: TaskModel, config: RunConfig) -> None:
+    """Give the head what `confusing_words` and `crf_constraints` say, in place; what they do not set stays as it is.
+
+    Raises:
+        ValueError: the head has no use for them, or no word of the file is a token.
+    """
+    head = getattr(model, "classifier", None)
+    if config.confusing_words:
+        if not isinstance(head, AttentionPooling):
+            raise ValueError(f"confusing_words is set, but the head {config.head!r} has no attention to take a penalty "
+                             "from. Use head attention.")  # fmt: skip
+        head.mark_confusing(_token_ids(config), config.confusing_penalty)
+    if config.crf_constraints:
+        if not isinstance(head, CRFHead):
+            raise ValueError(f"crf_constraints is set, but the head is {config.head!r}. Use head crf.")
+        with torch.no_grad():
+            head.constrain(iob2_transitions(model.labels))
+
+
+def _token_ids(config: RunConfig) -> list[int]:
+    """Ids of the words in the file, one a line, that are one token each; the others are named in a warning.
+
+    A piece of a word stands in other words too, which the penalty must not touch. Where the tokenizer tells them apart,
+    a word has an id in small letters, with a capital, and in capitals.
+    """
+    path = Path(config.confusing_words)
+    words = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    tokenizer = load_tokenizer(tokenizer_folder(config))
+    unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "<unk>")
+    found, left_out = [], []
+    for word in words:
+        forms = tokenizer.encode_batch([[word], [word.capitalize()], [word.upper()]], is_pretokenized=True,
+                                       add_special_tokens=False)  # fmt: skip
+        ids = {form.ids[0] for form in forms if len(form) == 1} - {unknown}
+        found += sorted(ids)
+        left_out += [] if ids else [word]
+    if not found:
+        raise ValueError(f"{path} has no word that is a single token of the model, one word a line.")
+    if left_out:
+        logger.warning("%s: %d of %d words are left out, for they are not a single token: %s", path, len(left_out),
+                       len(words), ", ".join(left_out[:SHOWN]))  # fmt: skip
+    return found
+
+
+SCRATCH = ("lstm", "bilstm-attention")
+"""Names of the models, which are their model_type too."""
+LONGEST = 512
+"""Longest input in tokens where the run does not say."""
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def is_scratch(config: RunConfig) -> bool:
+    """Whether the run's model starts from nothing."""
+    return config.model in SCRATCH
+
+
+def write_vocabulary(config: RunConfig, train: Any) -> None:
+    """Write tokenizer.json of the run's own vocabulary into its folder; nothing where it takes another model's.
+
+    Raises:
+        ValueError: as `scratch_model`, before anything is written.
+    """
+    _check_method(config)
+    if config.tokenizer:
+        return
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    build_vocabulary(_texts(train.in_memory())).save(str(config.output_dir / TOKENIZER_FILE))
+
+
+def tokenizer_folder(config: RunConfig) -> Path:
+    """Where the tokenizer of the run's model is.
+
+    Raises:
+        ValueError: `tokenizer` is set for a model that has its own.
+    """
+    if not is_scratch(config):
+        if config.tokenizer:
+            raise ValueError(
+                f"tokenizer is {config.tokenizer!r}, but {config.model} has its own. Leave it out, or train a model "
+                f"from scratch: {', '.join(SCRATCH)}."
+            )
+        return resolve(config.model)
+    return resolve(config.tokenizer) if config.tokenizer else config.output_dir
+
+
+def scratch_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
+    """The untrained model for the run's vocabulary.
+
+    Raises:
+        ValueError: the method would leave the untrained weights as they are.
+    """
+    _check_method(config)
+    folder = tokenizer_folder(config)
+    vocabulary = load_tokenizer(folder).get_vocab(with_added_tokens=True)
+    padding = read_config(folder).get("pad_token_id", 0) if config.tokenizer else vocabulary[PAD]
+    sizes = {"model_type": config.model, "vocab_size": max(vocabulary.values()) + 1, "pad_token_id": padding,
+             "max_tokens": config.max_length or LONGEST}  # fmt: skip
+    encoder = config_from_dict(sizes).with_dropout(attention=config.attention_dropout, hidden=config.hidden_dropout)
+    model = build_model(encoder, config.task, labels, head=config.head, seed=config.seed)
+    assert isinstance(model, TaskModel)
+    return model
+
+
+def _check_method(config: RunConfig) -> None:
+    if config.method != "full":
+        raise ValueError(f"method is {config.method!r}, but {config.model} starts untrained: use method full.")
+
+
+def _texts(train: TextDataset | TokenDataset) -> Iterator[str]:
+    if isinstance(train, TextDataset):
+        yield from train.texts
+    else:
+        for words in train.words:
+            yield from words

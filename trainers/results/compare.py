@@ -1,0 +1,322 @@
+"""Several finished runs side by side: a table, a JSON file and a picture.
+
+Only runs on the same data with the same labels can be compared: `data` in `config.json`, `labels` in the
+result event. That the scored sentences are the same shows in the number of gold entities per type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainers.results.significance import Difference, SeedGroup, compare_predictions, seed_groups, seeds_table
+from trainers.run_folder import Run, has_predictions
+from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# DOC """The picture of a comparison: validation F1 by epoch, and F1 by entity type."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a comparison. Scores are on the comparison's split, from 0 to 1."""
+
+    name: str
+    """The run's folder name, with as many parent folders as it takes to tell the runs apart."""
+    trainable: int
+    """Trained parameters."""
+    total: int
+    """All parameters."""
+    validation_loss: float
+    """Validation loss of the weights that were kept."""
+    precision: float
+    recall: float
+    f1: float
+    f1_difference: float
+    """F1 minus the baseline's F1, in percentage points."""
+    difference: Difference | None
+    """How sure the difference is; None for the baseline and for runs without saved predictions."""
+    strict_f1: float | None
+    """F1 by strict IOB2; only token classification has one."""
+    accuracy: float
+    seconds: float
+    """Duration of training."""
+    tokens_per_second: float
+    peak_memory_bytes: int
+    validation_f1: dict[int, float]
+    """F1 on the validation split by epoch."""
+    type_f1: dict[str, float]
+    """F1 of each entity type, or of each label of a text or image."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare_runs` found."""
+
+    data: str
+    """The data of the runs, as the baseline's settings name it."""
+    split: str
+    """Where the scores come from: `test`, or `validation` when a run has no test scores."""
+    baseline: str
+    """Name of the run that differences are taken to."""
+    rows: list[Row]
+    """In the order in which the runs were given."""
+    support: dict[str, int]
+    """Number of gold entities of each type (or examples of each label), most frequent first."""
+    seeds: list[SeedGroup]
+    """Runs that differ in their seed alone, together; empty unless there are two ways with several seeds each."""
+
+
+def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
+    """Put runs side by side; F1 differences are taken to `runs[baseline]`.
+
+    Raises:
+        ValueError: fewer than two runs, a run given twice, no such baseline, runs on other data or labels,
+            or a run that lacks one of the figures.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"A comparison needs at least two runs, but {len(runs)} was given: name two or more folders.")
+    if not 0 <= baseline < len(runs):
+        raise ValueError(f"The baseline is run {baseline}, but the runs are numbered 0 to {len(runs) - 1}.")
+    names = distinct_names(runs)
+    split = "test" if all(run.result.get("test") for run in runs) else "validation"
+    _check_same_data(runs, split)
+    baseline_f1 = _figure(runs[baseline], split, "f1")
+    differences = [
+        compare_predictions(run, runs[baseline], split)
+        if run is not runs[baseline] and has_predictions(run, split) and has_predictions(runs[baseline], split)
+        else None
+        for run in runs
+    ]
+    rows = [_row(run, name, split, baseline_f1, difference)
+            for run, name, difference in zip(runs, names, differences, strict=True)]  # fmt: skip
+    support = _support(runs[baseline], split)
+    return Comparison(
+        data=runs[baseline].config["data"],
+        split=split,
+        baseline=names[baseline],
+        rows=rows,
+        support=dict(sorted(support.items(), key=lambda item: (-item[1], item[0]))),
+        seeds=seed_groups(runs, names, [row.f1 for row in rows], baseline),
+    )
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """A Markdown table, aligned so that it reads well in a terminal too. Scores are in percent."""
+    has_strict = any(row.strict_f1 is not None for row in comparison.rows)
+    has_difference = any(row.difference is not None for row in comparison.rows)
+    certainty, strict_column = ["95% interval", "McNemar p"] * has_difference, ["strict F1"] * has_strict
+    cells = [["run", "trainable", "total", "val. loss", "precision", "recall", "F1", "difference", *certainty,
+              *strict_column, "accuracy", "time", "tokens/s", "peak memory"]]  # fmt: skip
+    for row in comparison.rows:
+        scores = [f"{100 * score:.2f}" for score in (row.precision, row.recall, row.f1)]
+        difference = "baseline" if row.name == comparison.baseline else f"{row.f1_difference:+.2f}"
+        strict = [] if row.strict_f1 is None else [f"{100 * row.strict_f1:.2f}"]
+        cells.append(
+            [
+                row.name,
+                f"{row.trainable:,} ({row.trainable / row.total:.2%})",
+                f"{row.total:,}",
+                f"{row.validation_loss:.4f}",
+                *scores,
+                difference,
+                *(_certainty(row.difference) if has_difference else []),
+                *strict,
+                f"{100 * row.accuracy:.2f}",
+                duration(row.seconds),
+                f"{row.tokens_per_second:,.0f}",
+                f"{row.peak_memory_bytes / 1e9:.2f} GB",
+            ]
+        )
+    table = markdown_table(cells[0], cells[1:])
+    caption = f"{comparison.data}, {comparison.split} split. Scores in percent; difference of F1 in points."
+    if has_difference:
+        caption += " Interval: paired bootstrap of the test examples. It does not know the chance of a seed."
+    seeds = f"\n{seeds_table(comparison.seeds)}" if comparison.seeds else ""
+    return f"{table}\n\n{caption}\n{seeds}"
+
+
+def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
+    """Write `comparison.md`, `comparison.json` and `comparison.png` into `folder`; return their paths."""
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    table, figures, picture = (folder / f"comparison.{suffix}" for suffix in ("md", "json", "png"))
+    table.write_text(comparison_table(comparison), encoding="utf-8")
+    text = json.dumps(dataclasses.asdict(comparison), indent=2, ensure_ascii=False)
+    figures.write_text(text + "\n", encoding="utf-8")
+    plot_comparison(comparison, picture)
+    return [table, figures, picture]
+
+
+def _certainty(difference: Difference | None) -> list[str]:
+    if difference is None:
+        return ["", ""]
+    p = f"{difference.p:.3f}" if difference.p >= 0.001 else "< 0.001"
+    return [f"{difference.f1_low:+.2f} to {difference.f1_high:+.2f}", p]
+
+
+def _row(run: Run, name: str, split: str, baseline_f1: float, difference: Difference | None) -> Row:
+    f1 = _figure(run, split, "f1")
+    return Row(
+        name=name,
+        trainable=_figure(run, "trainable"),
+        total=_figure(run, "total"),
+        validation_loss=_figure(run, "validation", "loss"),
+        precision=_figure(run, split, "precision"),
+        recall=_figure(run, split, "recall"),
+        f1=f1,
+        f1_difference=100 * (f1 - baseline_f1),
+        difference=difference,
+        strict_f1=_figure(run, split, "strict_f1") if _task(run) == "token-classification" else None,
+        accuracy=_figure(run, split, "accuracy"),
+        seconds=_figure(run, "seconds"),
+        tokens_per_second=_figure(run, "tokens_per_second"),
+        peak_memory_bytes=_figure(run, "peak_memory_bytes"),
+        validation_f1={event["epoch"]: event["validation"]["f1"] for event in run.epochs if event.get("validation")},
+        type_f1={name: scores["f1"] for name, scores in _figure(run, split, "types").items()},
+    )
+
+
+def _figure(run: Run, *keys: str) -> Any:
+    value: Any = run.result
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise ValueError(
+                f"The result of the run in {run.folder} lacks {'.'.join(keys)!r}. "
+                "Repeat the run with this version, or leave it out of the comparison."
+            )
+        value = value[key]
+    return value
+
+
+def _task(run: Run) -> str:
+    return run.config.get("task", "token-classification")
+
+
+def _check_same_data(runs: list[Run], split: str) -> None:
+    first = runs[0]
+    for run in runs:
+        if _task(run) != _task(first):
+            raise ValueError(
+                f"{first.folder} did {_task(first)} but {run.folder} {_task(run)}: "
+                "only runs of one task can be compared."
+            )
+        if "data" not in run.config:
+            raise ValueError(
+                f"{run.folder / 'config.json'} does not say which data the run used. "
+                "Repeat the run with this version, or leave it out of the comparison."
+            )
+        # The same data may lie in different folders, or come from the hub: its own name is the last part.
+        if Path(run.config["data"]).name != Path(first.config["data"]).name:
+            raise ValueError(
+                f"{first.folder} used the data {first.config['data']!r} but {run.folder} used "
+                f"{run.config['data']!r}: only runs on the same data can be compared."
+            )
+        first_labels, labels = list(_figure(first, "labels")), list(_figure(run, "labels"))
+        if labels != first_labels:
+            raise ValueError(
+                f"{first.folder} has the labels {first_labels} but {run.folder} has {labels}: "
+                "only runs with the same labels can be compared."
+            )
+        if _support(run, split) != _support(first, split):
+            raise ValueError(
+                f"The {split} split of {first.folder} has the entities {dict(_support(first, split))} but "
+                f"that of {run.folder} has {dict(_support(run, split))}: they scored different sentences."
+            )
+
+
+def _support(run: Run, split: str) -> Counter[str]:
+    types = _figure(run, split, "types")
+    return Counter({name: scores["support"] for name, scores in types.items() if scores["support"]})
+
+
+def distinct_names(runs: Sequence[Run]) -> list[str]:
+    """The folders' own names, with as many parent folders as it takes to tell them apart; ValueError for one twice."""
+    parts = [run.folder.resolve().parts for run in runs]
+    if len(set(parts)) < len(parts):
+        twice = next(run.folder for run, own in zip(runs, parts, strict=True) if parts.count(own) > 1)
+        raise ValueError(f"The run {twice} was given more than once: name each folder once.")
+    depth = 1
+    while len({own[-depth:] for own in parts}) < len(parts):
+        depth += 1
+    return ["/".join(own[-depth:]) for own in parts]
+
+
+MAX_TYPES = 12
+"""Entity types with bars of their own; more would not be readable."""
+MARKERS = "osD^vPX*"
+LINE_STYLES = ("-", "--", ":", "-.")
+
+
+def plot_comparison(comparison: Comparison, path: str | Path) -> None:
+    """Write the picture as a PNG file.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    types = list(comparison.support)[:MAX_TYPES]
+    bars_width = min(max(6.0, 0.18 * len(types) * (len(comparison.rows) + 1)), 12.0)
+    legend_lines = -(-len(comparison.rows) // 3)
+    figure = blank_figure(6.0 + bars_width, (6.0 if _crowded(types) else 4.6) + 0.25 * legend_lines)
+    curves, bars = figure.subplots(1, 2, width_ratios=[6.0, bars_width])
+    _plot_curves(comparison, curves)
+    curves.locator_params(axis="x", integer=True)
+    _plot_types(comparison, types, bars)
+    for axes in (curves, bars):
+        plain_axes(axes)
+    figure.suptitle(f"{Path(comparison.data).name}: {len(comparison.rows)} runs compared", fontweight="bold")
+    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _plot_curves(comparison: Comparison, axes: Axes) -> None:
+    for index, row in enumerate(comparison.rows):
+        axes.plot(
+            list(row.validation_f1),
+            [100 * f1 for f1 in row.validation_f1.values()],
+            label=f"{row.name} (baseline)" if row.name == comparison.baseline else row.name,
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            linestyle=LINE_STYLES[index // len(COLOURS) % len(LINE_STYLES)],
+        )
+    axes.set(title="F1 on the validation split", xlabel="epoch", ylabel="F1 (%)")
+
+
+def _plot_types(comparison: Comparison, types: list[str], axes: Axes) -> None:
+    places = np.arange(len(types))
+    width = min(0.8 / len(comparison.rows), 0.3)
+    for index, row in enumerate(comparison.rows):
+        axes.bar(
+            places + (index - (len(comparison.rows) - 1) / 2) * width,
+            [100 * row.type_f1[name] for name in types],
+            width=0.92 * width,
+            color=COLOURS[index % len(COLOURS)],
+            hatch=None if index < len(COLOURS) else "//",
+            edgecolor="white",
+            linewidth=0,
+        )
+    names = [f"{name if len(name) <= 26 else name[:25] + '…'}\n{comparison.support[name]:,}" for name in types]
+    crowded = _crowded(types)
+    axes.set_xticks(places, names, rotation=40 if crowded else 0, ha="right" if crowded else "center")
+    shown = "type" if len(types) == len(comparison.support) else f"the {len(types)} most frequent types"
+    axes.set(
+        title=f"F1 on the {comparison.split} split by {shown}",
+        xlabel="type, with its number of gold entities",
+    )
+    axes.set(ylabel="F1 (%)", ylim=(0, 100), xlim=(-0.6, len(types) - 0.4))
+
+
+def _crowded(types: list[str]) -> bool:
+    """Whether the names of the types need slanted text, and room for it."""
+    return len(types) > 6 or any(len(name) > 16 for name in types)

@@ -1,0 +1,191 @@
+"""A finished run on one page, report.html: scores, curves, confusions, errors in their own words, settings.
+
+The page is one file without scripts that needs no network: pictures are part of it.
+"""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from trainers.config import RunConfig
+from trainers.data.images.decode import decode
+from trainers.data.tokens.windows import IGNORED_LABEL
+from trainers.finished import Scored, scored_examples
+from trainers.results.confusion import NO_ENTITY, confusion_picture, entity_confusion, entity_types
+from trainers.run_folder import Run, has_predictions, read_predictions, read_run
+from trainers.show import COLOURS, blank_figure, duration, plain_axes
+from trainers.tasks.entity_scores import find_entities
+
+REPORT_FILE = "report.html"
+SHOWN_CHARACTERS = 600
+"""Most characters of a text that are shown."""
+MAX_CONFUSED = 36
+"""Most labels whose confusions are drawn."""
+SCORES = {"f1": "F1", "strict_f1": "strict F1", "precision": "precision", "recall": "recall", "accuracy": "accuracy"}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An example that the model got wrong, for the page."""
+
+    number: int
+    """Its place in the split, from 1."""
+    true: Any
+    """The label, or for a sentence its parts (text, type of the entity or None)."""
+    predicted: Any
+    """What the model said, in the same form."""
+    text: str = ""
+    picture: str = ""
+    """As a data URI."""
+
+
+def write_report(folder: str | Path, errors: int = 20) -> Path:
+    """Write report.html into the folder of a finished run, and return its path.
+
+    Args:
+        errors: most examples to show that the model got wrong.
+
+    Raises:
+        ValueError: the folder is not that of a finished run.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    run = read_run(folder)
+    config = RunConfig.from_dict(run.config, str(folder))
+    split = "test" if "test" in run.result else "validation"
+    mistakes, wrong, problem = [], 0, ""
+    try:
+        scored = scored_examples(run, split)
+        wrong = sum(not np.array_equal(guess, true) for guess, true in zip(scored.predicted, scored.gold, strict=True))
+        mistakes = find_mistakes(scored, config.task, run.result["labels"], errors)
+    except (ValueError, OSError) as error:  # the rest of the page needs no data
+        problem = str(error)
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                   undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    page = templates.get_template("report.html.jinja").render(
+        run=run, config=config, split=split, result=run.result, scores=run.result[split],
+        score_names={key: name for key, name in SCORES.items() if key in run.result[split]},
+        duration=duration, curves=_curves(run, config.metric) if run.epochs else "", confusion=_confusion(run, split),
+        mistakes=mistakes, wrong=wrong, problem=problem, settings=_settings(config),
+    )  # fmt: skip
+    path = Path(folder, REPORT_FILE)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def find_mistakes(scored: Scored, task: str, labels: Sequence[str], limit: int) -> list[Mistake]:
+    """Sentences with the most wrong words; or texts or images, one of every confusion in turn, frequent ones first."""
+    if task == "token-classification":
+        wrong = [int((guess != true).sum()) for guess, true in zip(scored.predicted, scored.gold, strict=True)]
+        order = sorted(np.flatnonzero(wrong).tolist(), key=lambda index: -wrong[index])[:limit]
+        return [_sentence(scored, index, labels) for index in order]
+    gold, predicted = np.concatenate(scored.gold), np.concatenate(scored.predicted)
+    mistakes = []
+    for index in in_turns(gold, predicted)[:limit]:
+        true, guess = labels[gold[index]], labels[predicted[index]]
+        if task == "image-classification":
+            picture = _image_uri(decode(scored.dataset.images[index]))
+            mistakes.append(Mistake(index + 1, true, guess, picture=picture))
+        else:
+            text = scored.dataset.texts[index]
+            text = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
+            mistakes.append(Mistake(index + 1, true, guess, text=text))
+    return mistakes
+
+
+def in_turns(gold: np.ndarray, predicted: np.ndarray) -> list[int]:
+    """Indices of the wrong predictions (N,): the first of every confused pair of labels, then the second, ...
+
+    Within a turn the pairs come in order of their number of errors.
+    """
+    pairs = list(zip(gold.tolist(), predicted.tolist(), strict=True))
+    wrong = np.flatnonzero(gold != predicted).tolist()
+    frequency = Counter(pairs[index] for index in wrong)
+    seen: Counter[tuple[int, int]] = Counter()
+    turns = {}
+    for index in wrong:
+        turns[index] = seen[pairs[index]]
+        seen[pairs[index]] += 1
+    return sorted(wrong, key=lambda index: (turns[index], -frequency[pairs[index]], pairs[index]))
+
+
+def parts(words: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str | None]]:
+    """A tagged sentence as consecutive (text, type): entities with their type, what lies between with None."""
+    found = []
+    end = 0
+    for kind, start, stop in sorted(find_entities(tags, strict=False), key=lambda entity: entity[1]):
+        found += [(" ".join(words[end:start]), None), (" ".join(words[start:stop]), kind)]
+        end = stop
+    return [(text, kind) for text, kind in [*found, (" ".join(words[end:]), None)] if text]
+
+
+def _sentence(scored: Scored, index: int, labels: Sequence[str]) -> Mistake:
+    dataset = scored.dataset
+    words = [word for word, tag in zip(dataset.words[index], dataset.tags[index], strict=True) if tag != IGNORED_LABEL]
+    true, guess = ([labels[int(tag)] for tag in tags[index]] for tags in (scored.gold, scored.predicted))
+    return Mistake(index + 1, parts(words, true), parts(words, guess))
+
+
+def _curves(run: Run, metric: str) -> str:
+    """Loss and scores by epoch, as a data URI."""
+    figure = blank_figure(10, 3.4)
+    epochs = [event["epoch"] for event in run.epochs]
+    losses, scores = figure.subplots(1, 2)
+    losses.plot(epochs, [event["train_loss"] for event in run.epochs], "o-", color=COLOURS[0], label="training")
+    losses.plot(epochs, [event["validation"]["loss"] for event in run.epochs], "s-", color=COLOURS[1],
+                label="validation")  # fmt: skip
+    losses.set(title="Loss", xlabel="epoch")
+    names = dict.fromkeys(["f1", "accuracy", metric if metric != "loss" else "f1"])
+    for name, colour in zip(names, COLOURS, strict=False):
+        values = [100 * event["validation"][name] for event in run.epochs]
+        scores.plot(epochs, values, "o-", color=colour, label=SCORES.get(name, name))
+    scores.set(title="Validation scores, %", xlabel="epoch")
+    for axes in (losses, scores):
+        plain_axes(axes)
+        axes.locator_params(axis="x", integer=True)
+        axes.axvline(run.result["best_epoch"], color="0.7", linestyle=":", label="kept")
+        axes.legend(frameon=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    return _uri(picture)
+
+
+def _confusion(run: Run, split: str) -> str:
+    """The confusion matrix, of labels or of entity types, as a data URI; "" where there is none to draw."""
+    labels = list(run.result["labels"])
+    matrix = run.result[split].get("confusion")
+    if matrix is None:
+        if not has_predictions(run, split):
+            return ""
+        predicted, gold = ([[labels[index] for index in sentence] for sentence in ids]
+                           for ids in read_predictions(run.folder, split))  # fmt: skip
+        types = entity_types(labels)
+        labels, matrix = [*types, NO_ENTITY], entity_confusion(gold, predicted, types).tolist()
+    if len(labels) > MAX_CONFUSED:
+        return ""
+    picture = io.BytesIO()
+    confusion_picture({"": matrix}, labels, picture)
+    return _uri(picture)
+
+
+def _settings(config: RunConfig) -> list[tuple[str, str, bool]]:
+    """(Name, value, whether it was chosen and is not the default), chosen ones first."""
+    default = RunConfig().to_dict()
+    values = [(name, str(value), value != default[name]) for name, value in config.to_dict().items()]
+    return sorted(values, key=lambda setting: not setting[2])
+
+
+def _image_uri(image: Any) -> str:
+    picture = io.BytesIO()
+    image.save(picture, format="PNG")
+    return _uri(picture)
+
+
+def _uri(picture: io.BytesIO) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"

@@ -1,0 +1,63 @@
+"""Text in, predictions out, in three lines, with torch and ONNX alike:
+
+from trainers.pipeline import pipeline
+ner = pipeline("ner", model="runs/ner")         # or a model folder, a hub id, runs/ner/model.int8.onnx
+ner("IL-2 gene expression requires NF-kappa B.")
+"""
+
+from pathlib import Path
+from typing import Any
+
+from trainers.serve.entities import TokenPipeline
+from trainers.serve.pipeline import ImagePipeline, Pipeline, TextPipeline
+from trainers.serve.served import Served, load_served
+
+ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
+"""Other names of tasks, as transformers has them."""
+
+PIPELINES: dict[str, type[Pipeline]] = {
+    "token-classification": TokenPipeline,
+    "text-classification": TextPipeline,
+    "image-classification": ImagePipeline,
+}
+
+
+def pipeline(
+    task: str | None = None, model: str | Path = "", *, device: str | None = None, max_tokens: int | None = None,
+    **options: Any,
+) -> Pipeline:  # fmt: skip
+    """A function from inputs to predictions.
+
+    Args:
+        task: "ner" (which is "token-classification"), "text-classification" or "image-classification"; None takes
+            what the model was trained for.
+        model: the folder of a finished run; a model folder in transformers' layout; a hub id; or an ONNX file that
+            `lora-core export` wrote.
+        device: such as "cpu" or "cuda"; None: CUDA where there is a device. An ONNX file chooses for itself.
+        max_tokens: most positions of a batch, padding included; None: what suits the device.
+        options: for "ner", ``aggregation_strategy`` and ``strict``, see `TokenPipeline`; for the others, ``top_k``.
+
+    Returns:
+        A callable. One input gives its result, a list of inputs a list of results in the same order, any other
+        iterable an iterator over results, which reads ahead by a bounded number of inputs.
+
+    Raises:
+        ValueError, OSError: there is no such model, it is damaged or does another task, or an option is unknown.
+    """
+    name = ALIASES.get(task, task) if task is not None else None
+    if name is not None and name not in PIPELINES:
+        raise ValueError(f"no pipeline for {task!r}; there are {', '.join([*ALIASES, *PIPELINES])}.")
+    if not model:
+        raise ValueError("model is missing: a run folder, a model folder, a hub id, or an ONNX file.")
+    return pipeline_for(load_served(model, name, device), max_tokens=max_tokens, **options)
+
+
+def pipeline_for(served: Served, *, max_tokens: int | None = None, **options: Any) -> Pipeline:
+    """The same for a model that is loaded already."""
+    chosen = PIPELINES[served.task]
+    unknown = sorted(set(options) - set(chosen.options))
+    if unknown:
+        raise ValueError(
+            f"a pipeline for {served.task} has no option {unknown[0]!r}; it has {', '.join(chosen.options)}."
+        )
+    return chosen(served, max_tokens=max_tokens, **options)

@@ -1,0 +1,220 @@
+"""`lora-core export`: a finished run to ONNX files that serve by themselves, and only if they give its results."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_core.export import (
+    OnnxModel,
+    export_onnx,
+    fused_counts,
+    parity_batches,
+    quantize_onnx,
+    read_metadata,
+    update_metadata,
+    verify_onnx,
+    verify_score,
+)
+from lora_core.export.write import move, remove
+from lora_core.models.task_model import TaskModel
+from trainers.config import RunConfig
+from trainers.data.batches import Data
+from trainers.data.cache import file_digest
+from trainers.data.images.processing import PREPROCESSOR_FILE
+from trainers.data.splits import sample
+from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
+from trainers.loop import evaluate
+from trainers.model import load_model
+from trainers.run_folder import CONFIG_FILE, Run, read_run
+from trainers.serve.served import FP32_FILE, INT8_FILE, TOKENIZER_FILE
+from trainers.tasks import kind_of
+from trainers.training.distributed import World
+
+PREPROCESSING = (TOKENIZER_FILE, PREPROCESSOR_FILE)
+"""Files beside a run's weights that inference needs; an ONNX file holds their text under their names."""
+
+LOGITS_WITHIN = 1e-4
+"""Largest difference of a logit between the run's model and the fp32 file."""
+POINTS_LOST = 0.5
+"""Most points (hundredths) of the metric that int8 may lose on validation data."""
+PARITY_EXAMPLES = 64
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file that passed its gate."""
+
+    path: Path
+    size: int
+    """Bytes, external weights included."""
+    nodes: int
+    """Nodes of its graph."""
+    difference: float | None
+    """Largest difference of a logit to the run's model (fp32)."""
+    points_lost: float | None
+    """Points of the metric lost on validation data; negative: gained (int8)."""
+    metric: str
+    """What `points_lost` counts, such as f1."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run with its model and one split of its data, ready to be compared with its exports."""
+
+    run: Run
+    config: RunConfig
+    labels: tuple[str, ...]
+    model: TaskModel
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "FinishedRun":
+        """Raises ValueError when the folder is not that of a finished run."""
+        run = read_run(folder)
+        config = RunConfig.from_dict(run.config, str(folder))
+        # Exports are compared with the model in fp32, whatever the arithmetic of training.
+        config = dataclasses.replace(config, output_dir=Path(folder), precision="fp32", workers=0)
+        labels = tuple(run.result["labels"])
+        return cls(run, config, labels, load_model(config, labels))
+
+    def data(self, split: str, limit: int) -> Any:
+        """At most `limit` examples of a split, encoded for the model."""
+        kind = kind_of(self.config.task)
+        datasets = kind.load(self.config)
+        if split not in datasets:
+            raise ValueError(f"{self.config.data} has no {split} split; it has {', '.join(datasets)}.")
+        dataset = datasets[split].with_labels(self.labels).in_memory()
+        dataset = sample(dataset, len(dataset), limit, self.config.seed)
+        return kind.encode(dataset, self.model, self.config)
+
+    @property
+    def weights_folder(self) -> Path:
+        """Where the run saved what it trained."""
+        return self.config.output_dir / ("adapter" if self.config.method == "lora" else "best")
+
+    @property
+    def metric(self) -> str:
+        """The score that selected the best epoch; F1 where that was the loss."""
+        return "f1" if self.config.metric == "loss" else self.config.metric
+
+    def score(self, model: torch.nn.Module, data: Data) -> float:
+        """The metric of a model on encoded data, on the CPU."""
+        task = kind_of(self.config.task).task(self.labels, self.config)
+        world = World(rank=0, size=1, device=torch.device("cpu"))
+        return float(evaluate(model, task, data, self.config, world)[self.metric])
+
+
+def export_run(
+    folder: str | Path, *, quantize: bool = True, examples: int = 2000, points_lost: float = POINTS_LOST
+) -> list[ExportedFile]:
+    """Write model.onnx and model.int8.onnx into a run's folder, each checked against the run's model.
+
+    The fp32 file must give the model's logits on validation examples of many lengths, alone and together. The int8
+    file must keep the metric on `examples` validation examples, but for `points_lost` (hundredths): with little
+    validation data a single example is worth more than the default. A file that fails is deleted.
+
+    Raises:
+        ValueError: the run is not finished, its data is not there, or a check failed (the message says by how much).
+    """
+    folder = Path(folder)
+    finished = FinishedRun.load(folder)
+    data = finished.data("validation", examples)
+    for name in (FP32_FILE, INT8_FILE):  # of an earlier export
+        remove(folder / name)
+    with TemporaryDirectory(prefix=".export-", dir=folder) as scratch:  # a file has its own name once it is checked
+        path = export_onnx(finished.model, Path(scratch, FP32_FILE), metadata=_metadata(finished))
+        batches = _parity_batches(finished.model, data)
+        difference = verify_onnx(finished.model, path, batches, atol=LOGITS_WITHIN)
+        parity = {"logits_within": difference, "allowed": LOGITS_WITHIN, "batches": len(batches)}
+        update_metadata(path, {"parity": json.dumps(parity)})
+        path = move(path, folder)
+        files = [_exported(path, finished.metric, difference=difference)]
+        if quantize:
+            reference = finished.score(finished.model, data)
+            quantised = quantize_onnx(path, Path(scratch, INT8_FILE))
+
+            def score(model: OnnxModel) -> float:
+                return finished.score(model, data)
+
+            lost = verify_score(quantised, score, reference, limit_points=points_lost)
+            parity = {"metric": finished.metric, "reference": reference, "points_lost": lost, "allowed": points_lost,
+                      "examples": len(data.lengths)}  # fmt: skip
+            update_metadata(quantised, {"parity": json.dumps(parity)})
+            files.append(_exported(move(quantised, folder), finished.metric, points_lost=lost))
+    return files
+
+
+def is_exported(finished: FinishedRun) -> bool:
+    """Whether both files are there, come from the run as it is now, and passed their checks.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    paths = [finished.config.output_dir / name for name in (FP32_FILE, INT8_FILE)]
+    if not all(path.is_file() for path in paths):
+        return False
+    origin = _origin(finished)
+    return all("parity" in facts and origin.items() <= facts.items() for facts in map(read_metadata, paths))
+
+
+def export_table(files: list[ExportedFile]) -> str:
+    """What was written and how it compares, for the terminal."""
+    rows = [("file", "MB", "nodes", "compared with the run's model")]
+    for file in files:
+        if file.difference is not None:
+            result = f"logits within {file.difference:.1e}"
+        else:
+            assert file.points_lost is not None
+            result = f"{file.metric} {-file.points_lost:+.2f} points on validation data"
+        rows.append((str(file.path), f"{file.size / 1e6:.1f}", str(file.nodes), result))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {nodes:>{widths[2]}}  {result}"
+                     for name, size, nodes, result in rows)  # fmt: skip
+
+
+def file_size(path: Path) -> int:
+    """Bytes of an ONNX file and of the external weights beside it."""
+    return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.is_file())
+
+
+def _exported(
+    path: Path, metric: str, difference: float | None = None, points_lost: float | None = None
+) -> ExportedFile:
+    return ExportedFile(path, file_size(path), fused_counts(path)["nodes"], difference, points_lost, metric)
+
+
+def _metadata(finished: FinishedRun) -> dict[str, str]:
+    """What serving needs beside the graph, and where the file comes from."""
+    files = [finished.weights_folder / name for name in PREPROCESSING]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in files if path.is_file()}
+    if not texts:
+        raise ValueError(f"{finished.weights_folder} holds neither {' nor '.join(PREPROCESSING)}: the run is damaged.")
+    if TOKENIZER_FILE in texts:
+        processing = TextProcessing(finished.config.max_length, finished.config.long_text)
+        texts[TEXT_PROCESSING_FILE] = processing.to_json()
+    return {**texts, **_origin(finished), "run": finished.run.name, "base_model": Path(finished.config.model).name,
+            "data": Path(finished.config.data).name}  # fmt: skip
+
+
+def _origin(finished: FinishedRun) -> dict[str, str]:
+    """What tells this run, trained as it is now, from any other."""
+    (weights,) = finished.weights_folder.glob("*.safetensors")
+    return {"run_config_sha256": file_digest(finished.run.folder / CONFIG_FILE),
+            "run_weights_sha256": file_digest(weights)}  # fmt: skip
+
+
+def _parity_batches(model: TaskModel, data: Data) -> list[Mapping[str, Tensor]]:
+    """Inputs of real examples, from the shortest to the longest."""
+    by_length = np.argsort(data.lengths, kind="stable")
+    chosen = by_length[np.linspace(0, len(by_length) - 1, min(PARITY_EXAMPLES, len(by_length))).astype(int)]
+    if model.task == "image-classification":
+        return [data.collate(chosen[:1])[0], data.collate(chosen[:8])[0]]
+    sequences = [data.collate(chosen[place : place + 1])[0]["input_ids"][0].tolist() for place in range(len(chosen))]
+    return list(parity_batches(model, sequences))

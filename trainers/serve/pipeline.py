@@ -1,0 +1,217 @@
+"""What the pipelines of all tasks share: one input or many, streams, batches by length, and the forward pass."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainers.data.batches import evaluation_batches
+from trainers.data.images.decode import COLOUR, GREY
+from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
+from trainers.data.texts.encode import encode_texts
+from trainers.data.tokenizer import check_vocabulary
+from trainers.data.tokens.windows import IGNORED_LABEL
+from trainers.serve.served import Served
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# DOC """Inputs without end, in pieces of bounded memory."""
+
+# DOC """One label, or the best few, for each text or image."""
+
+MAX_TOKENS = {"cpu": 1024, "cuda": 16_384}
+"""Positions of a batch, padding included: work enough for the device; on a CPU more would leave its caches."""
+
+
+class Pipeline:
+    """A function from inputs to predictions; subclasses say what an input is and predict a list of them."""
+
+    options: ClassVar[tuple[str, ...]] = ()
+    """Keywords that the subclass takes beside `max_tokens`."""
+
+    def __init__(self, served: Served, *, max_tokens: int | None = None) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens={max_tokens}: expected at least 1.")
+        self.served = served
+        self.labels = served.labels
+        """Label names in the order of the logits."""
+        self.max_tokens = max_tokens or MAX_TOKENS.get(served.device.type, MAX_TOKENS["cpu"])
+
+    def __call__(self, inputs: Any) -> Any:
+        """The result of one input, a list of results for a list, an iterator over results for another iterable."""
+        if self.is_one(inputs):
+            return self.predict([inputs])[0]
+        if isinstance(inputs, (bytes, dict)) or not isinstance(inputs, Iterable):
+            raise ValueError(f"the input is {type(inputs).__name__}; expected one input, or a list or stream of them.")
+        results = self.stream(inputs)
+        return list(results) if isinstance(inputs, (list, tuple)) else results
+
+    def stream(self, inputs: Iterable[Any]) -> Iterator[Any]:
+        """The results in order, while at most a chunk of inputs (about a thousand) is held in memory."""
+        for chunk in chunks(inputs):
+            yield from self.predict(chunk)
+
+    def is_one(self, inputs: Any) -> bool:
+        """Whether this is a single input, and not several."""
+        raise NotImplementedError
+
+    def predict(self, inputs: Sequence[Any]) -> list[Any]:
+        """The results of these inputs, which are prepared and sorted by length together."""
+        raise NotImplementedError
+
+    def batches_of(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Indices (B,) of every batch: inputs of similar length, longest first, within `max_tokens`."""
+        return evaluation_batches(lengths, self.max_tokens)
+
+    @torch.inference_mode()
+    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The model's logits in float32, on its device."""
+        return self.served.model(**{name: tensor.to(self.served.device) for name, tensor in inputs.items()}).float()
+
+    def probabilities(self, inputs: dict[str, Tensor]) -> np.ndarray:
+        """Softmax of the model's logits, (B, L) or (B, T, L) float32."""
+        return self.logits(inputs).softmax(dim=-1).cpu().numpy()
+
+
+Item = TypeVar("Item")
+
+CHUNK_ITEMS = 1024
+"""Inputs that are prepared and sorted by length together."""
+CHUNK_CHARACTERS = 1 << 20
+"""Characters after which a chunk is full, however few inputs it has."""
+
+
+def chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """The items in order, in lists of bounded size; no more than one list is read ahead."""
+    chunk: list[Item] = []
+    characters = 0
+    for item in items:
+        chunk.append(item)
+        characters += len(item) if isinstance(item, str) else 8 * len(item) if isinstance(item, (list, tuple)) else 0
+        if len(chunk) == CHUNK_ITEMS or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+PIXELS_PER_TOKEN = 256
+"""A patch of the usual 16 x 16 pixels is one position of an image model."""
+
+
+class LabelScore(TypedDict):
+    """A label under the names that transformers' pipeline uses."""
+
+    label: str
+    score: float
+    """Its probability, 0 to 1."""
+
+
+class ClassificationPipeline(Pipeline):
+    """The best label of each input; with `top_k` other than 1 a list of labels, best first.
+
+    As in transformers, a single input gives a list of labels in either case.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ("top_k",)
+
+    def __init__(self, served: Served, *, top_k: int | None = 1, max_tokens: int | None = None) -> None:
+        """
+        Args:
+            top_k: labels to give for each input; None: all of them.
+        """
+        super().__init__(served, max_tokens=max_tokens)
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k}: expected at least 1, or None for all labels.")
+        self.top_k = min(top_k or len(self.labels), len(self.labels))
+        self.single = top_k == 1
+
+    def __call__(self, inputs: Any) -> Any:
+        result = super().__call__(inputs)
+        return [result] if self.single and self.is_one(inputs) else result
+
+    def predict(self, inputs: Sequence[Any]) -> list[Any]:
+        logits = np.zeros((len(inputs), len(self.labels)), dtype=np.float32)
+        rows = np.zeros((len(inputs), 1), dtype=np.float32)
+        for indices, batch in self.batches(inputs):
+            np.add.at(logits, indices, self.logits(batch).cpu().numpy())
+            np.add.at(rows, indices, 1)
+        # Of an input of several rows, the mean of their logits counts.
+        probabilities = torch.from_numpy(logits / rows).softmax(dim=1).numpy()
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top_k]  # (inputs, top_k)
+        results = [[LabelScore(label=self.labels[label], score=float(row[label])) for label in labels]
+                   for row, labels in zip(probabilities, best, strict=True)]  # fmt: skip
+        return [labels[0] for labels in results] if self.single else results
+
+    def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        """(The input of each row, the model's keyword arguments) of every batch; an input may have several rows, also
+        in several batches."""
+        raise NotImplementedError
+
+
+class TextPipeline(ClassificationPipeline):
+    """`classify(text)`: [{"label", "score"}]. Texts that exceed the model's length are shortened as in training."""
+
+    def __init__(self, served: Served, *, top_k: int | None = 1, max_tokens: int | None = None) -> None:
+        super().__init__(served, top_k=top_k, max_tokens=max_tokens)
+        self.tokenizer = served.tokenizer()
+        check_vocabulary(self.tokenizer, served.vocab_size)
+
+    def is_one(self, inputs: Any) -> bool:
+        return isinstance(inputs, str)
+
+    def batches(self, inputs: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        texts = encode_texts(inputs, np.zeros(len(inputs)), self.tokenizer, self.served.max_length,
+                             self.served.pad_token_id, self.served.long_text)  # fmt: skip
+        for indices in self.batches_of(texts.lengths):
+            batch, labels = texts.collate(indices)
+            # A text of several windows is there as often: more rows, maybe, than a batch may have.
+            owners = indices[np.cumsum(labels.numpy() != IGNORED_LABEL) - 1]
+            size = max(1, self.max_tokens // batch["input_ids"].shape[1])
+            for start in range(0, len(owners), size):
+                rows = slice(start, start + size)
+                yield owners[rows], {name: tensor[rows] for name, tensor in batch.items()}
+
+
+class ImagePipeline(ClassificationPipeline):
+    """`classify("cell.png")`: [{"label", "score"}]. Paths, Pillow images, or arrays (H, W) or (H, W, 3) uint8."""
+
+    def __init__(self, served: Served, *, top_k: int | None = 1, max_tokens: int | None = None) -> None:
+        super().__init__(served, top_k=top_k, max_tokens=max_tokens)
+        self.processing = _processing(served)
+        height, width = self.processing.size
+        self._rows = max(1, self.max_tokens * PIXELS_PER_TOKEN // (height * width))
+
+    def is_one(self, inputs: Any) -> bool:
+        return isinstance(inputs, (str, Path, np.ndarray)) or hasattr(inputs, "convert")
+
+    def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        for start in range(0, len(inputs), self._rows):
+            sources = [_pixels(source) for source in inputs[start : start + self._rows]]
+            yield np.arange(start, start + len(sources)), {"pixel_values": self.processing(sources)}
+
+
+def _processing(served: Served) -> ImageProcessing:
+    if served.folder is not None:
+        processing = ImageProcessing.read(served.folder)
+    elif PREPROCESSOR_FILE in served.metadata:
+        processing = ImageProcessing.from_dict(json.loads(served.metadata[PREPROCESSOR_FILE]))
+    else:
+        processing = None
+    if processing is None:
+        raise ValueError(
+            f"{served.source} has no {PREPROCESSOR_FILE}, so it is not known how its pictures are prepared."
+        )
+    return processing
+
+
+def _pixels(source: "str | Path | np.ndarray | Image") -> str | Path | np.ndarray:
+    """What `ImageProcessing` takes: a Pillow image becomes its pixels."""
+    if isinstance(source, (str, Path, np.ndarray)):
+        return source
+    return np.asarray(source if source.mode in (GREY, COLOUR) else source.convert(COLOUR))

@@ -1,0 +1,185 @@
+"""Finding a model to predict with: a run, a folder or hub id in transformers' layout, or an ONNX file or its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+import lora_core
+from lora_core.models import load_pretrained
+from lora_core.models.build import TASKS
+from lora_core.models.config import CONFIG_FILE, read_config
+from lora_core.models.heads import TASK_MODELS
+from lora_core.models.source import resolve
+from lora_core.models.task_model import TaskModel
+from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from trainers.data.texts.encode import LongText
+
+ONNX_SUFFIX = ".onnx"
+FP32_FILE, INT8_FILE = "model.onnx", "model.int8.onnx"
+"""What `lora-core export` writes into a run's folder."""
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model ready to predict, and what its inputs must look like."""
+
+    source: str
+    """What the user named."""
+    model: nn.Module
+    """`model(input_ids, attention_mask)` or `model(pixel_values)` gives logits; in eval mode, adapters merged."""
+    task: str
+    labels: tuple[str, ...]
+    device: torch.device
+    folder: Path | None
+    """Where tokenizer.json or preprocessor_config.json is; None: in `metadata`."""
+    metadata: dict[str, str]
+    """File name -> content, of an ONNX file."""
+    max_length: int
+    """Longest input in tokens, special tokens included; 0 for images."""
+    pad_token_id: int
+    vocab_size: int
+    """Embeddings of the model; 0 for images."""
+    long_text: LongText = "head"
+    """What is kept of a text that exceeds `max_length`, where it is classified as a whole."""
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        from tokenizers import Tokenizer
+
+        from trainers.data.tokenizer import load_tokenizer
+
+        if self.folder is not None:
+            return load_tokenizer(self.folder)
+        if TOKENIZER_FILE not in self.metadata:
+            raise ValueError(f"{self.source} holds no tokenizer. Export it again: lora-core export RUN")
+        return Tokenizer.from_str(self.metadata[TOKENIZER_FILE])
+
+
+def load_served(source: str | Path, task: str | None = None, device: str | None = None) -> Served:
+    """Load a model to predict with.
+
+    Args:
+        source: the folder of a finished run, or its adapter/ or best/; a model folder in transformers' layout; a hub
+            id; an ONNX file that `lora-core export` wrote, or a folder with nothing else to serve, of which
+            model.int8.onnx is taken before model.onnx.
+        task: what it must do; None takes what the run, file or checkpoint says.
+        device: such as "cpu" or "cuda"; None: CUDA where there is a device, else the CPU. For an ONNX file, which
+            provider of ONNX Runtime computes; None: CUDA for fp32 where it is installed.
+
+    Raises:
+        ValueError, OSError: there is no such model, it is damaged, or does another task (the message says which).
+    """
+    path = _onnx_file(Path(source).expanduser())
+    if path.suffix == ONNX_SUFFIX:
+        served = _load_onnx(path, device)
+    elif (path / "metrics.jsonl").is_file():
+        served = _load_run(path, _device(device))
+    elif (path / "adapter_config.json").is_file():
+        if not (path.parent / "metrics.jsonl").is_file():
+            raise ValueError(f"{path} is an adapter without its run, which knows the base model and the labels. "
+                             "Give the run's folder, or merge the adapter and save the whole model.")  # fmt: skip
+        served = _load_run(path.parent, _device(device))
+    else:
+        served = _load_checkpoint(source, task, _device(device))
+    if task is not None and served.task != task:
+        raise ValueError(f"{source} does {served.task}, not {task}.")
+    return served
+
+
+def _onnx_file(path: Path) -> Path:
+    """The file to serve from a folder that holds exports and no model; else the path itself."""
+    if not path.is_dir() or (path / CONFIG_FILE).is_file() or (path / "adapter_config.json").is_file():
+        return path
+    return next((path / name for name in (INT8_FILE, FP32_FILE) if (path / name).is_file()), path)
+
+
+def _load_run(folder: Path, device: torch.device) -> Served:
+    from trainers.config import RunConfig
+    from trainers.model import load_model
+    from trainers.run_folder import read_run
+
+    finished = read_run(folder)
+    config = dataclasses.replace(RunConfig.from_dict(finished.config, str(folder)), output_dir=folder)
+    model = load_model(config, tuple(finished.result["labels"]))
+    if config.method == "lora":
+        lora_core.eject_lora(lora_core.merge_lora(model))
+    saved = folder / ("adapter" if config.method == "lora" else "best")
+    return _of_model(str(folder), model, saved, device, TextProcessing(config.max_length, config.long_text))
+
+
+def _load_checkpoint(source: str | Path, task: str | None, device: torch.device) -> Served:
+    folder = resolve(source)
+    model = load_pretrained(source, task or _task_of(folder))
+    assert isinstance(model, TaskModel)
+    if model.fresh_parameters:
+        raise ValueError(f"{source} has no trained head for {model.task}: train it first, or give a fine-tuned model.")
+    return _of_model(str(source), model, folder, device, TextProcessing.read(folder))
+
+
+def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device, processing: TextProcessing) -> Served:
+    reads_text = model.task != "image-classification"
+    return Served(
+        source, model.eval().to(device), model.task, model.labels, device, folder, {},
+        max_length=(processing.max_length or model.config.max_tokens) if reads_text else 0,
+        pad_token_id=model.config.pad_token_id if reads_text else 0,
+        vocab_size=model.config.vocab_size if reads_text else 0,
+        long_text=processing.long_text,
+    )  # fmt: skip
+
+
+def _load_onnx(path: Path, device: str | None) -> Served:
+    from lora_core.export import OnnxModel
+    from lora_core.export.runtime import CPU, CUDA
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. `lora-core export RUN` writes RUN/model.onnx.")
+    place = None if device is None else _parsed(device)
+    if place is not None and (place.type not in ("cpu", "cuda") or place.index):
+        raise ValueError(f"device is {device!r}; ONNX files run on cpu or cuda, of several GPUs on the first that "
+                         "CUDA_VISIBLE_DEVICES names.")  # fmt: skip
+    providers = None if place is None else [CPU] if place.type == "cpu" else [CUDA, CPU]
+    model = OnnxModel(path, providers=providers).eval()
+    settings = model.metadata.get(TEXT_PROCESSING_FILE, "{}")
+    processing = TextProcessing.from_json(settings, f"{path}: {TEXT_PROCESSING_FILE}")
+    return Served(
+        str(path), model, model.task, model.labels, torch.device("cpu"), None, model.metadata,
+        max_length=processing.max_length or model.max_tokens,
+        pad_token_id=int(model.metadata.get("pad_token_id", 0)), vocab_size=model.vocab_size,
+        long_text=processing.long_text,
+    )  # fmt: skip
+
+
+def _task_of(folder: Path) -> str:
+    """The task that a checkpoint's config.json names by its architecture."""
+    architectures = read_config(folder).get("architectures") or []
+    for model in TASK_MODELS.values():
+        if any(name.endswith(model.architecture_suffix) for name in architectures):
+            return model.task
+    raise ValueError(f"{folder / CONFIG_FILE} names the architectures {architectures}, which tell no task of "
+                     f"{', '.join(TASKS[1:])}. Name the task.")  # fmt: skip
+
+
+def _device(name: str | None) -> torch.device:
+    device = _parsed(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {name!r}, but torch {torch.__version__} finds {torch.cuda.device_count()} CUDA "
+                         "devices here. Leave it out to take what there is.")  # fmt: skip
+    return device
+
+
+def _parsed(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; expected one such as cpu, cuda or cuda:1.") from error

@@ -1,0 +1,166 @@
+"""Checkpoints on disk: written whole or not at all, checked before they are read.
+
+A checkpoint is a folder `checkpoints/step-N` with tensors.safetensors (trained weights, optimiser moments, random
+states), state.json (progress, schedule, scaler) and manifest.json (sha256 of both). It is written under a temporary
+name, flushed to disk and renamed, so a folder of that name is complete; the manifest also finds later damage.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainers.training.distributed import World
+from trainers.training.state import TrainState, random_state, trained_tensors
+
+logger = logging.getLogger("trainers")
+
+CHECKPOINTS = "checkpoints"
+TENSORS, PROGRESS, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+
+
+def load_checkpoint(state: TrainState, checkpoint: Path, world: World) -> None:
+    """Continue from a checkpoint.
+
+    Raises:
+        ValueError: it is damaged, or belongs to a run with other trained parameters.
+    """
+    problem = damage(checkpoint)
+    if problem:
+        raise ValueError(
+            f"{checkpoint} cannot be resumed from: {problem}. Name another checkpoint, or use --resume auto."
+        )
+    progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    try:
+        state.restore(load_file(checkpoint / TENSORS), progress, world)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint} {error}") from error
+
+
+def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) -> None:
+    """Write `checkpoints/step-N`, and remove what is older than the newest ``keep`` or later than this one."""
+    mine, mine_tensors = random_state(world)
+    randoms, random_tensors = [], {}
+    for other, tensors in world.gather((mine, mine_tensors)):
+        randoms.append(other)
+        random_tensors |= tensors
+    if world.is_main:
+        root = folder / CHECKPOINTS
+        _write(
+            root / f"step-{state.step}",
+            state.tensors() | random_tensors,
+            {**state.progress(), "random": randoms},
+        )
+        _remove_unneeded(root, state.step, keep)
+    world.barrier()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest undamaged checkpoint of a run folder; damaged ones are skipped with a warning."""
+    for _, checkpoint in _newest_first(folder / CHECKPOINTS, "step"):
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint
+        logger.warning("%s is skipped: %s.", checkpoint, problem)
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None when they are as they were written."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        for name, digest in manifest.items():
+            if _sha256(checkpoint / name) != digest:
+                return f"{name} is not as it was written"
+        missing = {TENSORS, PROGRESS} - set(manifest)
+    except (OSError, ValueError, AttributeError) as error:
+        return f"it is incomplete or its manifest is damaged ({error})"
+    return f"the manifest does not list {sorted(missing)}" if missing else None
+
+
+def save_best(state: TrainState, folder: Path, world: World) -> None:
+    """Keep the trained weights of the best epoch so far, in `checkpoints/best-EPOCH`."""
+    if world.is_main:
+        _write(folder / CHECKPOINTS / f"best-{state.best_epoch}", trained_tensors(state.model), {})
+    world.barrier()
+
+
+def restore_best(state: TrainState, folder: Path, world: World) -> None:
+    """Put the best epoch's weights back into the model."""
+    best = folder / CHECKPOINTS / f"best-{state.best_epoch}"
+    problem = damage(best)
+    if problem:
+        raise ValueError(f"{best} cannot be read: {problem}. Resume from a checkpoint, or train again.")
+    tensors = load_file(best / TENSORS)
+    with torch.no_grad():
+        for name, tensor in trained_tensors(state.model).items():
+            tensor.copy_(tensors[name])
+    world.barrier()
+
+
+def _remove_unneeded(root: Path, step: int, keep: int) -> None:
+    """Keep the newest ``keep`` checkpoints up to ``step``, and the best weights that these refer to.
+
+    Later checkpoints were damaged, or the user went back behind them; they must not be taken for the newest.
+    """
+    checkpoints = _newest_first(root, "step")
+    kept = [path for number, path in checkpoints if number <= step][:keep]
+    needed = [root / f"best-{_best_epoch(path)}" for path in kept]
+    for _, path in (*checkpoints, *_newest_first(root, "best")):
+        if path not in (*kept, *needed):
+            shutil.rmtree(path)
+
+
+def _best_epoch(checkpoint: Path) -> int | None:
+    try:
+        return json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))["best_epoch"]
+    except (OSError, ValueError, KeyError):  # a damaged checkpoint needs nothing
+        return None
+
+
+def _write(target: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+    """Write a checkpoint so that ``target`` is either complete or as it was."""
+    temporary = target.with_name(f"{target.name}.incomplete")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
+    (temporary / PROGRESS).write_text(json.dumps(progress, indent=1), encoding="utf-8")
+    manifest = {name: _sha256(temporary / name) for name in (TENSORS, PROGRESS)}
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in (*temporary.iterdir(), temporary):
+        _flush(path)
+    if target.exists():  # the same step or epoch, repeated after an interruption
+        shutil.rmtree(target)
+    os.replace(temporary, target)
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _newest_first(root: Path, kind: str) -> list[tuple[int, Path]]:
+    """(N, folder) of the folders named KIND-N, largest N first; anything else is none of ours."""
+    found = [(int(match[1]), path) for path in (root.iterdir() if root.is_dir() else ())
+             if (match := re.fullmatch(rf"{kind}-(\d+)", path.name)) and path.is_dir()]  # fmt: skip
+    return sorted(found, reverse=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

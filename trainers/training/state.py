@@ -1,0 +1,194 @@
+"""Everything that a run needs to continue exactly, in one object."""
+
+import dataclasses
+import logging
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from trainers.training.distributed import World
+
+logger = logging.getLogger("trainers")
+
+
+@dataclass
+class TrainState:
+    """The training run at the border between two steps."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    scheduler: LRScheduler
+    epoch: int = 0
+    """Epochs finished."""
+    batch: int = 0
+    """Global batches done in the current epoch; with the seed it is the position in the data."""
+    step: int = 0
+    """Optimiser steps done."""
+    best_score: float | None = None
+    best_epoch: int = 0
+    epoch_loss: float = 0.0
+    """Sum of this process's losses in the current epoch."""
+    epoch_labels: int = 0
+    epoch_tokens: int = 0
+    """Useful tokens (padding not counted), over all processes, in the current epoch."""
+    epoch_seconds: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+    """Training time of all finished epochs, evaluation not counted."""
+
+    def __post_init__(self) -> None:
+        self._losses: list[Tensor] = []
+
+    def add_loss(self, loss_sum: Tensor) -> None:
+        """Count a micro-batch's summed loss; the tensor is read later, so no GPU waits here."""
+        self._losses.append(loss_sum)
+
+    def end_step(self, labels: int, tokens: int) -> None:
+        """Count one optimiser step over a global batch of so many labels and useful tokens."""
+        self.step += 1
+        self.batch += 1
+        self.epoch_labels += labels
+        self.epoch_tokens += tokens
+
+    def end_epoch(self, seconds: float) -> None:
+        """Count a finished epoch."""
+        self.epoch += 1
+        self.batch = 0
+        self.epoch_seconds = seconds
+        self.seconds += seconds
+        self.tokens += self.epoch_tokens
+
+    def local_loss(self, world: World) -> float:
+        """This process's mean loss in the epoch so far, for the progress bar."""
+        self._read_losses()
+        return self.epoch_loss * world.size / max(1, self.epoch_labels)
+
+    def pop_epoch(self, world: World) -> dict[str, float]:
+        """The finished epoch's mean training loss, time and rate; its counters start anew."""
+        self._read_losses()
+        figures = {
+            "train_loss": sum(world.gather(self.epoch_loss)) / max(1, self.epoch_labels),
+            "seconds": self.epoch_seconds,
+            "tokens_per_second": self.epoch_tokens / self.epoch_seconds,
+        }
+        self.epoch_loss, self.epoch_labels, self.epoch_tokens = 0.0, 0, 0
+        return figures
+
+    def record_score(self, scores: dict[str, Any], metric: str) -> bool:
+        """Remember the epoch if its validation score is the best so far; whether it is."""
+        if not isinstance(scores.get(metric), (int, float)):
+            known = sorted(name for name, value in scores.items() if isinstance(value, (int, float)))
+            raise ValueError(f"metric {metric!r} is not among the validation scores: {', '.join(known)}.")
+        score = -scores[metric] if metric == "loss" else scores[metric]
+        if math.isnan(score):
+            raise FloatingPointError(f"The validation score {metric!r} is not a number after epoch {self.epoch}.")
+        improved = self.best_score is None or score > self.best_score
+        if improved:
+            self.best_score, self.best_epoch = score, self.epoch
+        return improved
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether the score has not improved for ``patience`` epochs."""
+        return patience is not None and self.epoch - self.best_epoch >= patience
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Trained weights and optimiser moments, by parameter name."""
+        tensors = {f"model.{name}": tensor for name, tensor in trained_tensors(self.model).items()}
+        for name, parameter in self.model.named_parameters():
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
+        return tensors
+
+    def progress(self) -> dict[str, Any]:
+        """All that is not a tensor, as JSON."""
+        self._read_losses()
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[4:]}
+        return {**plain, "scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any], world: World) -> None:
+        """Continue from what ``tensors`` and ``progress`` returned, with every process's ``random_state`` in them.
+
+        Raises:
+            ValueError: other parameters are trained here than there.
+        """
+        trained = trained_tensors(self.model)
+        stored = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+        different = list(trained.keys() ^ stored.keys())
+        different += [name for name in trained.keys() & stored.keys() if trained[name].shape != stored[name].shape]
+        if different:
+            raise ValueError(
+                f"holds other trained parameters than this run: {sorted(different)[:5]} differ. "
+                "Resume with the settings of the first run."
+            )
+        with torch.no_grad():
+            for name, tensor in trained.items():
+                tensor.copy_(stored[name])
+        for name, parameter in self.model.named_parameters():
+            slots = {key.split(".")[1]: value for key, value in tensors.items()
+                     if key.startswith("optimizer.") and key.split(".", 2)[2] == name}  # fmt: skip
+            if slots:
+                self.optimizer.state[parameter] = {slot: value.to(parameter.device) for slot, value in slots.items()}
+        progress = dict(progress)
+        randoms = progress.pop("random")
+        self.scheduler.load_state_dict(progress.pop("scheduler"))
+        scaler = progress.pop("scaler")
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(scaler)
+        for name, value in progress.items():
+            setattr(self, name, value)
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        if len(randoms) != world.size:
+            logger.warning(
+                "The run was begun by %d processes and is resumed by %d: the data order is the same, dropout is not.",
+                len(randoms),
+                world.size,
+            )
+        else:
+            set_random_state(randoms[world.rank], tensors, world)
+
+    def _read_losses(self) -> None:
+        if self._losses:
+            self.epoch_loss += torch.stack(self._losses).double().sum().item()
+            self._losses.clear()
+
+
+def seed_generators(seed: int) -> None:
+    """Seed every random generator whose state a checkpoint holds."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trainable parameters and the buffers that a state dict holds."""
+    tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    persistent = model.state_dict(keep_vars=True)
+    return tensors | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+
+
+def random_state(world: World) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """This process's generators: what JSON can hold, and tensors named by rank."""
+    tensors = {f"random.torch.{world.rank}": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        tensors[f"random.cuda.{world.rank}"] = torch.cuda.get_rng_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    numpy_state = [kind, np.asarray(keys).tolist(), position, has_gauss, gauss]
+    return {"python": random.getstate(), "numpy": numpy_state}, tensors
+
+
+def set_random_state(plain: dict[str, Any], tensors: dict[str, Tensor], world: World) -> None:
+    torch.set_rng_state(tensors[f"random.torch.{world.rank}"])
+    if world.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[f"random.cuda.{world.rank}"])
+    version, values, gauss = plain["python"]
+    random.setstate((version, tuple(values), gauss))
+    np.random.set_state(tuple(plain["numpy"]))  # noqa: NPY002
