@@ -20,8 +20,9 @@ from trainers.corpus.scan import Scan, scan
 from trainers.corpus.statistics import Statistics, statistics, write_statistics
 from trainers.data.cache import file_digest
 from trainers.data.rows import BadRows, OnBadRow
+from trainers.data.sources import UNSPLIT
 from trainers.data.splits import repeat_rare_types, stratified_split
-from trainers.data.tokens.files import UNSPLIT, find_tagged_source
+from trainers.data.tokens.files import find_tagged_source
 from trainers.data.tokens.reader import TaggedSource, TagIds, tagged_rows
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Tagged sentences from disk or the hub: finds the folder, recognises its layout, reads the splits."""
+"""Where a data set lies, and which split a file, a folder or a word belongs to: the same for every kind of data."""
 
 import os
 import re
@@ -6,28 +6,62 @@ from collections.abc import Sequence
 from pathlib import Path
 
 DATA_DIR_VARIABLE = "LORA_DATA_DIR"
-SPLIT_NAMES = {"train": ("train",), "validation": ("valid", "validation", "dev"), "test": ("test",)}
-"""File names, without suffix, that can hold each split."""
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("valid", "validation", "val", "dev"),
+    "test": ("test", "testing"),
+}
+"""What files, folders and words in a column can be called that stand for each split, in any case."""
+SPLIT_OF_NAME = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+UNSPLIT = "all"
+"""The split of a source that has none of its own, such as a single file."""
+
+_SPLIT_STEM = re.compile(rf"({'|'.join(sorted(SPLIT_OF_NAME, key=len, reverse=True))})([-_.]\d.*)?")
 
 
-def find_folder(source: str | Path, patterns: Sequence[str]) -> Path:
-    """The folder of a data set: a path, a name under LORA_DATA_DIR, or a hub id, of which it fetches `patterns`."""
+def split_of(path: Path) -> str | None:
+    """The split that a file belongs to by its name (train.jsonl, test-00000-of-00002.parquet), or as a numbered file
+    by its folder's (train/0000.parquet); None where neither names one."""
+    if match := _SPLIT_STEM.fullmatch(path.name.split(".")[0].lower()):
+        return SPLIT_OF_NAME[match[1]]
+    return SPLIT_OF_NAME.get(path.parent.name.lower()) if path.name[:1].isdigit() else None
+
+
+def check_one_form(split: str, files: Sequence[Path], where: str | Path) -> None:
+    """ValueError for several files of one split that are not its shards, whose names all hold a number."""
+    if len(files) > 1 and not all(any(map(str.isdigit, path.name.split(".")[0])) for path in files):
+        listed = ", ".join(path.name for path in files)
+        raise ValueError(f"{where} holds several files for the {split} split: {listed}. Keep one of them.")
+
+
+def find_source(source: str | Path, patterns: Sequence[str], forms: str) -> Path:
+    """The file or folder of a data set: a path; a name in the folder that LORA_DATA_DIR names; or a hub id.
+
+    Of a hub id such as "tner/bionlp2004" LORA_DATA_DIR is searched first, also for its last part.
+
+    Args:
+        patterns: names of the files to fetch from the hub.
+        forms: what may be given, for the message: "a folder, or an .npz file".
+
+    Raises:
+        ValueError: there is no such data set.
+    """
     name = str(source)
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
-    candidates = [Path(source)]
+    candidates = [Path(source).expanduser()]
     if data_dir := os.environ.get(DATA_DIR_VARIABLE):
         candidates.append(Path(data_dir, name))
         if is_hub_id:
             candidates.append(Path(data_dir, name.split("/")[1]))
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    looked_at = f"no such folder (looked at {', '.join(str(folder.absolute()) for folder in candidates)})"
+    for path in candidates:
+        if path.exists():
+            return path
+    looked_at = f"nothing there (looked at {', '.join(str(path.absolute()) for path in candidates)})"
     if is_hub_id:
         return _download(name, patterns, looked_at)
     raise ValueError(
-        f"no data set {name!r}: {looked_at}. Give a folder, a name under {DATA_DIR_VARIABLE}, or a hub data "
-        f"set such as 'tner/bionlp2004'."
+        f"no data set {name!r}: {looked_at}. Give {forms}, a name in the folder that {DATA_DIR_VARIABLE} names, or a "
+        "hub id such as 'tner/bionlp2004'."
     )
 
 

@@ -1,7 +1,6 @@
 """Labelled pictures from disk: finds them, recognises their layout, reads the splits."""
 
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +10,10 @@ from trainers.data.images.batches import ImageDataset
 from trainers.data.images.files import class_folders, read_class_folders, read_csv_files
 from trainers.data.images.npz import read_npz
 from trainers.data.rows import BadRows, OnBadRow
-from trainers.data.sources import DATA_DIR_VARIABLE
+from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, find_source
 
 logger = logging.getLogger(__name__)
 
-SPLIT_NAMES = {"train": ("train", "training"), "validation": ("val", "valid", "validation", "dev"),
-               "test": ("test", "testing")}  # fmt: skip
-"""Folders, files and words in a column that can stand for each split."""
 HELD_OUT = 0.1
 """Share of the pictures that becomes the validation split, and likewise the test split, where the data has none."""
 SPLIT_SEED = 0
@@ -43,7 +39,7 @@ def load_image_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") -
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"on_bad_row={on_bad_row!r}: expected 'error' or 'skip'.")
     bad_rows = BadRows(on_bad_row)
-    datasets = _read(_find(source), bad_rows)
+    datasets = _read(find_source(source, ["*"], "a folder, an .npz or CSV file"), bad_rows)
     bad_rows.report()
     for dataset in datasets.values():
         if not len(dataset):
@@ -83,7 +79,7 @@ def _read(path: Path, bad_rows: BadRows) -> dict[str, ImageDataset]:
 
 
 def _read_csv(files: dict[str, Path], bad_rows: BadRows) -> dict[str, ImageDataset]:
-    datasets = read_csv_files(files, {name: split for split, names in SPLIT_NAMES.items() for name in names}, bad_rows)
+    datasets = read_csv_files(files, SPLIT_OF_NAME, bad_rows)
     if "all" not in datasets:
         return datasets
     if len(datasets) > 1:
@@ -144,16 +140,3 @@ def _report_unknown(datasets: dict[str, ImageDataset]) -> None:
         unknown = [dataset.labels[target] for target in sorted(set(np.unique(dataset.targets)) - known)]
         if unknown:
             logger.warning("the %s split has labels that the training split lacks: %s", split, ", ".join(unknown))
-
-
-def _find(source: str | Path) -> Path:
-    candidates = [Path(source).expanduser()]
-    if data_dir := os.environ.get(DATA_DIR_VARIABLE):
-        candidates.append(Path(data_dir, source))
-    for path in candidates:
-        if path.exists():
-            return path
-    raise ValueError(
-        f"no data set {str(source)!r} (looked at {', '.join(str(path.absolute()) for path in candidates)}). Give a "
-        f"folder, an .npz or CSV file, or a name under {DATA_DIR_VARIABLE}."
-    )

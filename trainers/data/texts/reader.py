@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trainers.data.rows import BadRows, OnBadRow
-from trainers.data.sources import SPLIT_NAMES, find_folder
+from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, find_source, split_of
 from trainers.data.splits import stratified_split, take
 from trainers.data.texts.forms import (
     IGNORED_CLASSES,
@@ -22,7 +22,6 @@ from trainers.data.texts.forms import (
     parquet_rows,
     sorted_names,
 )
-from trainers.data.tokens.files import SPLIT_FILE, SPLIT_OF_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def load_text_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") ->
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"on_bad_row={on_bad_row!r}: expected 'error' or 'skip'.")
-    folder = find_folder(source, _patterns())
+    folder = find_source(source, _patterns(), "a folder")
     files = _split_files(folder)
     declared = declared_names(next(iter(files.values()))[0], folder)
     bad_rows = BadRows(on_bad_row)
@@ -146,9 +145,9 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
 def _files_in(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        match = SPLIT_FILE.fullmatch(path.name.split(".")[0])
-        if match and path.is_file() and _form(path):
-            found.setdefault(SPLIT_OF_NAME[match[1]], []).append(path)
+        split = split_of(path)
+        if split and path.is_file() and _form(path):
+            found.setdefault(split, []).append(path)
     return found
 
 

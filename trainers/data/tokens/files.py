@@ -5,14 +5,13 @@ whose tags are ids, named in the file's metadata. Exports and selections of it c
 """
 
 import json
-import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trainers.data.rows import TAG_COLUMNS, BadRows, OnBadRow, short
-from trainers.data.sources import SPLIT_NAMES, find_folder
+from trainers.data.sources import SPLIT_NAMES, UNSPLIT, find_source, split_of
 from trainers.data.tokens.reader import (
     Format,
     TaggedFile,
@@ -28,10 +27,6 @@ from trainers.data.tokens.reader import (
 
 
 JSON_SUFFIXES = (".jsonl", ".json")
-SPLIT_FILE = re.compile(r"(train|validation|valid|val|dev|test)([-_.]\d.*)?")
-SPLIT_OF_NAME = {"val": "validation", **{name: split for split, names in SPLIT_NAMES.items() for name in names}}
-UNSPLIT = "all"
-"""The split of a source that is one file."""
 DOWNLOADED = ("*.jsonl", "*.jsonl.gz", "*.zip", "*.parquet", "*.json", "README.md")
 
 
@@ -52,7 +47,7 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "") -> Tagge
         files = [TaggedFile(path, "", UNSPLIT, _format_or_error(path))]
         folder = path.parent
     else:
-        folder = path.parent if path.is_file() else find_folder(source, DOWNLOADED)
+        folder = path.parent if path.is_file() else find_source(source, DOWNLOADED, "a file or a folder")
         files = _find_files([path] if path.is_file() else sorted(folder.rglob("*")), folder)
         if not files:
             raise ValueError(
@@ -74,9 +69,9 @@ def _find_files(paths: list[Path], folder: Path) -> list[TaggedFile]:
                     names = [name for name in archive.namelist() if not name.startswith("__MACOSX")]
             except zipfile.BadZipFile as error:
                 raise ValueError(f"{path} is not a zip file, or is cut short ({error}). Fetch it again.") from error
-            found += [(path, name, _split_of(Path(name)), _format(Path(name))) for name in names]
+            found += [(path, name, split_of(Path(name)), _format(Path(name))) for name in names]
         elif path.is_file():
-            found.append((path, "", _split_of(path.relative_to(folder)), _format(path)))
+            found.append((path, "", split_of(path.relative_to(folder)), _format(path)))
     files = [TaggedFile(path, member, split, kind) for path, member, split, kind in found
              if split and kind and not (member and kind == "parquet")]  # fmt: skip
     return sorted(files, key=_file_order)
@@ -84,14 +79,6 @@ def _find_files(paths: list[Path], folder: Path) -> list[TaggedFile]:
 
 def _file_order(file: TaggedFile) -> tuple[int, str]:
     return list(SPLIT_NAMES).index(file.split), str(file)
-
-
-def _split_of(path: Path) -> str | None:
-    match = SPLIT_FILE.fullmatch(path.name.split(".")[0])
-    if match:
-        return SPLIT_OF_NAME[match[1]]
-    shard = path.name[:1].isdigit() and path.parent.name in SPLIT_OF_NAME
-    return SPLIT_OF_NAME[path.parent.name] if shard else None
 
 
 def _format(path: Path) -> Format | None:
@@ -235,7 +222,7 @@ def token_files(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[s
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"on_bad_row={on_bad_row!r}: expected 'error' or 'skip'.")
-    files = _split_files(find_folder(source, _split_patterns()))
+    files = _split_files(find_source(source, _split_patterns(), "a folder"))
     is_tner = next(iter(files.values())).suffix == TNER_SUFFIX
     return tner_files(files, on_bad_row) if is_tner else conll_files(files, on_bad_row)
 

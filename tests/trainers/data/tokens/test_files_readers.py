@@ -206,7 +206,7 @@ def test_a_cached_hub_data_set_needs_no_network(hub_cache):
 
 
 def test_offline_and_not_cached_names_the_places_and_the_remedy(hub_cache):
-    with pytest.raises(ValueError, match="no data set 'maker/other': no such folder") as error:
+    with pytest.raises(ValueError, match="no data set 'maker/other': nothing there") as error:
         load_token_datasets("maker/other")
     assert "the hub did not give it" in str(error.value)
     assert "put a copy under LORA_DATA_DIR" in str(error.value)
