@@ -83,7 +83,7 @@ def read_toml(path: Path, default: Config) -> Config:
 def train(config: RunConfig) -> None:
     """Train and test a model."""
     from trainers.experiment import run
-    from trainers.run_folder import METRICS_FILE
+    from trainers.run_folder import RunFolder
 
     if not config.data:
         raise ValueError("--data is missing: a folder, a name in $LORA_DATA_DIR, or a hub id such as tner/bionlp2004.")
@@ -92,7 +92,7 @@ def train(config: RunConfig) -> None:
         return
     test = result.get("test", result["validation"])
     print(f"F1 {test['f1']:.4f}, precision {test['precision']:.4f}, recall {test['recall']:.4f}; "
-          f"all figures in {config.output_dir / METRICS_FILE}")  # fmt: skip
+          f"all figures in {RunFolder(config.output_dir).metrics}")  # fmt: skip
 
 
 def compare(

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.data.batches import Data
 from trainers.loop import fit, predict
 from trainers.model import build, is_scratch, write_vocabulary
-from trainers.run_folder import CONFIG_FILE, METRICS_FILE, MetricsLog, Run, read_run, save_predictions
+from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions
 from trainers.tasks import kind_of
 from trainers.tasks.task import Task
-from trainers.training.checkpoints import CHECKPOINTS, newest_checkpoint
+from trainers.training.checkpoints import newest_checkpoint
 from trainers.training.distributed import World, distributed
 from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
 
@@ -54,7 +53,7 @@ def _run(config: RunConfig, world: World) -> Run:
     data = {split: kind.encode(dataset, model, config) for split, dataset in datasets.items()}
     task = kind.task(labels, config, data["train"])
     if world.is_main and checkpoint is None:  # only now: a wrong path or name leaves no run folder behind
-        _write_settings(config)
+        RunFolder(config.output_dir).write_settings(config.to_dict())
     reset_peak_memory(world.device)
     state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
     peak = max(world.gather(peak_memory_bytes(world.device)))
@@ -64,7 +63,7 @@ def _run(config: RunConfig, world: World) -> Run:
     trainable, total = lora_core.parameter_counts(model)
     if world.is_main:
         save_model(model, config)
-    MetricsLog(config.output_dir, world, resume_at=state.step).write(
+    MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write(
         "result", step=state.step, labels=list(labels), **scores, trainable=trainable, total=total,
         best_epoch=state.best_epoch, epochs=state.epoch, seconds=state.seconds,
         tokens_per_second=state.tokens / state.seconds if state.epoch else 0.0, peak_memory_bytes=peak, memory=memory,
@@ -85,10 +84,10 @@ def _score(split: str, model: TaskModel, task: Task, data: Data, config: RunConf
 
 def save_model(model: TaskModel, config: RunConfig) -> Path:
     """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/."""
+    folder = RunFolder(config.output_dir).weights(config.method)
     if config.method == "lora":
-        folder = lora_core.save_adapter(model, config.output_dir / "adapter")
+        lora_core.save_adapter(model, folder)
     else:
-        folder = config.output_dir / "best"
         save_pretrained(model, folder)
     kind_of(config.task).save_preprocessing(config, folder)
     return folder
@@ -96,35 +95,27 @@ def save_model(model: TaskModel, config: RunConfig) -> Path:
 
 def _where_to_begin(config: RunConfig) -> tuple[Path | None, bool]:
     """(checkpoint to resume from, whether the run is finished)."""
-    folder = config.output_dir
-    settings = folder / CONFIG_FILE
-    if config.resume not in ("", "auto") and Path(config.resume).resolve().parent != (folder / CHECKPOINTS).resolve():
+    folder = RunFolder(config.output_dir)
+    if config.resume not in ("", "auto") and Path(config.resume).resolve().parent != folder.checkpoints.resolve():
         raise ValueError(
-            f"--resume {config.resume} is not a checkpoint of {folder}: give {folder / CHECKPOINTS}/step-N, or auto. "
-            "To continue another run, name its folder with --output-dir."
+            f"--resume {config.resume} is not a checkpoint of {folder.path}: give {folder.checkpoints}/step-N, or "
+            "auto. To continue another run, name its folder with --output-dir."
         )
-    if settings.is_file():
+    if folder.settings.is_file():
         if not config.resume:
             raise ValueError(
-                f"{folder} holds a run already. Add --resume auto to continue it, or choose another --output-dir."
+                f"{folder.path} holds a run already. Add --resume auto to continue it, or choose another --output-dir."
             )
-        _check_unchanged(json.loads(settings.read_text(encoding="utf-8")), config)
-        if _is_finished(folder):
+        _check_unchanged(folder.read_settings(), config)
+        if folder.is_finished():
             return None, True
-        return (newest_checkpoint(folder) if config.resume == "auto" else Path(config.resume)), False
+        return (newest_checkpoint(folder.path) if config.resume == "auto" else Path(config.resume)), False
     if config.resume not in ("", "auto"):
         raise ValueError(
-            f"{folder} holds no run to resume: it has no {CONFIG_FILE}. Use --resume auto to begin one there."
+            f"{folder.path} holds no run to resume: it has no {folder.settings.name}. Use --resume auto to begin one "
+            "there."
         )
     return None, False
-
-
-def _write_settings(config: RunConfig) -> None:
-    settings = config.output_dir / CONFIG_FILE
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    temporary = settings.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, settings)
 
 
 def _check_unchanged(old: dict[str, Any], config: RunConfig) -> None:
@@ -133,14 +124,7 @@ def _check_unchanged(old: dict[str, Any], config: RunConfig) -> None:
     changed = [name for name in new if name not in RESUME_MAY_CHANGE and old[name] != new[name]]
     if changed:
         listed = "; ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in changed)
-        raise ValueError(f"{config.output_dir} was begun with other settings: {listed}. "
-                         "Resume with the same settings, or choose another --output-dir.")  # fmt: skip
-
-
-def _is_finished(folder: Path) -> bool:
-    log = folder / METRICS_FILE
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    try:
-        return bool(lines) and json.loads(lines[-1])["event"] == "result"
-    except json.JSONDecodeError:  # the run was killed while it wrote its last line
-        return False
+        raise ValueError(
+            f"{config.output_dir} was begun with other settings: {listed}. "
+            "Resume with the same settings, or choose another --output-dir."
+        )

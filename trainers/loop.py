@@ -71,7 +71,7 @@ def fit(
     state = TrainState(model, optimizer, scaler, scheduler)
     if resume_from is not None:
         load_checkpoint(state, resume_from, world)
-    log = MetricsLog(folder, world, resume_at=state.step)
+    log = MetricsLog(folder, resume_at=state.step, writes=world.is_main)
     parallel = world.wrap(model)
     adversary = build_adversary(model, config)
 

@@ -18,6 +18,7 @@ from trainers.config import RunConfig
 from trainers.data.texts.reader import TextDataset
 from trainers.data.tokenizer import PAD, build_vocabulary, load_tokenizer
 from trainers.data.tokens.reader import TokenDataset
+from trainers.run_folder import RunFolder
 
 # DOC """What a run tells its head: tokens to distrust, labels that must not follow one another."""
 
@@ -52,15 +53,15 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
 
 def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     """The model that a run saved, with the best epoch's weights, in eval mode."""
-    lora = config.method == "lora"
+    lora, saved = config.method == "lora", RunFolder(config.output_dir).weights(config.method)
     model = load_pretrained(
-        config.model if lora else config.output_dir / "best", config.task, labels,
+        config.model if lora else saved, config.task, labels,
         image_size=config.image_size, head=config.head, fresh_head=lora and config.fresh_head, head_follows=lora,
         seed=config.seed,
     )  # fmt: skip
     assert isinstance(model, TaskModel)
     if lora:
-        lora_core.load_adapter(model, config.output_dir / "adapter")
+        lora_core.load_adapter(model, saved)
     return model.eval()
 
 
@@ -118,7 +119,6 @@ SCRATCH = ("lstm", "bilstm-attention")
 """Names of the models, which are their model_type too."""
 LONGEST = 512
 """Longest input in tokens where the run does not say."""
-TOKENIZER_FILE = "tokenizer.json"
 
 
 def is_scratch(config: RunConfig) -> bool:
@@ -136,7 +136,7 @@ def write_vocabulary(config: RunConfig, train: Any) -> None:
     if config.tokenizer:
         return
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    build_vocabulary(_texts(train.in_memory())).save(str(config.output_dir / TOKENIZER_FILE))
+    build_vocabulary(_texts(train.in_memory())).save(str(RunFolder(config.output_dir).tokenizer))
 
 
 def tokenizer_folder(config: RunConfig) -> Path:

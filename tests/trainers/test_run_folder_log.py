@@ -1,16 +1,15 @@
-import dataclasses
 import json
 
-from trainers.run_folder import METRICS_FILE, MetricsLog
+from trainers.run_folder import MetricsLog, RunFolder
 
 
 def lines(folder):
-    return (folder / METRICS_FILE).read_text().splitlines()
+    return RunFolder(folder).metrics.read_text().splitlines()
 
 
-def test_appends_one_object_a_line_in_order(tmp_path, alone):
+def test_appends_one_object_a_line_in_order(tmp_path):
     folder = tmp_path / "new" / "run"
-    log = MetricsLog(folder, alone)
+    log = MetricsLog(folder)
     assert lines(folder) == []
     log.write("epoch", epoch=1, step=3, validation={"f1": 0.5})
     log.write("result", step=3)
@@ -20,33 +19,32 @@ def test_appends_one_object_a_line_in_order(tmp_path, alone):
     ]
 
 
-def test_a_new_run_begins_an_empty_log(tmp_path, alone):
-    MetricsLog(tmp_path, alone).write("epoch", step=3)
-    MetricsLog(tmp_path, alone)
+def test_a_new_run_begins_an_empty_log(tmp_path):
+    MetricsLog(tmp_path).write("epoch", step=3)
+    MetricsLog(tmp_path)
     assert lines(tmp_path) == []
 
 
-def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path, alone):
-    log = MetricsLog(tmp_path, alone)
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
+    log = MetricsLog(tmp_path)
     for step in (3, 6, 9):
         log.write("epoch", step=step)
-    with (tmp_path / METRICS_FILE).open("a") as file:
+    with RunFolder(tmp_path).metrics.open("a") as file:
         file.write('{"event": "epoch", "step": 1')
     kept = lines(tmp_path)[:2]
-    log = MetricsLog(tmp_path, alone, resume_at=6)
+    log = MetricsLog(tmp_path, resume_at=6)
     assert lines(tmp_path) == kept
     log.write("epoch", step=9)
     assert json.loads(lines(tmp_path)[-1])["step"] == 9
-    assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_an_event_without_a_step_is_not_kept(tmp_path, alone):
-    MetricsLog(tmp_path, alone).write("note")
-    MetricsLog(tmp_path, alone, resume_at=6)
+def test_an_event_without_a_step_is_not_kept(tmp_path):
+    MetricsLog(tmp_path).write("note")
+    MetricsLog(tmp_path, resume_at=6)
     assert lines(tmp_path) == []
 
 
-def test_other_processes_write_nothing(tmp_path, alone):
-    second = dataclasses.replace(alone, rank=1, size=2)
-    MetricsLog(tmp_path / "run", second).write("epoch", step=1)
+def test_other_processes_write_nothing(tmp_path):
+    MetricsLog(tmp_path / "run", writes=False).write("epoch", step=1)
     assert list(tmp_path.iterdir()) == []

@@ -165,6 +165,8 @@ def _refuse_added_tokens(folder: Path, tokenizer: Tokenizer) -> None:
         )
 
 
+TOKENIZER_FILE = "tokenizer.json"
+"""The name beside a model's weights, and in the metadata of an ONNX file."""
 PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[SEP]"
 LEAST_COUNT = 2
 """How often a word must occur in the training texts to get an embedding of its own."""

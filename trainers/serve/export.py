@@ -33,7 +33,7 @@ from trainers.data.splits import sample
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.loop import evaluate
 from trainers.model import load_model
-from trainers.run_folder import CONFIG_FILE, Run, read_run
+from trainers.run_folder import Run, read_run
 from trainers.serve.served import FP32_FILE, INT8_FILE, TOKENIZER_FILE
 from trainers.tasks import kind_of
 from trainers.training.distributed import World
@@ -206,7 +206,7 @@ def _metadata(finished: FinishedRun) -> dict[str, str]:
 def _origin(finished: FinishedRun) -> dict[str, str]:
     """What tells this run, trained as it is now, from any other."""
     (weights,) = finished.weights_folder.glob("*.safetensors")
-    return {"run_config_sha256": file_digest(finished.run.folder / CONFIG_FILE),
+    return {"run_config_sha256": file_digest(finished.run.files.settings),
             "run_weights_sha256": file_digest(weights)}  # fmt: skip
 
 

@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainers.run_folder import RunFolder
 from trainers.training.distributed import World
 from trainers.training.state import TrainState, random_state, trained_tensors
 
 logger = logging.getLogger("trainers")
 
-CHECKPOINTS = "checkpoints"
 TENSORS, PROGRESS, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 
 
@@ -53,7 +53,7 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) ->
         randoms.append(other)
         random_tensors |= tensors
     if world.is_main:
-        root = folder / CHECKPOINTS
+        root = RunFolder(folder).checkpoints
         _write(
             root / f"step-{state.step}",
             state.tensors() | random_tensors,
@@ -65,7 +65,7 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) ->
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest undamaged checkpoint of a run folder; damaged ones are skipped with a warning."""
-    for _, checkpoint in _newest_first(folder / CHECKPOINTS, "step"):
+    for _, checkpoint in _newest_first(RunFolder(folder).checkpoints, "step"):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
@@ -89,13 +89,13 @@ def damage(checkpoint: Path) -> str | None:
 def save_best(state: TrainState, folder: Path, world: World) -> None:
     """Keep the trained weights of the best epoch so far, in `checkpoints/best-EPOCH`."""
     if world.is_main:
-        _write(folder / CHECKPOINTS / f"best-{state.best_epoch}", trained_tensors(state.model), {})
+        _write(RunFolder(folder).checkpoints / f"best-{state.best_epoch}", trained_tensors(state.model), {})
     world.barrier()
 
 
 def restore_best(state: TrainState, folder: Path, world: World) -> None:
     """Put the best epoch's weights back into the model."""
-    best = folder / CHECKPOINTS / f"best-{state.best_epoch}"
+    best = RunFolder(folder).checkpoints / f"best-{state.best_epoch}"
     problem = damage(best)
     if problem:
         raise ValueError(f"{best} cannot be read: {problem}. Resume from a checkpoint, or train again.")

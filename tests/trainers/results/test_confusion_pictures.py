@@ -8,7 +8,7 @@ from PIL import Image
 from trainers.data.images.batches import ImageDataset
 from trainers.data.images.npz import write_npz
 from trainers.results.confusion import RIGHT, WRONG, choose_samples, confusion_picture, samples_of_run, samples_picture
-from trainers.run_folder import METRICS_FILE, save_predictions
+from trainers.run_folder import RunFolder, save_predictions
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.json").write_text(f'{{"task": "image-classification", "data": "{data}"}}')
-    (folder / METRICS_FILE).write_text('{"event": "result", "labels": ["cat", "dog"]}\n')
+    RunFolder(folder).metrics.write_text('{"event": "result", "labels": ["cat", "dog"]}\n')
     gold = [np.array([label]) for label in dataset.targets]
     save_predictions(folder, "test", [np.array([0])] * 6, gold)
     return folder, data

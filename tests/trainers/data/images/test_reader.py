@@ -126,7 +126,7 @@ def test_errors_say_what_is_there_and_what_to_do(tmp_path):
         with pytest.raises(ValueError, match=match):
             load_image_datasets(source, **options)
 
-    refused("nowhere", r"no data set 'nowhere': nothing there \(looked at .*nowhere\)\. Give a folder, an .npz or CSV file")
+    refused("nowhere", r"nothing there \(looked at .*nowhere\)\. Give a folder, an .npz or CSV file")
     refused(tmp_path, "holds no pictures: expected folders train, val and test")
     refused(tmp_path, "on_bad_row='ignore': expected", on_bad_row="ignore")
     (tmp_path / "a.txt").touch()
