@@ -1,12 +1,19 @@
 """RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT's layers, other positions and defaults; and the
 families that are RoBERTa under another model_type."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
+from lora_core.dropout import Dropout
 from lora_core.models.bert import BertConfig, BertEmbeddings, BertModel
+from lora_core.models.heads import TokenClassifier
+from lora_core.models.layers import GraphBuilder
+from lora_core.models.task_model import ClassifierHead
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,31 @@ class RobertaEmbeddings(BertEmbeddings):
         real = (input_ids != self.pad_token_id).long()
         return real.cumsum(dim=1) * real + self.pad_token_id
 
+    def onnx_position_ids(self, graph: GraphBuilder, ids: str) -> str:
+        padding = graph.constant(self.pad_token_id, np.int32)
+        real = graph.cast(graph.op("Not", graph.op("Equal", ids, padding)), np.int32)  # (B, T)
+        counted = graph.op("CumSum", real, graph.constant(1))
+        return graph.op("Add", graph.op("Mul", counted, real), padding)
+
+
+class RobertaClassificationHead(ClassifierHead):
+    """Two linear layers over the first token, with dropout before each and tanh between."""
+
+    tokens_read = 1
+
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dropout = Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
+        first = self.dropout(hidden[:, 0])  # (B, H)
+        return self.out_proj(self.dropout(torch.tanh(self.dense(first))))  # (B, L)
+
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        return graph.label_layer(graph.op("Tanh", graph.dense(hidden, self.dense)), self.out_proj)
+
 
 class RobertaModel(BertModel):
     """The encoder without a head."""
@@ -56,6 +88,11 @@ class RobertaModel(BertModel):
     embeddings_class: ClassVar[type[BertEmbeddings]] = RobertaEmbeddings
     base_model_prefix: ClassVar[str] = "roberta"
     architecture_stem: ClassVar[str] = "Roberta"
+    heads: ClassVar[Mapping[str, type[Any]]] = {
+        "token-classification": TokenClassifier,
+        "text-classification": RobertaClassificationHead,
+    }
+    other_heads: ClassVar[frozenset[str]] = BertModel.other_heads | {"lm_head"}
 
 
 @dataclass(frozen=True)

@@ -202,9 +202,9 @@ def test_images_that_do_not_fit_are_refused(pixels, message):
     ({"image_size": (64, 100)}, r"image_size is \(64, 100\); expected multiples"),
     ({"image_size": 0}, "image_size is 0; expected multiples"),
     ({"image_size": (64, 64, 3)}, r"image_size is \(64, 64, 3\); expected pixels, or \(height, width\)"),
-    ({"image_size": True}, "image_size is True; expected"),
-    ({"patch_size": [16, 16]}, r"patch_size is \[16, 16\]; expected int"),
-    ({"qkv_bias": 1}, "qkv_bias is 1; expected bool"),
+    ({"image_size": True}, "image_size is True, but it should be"),
+    ({"patch_size": [16, 16]}, r"patch_size is \[16, 16\], but it should be a whole number"),
+    ({"qkv_bias": 1}, "qkv_bias is 1, but it should be true or false"),
 ])  # fmt: skip
 def test_malformed_configs_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):

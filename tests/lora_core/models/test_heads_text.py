@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import lora_core
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
-from lora_core.models.heads import HEADS
-from lora_core.models.text_heads import FILTERS, AttentionPooling, LastToken, ResidualMLP, TextCNN
+from lora_core.models.heads import FILTERS, HEADS, AttentionPooling, ResidualMLP, TextCNN
+from lora_core.models.recurrent import LastToken
 
 FAMILIES = {
     "bert": {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
