@@ -56,14 +56,29 @@ def test_lora_equals_the_plain_layers(family, targets, make, inputs, compare):
 
 
 @pytest.mark.parametrize("bias", ["none", "lora_only"])
-@pytest.mark.parametrize("fields", [{"layers_to_transform": [1]}, {"use_rslora": True}, {"lora_dropout": 0.0},
-                                    {"modules_to_save": ()}, {"target_modules": ["dense"]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"layers_to_transform": [1]},
+        {"use_rslora": True},
+        {"lora_dropout": 0.0},
+        {"modules_to_save": ()},
+        {"target_modules": ["dense"]},
+    ],
+)
 def test_fields_of_lora(bias, fields, make, inputs, compare):
     compare(injected(make("bert"), bias=bias, **fields), inputs("bert"))
 
 
-@pytest.mark.parametrize("fields", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"lora_bias": True},
-                                    {"init_lora_weights": "olora", "target_modules": "all-linear"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"lora_bias": True},
+        {"init_lora_weights": "olora", "target_modules": "all-linear"},
+    ],
+)
 def test_adapters_of_other_kinds_run_as_they_are(fields, make, inputs, compare):
     compare(injected(make("bert"), **{"bias": "all", **fields}), inputs("bert"))
 

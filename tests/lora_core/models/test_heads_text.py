@@ -13,15 +13,35 @@ from lora_core.models.heads import FILTERS, HEADS, AttentionPooling, ResidualMLP
 from lora_core.models.recurrent import LastToken
 
 FAMILIES = {
-    "bert": {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
-             "intermediate_size": 40, "max_position_embeddings": 16},
-    "roberta": {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
-                "intermediate_size": 40, "max_position_embeddings": 18, "type_vocab_size": 1, "pad_token_id": 1},
-    "distilbert": {"vocab_size": 50, "dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 40,
-                   "max_position_embeddings": 16},
+    "bert": {
+        "vocab_size": 50,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 40,
+        "max_position_embeddings": 16,
+    },
+    "roberta": {
+        "vocab_size": 50,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 40,
+        "max_position_embeddings": 18,
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+    },
+    "distilbert": {
+        "vocab_size": 50,
+        "dim": 24,
+        "n_layers": 2,
+        "n_heads": 3,
+        "hidden_dim": 40,
+        "max_position_embeddings": 16,
+    },
     "lstm": {"vocab_size": 50, "embedding_size": 12, "hidden_size": 24},
     "bilstm-attention": {"vocab_size": 50, "embedding_size": 12, "hidden_size": 24},
-}  # fmt: skip
+}
 LABELS = ("O", "B-a", "I-a")
 MODELS = [
     (family, head)
