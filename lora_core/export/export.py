@@ -92,7 +92,7 @@ def write_graph(
     dims = ["batch", "length", count] if model.task == "token-classification" else ["batch", count]
     write_model(graph.finish(logits, dims), path, {**facts, **metadata})
     found = fused_counts(path)
-    stack = model.base_model.layers()
+    stack = model.base_model.layer_stack()
     assert stack is not None
     parts = [layer.parts() for layer in stack.sequence()]
     fused = {

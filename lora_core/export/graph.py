@@ -132,7 +132,7 @@ class Graph:
         return self.op("Add", y, self.bias(layer, [count]))
 
     def attention(self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "") -> str:
-        """Self-attention without its output projection, after three projections; ``mask`` is (B, T) int32."""
+        """Self-attention with its projections, three or one, but for that of its output; ``mask`` is (B, T) int32."""
         layers, masks = query_key_value, [mask] if mask else []
         options = {"domain": MICROSOFT, "num_heads": heads, **({"mask_filter_value": MASKED} if mask else {})}
         if not any(self.path(layer) in self.parameters.factors for layer in layers):
@@ -250,7 +250,8 @@ class Graph:
 
     def _name(self, layers: Layers) -> str:
         """The layer's path; that of the parent with `qkv` for query, key and value."""
-        return self.path(layers) if isinstance(layers, nn.Module) else f"{self.path(layers[0]).rpartition('.')[0]}.qkv"
+        each = _each(layers)
+        return self.path(each[0]) if len(each) == 1 else f"{self.path(each[0]).rpartition('.')[0]}.qkv"
 
 
 def _each(layers: Layers) -> Sequence[nn.Module]:

@@ -37,7 +37,7 @@ def model_graph(graph: Graph, model: TaskModel) -> str:
         inputs = ids = graph.cast(ids, np.int32)  # (B, T)
         read = None if count is None else 0
     hidden = encoder.onnx(graph, inputs)
-    stack = encoder.layers()
+    stack = encoder.layer_stack()
     if stack is None:
         raise no_graph(f"{model.config.model_type} models")
     write = pre_norm_graph if stack.sequence()[0].norm_first else post_norm_graph
@@ -65,13 +65,13 @@ def post_norm_graph(
     layers = stack.sequence()
     for number, layer in enumerate(layers, 1):
         parts = layer.parts()
-        attended = parts.attention.onnx(graph, hidden, (parts.query, parts.key, parts.value), mask, *shared)
+        attended = parts.attention.onnx(graph, hidden, parts.query_key_value, mask, *shared)
         if number == len(layers) and read is not None:
             attended, hidden = graph.tokens(attended, read), graph.tokens(hidden, read)
         attended = graph.add_and_normalise(attended, parts.attention_output, hidden, parts.attention_norm)
         wide = graph.activated(attended, parts.intermediate, parts.activation)
         hidden = graph.add_and_normalise(wide, parts.output, attended, parts.output_norm)
-    norm = encoder.final_norm()
+    norm = encoder.norm_after_layers()
     return hidden if norm is None else graph.normalise(hidden, norm)
 
 
@@ -88,13 +88,13 @@ def pre_norm_graph(
 
     Each residual sum is normalised at once for the half layer that follows it.
     """
-    layers, last_norm = stack.sequence(), encoder.final_norm()
+    layers, last_norm = stack.sequence(), encoder.norm_after_layers()
     assert last_norm is not None, "layers that begin with a norm end without one"
     norms = [layer.parts().attention_norm for layer in layers]
     normed = graph.normalise(hidden, norms[0])
     for layer, next_norm in zip(layers, [*norms[1:], last_norm], strict=True):
         parts = layer.parts()
-        attended = parts.attention.onnx(graph, normed, (parts.query, parts.key, parts.value), mask, *shared)
+        attended = parts.attention.onnx(graph, normed, parts.query_key_value, mask, *shared)
         if layer is layers[-1] and read is not None:
             attended, hidden = graph.tokens(attended, read), graph.tokens(hidden, read)
         halfway, total = f"{graph.path(layer)}.halfway", f"{graph.path(layer)}.total"

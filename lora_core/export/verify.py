@@ -160,7 +160,7 @@ def _evaluating(model: TaskModel) -> Iterator[TaskModel]:
 
 
 def _wide_copy(model: TaskModel) -> TaskModel:
-    copied = assemble(model.config, model.task, model.labels, head=model.head)
+    copied = assemble(model.config, model.task, model.labels, head=model.head_kind)
     tensors = merged_parameters(model).tensors
     copied.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, assign=True)
     return copied

@@ -52,11 +52,7 @@ def attention(
     shared: tuple[Tensor, ...],
 ) -> Tensor:
     """Attention of the tokens ``asking`` to the tokens ``x``, with its output projection."""
-    if asking is x:
-        query, key, value = project(x, (parts.query, parts.key, parts.value), dtype)
-    else:
-        (query,), (key, value) = project(asking, (parts.query,), dtype), project(x, (parts.key, parts.value), dtype)
-    query, key, value = (layout.pad(t) for t in (query, key, value))  # (B, T, H)
+    query, key, value = (layout.pad(t) for t in query_key_value(parts.query_key_value, asking, x, dtype))  # (B, T, H)
     own = parts.attention
     drops = own.dropout.p > 0.0 and own.dropout.training
     if query.dtype == torch.bfloat16 and not drops and type(own).attend is MultiHeadAttention.attend:
@@ -64,6 +60,19 @@ def attention(
     else:
         context = own.attend(query.float(), key.float(), value.float(), layout.mask, *shared)
     return project(layout.pack(context), (parts.attention_output,), dtype)[0]
+
+
+def query_key_value(
+    layers: tuple[nn.Module, ...], asking: Tensor, x: Tensor, dtype: torch.dtype | None
+) -> tuple[Tensor, ...]:
+    """Queries of the tokens ``asking``, keys and values of the tokens ``x``, by three layers or one."""
+    if len(layers) == 1:
+        (found,) = project(x, layers, dtype)
+        query, key, value = found.chunk(3, -1)
+        return query if asking is x else project(asking, layers, dtype)[0].chunk(3, -1)[0], key, value
+    if asking is x:
+        return project(x, layers, dtype)
+    return *project(asking, layers[:1], dtype), *project(x, layers[1:], dtype)
 
 
 def feed_forward(parts: LayerParts, x: Tensor, dtype: torch.dtype | None) -> Tensor:

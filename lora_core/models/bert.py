@@ -218,9 +218,7 @@ class BertLayer(TransformerLayer):
         attention_output, output = self.attention.output, self.output
         return LayerParts(
             attention=attention,
-            query=attention.query,
-            key=attention.key,
-            value=attention.value,
+            query_key_value=(attention.query, attention.key, attention.value),
             attention_output=attention_output.dense,
             attention_output_dropout=attention_output.dropout,
             attention_norm=attention_output.LayerNorm,

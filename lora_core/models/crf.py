@@ -24,7 +24,7 @@ class CRFHead(ClassifierHead):
     """
 
     task = "token-classification"
-    head = "crf"
+    head_kind = "crf"
     architecture_suffix = "CRFForTokenClassification"
 
     forbidden: Tensor

@@ -175,9 +175,7 @@ class TransformerBlock(TransformerLayer):
     def parts(self) -> LayerParts:
         return LayerParts(
             attention=self.attention,
-            query=self.attention.q_lin,
-            key=self.attention.k_lin,
-            value=self.attention.v_lin,
+            query_key_value=(self.attention.q_lin, self.attention.k_lin, self.attention.v_lin),
             attention_output=self.attention.out_lin,
             attention_output_dropout=None,
             attention_norm=self.sa_layer_norm,
@@ -222,7 +220,6 @@ class DistilBertModel(Encoder):
         "text-classification": DistilBertTextClassifier,
     }
     other_heads: ClassVar[frozenset[str]] = Encoder.other_heads | {
-        "pre_classifier",
         "vocab_transform",
         "vocab_layer_norm",
         "vocab_projector",

@@ -88,7 +88,7 @@ class Encoder(nn.Module):
     base_model_prefix: ClassVar[str]
     """Its name in a task model, with which its tensors' names in a checkpoint of one begin."""
     architecture_stem: ClassVar[str]
-    """Begin of the class names that checkpoints of the family state in config.json."""
+    """Beginning of the class names that checkpoints of the family state in config.json."""
     heads: ClassVar[Mapping[str, type[Any]]]
     """The family's own head (`lora_core.models.task_model.Head`) for each task."""
     reads: ClassVar[Literal["text", "images"]] = "text"
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
     unread_tensors: ClassVar[frozenset[str]] = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
     """Tensors of checkpoints that nothing here reads: these are counters of old transformers versions."""
     other_heads: ClassVar[frozenset[str]] = frozenset({"classifier", "qa_outputs", "pooler"})
-    """Top-level modules of transformers' heads for the family; those of another task are left out without a warning."""
+    """Top-level modules of heads besides those in `heads`; a checkpoint's are left out without a warning."""
 
     architecture_suffix: ClassVar[str] = "Model"
     task: ClassVar[str] = "encoder"
@@ -118,11 +118,11 @@ class Encoder(nn.Module):
         if self.has_pooler:
             self.pooler = Pooler(self.config.hidden_size)
 
-    def layers(self) -> LayerStack | None:
+    def layer_stack(self) -> LayerStack | None:
         """The stack of transformer layers; None: there is none."""
         return next((module for module in self.modules() if isinstance(module, LayerStack)), None)
 
-    def final_norm(self) -> nn.Module | None:
+    def norm_after_layers(self) -> nn.Module | None:
         """The norm after the last layer; None: there is none."""
         return None
 
@@ -161,7 +161,7 @@ class Encoder(nn.Module):
             parameter[module.padding_idx] = 0
 
     def onnx(self, graph: GraphBuilder, inputs: str) -> str:
-        """The embeddings as a graph: ids (B, T) int32, or pixels, -> (B, T, H). The layers follow by `layers`.
+        """The embeddings as a graph: ids (B, T) int32, or pixels, -> (B, T, H). The layers follow by `layer_stack`.
 
         Raises:
             ValueError: the family has no graph.

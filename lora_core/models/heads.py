@@ -43,7 +43,7 @@ class TokenClassifier(TextModel):
 class FirstToken(ClassifierHead):
     """One linear layer over the first token."""
 
-    head = "linear"
+    head_kind = "linear"
     architecture_suffix = "LinearForSequenceClassification"
     tokens_read = 1
 
@@ -62,7 +62,7 @@ class FirstToken(ClassifierHead):
 class ResidualMLP(ClassifierHead):
     """The first token plus a dense layer of it, then the labels' layer."""
 
-    head = "mlp"
+    head_kind = "mlp"
     architecture_suffix = "MLPForSequenceClassification"
     tokens_read = 1
 
@@ -84,7 +84,7 @@ class ResidualMLP(ClassifierHead):
 class LSTMPooling(ClassifierHead):
     """A bidirectional LSTM over the tokens; the last state of each direction goes to the labels' layer."""
 
-    head = "lstm"
+    head_kind = "lstm"
     architecture_suffix = "LSTMForSequenceClassification"
 
     def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
@@ -105,7 +105,7 @@ class TextCNN(ClassifierHead):
     A filter is centred on every real token and sees zeros beyond the text, so a text may be shorter than the filter.
     """
 
-    head = "textcnn"
+    head_kind = "textcnn"
     architecture_suffix = "TextCNNForSequenceClassification"
 
     def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
@@ -142,7 +142,7 @@ class AttentionPooling(ClassifierHead):
     for less, though never for nothing. Both are buffers: they are saved and loaded with the head.
     """
 
-    head = "attention"
+    head_kind = "attention"
     architecture_suffix = "AttentionForSequenceClassification"
 
     confusing: Tensor
@@ -204,6 +204,6 @@ class AttentionPooling(ClassifierHead):
 
 
 HEADS: dict[str, type[ClassifierHead]] = {
-    head.head: head for head in (FirstToken, ResidualMLP, LSTMPooling, TextCNN, AttentionPooling, CRFHead)
+    head.head_kind: head for head in (FirstToken, ResidualMLP, LSTMPooling, TextCNN, AttentionPooling, CRFHead)
 }
 """Heads other than the family's own, by name."""

@@ -144,7 +144,7 @@ class GraphBuilder(Protocol):
         ...
 
     def attention(self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "") -> str:
-        """`multi_head_attention` with its three projections, as one operator; `mask` is (B, T) int32."""
+        """`multi_head_attention` with its projections (`LayerParts.query_key_value`); `mask` is (B, T) int32."""
         ...
 
     def embed(
@@ -184,7 +184,10 @@ class MultiHeadAttention(nn.Module):
         return multi_head_attention(query, key, value, mask, self.num_heads, dropout_p)
 
     def onnx(self, graph: GraphBuilder, x: str, query_key_value: Sequence[nn.Module], mask: str, *shared: str) -> str:
-        """`attend` on the projections of x (B, T, H) as a graph; `mask` is (B, T) int32 or "", `shared` as there."""
+        """`attend` on the projections of x (B, T, H) as a graph.
+
+        `query_key_value` is that of `LayerParts`, `mask` (B, T) int32 or "", `shared` as for `attend`.
+        """
         return graph.attention(x, query_key_value, self.num_heads, mask)
 
 
@@ -192,9 +195,8 @@ class LayerParts(NamedTuple):
     """The modules of one transformer layer, for those who compute it in another way: fused layers and ONNX graphs."""
 
     attention: MultiHeadAttention
-    query: nn.Module
-    key: nn.Module
-    value: nn.Module
+    query_key_value: tuple[nn.Module, ...]
+    """The three projections; or one, whose outputs are those of the three side by side."""
     attention_output: nn.Module
     attention_output_dropout: nn.Dropout | None
     attention_norm: nn.Module

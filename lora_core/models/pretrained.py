@@ -99,7 +99,7 @@ def load_pretrained(
     else:
         head_class = find_head(config.model_type, task, _head_name(values, task) if head is None else head)
         names, tensors = _read_head(folder, values, outside, head_class, labels, fresh_head)
-        model = assemble(config, task, names, head=head_class.head)
+        model = assemble(config, task, names, head=head_class.head_kind)
         found = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in found.items()} | tensors
     lacking = _fill(model, found, folder)
     initialise(model, lacking, seed)
@@ -204,7 +204,8 @@ def _report(model: Encoder | TaskModel, outside: Mapping[str, Tensor], folder: P
         names = ", ".join(model.fresh_parameters)
         logger.warning("drawn at random, train before use (not taken from %s): %s", folder, names)
     encoder = model if isinstance(model, Encoder) else model.base_model
-    unknown = sorted({name.split(".")[0] for name in outside} - encoder.other_heads)
+    known = encoder.other_heads.union(*(head.head_names for head in encoder.heads.values()))
+    unknown = sorted({name.split(".")[0] for name in outside} - known)
     if unknown:
         logger.warning("left out, belong to no known part (in %s): %s", folder, ", ".join(unknown))
 
@@ -221,7 +222,8 @@ def save_pretrained(model: Encoder | TaskModel, folder: str | Path) -> None:
     if isinstance(model, Encoder):
         head, expected = "default", assemble_encoder(model.config, with_pooler=model.pooler is not None)
     elif isinstance(model, TaskModel):
-        head, expected = model.head, assemble(model.config, model.task, model.labels, head=model.head)
+        head = model.head_kind
+        expected = assemble(model.config, model.task, model.labels, head=head)
     else:
         raise ValueError(f"cannot save a {type(model).__name__}; expected a model of load_pretrained or build_model")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -109,7 +109,7 @@ class LastToken(ClassifierHead):
 class BiLSTMAttention(AttentionPooling):
     """Attention pooling as the family's own head."""
 
-    head = "default"
+    head_kind = "default"
     architecture_suffix = ClassifierHead.architecture_suffix
 
 

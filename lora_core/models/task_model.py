@@ -24,7 +24,7 @@ class Head:
     """The name that `load_pretrained` knows the task by."""
     architecture_suffix: str
     """End of the class name that a checkpoint with this head states in config.json, after the family's name."""
-    head: str = "default"
+    head_kind: str = "default"
     """Name in `HEADS`; "default" for the family's own head."""
     head_names: tuple[str, ...] = ("classifier",)
     """Modules that belong to the head: trained and saved with an adapter. So is a pooler that the checkpoint lacked."""
@@ -57,7 +57,7 @@ class Head:
         Raises:
             ValueError: the head has no graph.
         """
-        raise no_graph(f"the head {self.head!r}")
+        raise no_graph(f"the head {self.head_kind!r}")
 
 
 class TaskModel(Head, nn.Module):
@@ -150,7 +150,7 @@ class HeadedTextModel(TextModel):
 
     def __init__(self, encoder: Encoder, labels: Sequence[str], head_class: type[ClassifierHead]) -> None:
         super().__init__(encoder, labels)
-        self.task, self.head = head_class.task, head_class.head
+        self.task, self.head_kind = head_class.task, head_class.head_kind
         self.architecture_suffix = head_class.architecture_suffix
         self.label_layers, self.tokens_read = head_class.label_layers, head_class.tokens_read
         self.classifier = head_class.of_config(self.config, len(self.labels))

@@ -233,9 +233,7 @@ class ViTLayer(TransformerLayer):
         attention_output, output = self.attention.output, self.output
         return LayerParts(
             attention=attention,
-            query=attention.query,
-            key=attention.key,
-            value=attention.value,
+            query_key_value=(attention.query, attention.key, attention.value),
             attention_output=attention_output.dense,
             attention_output_dropout=attention_output.dropout,
             attention_norm=self.layernorm_before,
@@ -275,11 +273,7 @@ class ViTModel(Encoder):
     has_pooler: ClassVar[bool] = True
     unread_tensors: ClassVar[frozenset[str]] = frozenset({"embeddings.mask_token"})
     """The stand-in of hidden patches in pretraining."""
-    other_heads: ClassVar[frozenset[str]] = Encoder.other_heads | {
-        "decoder",
-        "cls_classifier",
-        "distillation_classifier",
-    }
+    other_heads: ClassVar[frozenset[str]] = Encoder.other_heads | {"decoder"}
     renamed_in_transformers_5: ClassVar[bool] = True
 
     def __init__(self, config: ViTConfig) -> None:
@@ -302,7 +296,7 @@ class ViTModel(Encoder):
         """
         return self.layernorm(self.encoder["layer"](self.embeddings(pixel_values), None, read=read))
 
-    def final_norm(self) -> nn.Module:
+    def norm_after_layers(self) -> nn.Module:
         return self.layernorm
 
     @property

@@ -130,7 +130,7 @@ class TokenPipeline(Pipeline):
             raise ValueError(f"aggregation_strategy is {aggregation_strategy!r}; "
                              f"expected one of {', '.join(get_args(Strategy))}.")  # fmt: skip
         super().__init__(served, max_tokens=max_tokens)
-        self._in_sequence = getattr(served.model, "head", None) == "crf"
+        self._in_sequence = getattr(served.model, "head_kind", None) == "crf"
         if self._in_sequence and aggregation_strategy != "first":
             raise ValueError(f"aggregation_strategy is {aggregation_strategy!r}, but the head crf labels whole words. "
                              "Leave it out.")  # fmt: skip

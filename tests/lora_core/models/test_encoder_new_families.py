@@ -3,7 +3,7 @@ layers, saved, loaded and exported.
 
 `PlainModel` is what most families are: norms after the sums, positions in the embeddings; its two layers run twice, as
 ALBERT's do. `ModernModel` differs wherever an encoder may: norms first, relative positions in the scores, gated
-feed-forward layers, no biases, and a head with an architecture of its own.
+feed-forward layers, one projection for query, key and value, no biases, and layers of its own in the head.
 """
 
 import copy
@@ -44,7 +44,7 @@ from lora_core.models.layers import (
     additive_mask,
     check_input,
 )
-from lora_core.models.task_model import ClassifierHead
+from lora_core.models.task_model import TextModel
 
 LABELS = ("O", "B-a", "I-a")
 HEADS = ("linear", "mlp", "textcnn", "attention")
@@ -63,7 +63,7 @@ class PlainConfig(EncoderConfig):
     num_attention_heads: int = 3
     max_tokens: int = 16
     dropout: float = 0.0
-    initializer_range: float = 0.3
+    initializer_range: float = 0.2
     pad_token_id: int = 0
 
     @property
@@ -72,12 +72,12 @@ class PlainConfig(EncoderConfig):
 
 
 class PlainAttention(MultiHeadAttention):
-    def __init__(self, config: PlainConfig, bias: bool = True) -> None:
+    def __init__(self, config: PlainConfig) -> None:
         super().__init__(config.num_attention_heads, config.dropout)
-        self.q, self.k, self.v = (nn.Linear(config.hidden_size, config.hidden_size, bias) for _ in range(3))
+        self.q, self.k, self.v = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(3))
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, *shared: Tensor) -> Tensor:
-        return self.attend(self.q(hidden), self.k(hidden), self.v(hidden), mask, *shared)
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        return self.attend(self.q(hidden), self.k(hidden), self.v(hidden), mask)
 
 
 class PlainLayer(TransformerLayer):
@@ -96,7 +96,7 @@ class PlainLayer(TransformerLayer):
     def parts(self) -> LayerParts:
         own, drop = self.attend, self.drop
         return LayerParts(
-            own, own.q, own.k, own.v, self.mix, drop, self.norm1, self.wide, self.act, self.narrow, drop, self.norm2
+            own, (own.q, own.k, own.v), self.mix, drop, self.norm1, self.wide, self.act, self.narrow, drop, self.norm2
         )
 
 
@@ -130,17 +130,26 @@ class ModernConfig(PlainConfig):
     num_hidden_layers: int = 2
 
 
-class ModernAttention(PlainAttention):
+class ModernAttention(MultiHeadAttention):
     """What all layers share, (1, N, T, T), is added to the scores."""
+
+    def __init__(self, config: ModernConfig) -> None:
+        super().__init__(config.num_attention_heads, config.dropout)
+        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None, bias: Tensor) -> Tensor:
+        return self.attend(*self.Wqkv(hidden).chunk(3, -1), mask, bias)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *shared: Tensor) -> Tensor:
         added = shared[0] if mask is None else shared[0] + mask
         return super().attend(query, key, value, added)
 
     def onnx(self, graph: GraphBuilder, x: str, query_key_value: Any, mask: str, *shared: str) -> str:
-        query, key, value = (self._heads(graph, graph.linear(x, layer)) for layer in query_key_value)
+        parts = [f"{graph.path(self)}.{part}" for part in ("query", "key", "value")]
+        graph.op("Split", graph.linear(x, query_key_value), outputs=parts, axis=-1, num_outputs=3)
+        query, key, value = (self._heads(graph, part) for part in parts)
         scores = graph.op("MatMul", query, graph.op("Transpose", key, perm=[0, 1, 3, 2]))  # (B, N, T, T)
-        width = query_key_value[0].in_features // self.num_heads
+        width = self.Wqkv.in_features // self.num_heads
         scores = graph.op("Mul", scores, graph.constant(width**-0.5, np.float32))
         padding = graph.op("Sub", graph.constant(1, np.float32), graph.cast(mask, np.float32))
         padding = graph.op("Mul", padding, graph.constant(MASKED, np.float32))
@@ -176,7 +185,7 @@ class ModernLayer(TransformerLayer):
     def __init__(self, config: ModernConfig, first: bool) -> None:
         super().__init__()
         size = config.hidden_size
-        self.attend = ModernAttention(config, bias=False)
+        self.attend = ModernAttention(config)
         sizes = (size, size), (size, 80), (40, size)
         self.mix, self.wide, self.narrow = (nn.Linear(*pair, bias=False) for pair in sizes)
         self.gate, self.drop = Gate(), Dropout(config.dropout)
@@ -190,24 +199,28 @@ class ModernLayer(TransformerLayer):
     def parts(self) -> LayerParts:
         own, drop = self.attend, self.drop
         return LayerParts(
-            own, own.q, own.k, own.v, self.mix, drop, self.norm1, self.wide, self.gate, self.narrow, drop, self.norm2
+            own, (own.Wqkv,), self.mix, drop, self.norm1, self.wide, self.gate, self.narrow, drop, self.norm2
         )
 
 
-class ModernHead(ClassifierHead):
-    """The first token, squashed."""
+class ModernTextClassifier(TextModel):
+    """Two layers beside the encoder, one of them called `head`."""
 
+    task = "text-classification"
+    architecture_suffix = "ForSequenceClassification"
+    head_names = ("head", "classifier")
     tokens_read = 1
 
-    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
-        super().__init__()
-        self.out_proj = nn.Linear(hidden_size, num_labels)
+    def __init__(self, encoder: Encoder, labels: tuple[str, ...]) -> None:
+        super().__init__(encoder, labels)
+        self.head = nn.Linear(self.config.hidden_size, self.config.hidden_size)
+        self.classifier = nn.Linear(self.config.hidden_size, len(labels))
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
-        return self.out_proj(torch.tanh(hidden[:, 0]))
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
+        return self.classifier(torch.tanh(self.head(hidden[:, 0])))
 
     def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
-        return graph.label_layer(graph.op("Tanh", hidden), self.out_proj)
+        return graph.label_layer(graph.op("Tanh", graph.dense(hidden, self.head)), self.classifier)
 
 
 class ModernModel(Encoder):
@@ -216,7 +229,7 @@ class ModernModel(Encoder):
     architecture_stem: ClassVar[str] = "Modern"
     heads: ClassVar[Mapping[str, type[Any]]] = {
         "token-classification": TokenClassifier,
-        "text-classification": ModernHead,
+        "text-classification": ModernTextClassifier,
     }
 
     def __init__(self, config: ModernConfig) -> None:
@@ -224,8 +237,8 @@ class ModernModel(Encoder):
         self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.norm = nn.LayerNorm(config.hidden_size)
         self.distances = nn.Embedding(2 * config.max_tokens, config.num_attention_heads)
-        self.blocks = LayerStack(ModernLayer(config, number == 0) for number in range(config.num_hidden_layers))
-        self.last = nn.LayerNorm(config.hidden_size)
+        self.layers = LayerStack(ModernLayer(config, number == 0) for number in range(config.num_hidden_layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: None = None) -> Tensor:
         check_input(input_ids, attention_mask, self.config.max_tokens)
@@ -233,10 +246,10 @@ class ModernModel(Encoder):
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         distance = places - places[:, None] + self.config.max_tokens  # (T, T)
         bias = self.distances(distance).permute(2, 0, 1)[None]  # (1, N, T, T)
-        return self.last(self.blocks(hidden, additive_mask(attention_mask, hidden.dtype), bias))
+        return self.final_norm(self.layers(hidden, additive_mask(attention_mask, hidden.dtype), bias))
 
-    def final_norm(self) -> nn.Module:
-        return self.last
+    def norm_after_layers(self) -> nn.Module:
+        return self.final_norm
 
     def onnx(self, graph: GraphBuilder, inputs: str) -> str:
         return graph.normalise(graph.op("Gather", graph.parameter(self.words), inputs), self.norm)
@@ -267,6 +280,7 @@ def registered(monkeypatch):
 
 def make(family, task, head):
     """A model in which every weight matters, with an adapter that acts."""
+    torch.manual_seed(0)
     model = build_model(config_from_dict({"model_type": family}), task, LABELS, head=head)
     lora_core.inject_lora(model, r=2, target_modules="all-linear")
     generator = torch.Generator().manual_seed(1)
@@ -306,7 +320,7 @@ def test_fused_training_equals_the_plain_layers(batch, family, task, head, full)
         rounded = fuse(fused, torch.bfloat16)(*inputs)
         exact = unfuse(fused)(*inputs)
     real = inputs[1].bool() if exact.ndim == 3 else slice(None)
-    assert 0 < (rounded[real] - exact[real]).norm() < 0.05 * exact[real].norm()
+    assert 0 < (rounded[real] - exact[real]).norm() < 0.1 * exact[real].norm()
 
 
 @pytest.mark.parametrize(("family", "task", "head"), CASES)
@@ -320,14 +334,14 @@ def test_saved_and_loaded(batch, tmp_path, caplog, family, task, head):
     lora_core.eject_lora(lora_core.merge_lora(model))
     save_pretrained(model, tmp_path / "model")
     again = load_pretrained(tmp_path / "model", task)
-    assert (type(again.base_model), again.head, again.labels) == (ENCODERS[family], head, LABELS)
+    assert (type(again.base_model), again.head_kind, again.labels) == (ENCODERS[family], head, LABELS)
     torch.testing.assert_close(again(*inputs), adapted, rtol=1e-4, atol=1e-4)
     encoder = load_pretrained(tmp_path / "model")  # reads the file of a task model, without its prefix
     save_pretrained(encoder, tmp_path / "encoder")
     without_prefix = load_pretrained(tmp_path / "encoder", task, LABELS, head=head)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(without_prefix.base_model.state_dict()[name], tensor), name
-    assert {name.split(".")[0] for name in without_prefix.fresh_parameters} == {"classifier"}
+    assert {name.split(".")[0] for name in without_prefix.fresh_parameters} == set(again.head_names)
     assert len(caplog.records) == 1
 
 

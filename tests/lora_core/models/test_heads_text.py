@@ -172,14 +172,14 @@ def test_another_head_than_the_checkpoint_s_is_new(tmp_path, caplog):
     save_pretrained(make("bert", "mlp"), tmp_path)
     for head in ("default", "linear"):
         model = load_pretrained(tmp_path, "text-classification", LABELS, head=head)
-        assert model.head == head
+        assert model.head_kind == head
         parts = {name.split(".")[0] for name in model.fresh_parameters}
         assert parts == ({"classifier", "bert"} if head == "default" else {"classifier"})
         assert "drawn at random" in caplog.text
     kept = load_pretrained(tmp_path, "text-classification", fresh_head=True)
-    assert kept.head == "mlp"
+    assert kept.head_kind == "mlp"
     assert kept.labels == LABELS
-    assert load_pretrained(tmp_path, "token-classification", LABELS).head == "default"
+    assert load_pretrained(tmp_path, "token-classification", LABELS).head_kind == "default"
 
 
 def test_a_head_that_does_not_suit_is_refused(tmp_path):
