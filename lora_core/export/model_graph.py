@@ -36,7 +36,7 @@ def model_graph(graph: Graph, model: TaskModel) -> str:
         mask = graph.cast(graph.input("attention_mask", TensorProto.INT64, ["batch", "length"]), np.int32)
         inputs = ids = graph.cast(ids, np.int32)  # (B, T)
         read = None if count is None else 0
-    hidden = encoder.onnx(graph, inputs)
+    hidden = encoder.onnx_embeddings(graph, inputs)
     stack = encoder.layer_stack()
     if stack is None:
         raise no_graph(f"{model.config.model_type} models")

@@ -306,5 +306,5 @@ class BertModel(Encoder):
         hidden = self.embeddings(input_ids, token_type_ids)  # (B, T, H)
         return self.encoder["layer"](hidden, additive_mask(attention_mask, hidden.dtype))
 
-    def onnx(self, graph: GraphBuilder, inputs: str) -> str:
+    def onnx_embeddings(self, graph: GraphBuilder, inputs: str) -> str:
         return self.embeddings.onnx(graph, inputs)

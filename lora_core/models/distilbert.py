@@ -262,5 +262,5 @@ class DistilBertModel(Encoder):
         hidden = self.embeddings(input_ids)  # (B, T, H)
         return self.transformer["layer"](hidden, additive_mask(attention_mask, hidden.dtype))
 
-    def onnx(self, graph: GraphBuilder, inputs: str) -> str:
+    def onnx_embeddings(self, graph: GraphBuilder, inputs: str) -> str:
         return self.embeddings.onnx(graph, inputs)

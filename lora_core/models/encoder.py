@@ -2,7 +2,7 @@
 
 A new family is one file with a subclass of `EncoderConfig` and one of `Encoder`, named in `ENCODERS` (build.py). It is
 trained, adapted, saved and loaded then; with its layers in a `LayerStack` it is fused too (lora_core.kernels), and with
-`onnx` besides it is exported (lora_core.export).
+`onnx_embeddings` besides it is exported (lora_core.export).
 
 Shapes: B texts or images, T tokens (padded), H hidden size.
 """
@@ -160,8 +160,8 @@ class Encoder(nn.Module):
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             parameter[module.padding_idx] = 0
 
-    def onnx(self, graph: GraphBuilder, inputs: str) -> str:
-        """The embeddings as a graph: ids (B, T) int32, or pixels, -> (B, T, H). The layers follow by `layer_stack`.
+    def onnx_embeddings(self, graph: GraphBuilder, inputs: str) -> str:
+        """The embeddings as a graph: ids (B, T) int32, or pixels, -> (B, T, H). `layer_stack` says what follows.
 
         Raises:
             ValueError: the family has no graph.
@@ -174,7 +174,7 @@ class Encoder(nn.Module):
 
 
 def no_graph(what: str) -> ValueError:
-    """The error of an encoder or head without `onnx`."""
+    """The error of an encoder or head that cannot be exported."""
     return ValueError(
         f"{what} cannot be exported as ONNX; serve the run's folder with PyTorch, or train a transformer with "
         "another head"

@@ -322,7 +322,7 @@ class ViTModel(Encoder):
         else:
             super().draw(module, parameter, generator)
 
-    def onnx(self, graph: GraphBuilder, inputs: str) -> str:
+    def onnx_embeddings(self, graph: GraphBuilder, inputs: str) -> str:
         return self.embeddings.onnx(graph, inputs)
 
 
@@ -380,7 +380,11 @@ def first_tokens(hidden: Tensor, read: int | None) -> Tensor:
 
 
 def check_images(pixel_values: Tensor, num_channels: int, image_shape: tuple[int, int]) -> None:
-    """Raise ValueError when the images do not fit, where the layers would fail with an unrelated message."""
+    """Refuse images that do not fit, where the layers would fail with an unrelated message.
+
+    Raises:
+        ValueError: `pixel_values` is not (B, C, height, width) of these numbers, in floating point.
+    """
     shape = tuple(pixel_values.shape)
     if len(shape) != 4:
         raise ValueError(f"pixel_values has shape {shape}; expected (images, channels, height, width)")

@@ -119,7 +119,7 @@ class PlainModel(Encoder):
         hidden = self.norm(self.words(input_ids) + self.places(places))
         return self.blocks(hidden, additive_mask(attention_mask, hidden.dtype))
 
-    def onnx(self, graph: GraphBuilder, inputs: str) -> str:
+    def onnx_embeddings(self, graph: GraphBuilder, inputs: str) -> str:
         return graph.embed(inputs, self.words, self.places, None, self.norm)
 
 
@@ -251,7 +251,7 @@ class ModernModel(Encoder):
     def norm_after_layers(self) -> nn.Module:
         return self.final_norm
 
-    def onnx(self, graph: GraphBuilder, inputs: str) -> str:
+    def onnx_embeddings(self, graph: GraphBuilder, inputs: str) -> str:
         return graph.normalise(graph.op("Gather", graph.parameter(self.words), inputs), self.norm)
 
     def onnx_shared(self, graph: GraphBuilder, inputs: str) -> tuple[str, ...]:
@@ -366,7 +366,7 @@ def test_exported(tmp_path, family, task, head):
 
 def test_a_family_without_a_description_is_built_and_saved_but_neither_fused_nor_exported(tmp_path, monkeypatch):
     class Silent(PlainModel):
-        onnx = Encoder.onnx
+        onnx_embeddings = Encoder.onnx_embeddings
 
         def __init__(self, config: PlainConfig) -> None:
             super().__init__(config)
