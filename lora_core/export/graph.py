@@ -58,7 +58,7 @@ class Graph:
         return self.paths[module]
 
     def array(self, module: nn.Module, name: str = "weight") -> np.ndarray:
-        """A parameter or buffer of a module."""
+        """A parameter or buffer of a module, in float32."""
         return self.parameters.tensors[f"{self.path(module)}.{name}"]
 
     def op(self, op_type: str, *inputs: str, domain: str = "", outputs: Sequence[str] = (), **attributes: Any) -> str:
@@ -149,7 +149,7 @@ class Graph:
         return self.activate(self.op("Add", y, bias), activation)
 
     def activate(self, x: str, activation: Any) -> str:
-        """An activation of `ACTIVATIONS`, or a module with a method `onnx(graph, x)`."""
+        """An activation of lora_core.models.layers, or a module with a method `onnx(graph, x)`."""
         if type(activation) is nn.GELU:
             return self.op("FastGelu" if activation.approximate == "tanh" else "Gelu", x, domain=MICROSOFT)
         if type(activation) is nn.ReLU:
@@ -173,24 +173,19 @@ class Graph:
         return self.op("LayerNormalization", x, *self._scale_and_shift(norm), axis=-1, epsilon=norm.eps)
 
     def embed(
-        self,
-        ids: str,
-        words: nn.Module,
-        positions: nn.Module,
-        segments: nn.Module | None,
-        norm: nn.Module,
-        position_ids: str = "",
+        self, ids: str, words: nn.Module, places: Sequence[nn.Module], norm: nn.Module, position_ids: str = ""
     ) -> str:
-        """Word + position + segment embeddings, normalised: (B, T) int32 -> (B, T, H).
+        """The sum of embeddings, normalised, as one operator: (B, T) int32 -> (B, T, H).
 
-        Without segments the embedding of segment 0 belongs to every position. ``position_ids`` are (B, T) int32; "" for
-        0 to T - 1.
+        Args:
+            words: their table.
+            places: the tables of positions and, if there is one, of segments, of which every token has the first.
+            position_ids: (B, T) int32; "" for 0 to T - 1.
         """
-        place, sources = self.array(positions), [(positions, "weight")]
-        if segments is not None:
-            place, sources = place + self.array(segments)[0], [*sources, (segments, "weight")]
-        places = self.derived(f"{self.path(positions).rpartition('.')[0]}.places", place, sources)
-        inputs = [ids, "", self.parameter(words), places, "", *self._scale_and_shift(norm)]
+        value = self.array(places[0]) + sum(self.array(table)[0] for table in places[1:])
+        name = f"{self.path(places[0]).rpartition('.')[0]}.places"
+        table = self.derived(name, value, [(table, "weight") for table in places])
+        inputs = [ids, "", self.parameter(words), table, "", *self._scale_and_shift(norm)]
         if position_ids:
             inputs += ["", position_ids]
         names = ["embeddings", "unused_mask_index"]

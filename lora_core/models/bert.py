@@ -3,9 +3,9 @@
 Shapes: B sentences, T tokens (padded), H hidden size, F intermediate size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,10 @@ from lora_core.models.task_model import TextModel
 class BertConfig(EncoderConfig):
     """Sizes of a BERT encoder; the defaults are bert-base-uncased."""
 
-    model_type: ClassVar[str] = "bert"
-    activation_field: ClassVar[str] = "hidden_act"
-    attention_dropout_field: ClassVar[str] = "attention_probs_dropout_prob"
-    hidden_dropout_field: ClassVar[str] = "hidden_dropout_prob"
+    model_type = "bert"
+    activation_field = "hidden_act"
+    attention_dropout_field = "attention_probs_dropout_prob"
+    hidden_dropout_field = "hidden_dropout_prob"
 
     vocab_size: int = 30522
     """Rows of the word embeddings."""
@@ -122,15 +122,8 @@ class BertEmbeddings(nn.Module):
 
     def onnx(self, graph: GraphBuilder, ids: str) -> str:
         """`forward` of texts without segments as a graph."""
-        position_ids = self.onnx_position_ids(graph, ids)
-        return graph.embed(
-            ids,
-            self.word_embeddings,
-            self.position_embeddings,
-            self.token_type_embeddings,
-            self.LayerNorm,
-            position_ids,
-        )
+        places = self.position_embeddings, self.token_type_embeddings
+        return graph.embed(ids, self.word_embeddings, places, self.LayerNorm, self.onnx_position_ids(graph, ids))
 
 
 class BertSelfAttention(MultiHeadAttention):
@@ -255,16 +248,13 @@ class BertTextClassifier(TextModel):
 class BertModel(Encoder):
     """The encoder without a head."""
 
-    config_class: ClassVar[type[BertConfig]] = BertConfig
+    config_class = BertConfig
     embeddings_class: ClassVar[type[BertEmbeddings]] = BertEmbeddings
-    base_model_prefix: ClassVar[str] = "bert"
-    architecture_stem: ClassVar[str] = "Bert"
-    heads: ClassVar[Mapping[str, type[Any]]] = {
-        "token-classification": TokenClassifier,
-        "text-classification": BertTextClassifier,
-    }
-    has_pooler: ClassVar[bool] = True
-    other_heads: ClassVar[frozenset[str]] = Encoder.other_heads | {"cls"}
+    base_model_prefix = "bert"
+    architecture_stem = "Bert"
+    heads = (TokenClassifier, BertTextClassifier)
+    has_pooler = True
+    other_heads = Encoder.other_heads | {"cls"}
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)

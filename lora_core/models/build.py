@@ -58,10 +58,11 @@ def find_head(model_type: str, task: str, head: str = "default") -> type[Head]:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
     encoder = ENCODERS[model_type]
-    if task not in encoder.heads:
-        raise ValueError(f"{model_type} models do not do {task}; they do encoder, {', '.join(encoder.heads)}")
+    own = {found.task: found for found in encoder.heads}
+    if task not in own:
+        raise ValueError(f"{model_type} models do not do {task}; they do encoder, {', '.join(own)}")
     if head == "default":
-        return encoder.heads[task]
+        return own[task]
     possible = {name: found for name, found in HEADS.items() if found.task == task}
     if head not in possible:
         raise ValueError(f"there is no head {head!r} for {task}; there are {', '.join(['default', *possible])}")
@@ -82,11 +83,9 @@ def architecture_name(model_type: str, head: type[Head] | Encoder | TaskModel) -
 def task_of_architectures(names: Iterable[str]) -> str | None:
     """Return the task that the `architectures` in a config.json tell; None: they tell none."""
     names = list(names)
-    for encoder in ENCODERS.values():
-        for task, head in encoder.heads.items():
-            if any(name.endswith(head.architecture_suffix) for name in names):
-                return task
-    return None
+    heads = (head for encoder in ENCODERS.values() for head in encoder.heads)
+    told = (head.task for head in heads if any(name.endswith(head.architecture_suffix) for name in names))
+    return next(told, None)
 
 
 def build_model(

@@ -3,9 +3,8 @@
 Shapes: B sentences, T tokens (padded), H hidden size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +31,10 @@ LAYER_NORM_EPS = 1e-12
 class DistilBertConfig(EncoderConfig):
     """Sizes of a DistilBERT encoder; the defaults are distilbert-base-uncased."""
 
-    model_type: ClassVar[str] = "distilbert"
-    activation_field: ClassVar[str] = "activation"
-    attention_dropout_field: ClassVar[str] = "attention_dropout"
-    hidden_dropout_field: ClassVar[str] = "dropout"
+    model_type = "distilbert"
+    activation_field = "activation"
+    attention_dropout_field = "attention_dropout"
+    hidden_dropout_field = "dropout"
 
     vocab_size: int = 30522
     """Rows of the word embeddings."""
@@ -118,7 +117,7 @@ class Embeddings(nn.Module):
 
     def onnx(self, graph: GraphBuilder, ids: str) -> str:
         """`forward` as a graph."""
-        return graph.embed(ids, self.word_embeddings, self.position_embeddings, None, self.LayerNorm)
+        return graph.embed(ids, self.word_embeddings, [self.position_embeddings], self.LayerNorm)
 
 
 class SelfAttention(MultiHeadAttention):
@@ -212,14 +211,11 @@ class DistilBertTextClassifier(TextModel):
 class DistilBertModel(Encoder):
     """The encoder without a head."""
 
-    config_class: ClassVar[type[DistilBertConfig]] = DistilBertConfig
-    base_model_prefix: ClassVar[str] = "distilbert"
-    architecture_stem: ClassVar[str] = "DistilBert"
-    heads: ClassVar[Mapping[str, type[Any]]] = {
-        "token-classification": TokenClassifier,
-        "text-classification": DistilBertTextClassifier,
-    }
-    other_heads: ClassVar[frozenset[str]] = Encoder.other_heads | {
+    config_class = DistilBertConfig
+    base_model_prefix = "distilbert"
+    architecture_stem = "DistilBert"
+    heads = (TokenClassifier, DistilBertTextClassifier)
+    other_heads = Encoder.other_heads | {
         "vocab_transform",
         "vocab_layer_norm",
         "vocab_projector",

@@ -89,8 +89,8 @@ class Encoder(nn.Module):
     """Its name in a task model, with which its tensors' names in a checkpoint of one begin."""
     architecture_stem: ClassVar[str]
     """Beginning of the class names that checkpoints of the family state in config.json."""
-    heads: ClassVar[Mapping[str, type[Any]]]
-    """The family's own head (`lora_core.models.task_model.Head`) for each task."""
+    heads: ClassVar[tuple[type[Any], ...]]
+    """The family's own heads (`lora_core.models.task_model.Head`), one for each task."""
     reads: ClassVar[Literal["text", "images"]] = "text"
     first_token_sees_all: ClassVar[bool] = True
     """Whether the first token's state depends on the whole text, so that heads may read it alone."""

@@ -90,77 +90,31 @@ def multi_head_attention(
 
 
 class GraphBuilder(Protocol):
-    """Writes an ONNX graph (lora_core.export.graph.Graph); values are known by their names.
+    """What encoders and heads write their part of an ONNX graph on: lora_core.export.graph.Graph, which explains each.
 
-    An encoder or head says itself what it computes: its method `onnx` is to the graph what `forward` is to torch.
+    They say themselves what they compute: a method `onnx` is to the graph what `forward` is to torch. The values of a
+    graph are known by their names.
     """
 
-    def path(self, module: nn.Module) -> str:
-        """Where in the model a module is, such as `bert.embeddings`."""
-        ...
-
-    def array(self, module: nn.Module, name: str = "weight") -> np.ndarray:
-        """A parameter or buffer of a module as the graph has it, in float32."""
-        ...
-
-    def op(self, op_type: str, *inputs: str, domain: str = "", outputs: Sequence[str] = (), **attributes: Any) -> str:
-        """Add a node and return its first output."""
-        ...
-
-    def constant(self, value: Any, dtype: Any = np.int64) -> str:
-        """A small constant."""
-        ...
-
-    def cast(self, x: str, dtype: Any) -> str:
-        """x as another of numpy's types."""
-        ...
-
-    def parameter(self, module: nn.Module, name: str = "weight") -> str:
-        """A parameter or buffer of a module as it stands."""
-        ...
-
-    def derived(self, name: str, value: np.ndarray, sources: Sequence[tuple[nn.Module, str]]) -> str:
-        """A weight computed from parameters of modules; adapters may set it if they may set one of those."""
-        ...
-
-    def linear(self, x: str, layers: nn.Module | Sequence[nn.Module]) -> str:
-        """A linear layer, or several side by side, (..., in) -> (..., out of all), without their biases."""
-        ...
-
-    def dense(self, x: str, layer: nn.Module) -> str:
-        """A linear layer with its bias."""
-        ...
-
-    def label_layer(self, x: str, layer: nn.Module) -> str:
-        """A linear layer whose outputs are the labels."""
-        ...
-
-    def activate(self, x: str, activation: nn.Module) -> str:
-        """An activation of `ACTIVATIONS`, or a module with a method `onnx(graph, x)`."""
-        ...
-
-    def tokens(self, x: str, token: int | Sequence[int]) -> str:
-        """One token, (B, T, H) -> (B, H), or several, -> (B, n, H)."""
-        ...
-
-    def attention(self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "") -> str:
-        """`multi_head_attention` with its projections (`LayerParts.query_key_value`); `mask` is (B, T) int32."""
-        ...
-
+    def path(self, module: nn.Module) -> str: ...
+    def array(self, module: nn.Module, name: str = "weight") -> np.ndarray: ...
+    def constant(self, value: Any, dtype: Any = np.int64) -> str: ...
+    def parameter(self, module: nn.Module, name: str = "weight") -> str: ...
+    def derived(self, name: str, value: np.ndarray, sources: Sequence[tuple[nn.Module, str]]) -> str: ...
+    def op(
+        self, op_type: str, *inputs: str, domain: str = "", outputs: Sequence[str] = (), **attributes: Any
+    ) -> str: ...
+    def cast(self, x: str, dtype: Any) -> str: ...
+    def linear(self, x: str, layers: nn.Module | Sequence[nn.Module]) -> str: ...
+    def dense(self, x: str, layer: nn.Module) -> str: ...
+    def label_layer(self, x: str, layer: nn.Module) -> str: ...
+    def activate(self, x: str, activation: nn.Module) -> str: ...
+    def normalise(self, x: str, norm: nn.Module) -> str: ...
+    def tokens(self, x: str, token: int | Sequence[int]) -> str: ...
+    def attention(self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "") -> str: ...
     def embed(
-        self,
-        ids: str,
-        words: nn.Module,
-        positions: nn.Module,
-        segments: nn.Module | None,
-        norm: nn.Module,
-        position_ids: str = "",
-    ) -> str:
-        """Word + position + segment embeddings, normalised, as one operator: (B, T) int32 -> (B, T, H).
-
-        `position_ids` are (B, T) int32, by default 0 to T - 1; every token is of segment 0.
-        """
-        ...
+        self, ids: str, words: nn.Module, places: Sequence[nn.Module], norm: nn.Module, position_ids: str = ""
+    ) -> str: ...
 
 
 class MultiHeadAttention(nn.Module):

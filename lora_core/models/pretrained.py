@@ -204,7 +204,7 @@ def _report(model: Encoder | TaskModel, outside: Mapping[str, Tensor], folder: P
         names = ", ".join(model.fresh_parameters)
         logger.warning("drawn at random, train before use (not taken from %s): %s", folder, names)
     encoder = model if isinstance(model, Encoder) else model.base_model
-    known = encoder.other_heads.union(*(head.head_names for head in encoder.heads.values()))
+    known = encoder.other_heads.union(*(head.head_names for head in encoder.heads))
     unknown = sorted({name.split(".")[0] for name in outside} - known)
     if unknown:
         logger.warning("left out, belong to no known part (in %s): %s", folder, ", ".join(unknown))

@@ -7,9 +7,8 @@ Shapes: B texts, T tokens (padded), E embedding size, H hidden size, L labels.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +26,9 @@ Config = TypeVar("Config", bound="LSTMConfig")
 class LSTMConfig(EncoderConfig):
     """Sizes of a left-to-right encoder."""
 
-    model_type: ClassVar[str] = "lstm"
-    activation_field: ClassVar[str | None] = None
-    hidden_dropout_field: ClassVar[str] = "hidden_dropout_prob"
+    model_type = "lstm"
+    activation_field = None
+    hidden_dropout_field = "hidden_dropout_prob"
     directions: ClassVar[int] = 1
 
     vocab_size: int = 30000
@@ -74,7 +73,7 @@ class LSTMConfig(EncoderConfig):
 class BiLSTMConfig(LSTMConfig):
     """Sizes of an encoder in both directions, each of half the hidden size."""
 
-    model_type: ClassVar[str] = "bilstm-attention"
+    model_type = "bilstm-attention"
     directions: ClassVar[int] = 2
 
 
@@ -116,14 +115,11 @@ class BiLSTMAttention(AttentionPooling):
 class LSTMModel(Encoder):
     """The left-to-right encoder without a head."""
 
-    config_class: ClassVar[type[LSTMConfig]] = LSTMConfig
-    base_model_prefix: ClassVar[str] = "lstm"
-    architecture_stem: ClassVar[str] = "LSTM"
-    heads: ClassVar[Mapping[str, type[Any]]] = {
-        "token-classification": TokenClassifier,
-        "text-classification": LastToken,
-    }
-    first_token_sees_all: ClassVar[bool] = False
+    config_class = LSTMConfig
+    base_model_prefix = "lstm"
+    architecture_stem = "LSTM"
+    heads = (TokenClassifier, LastToken)
+    first_token_sees_all = False
 
     def __init__(self, config: LSTMConfig) -> None:
         super().__init__(config)
@@ -156,10 +152,7 @@ class LSTMModel(Encoder):
 class BiLSTMModel(LSTMModel):
     """The encoder in both directions without a head."""
 
-    config_class: ClassVar[type[LSTMConfig]] = BiLSTMConfig
-    base_model_prefix: ClassVar[str] = "bilstm"
-    architecture_stem: ClassVar[str] = "BiLSTM"
-    heads: ClassVar[Mapping[str, type[Any]]] = {
-        "token-classification": TokenClassifier,
-        "text-classification": BiLSTMAttention,
-    }
+    config_class = BiLSTMConfig
+    base_model_prefix = "bilstm"
+    architecture_stem = "BiLSTM"
+    heads = (TokenClassifier, BiLSTMAttention)

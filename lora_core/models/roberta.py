@@ -1,7 +1,6 @@
 """RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692): BERT's layers, other positions and defaults; and the
 families that are RoBERTa under another model_type."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ class RobertaConfig(BertConfig):
     """Sizes of a RoBERTa encoder; the defaults are transformers' (roberta-base itself states its own
     sizes)."""
 
-    model_type: ClassVar[str] = "roberta"
+    model_type = "roberta"
 
     vocab_size: int = 50265
     """Rows of the word embeddings."""
@@ -84,22 +83,19 @@ class RobertaClassificationHead(ClassifierHead):
 class RobertaModel(BertModel):
     """The encoder without a head."""
 
-    config_class: ClassVar[type[BertConfig]] = RobertaConfig
+    config_class = RobertaConfig
     embeddings_class: ClassVar[type[BertEmbeddings]] = RobertaEmbeddings
-    base_model_prefix: ClassVar[str] = "roberta"
-    architecture_stem: ClassVar[str] = "Roberta"
-    heads: ClassVar[Mapping[str, type[Any]]] = {
-        "token-classification": TokenClassifier,
-        "text-classification": RobertaClassificationHead,
-    }
-    other_heads: ClassVar[frozenset[str]] = BertModel.other_heads | {"lm_head"}
+    base_model_prefix = "roberta"
+    architecture_stem = "Roberta"
+    heads = (TokenClassifier, RobertaClassificationHead)
+    other_heads = BertModel.other_heads | {"lm_head"}
 
 
 @dataclass(frozen=True)
 class XLMRobertaConfig(RobertaConfig):
     """Sizes of an XLM-RoBERTa encoder (Conneau et al. 2020, https://arxiv.org/abs/1911.02116)."""
 
-    model_type: ClassVar[str] = "xlm-roberta"
+    model_type = "xlm-roberta"
 
     vocab_size: int = 30522
     """Rows of the word embeddings; published checkpoints state 250002."""
@@ -108,15 +104,15 @@ class XLMRobertaConfig(RobertaConfig):
 class XLMRobertaModel(RobertaModel):
     """RoBERTa under another name, with a vocabulary of 100 languages."""
 
-    config_class: ClassVar[type[BertConfig]] = XLMRobertaConfig
-    architecture_stem: ClassVar[str] = "XLMRoberta"
+    config_class = XLMRobertaConfig
+    architecture_stem = "XLMRoberta"
 
 
 @dataclass(frozen=True)
 class CamembertConfig(RobertaConfig):
     """Sizes of a CamemBERT encoder (Martin et al. 2020, https://arxiv.org/abs/1911.03894)."""
 
-    model_type: ClassVar[str] = "camembert"
+    model_type = "camembert"
 
     vocab_size: int = 30522
     """Rows of the word embeddings; published checkpoints state 32005."""
@@ -125,5 +121,5 @@ class CamembertConfig(RobertaConfig):
 class CamembertModel(RobertaModel):
     """RoBERTa under another name, for French."""
 
-    config_class: ClassVar[type[BertConfig]] = CamembertConfig
-    architecture_stem: ClassVar[str] = "Camembert"
+    config_class = CamembertConfig
+    architecture_stem = "Camembert"

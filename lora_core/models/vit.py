@@ -14,7 +14,7 @@ T = S + P tokens, H hidden size, F intermediate size, L labels.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_core.dropout import Dropout
+from lora_core.models.bert import BertIntermediate
 from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.layers import (
     GraphBuilder,
@@ -29,7 +30,6 @@ from lora_core.models.layers import (
     LayerStack,
     MultiHeadAttention,
     TransformerLayer,
-    activation,
 )
 from lora_core.models.task_model import ImageModel
 from lora_core.vit_names import to_old_name
@@ -39,10 +39,10 @@ from lora_core.vit_names import to_old_name
 class ViTConfig(EncoderConfig):
     """Sizes of a ViT encoder; the defaults are vit-base-patch16-224."""
 
-    model_type: ClassVar[str] = "vit"
-    activation_field: ClassVar[str] = "hidden_act"
-    attention_dropout_field: ClassVar[str] = "attention_probs_dropout_prob"
-    hidden_dropout_field: ClassVar[str] = "hidden_dropout_prob"
+    model_type = "vit"
+    activation_field = "hidden_act"
+    attention_dropout_field = "attention_probs_dropout_prob"
+    hidden_dropout_field = "hidden_dropout_prob"
 
     hidden_size: int = 768
     """Width H of the hidden states."""
@@ -199,27 +199,15 @@ class ViTAttention(nn.Module):
         return self.output(self.attention(normed, read), first_tokens(residual, read))
 
 
-class ViTIntermediate(nn.Module):
-    """First dense layer of the second half, H -> F."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, intermediate_size)
-        self.intermediate_act_fn = activation(hidden_act)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.intermediate_act_fn(self.dense(hidden))
-
-
 class ViTLayer(TransformerLayer):
     """One transformer layer, normalised before each half."""
 
-    norm_first: ClassVar[bool] = True
+    norm_first = True
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.attention = ViTAttention(config)
-        self.intermediate = ViTIntermediate(config.hidden_size, config.intermediate_size, config.hidden_act)
+        self.intermediate = BertIntermediate(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.output = ViTOutput(config.intermediate_size, config.hidden_size, config.hidden_dropout_prob)
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -264,16 +252,16 @@ class ImageClassifier(ImageModel):
 class ViTModel(Encoder):
     """The encoder without a head."""
 
-    config_class: ClassVar[type[ViTConfig]] = ViTConfig
+    config_class = ViTConfig
     embeddings_class: ClassVar[type[ViTEmbeddings]] = ViTEmbeddings
-    base_model_prefix: ClassVar[str] = "vit"
-    architecture_stem: ClassVar[str] = "ViT"
-    heads: ClassVar[Mapping[str, type[Any]]] = {"image-classification": ImageClassifier}
-    reads: ClassVar[Literal["text", "images"]] = "images"
-    has_pooler: ClassVar[bool] = True
-    unread_tensors: ClassVar[frozenset[str]] = frozenset({"embeddings.mask_token"})
+    base_model_prefix = "vit"
+    architecture_stem = "ViT"
+    heads = (ImageClassifier,)
+    reads = "images"
+    has_pooler = True
+    unread_tensors = frozenset({"embeddings.mask_token"})
     """The stand-in of hidden patches in pretraining."""
-    other_heads: ClassVar[frozenset[str]] = Encoder.other_heads | {"decoder"}
+    other_heads = Encoder.other_heads | {"decoder"}
     renamed_in_transformers_5: ClassVar[bool] = True
 
     def __init__(self, config: ViTConfig) -> None:
@@ -330,7 +318,7 @@ class ViTModel(Encoder):
 class DeiTConfig(ViTConfig):
     """Sizes of a distilled DeiT encoder; the defaults are deit-base-distilled-patch16-224."""
 
-    model_type: ClassVar[str] = "deit"
+    model_type = "deit"
 
 
 class DeiTEmbeddings(ViTEmbeddings):
@@ -367,11 +355,11 @@ class DeiTImageClassifier(ImageModel):
 class DeiTModel(ViTModel):
     """The encoder without a head."""
 
-    config_class: ClassVar[type[ViTConfig]] = DeiTConfig
+    config_class = DeiTConfig
     embeddings_class: ClassVar[type[ViTEmbeddings]] = DeiTEmbeddings
-    base_model_prefix: ClassVar[str] = "deit"
-    architecture_stem: ClassVar[str] = "DeiT"
-    heads: ClassVar[Mapping[str, type[Any]]] = {"image-classification": DeiTImageClassifier}
+    base_model_prefix = "deit"
+    architecture_stem = "DeiT"
+    heads = (DeiTImageClassifier,)
 
 
 def first_tokens(hidden: Tensor, read: int | None) -> Tensor:

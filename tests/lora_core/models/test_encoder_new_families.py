@@ -7,9 +7,8 @@ feed-forward layers, one projection for query, key and value, no biases, and lay
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,10 +51,10 @@ HEADS = ("linear", "mlp", "textcnn", "attention")
 
 @dataclass(frozen=True)
 class PlainConfig(EncoderConfig):
-    model_type: ClassVar[str] = "plain"
-    activation_field: ClassVar[str | None] = None
-    attention_dropout_field: ClassVar[str] = "dropout"
-    hidden_dropout_field: ClassVar[str] = "dropout"
+    model_type = "plain"
+    activation_field = None
+    attention_dropout_field = "dropout"
+    hidden_dropout_field = "dropout"
 
     vocab_size: int = 50
     hidden_size: int = 24
@@ -101,10 +100,10 @@ class PlainLayer(TransformerLayer):
 
 
 class PlainModel(Encoder):
-    config_class: ClassVar[type[PlainConfig]] = PlainConfig
-    base_model_prefix: ClassVar[str] = "plain"
-    architecture_stem: ClassVar[str] = "Plain"
-    heads: ClassVar[Mapping[str, type[Any]]] = {"token-classification": TokenClassifier}
+    config_class = PlainConfig
+    base_model_prefix = "plain"
+    architecture_stem = "Plain"
+    heads = (TokenClassifier,)
 
     def __init__(self, config: PlainConfig) -> None:
         super().__init__(config)
@@ -120,12 +119,12 @@ class PlainModel(Encoder):
         return self.blocks(hidden, additive_mask(attention_mask, hidden.dtype))
 
     def onnx_embeddings(self, graph: GraphBuilder, inputs: str) -> str:
-        return graph.embed(inputs, self.words, self.places, None, self.norm)
+        return graph.embed(inputs, self.words, [self.places], self.norm)
 
 
 @dataclass(frozen=True)
 class ModernConfig(PlainConfig):
-    model_type: ClassVar[str] = "modern"
+    model_type = "modern"
 
     num_hidden_layers: int = 2
 
@@ -180,7 +179,7 @@ class Gate(nn.Module):
 
 
 class ModernLayer(TransformerLayer):
-    norm_first: ClassVar[bool] = True
+    norm_first = True
 
     def __init__(self, config: ModernConfig, first: bool) -> None:
         super().__init__()
@@ -224,13 +223,10 @@ class ModernTextClassifier(TextModel):
 
 
 class ModernModel(Encoder):
-    config_class: ClassVar[type[ModernConfig]] = ModernConfig
-    base_model_prefix: ClassVar[str] = "model"
-    architecture_stem: ClassVar[str] = "Modern"
-    heads: ClassVar[Mapping[str, type[Any]]] = {
-        "token-classification": TokenClassifier,
-        "text-classification": ModernTextClassifier,
-    }
+    config_class = ModernConfig
+    base_model_prefix = "model"
+    architecture_stem = "Modern"
+    heads = (TokenClassifier, ModernTextClassifier)
 
     def __init__(self, config: ModernConfig) -> None:
         super().__init__(config)
