@@ -9,7 +9,7 @@
 
     bert, bert-lora                           the encoder with its classification head: every parameter, or LoRA
     lora-linear, -mlp, -lstm, -textcnn, -attention
-                                              LoRA with another head on the encoder (lora_core/models/text_heads.py)
+                                              LoRA with another head on the encoder (lora_core/models/heads.py)
     lora-fgm, lora-awp                        LoRA with adversarial training
     lora-eda                                  LoRA with randomly changed training texts
     lora-penalty                              attention pooling that looks away from --confusing-words FILE, such as

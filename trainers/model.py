@@ -9,11 +9,10 @@ import torch
 
 import lora_core
 from lora_core.models import build_model, config_from_dict, load_pretrained
-from lora_core.models.config import read_config
 from lora_core.models.crf import CRFHead, iob2_transitions
-from lora_core.models.source import resolve
+from lora_core.models.heads import AttentionPooling
+from lora_core.models.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
-from lora_core.models.text_heads import AttentionPooling
 from trainers.config import RunConfig
 from trainers.data.texts.reader import TextDataset
 from trainers.data.tokenizer import PAD, build_vocabulary, load_tokenizer

@@ -14,7 +14,8 @@ Many adapters on one base, one session for all of them:
     genes = base.load_adapter("genes.onnx_adapter", "genes")                 # a model of its own on base's session
     logits = genes(input_ids, attention_mask)
 
-This package imports onnx and onnxruntime, and nothing else in lora_core does.
+This package imports onnx and onnxruntime, and nothing else in lora_core does. Encoders and heads write what is their
+own (methods `onnx`) on a Graph that they are given; here is what all share.
 """
 
 from lora_core.export.export import export_onnx

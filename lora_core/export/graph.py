@@ -3,35 +3,37 @@
 Shapes: B batch, T tokens, H hidden size, F intermediate size, R rank of all updates beside one layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from torch import nn
 
 from lora_core.export.parameters import Parameters
-from lora_core.models.layers import ACTIVATIONS, MASKED
+from lora_core.models.layers import MASKED, MICROSOFT
 
 OPSET = 18
-MICROSOFT = "com.microsoft"
 IR_VERSION = 9
 """Of ONNX 1.14, so that older runtimes read the file too."""
 
-BIASED_ACTIVATIONS = {
-    "gelu": "BiasGelu",
-    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "FastGelu"),
-}
-"""Activations that one operator computes together with the bias; FastGelu is the tanh form."""
-
-Layers = str | Sequence[str]
-"""Path of a linear layer, or of several with one input that are computed as one."""
+Layers = nn.Module | Sequence[nn.Module]
+"""A linear layer, or several with one input that are computed as one."""
 
 
 class Graph:
-    """Nodes in order, weights and inputs. Values are known by their names, as in ONNX."""
+    """Nodes in order, weights and inputs. Values are known by their names, as in ONNX; what is computed, by modules.
 
-    def __init__(self, parameters: Parameters) -> None:
+    It is the `GraphBuilder` that encoders and heads write themselves with.
+
+    Args:
+        model: what the graph is to compute.
+        parameters: the weights that it is to have.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Parameters) -> None:
+        self.paths = {module: path for path, module in model.named_modules()}
         self.parameters = parameters
         self.model = helper.make_model(
             onnx.GraphProto(name="lora_core"),
@@ -41,6 +43,8 @@ class Graph:
         )
         self.graph = self.model.graph  # filled in place: putting finished parts together would copy the weights
         self.weights: set[str] = set()
+        self.outputs: set[str] = set()
+        """Names that were given to outputs of nodes."""
         self.settable: dict[str, np.ndarray] = {}
         """Weights that are inputs too, with the values that act when none are given."""
 
@@ -49,6 +53,14 @@ class Graph:
         self.graph.input.append(helper.make_tensor_value_info(name, element_type, shape))
         return name
 
+    def path(self, module: nn.Module) -> str:
+        """Where in the model a module is."""
+        return self.paths[module]
+
+    def array(self, module: nn.Module, name: str = "weight") -> np.ndarray:
+        """A parameter or buffer of a module, in float32."""
+        return self.parameters.tensors[f"{self.path(module)}.{name}"]
+
     def op(self, op_type: str, *inputs: str, domain: str = "", outputs: Sequence[str] = (), **attributes: Any) -> str:
         """Add a node and return its first output; ``outputs`` names them where there are several."""
         number = f"{op_type}_{len(self.graph.node)}"
@@ -56,10 +68,15 @@ class Graph:
         self.graph.node.append(helper.make_node(op_type, inputs, names, name=number, domain=domain, **attributes))
         return names[0]
 
-    def constant(self, value: np.ndarray) -> str:
+    def constant(self, value: Any, dtype: Any = np.int64) -> str:
         """A small constant; equal ones are one."""
-        name = f"constant_{value.dtype}_{'x'.join(map(str, value.shape))}_{value.tobytes().hex()}"
-        return self.weight(name, value)
+        array = np.array(value, dtype)
+        name = f"constant_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.tobytes().hex()}"
+        return self.weight(name, array)
+
+    def cast(self, x: str, dtype: Any) -> str:
+        """x as another of numpy's types."""
+        return self.op("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def weight(self, name: str, value: np.ndarray, settable: bool = False, dims: Sequence[str | int] = ()) -> str:
         """A weight; a settable one is an input as well, of the shape ``dims`` (default: that of ``value``)."""
@@ -73,27 +90,27 @@ class Graph:
                 self.input(name, data_type, dims or value.shape)
         return name
 
-    def parameter(self, path: str) -> str:
-        """A parameter of the model as it stands."""
-        return self.weight(path, self.parameters.tensors[path], path in self.parameters.settable)
+    def parameter(self, module: nn.Module, name: str = "weight") -> str:
+        """A parameter or buffer of a module as it stands."""
+        return self.derived(f"{self.path(module)}.{name}", self.array(module, name), [(module, name)])
+
+    def derived(self, name: str, value: np.ndarray, sources: Sequence[tuple[nn.Module, str]]) -> str:
+        """A weight computed from parameters of modules; settable if one of those is."""
+        return self.weight(name, value, self._settable(f"{self.path(module)}.{part}" for module, part in sources))
 
     def matrix(self, layers: Layers, dims: Sequence[str | int] = ()) -> str:
         """The weights of ``layers`` side by side, (in, out of all)."""
-        paths = [f"{layer}.weight" for layer in _each(layers)]
-        value = np.concatenate([self.parameters.tensors[path] for path in paths]).T
-        settable = not self.parameters.settable.isdisjoint(paths)
-        return self.weight(f"{_name(layers)}.weight", value, settable, dims)
+        each = _each(layers)
+        value = np.concatenate([self.array(layer) for layer in each]).T
+        settable = self._settable(f"{self.path(layer)}.weight" for layer in each)
+        return self.weight(f"{self._name(layers)}.weight", value, settable, dims)
 
     def bias(self, layers: Layers, dims: Sequence[str | int] = ()) -> str:
         """The biases of ``layers``, (out of all,); zero for a layer that has none."""
-        tensors = self.parameters.tensors
-        paths = [f"{layer}.bias" for layer in _each(layers)]
-        parts = [
-            tensors[path] if path in tensors else np.zeros(len(tensors[f"{layer}.weight"]), np.float32)
-            for layer, path in zip(_each(layers), paths, strict=True)
-        ]
-        settable = not self.parameters.settable.isdisjoint(paths)
-        return self.weight(f"{_name(layers)}.bias", np.concatenate(parts), settable, dims)
+        each = _each(layers)
+        parts = [self._bias_or_zero(layer) for layer in each]
+        settable = self._settable(f"{self.path(layer)}.bias" for layer in each)
+        return self.weight(f"{self._name(layers)}.bias", np.concatenate(parts), settable, dims)
 
     def linear(self, x: str, layers: Layers) -> str:
         """``layers`` applied to x (..., in), without their biases, with the updates that are kept beside them."""
@@ -103,53 +120,80 @@ class Graph:
             return y
         return self.op("Add", y, self.op("MatMul", self.op("MatMul", x, update[0]), update[1]))
 
-    def dense(self, x: str, layer: str) -> str:
+    def dense(self, x: str, layer: nn.Module) -> str:
         """A linear layer with its bias."""
         return self.op("Add", self.linear(x, layer), self.bias(layer))
 
-    def label_layer(self, x: str, layer: str) -> str:
+    def label_layer(self, x: str, layer: nn.Module) -> str:
         """A linear layer whose outputs are the labels; where adapters replace it, each may have a number of its own."""
-        tensor = self.parameters.tensors[f"{layer}.weight"]
-        count = "labels" if f"{layer}.weight" in self.parameters.settable else tensor.shape[0]
-        y = self.op("MatMul", x, self.matrix(layer, [tensor.shape[1], count]))
+        labels, width = self.array(layer).shape
+        count = "labels" if self._settable([f"{self.path(layer)}.weight"]) else labels
+        y = self.op("MatMul", x, self.matrix(layer, [width, count]))
         return self.op("Add", y, self.bias(layer, [count]))
 
-    def attention(self, x: str, layers: Sequence[str], heads: int, mask: str = "") -> str:
-        """Self-attention without its output projection: ``layers`` are query, key, value; ``mask`` is (B, T) int32."""
+    def attention(self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "") -> str:
+        """Self-attention with its projections, three or one, but for that of its output; ``mask`` is (B, T) int32."""
+        layers, masks = query_key_value, [mask] if mask else []
         options = {"domain": MICROSOFT, "num_heads": heads, **({"mask_filter_value": MASKED} if mask else {})}
-        if not any(layer in self.parameters.factors for layer in layers):
-            return self.op("Attention", x, self.matrix(layers), self.bias(layers), *([mask] if mask else []), **options)
-        parts = [f"{_name(layers)}.{part}" for part in ("query", "key", "value")]
+        if not any(self.path(layer) in self.parameters.factors for layer in layers):
+            return self.op("Attention", x, self.matrix(layers), self.bias(layers), *masks, **options)
+        parts = [self._fresh(f"{self._name(layers)}.{part}") for part in ("query", "key", "value")]
         self.op("Split", self.linear(x, layers), outputs=parts, axis=-1, num_outputs=3)
-        return self.op("MultiHeadAttention", *parts, self.bias(layers), *([mask] if mask else []), **options)
+        return self.op("MultiHeadAttention", *parts, self.bias(layers), *masks, **options)
 
-    def activated(self, x: str, layer: str, activation: str) -> str:
-        """A linear layer with its bias and activation."""
+    def activated(self, x: str, layer: nn.Module, activation: nn.Module) -> str:
+        """A linear layer with its bias and activation; for a GELU the two are one operator."""
         y, bias = self.linear(x, layer), self.bias(layer)
-        if activation in BIASED_ACTIVATIONS:
-            return self.op(BIASED_ACTIVATIONS[activation], y, bias, domain=MICROSOFT)
-        y = self.op("Add", y, bias)
-        kind = ACTIVATIONS[activation][0].__name__
-        if kind == "ReLU":
-            return self.op("Relu", y)
-        assert kind == "SiLU", activation
-        return self.op("Mul", y, self.op("Sigmoid", y))
+        if type(activation) is nn.GELU:
+            return self.op("FastGelu" if activation.approximate == "tanh" else "BiasGelu", y, bias, domain=MICROSOFT)
+        return self.activate(self.op("Add", y, bias), activation)
 
-    def add_and_normalise(self, x: str, layer: str, residual: str, norm: str, eps: float, total: str = "") -> str:
+    def activate(self, x: str, activation: Any) -> str:
+        """An activation of lora_core.models.layers, or a module with a method `onnx(graph, x)`."""
+        if type(activation) is nn.GELU:
+            return self.op("FastGelu" if activation.approximate == "tanh" else "Gelu", x, domain=MICROSOFT)
+        if type(activation) is nn.ReLU:
+            return self.op("Relu", x)
+        if type(activation) is nn.SiLU:
+            return self.op("Mul", x, self.op("Sigmoid", x))
+        return activation.onnx(self, x)
+
+    def add_and_normalise(self, x: str, layer: nn.Module, residual: str, norm: nn.Module, total: str = "") -> str:
         """LayerNorm of ``residual`` + a linear layer of x; ``total`` names that sum where it is needed too."""
-        scale, shift = self.parameter(f"{norm}.weight"), self.parameter(f"{norm}.bias")
-        outputs = [f"{norm}.output", "", "", total] if total else [f"{norm}.output"]
-        return self.op("SkipLayerNormalization", self.linear(x, layer), residual, scale, shift, self.bias(layer),
-                       domain=MICROSOFT, outputs=outputs, epsilon=eps)  # fmt: skip
+        scale, shift = self._scale_and_shift(norm)
+        inputs = [self.linear(x, layer), residual, scale, shift, self.bias(layer)]
+        output = self._fresh(f"{self.path(norm)}.output")
+        names = [output, "", "", total] if total else [output]
+        return self.op("SkipLayerNormalization", *inputs, domain=MICROSOFT, outputs=names, epsilon=norm.eps)
 
-    def normalise(self, x: str, norm: str, eps: float) -> str:
-        """LayerNorm alone."""
-        scale, shift = self.parameter(f"{norm}.weight"), self.parameter(f"{norm}.bias")
-        return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=eps)
+    def normalise(self, x: str, norm: nn.Module) -> str:
+        """LayerNorm alone; an nn.Identity in its place does nothing."""
+        if isinstance(norm, nn.Identity):
+            return x
+        return self.op("LayerNormalization", x, *self._scale_and_shift(norm), axis=-1, epsilon=norm.eps)
+
+    def embed(
+        self, ids: str, words: nn.Module, places: Sequence[nn.Module], norm: nn.Module, position_ids: str = ""
+    ) -> str:
+        """The sum of embeddings, normalised, as one operator: (B, T) int32 -> (B, T, H).
+
+        Args:
+            words: their table.
+            places: the tables of positions and, if there is one, of segments, of which every token has the first.
+            position_ids: (B, T) int32; "" for 0 to T - 1.
+        """
+        value = self.array(places[0]) + sum(self.array(table)[0] for table in places[1:])
+        name = f"{self.path(places[0]).rpartition('.')[0]}.places"
+        table = self.derived(name, value, [(table, "weight") for table in places])
+        inputs = [ids, "", self.parameter(words), table, "", *self._scale_and_shift(norm)]
+        if position_ids:
+            inputs += ["", position_ids]
+        names = ["embeddings", "unused_mask_index"]
+        return self.op("EmbedLayerNormalization", *inputs, domain=MICROSOFT, outputs=names, epsilon=norm.eps)
 
     def tokens(self, x: str, token: int | Sequence[int]) -> str:
         """One token (B, T, H) -> (B, H), or several -> (B, n, H)."""
-        return self.op("Gather", x, self.constant(np.array(token, np.int64)), axis=1)
+        return self.op("Gather", x, self.constant(token), axis=1)
 
     def finish(self, output: str, shape: Sequence[str | int]) -> onnx.ModelProto:
         """The model whose output `logits` is the value ``output``."""
@@ -159,8 +203,8 @@ class Graph:
 
     def _update(self, layers: Layers) -> tuple[str, str] | None:
         """A (in, R) and B (R, out of all) of the updates beside ``layers``, each on its own part of R and of out."""
-        factors = [self.parameters.factors.get(layer) for layer in _each(layers)]
-        widths = [len(self.parameters.tensors[f"{layer}.weight"]) for layer in _each(layers)]
+        factors = [self.parameters.factors.get(self.path(layer)) for layer in _each(layers)]
+        widths = [len(self.array(layer)) for layer in _each(layers)]
         found = [pair for pair in factors if pair is not None]
         if not found:
             return None
@@ -172,15 +216,38 @@ class Graph:
                 b[row : row + len(pair[1]), column : column + width] = pair[1]
                 row += len(pair[1])
             column += width
-        rank = f"rank of {_name(layers)}"
-        return (self.weight(f"{_name(layers)}.lora_A", a, True, [a.shape[0], rank]),
-                self.weight(f"{_name(layers)}.lora_B", b, True, [rank, b.shape[1]]))  # fmt: skip
+        name, rank = self._name(layers), f"rank of {self._name(layers)}"
+        return (
+            self.weight(f"{name}.lora_A", a, True, [a.shape[0], rank]),
+            self.weight(f"{name}.lora_B", b, True, [rank, b.shape[1]]),
+        )
+
+    def _scale_and_shift(self, norm: nn.Module) -> tuple[str, str]:
+        """Weight and bias of a LayerNorm; the bias is zero for one that has none."""
+        scale = self.parameter(norm)
+        return scale, self.derived(f"{self.path(norm)}.bias", self._bias_or_zero(norm), [(norm, "bias")])
+
+    def _bias_or_zero(self, layer: nn.Module) -> np.ndarray:
+        """A layer's bias (out,)."""
+        bias = self.parameters.tensors.get(f"{self.path(layer)}.bias")
+        return np.zeros(len(self.array(layer)), np.float32) if bias is None else bias
+
+    def _settable(self, paths: Iterable[str]) -> bool:
+        """Whether adapters may replace one of these tensors."""
+        return not self.parameters.settable.isdisjoint(paths)
+
+    def _fresh(self, name: str) -> str:
+        """A name for an output that no other has: a layer that runs several times gives several."""
+        if name in self.outputs:
+            name = f"{name}_{len(self.graph.node)}"
+        self.outputs.add(name)
+        return name
+
+    def _name(self, layers: Layers) -> str:
+        """The layer's path; that of the parent with `qkv` for query, key and value."""
+        each = _each(layers)
+        return self.path(each[0]) if len(each) == 1 else f"{self.path(each[0]).rpartition('.')[0]}.qkv"
 
 
-def _each(layers: Layers) -> Sequence[str]:
-    return [layers] if isinstance(layers, str) else layers
-
-
-def _name(layers: Layers) -> str:
-    """The layer's path; that of the parent with `qkv` for query, key and value."""
-    return layers if isinstance(layers, str) else f"{layers[0].rpartition('.')[0]}.qkv"
+def _each(layers: Layers) -> Sequence[nn.Module]:
+    return [layers] if isinstance(layers, nn.Module) else layers

@@ -16,7 +16,7 @@ from lora_core.export.export import build_graph, check_model, describe, write_gr
 from lora_core.export.onnx_file import FORMAT
 from lora_core.export.parameters import adapter_parameters, base_parameters, base_sha256, sha256_of
 from lora_core.export.runtime import ADAPTER_FACTS
-from lora_core.export.write import replacing
+from lora_core.files import replacing
 from lora_core.models.task_model import TaskModel
 
 ADAPTER_VERSION = 1
@@ -29,8 +29,9 @@ def export_onnx_base(model: TaskModel, path: str | Path, *, metadata: Mapping[st
     layer that some adapter of ``model`` adapts, and every tensor that one owns (head, biases), can be set by adapters
     of any rank and any number of labels; `OnnxModel.load_adapter` refuses those that need more.
 
-    Raises ValueError for a model without adapters, or with an adapter that is not a plain update of linear layers
-    (DoRA, embeddings): export that one merged.
+    Raises:
+        ValueError: the model has no adapters, or one that is not a plain update of linear layers (DoRA, embeddings):
+            export that one merged.
     """
     check_model(model)
     parameters = base_parameters(model)
@@ -46,7 +47,10 @@ def save_onnx_adapter(
     """Write one adapter of ``model`` for a base of `export_onnx_base`, and return the path.
 
     ``model`` may be another object than the base was exported from, if only its encoder's frozen weights are the same.
-    Its labels become the adapter's. Raises ValueError as `export_onnx_base`, or for an unknown adapter.
+    Its labels become the adapter's.
+
+    Raises:
+        ValueError: as `export_onnx_base`, or the adapter is unknown.
     """
     check_model(model)
     parameters = adapter_parameters(model, adapter_name)

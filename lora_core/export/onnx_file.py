@@ -3,6 +3,10 @@
 A file is the bytes of the model, then its metadata. The metadata holds a digest of those bytes and of the file with
 external weights, and one of itself, so damage and changes are found before anything is computed, at the cost of
 reading them once.
+
+The file is read without taking the weights into memory, in protobuf's wire format, a field at a time (`fields`). A
+message is a row of fields: a key (field number and wire type as a varint), then a varint, 4 or 8 bytes, or a length and
+that many bytes (https://protobuf.dev/programming-guides/encoding/). Numbers of fields are those of onnx.proto.
 """
 
 import hashlib
@@ -13,11 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-# DOC """Read ONNX files without taking the weights into memory: protobuf's wire format, a field at a time.
-#
-# A message is a row of fields: a key (field number and wire type as a varint), then a varint, 4 or 8 bytes, or a length
-# and that many bytes (https://protobuf.dev/programming-guides/encoding/). Numbers of fields are those of onnx.proto.
-# """
+from lora_core.files import BLOCK, sha256_of_file
+
+FORMAT = "1"
+"""Version of the layout of these files and of their metadata."""
+OPSETS = {"": 18, "com.microsoft": 1}
+EXTERNAL_SUFFIX = ".data"
+"""Weights beyond what one protobuf file can hold lie in the model's file name + this."""
+METADATA_DIGEST = "metadata_sha256"
+AGAIN = "export the model again"
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
@@ -27,6 +35,16 @@ ENTRY_KEY, ENTRY_VALUE = 1, 2
 GRAPH_NODE, GRAPH_INITIALIZER = 1, 5
 NODE_OP_TYPE = 4
 TENSOR_EXTERNAL = 13
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A checked file."""
+
+    path: Path
+    metadata: dict[str, str]
+    op_types: Counter[str]
+    """How often each operator stands in the graph."""
 
 
 @dataclass(frozen=True)
@@ -43,76 +61,12 @@ class Field:
     """The value of a varint; None for other wire types."""
 
 
-def fields(file: BinaryIO, start: int, end: int) -> Iterator[Field]:
-    """The fields of the message in bytes ``start`` to ``end``; ValueError where it is not one."""
-    at = start
-    while at < end:
-        file.seek(at)
-        head = file.read(min(20, end - at))
-        key, used = _varint(head, 0)
-        number, wire_type = key >> 3, key & 7
-        if wire_type == VARINT:
-            value, used = _varint(head, used)
-            field = Field(number, at, at + used, at + used, value)
-        elif wire_type == LENGTH:
-            length, used = _varint(head, used)
-            field = Field(number, at, at + used, at + used + length, None)
-        elif wire_type in (FIXED32, FIXED64):
-            field = Field(number, at, at + used, at + used + (4 if wire_type == FIXED32 else 8), None)
-        else:
-            raise ValueError(f"wire type {wire_type} at byte {at}")
-        if number == 0 or field.end > end:
-            raise ValueError(f"field {number} at byte {at} ends at byte {field.end} of {end}")
-        yield field
-        at = field.end
-
-
-def text(file: BinaryIO, field: Field) -> str:
-    """The string that a field holds."""
-    file.seek(field.content)
-    return file.read(field.end - field.content).decode("utf-8")
-
-
-def entry(file: BinaryIO, field: Field) -> tuple[str, str]:
-    """Key and value of a StringStringEntryProto."""
-    found = {part.number: text(file, part) for part in fields(file, field.content, field.end)}
-    return found.get(ENTRY_KEY, ""), found.get(ENTRY_VALUE, "")
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at ``at``, and where it ends."""
-    value = 0
-    for count, byte in enumerate(data[at : at + 10]):
-        value |= (byte & 0x7F) << (7 * count)
-        if byte < 0x80:
-            return value, at + count + 1
-    raise ValueError("a number does not end")
-
-
-FORMAT = "1"
-"""Version of the layout of these files and of their metadata."""
-OPSETS = {"": 18, "com.microsoft": 1}
-EXTERNAL_SUFFIX = ".data"
-"""Weights beyond what one protobuf file can hold lie in the model's file name + this."""
-METADATA_DIGEST = "metadata_sha256"
-AGAIN = "export the model again"
-
-
-@dataclass(frozen=True)
-class OnnxFile:
-    """A checked file."""
-
-    path: Path
-    metadata: dict[str, str]
-    op_types: Counter[str]
-    """How often each operator stands in the graph."""
-
-
 def read_metadata(path: str | Path) -> dict[str, str]:
     """What the file says of itself, text by name; it is checked as before a run.
 
-    Raises FileNotFoundError when a file is missing, ValueError when one is damaged, tampered with, from elsewhere or
-    of another version.
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: one is damaged, tampered with, from elsewhere or of another version.
     """
     return read_file(path).metadata
 
@@ -133,12 +87,17 @@ def fused_counts(path: str | Path) -> dict[str, int]:
         "bias_gelu": count["BiasGelu"] + count["FastGelu"],
         "embedding": count["EmbedLayerNormalization"],
         "int8": count["QAttention"] + count["DynamicQuantizeMatMul"],
-        "nodes": count.total() if hasattr(count, "total") else sum(count.values()),
+        "nodes": count.total(),
     }
 
 
 def read_file(path: str | Path) -> OnnxFile:
-    """Check the file and the one with its external weights; errors as read_metadata's."""
+    """Check the file and the one with its external weights.
+
+    Raises:
+        FileNotFoundError: as `read_metadata`.
+        ValueError: as `read_metadata`.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {AGAIN}, or correct the path")
@@ -224,21 +183,65 @@ def _check_external(path: Path, metadata: dict[str, str], locations: set[str]) -
             raise FileNotFoundError(f"{path} needs {data}, which does not exist; copy both files into one folder")
         if data.stat().st_size != size:
             raise ValueError(f"{data} has {data.stat().st_size} bytes, expected {size}; copy it again, or {AGAIN}")
-        with data.open("rb") as file:
-            if _sha256(file, size) != sha256:
-                raise ValueError(f"{data} was changed after it was written; copy it again, or {AGAIN}")
+        if sha256_of_file(data) != sha256:
+            raise ValueError(f"{data} was changed after it was written; copy it again, or {AGAIN}")
 
 
 def _sha256(file: BinaryIO, end: int) -> str:
     """Digest of the first ``end`` bytes."""
     file.seek(0)
     digest = hashlib.sha256()
-    for chunk in _chunks(file, end):
-        digest.update(chunk)
+    while end and (block := file.read(min(end, BLOCK))):
+        end -= len(block)
+        digest.update(block)
     return digest.hexdigest()
 
 
-def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
-    while size and (chunk := file.read(min(size, 1 << 20))):
-        size -= len(chunk)
-        yield chunk
+def fields(file: BinaryIO, start: int, end: int) -> Iterator[Field]:
+    """The fields of the message in bytes ``start`` to ``end``.
+
+    Raises:
+        ValueError: they are not a message.
+    """
+    at = start
+    while at < end:
+        file.seek(at)
+        head = file.read(min(20, end - at))
+        key, used = _varint(head, 0)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == VARINT:
+            value, used = _varint(head, used)
+            field = Field(number, at, at + used, at + used, value)
+        elif wire_type == LENGTH:
+            length, used = _varint(head, used)
+            field = Field(number, at, at + used, at + used + length, None)
+        elif wire_type in (FIXED32, FIXED64):
+            field = Field(number, at, at + used, at + used + (4 if wire_type == FIXED32 else 8), None)
+        else:
+            raise ValueError(f"wire type {wire_type} at byte {at}")
+        if number == 0 or field.end > end:
+            raise ValueError(f"field {number} at byte {at} ends at byte {field.end} of {end}")
+        yield field
+        at = field.end
+
+
+def text(file: BinaryIO, field: Field) -> str:
+    """The string that a field holds."""
+    file.seek(field.content)
+    return file.read(field.end - field.content).decode("utf-8")
+
+
+def entry(file: BinaryIO, field: Field) -> tuple[str, str]:
+    """Key and value of a StringStringEntryProto."""
+    found = {part.number: text(file, part) for part in fields(file, field.content, field.end)}
+    return found.get(ENTRY_KEY, ""), found.get(ENTRY_VALUE, "")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at ``at``, and where it ends."""
+    value = 0
+    for count, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 0x7F) << (7 * count)
+        if byte < 0x80:
+            return value, at + count + 1
+    raise ValueError("a number does not end")

@@ -54,7 +54,7 @@ def base_parameters(model: TaskModel) -> Parameters:
 
 
 def adapter_parameters(model: TaskModel, adapter_name: str) -> Parameters:
-    """The same for one adapter: its updates, and the tensors it owns in place of the base's."""
+    """What one adapter of ``model`` gives a base: its updates, and the tensors it owns in place of the base's."""
     record = record_of(model, adapter_name)
     tensors = _base_tensors(model) | {path: _numpy(tensor) for path, tensor in record.saved.items()}
     factors = {}
@@ -83,8 +83,8 @@ def sha256_of(tensors: Mapping[str, np.ndarray]) -> str:
 def base_sha256(model: TaskModel) -> str:
     """Digest of the encoder that the adapters share; the head belongs to each adapter."""
     prefix = f"{model.base_model_prefix}."
-    return sha256_of({path: tensor for path, tensor in _base_tensors(model).items()
-                      if path.startswith(prefix) and not model.in_head(path)})  # fmt: skip
+    tensors = _base_tensors(model).items()
+    return sha256_of({path: tensor for path, tensor in tensors if path.startswith(prefix) and not model.in_head(path)})
 
 
 def _merged(path: str, host: LoRALayer) -> dict[str, Tensor]:
@@ -121,7 +121,11 @@ def _base_tensors(model: TaskModel) -> dict[str, np.ndarray]:
 
 
 def _adapted(model: TaskModel, adapter_names: tuple[str, ...]) -> list[str]:
-    """Paths of the layers that the named adapters adapt; ValueError for a kind that cannot stay apart."""
+    """Paths of the layers that the named adapters adapt.
+
+    Raises:
+        ValueError: an adapter is of a kind that cannot stay apart.
+    """
     paths = []
     for path, host in hosts(model):
         for name in adapter_names:

@@ -40,12 +40,15 @@ class OnnxModel(nn.Module):
             then the CPU. `model.providers` tells which are used.
 
     Attributes:
-        labels: names in the order of the logits. task, model_type: the exported model's.
-        max_tokens, vocab_size: limits of input_ids, 0 for images. image_shape: (C, height, width), () for text.
+        labels: names in the order of the logits.
+        task, model_type: the exported model's.
+        max_tokens, vocab_size: limits of input_ids, 0 for images.
+        image_shape: (C, height, width), () for text.
         metadata: all that the file holds, text by name.
 
-    Raises FileNotFoundError or ValueError as `read_metadata`, ValueError for a provider that is not installed or a file
-    that the installed onnxruntime cannot run.
+    Raises:
+        FileNotFoundError: as `read_metadata`.
+        ValueError: as `read_metadata`; a provider is not installed; or the installed onnxruntime cannot run the file.
     """
 
     def __init__(
@@ -81,7 +84,10 @@ class OnnxModel(nn.Module):
         """Return the logits in float32, on the inputs' device: (B, T, L) for tokens, (B, L) for texts and images.
 
         `input_ids` and `attention_mask` are (B, T), the mask nonzero at real tokens (None: all are real);
-        `pixel_values` is (B, C, height, width). Raises ValueError when the inputs are not this model's.
+        `pixel_values` is (B, C, height, width).
+
+        Raises:
+            ValueError: the inputs are not this model's.
         """
         candidates = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
         given = {name: tensor for name, tensor in candidates.items() if tensor is not None}
@@ -103,8 +109,10 @@ class OnnxModel(nn.Module):
     def load_adapter(self, path: str | Path, adapter_name: str) -> "OnnxModel":
         """Load a file of `save_onnx_adapter`, replacing one of the same name, and return `self.adapter(adapter_name)`.
 
-        Raises FileNotFoundError, or ValueError when the file is damaged, belongs to another base, or changes layers
-        that the base does not let adapters change.
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, belongs to another base, or changes layers that the base does not let adapters
+                change.
         """
         settable = {node.name: tuple(node.shape) for node in self.session.get_overridable_initializers()}
         facts, _ = read_adapter(Path(path), self.metadata, settable)
@@ -116,8 +124,10 @@ class OnnxModel(nn.Module):
     def adapter(self, adapter_name: str) -> "OnnxModel":
         """This model with a loaded adapter acting, and with the adapter's labels.
 
-        It shares the session, so making one costs microseconds: use one for each request. ValueError for an unknown
-        name.
+        It shares the session, so making one costs microseconds: use one for each request.
+
+        Raises:
+            ValueError: no adapter of this name is loaded.
         """
         if adapter_name not in self.adapters:
             raise ValueError(f"no adapter {adapter_name!r} is loaded; there are {sorted(self.adapters)}")
@@ -182,7 +192,13 @@ def read_adapter(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What an adapter's file says of itself, and its values, checked against a base.
 
-    ``base`` is the base's metadata, ``settable`` the shapes of its settable inputs, where a name fits any size.
+    Args:
+        base: the base's metadata.
+        settable: the shapes of its settable inputs, where a name fits any size.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, belongs to another base, or sets what the base keeps fixed.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; save it with save_onnx_adapter, or correct the path")

@@ -22,9 +22,14 @@ from lora_core.models.task_model import TaskModel
 def parity_batches(model: TaskModel, sequences: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
     """Batches of real texts for `verify_onnx`, at all the lengths that a server meets.
 
-    ``sequences`` are token ids of whole texts, special tokens included, the more different lengths the better. The
-    batches: the shortest and the longest alone; one of max_tokens, made from all texts on end; all lengths padded
+    The batches: the shortest and the longest alone; one of max_tokens, made from all texts on end; all lengths padded
     together; and those with a row of nothing but padding between them. Sequences beyond max_tokens are cut.
+
+    Args:
+        sequences: token ids of whole texts, special tokens included, the more different lengths the better.
+
+    Raises:
+        ValueError: there is no text, or an empty one.
     """
     limit, padding = model.config.max_tokens, model.config.pad_token_id
     if not sequences or not all(len(ids) for ids in sequences):
@@ -43,12 +48,16 @@ def verify_onnx(
 ) -> float:
     """Return the largest difference between the logits of ``model`` and those of the fp32 file, over all batches.
 
-    ``batches`` are the model's inputs: `parity_batches` for text, {"pixel_values": (B, C, height, width)} for images.
     Of a row of nothing but padding it is only asked that its logits are finite. A model in half precision is compared
     as it is in fp32.
 
-    Raises ValueError above ``atol``, at a logit that is not finite, or when the file cannot be run; the file is
-    deleted then.
+    Args:
+        batches: the model's inputs: `parity_batches` for text, {"pixel_values": (B, C, height, width)} for images.
+        atol: the difference that is allowed.
+
+    Raises:
+        ValueError: the difference is above ``atol``, a logit is not finite, or the file cannot be run. The file is
+            deleted then.
     """
     check_model(model)
     path = Path(path)
@@ -65,7 +74,11 @@ def verify_onnx_adapter(
     *,
     atol: float = 1e-4,
 ) -> float:
-    """The same for one adapter of ``model`` and its file ``path`` on ``base``; only the adapter's file is deleted."""
+    """Compare one adapter of ``model`` with its file ``path`` on ``base``, as `verify_onnx` does.
+
+    Raises:
+        ValueError: as `verify_onnx`. Only the adapter's file is deleted.
+    """
     path = Path(path)
     acting = state_of(model).active
     with _deleted_on_failure(path):
@@ -82,8 +95,13 @@ def verify_score(
 ) -> float:
     """Return how many points of a metric the file loses against ``reference`` (negative: it gains).
 
-    ``score`` runs the model over validation data and returns the metric; it and ``reference`` are between 0 and 1, a
-    point is 0.01. Raises ValueError above ``limit_points`` or for a score that is no number; the file is deleted then.
+    Args:
+        score: runs a model over validation data and returns the metric, between 0 and 1.
+        reference: the metric of the original; a point is 0.01.
+        limit_points: the loss that is allowed.
+
+    Raises:
+        ValueError: the loss is above ``limit_points``, or the score is no number. The file is deleted then.
     """
     path = Path(path)
     with _deleted_on_failure(path):
@@ -142,8 +160,7 @@ def _evaluating(model: TaskModel) -> Iterator[TaskModel]:
 
 
 def _wide_copy(model: TaskModel) -> TaskModel:
-    copied = assemble(model.config, model.task, model.labels, head=model.head)
-    assert isinstance(copied, TaskModel)
+    copied = assemble(model.config, model.task, model.labels, head=model.head_kind)
     tensors = merged_parameters(model).tensors
     copied.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, assign=True)
     return copied

@@ -1,10 +1,9 @@
 """Write ONNX files of this library, each in one step: a reader sees the old file or the new one, never a part."""
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -20,6 +19,7 @@ from lora_core.export.onnx_file import (
     metadata_sha256,
     read_file,
 )
+from lora_core.files import replacing
 
 EXTERNAL_OVER = 2_000_000_000
 """Bytes of weights from which they go to a file of their own; a protobuf file ends at 2 GiB."""
@@ -62,7 +62,9 @@ def read_model(path: Path) -> onnx.ModelProto:
 def update_metadata(path: str | Path, values: Mapping[str, str]) -> None:
     """Add ``values`` (text by name) to what the file says of itself, or replace them.
 
-    Raises ValueError for a name that the file's own checks need, and whatever `read_metadata` raises.
+    Raises:
+        FileNotFoundError: as `read_metadata`.
+        ValueError: as `read_metadata`, or the file's own checks need one of the names.
     """
     path = Path(path)
     old = read_file(path).metadata
@@ -99,26 +101,12 @@ def versions() -> dict[str, str]:
     import onnxruntime
     import torch
 
-    return {"lora_core_version": lora_core.__version__, "torch_version": str(torch.__version__),
-            "onnx_version": onnx.__version__, "onnxruntime_version": onnxruntime.__version__}  # fmt: skip
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; if the block succeeds it is flushed to disk and renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return {
+        "lora_core_version": lora_core.__version__,
+        "torch_version": str(torch.__version__),
+        "onnx_version": onnx.__version__,
+        "onnxruntime_version": onnxruntime.__version__,
+    }
 
 
 def _write_weights(model: onnx.ModelProto, data: Path) -> tuple[int, str]:

@@ -1,9 +1,10 @@
 """Fast transformer layers for training on a CPU: ``fuse(model)`` and back by ``unfuse(model)``.
 
-The plain layers of lora_core.models say what is computed. A fused model computes the same (in fp32 to rounding, with
-other random numbers in dropout) in less time and memory: without the padding of the batch (the hidden states of
-padding are zeros, not what they happen to be otherwise), with hand-written backward passes that compute and keep only
-what is needed, and if wished with matrix products in bf16 on a copy of the frozen weights, made once.
+The plain layers of lora_core.models say what is computed, and each says where its parts are. A fused model computes the
+same (in fp32 to rounding, with other random numbers in dropout) in less time and memory: without the padding of the
+batch (the hidden states of padding are zeros, not what they happen to be otherwise), with hand-written backward passes
+that compute and keep only what is needed, and if wished with matrix products in bf16 on a copy of the frozen weights,
+made once.
 
 Only the class of the stack of layers changes, so parameters, their names and their dtypes are as before, and adapters
 are injected, loaded, merged, saved and ejected as usual, before or after. Where the fused layers would not compute
@@ -12,19 +13,15 @@ or several active adapters run as they are inside the fused stack.
 """
 
 import logging
-from collections.abc import Callable
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lora_core.kernels.layers import Parts, post_norm_layer, pre_norm_layer
 from lora_core.kernels.linear import FROZEN_COPY
 from lora_core.kernels.packing import Layout
+from lora_core.kernels.transformer_layer import run_layer
 from lora_core.layers import LoRALayer
-from lora_core.models.bert import BertEncoder, BertLayer
-from lora_core.models.distilbert import Transformer, TransformerBlock
-from lora_core.models.vit import ViTEncoder, ViTLayer
+from lora_core.models.layers import LayerStack
 
 logger = logging.getLogger("lora_core")
 
@@ -44,11 +41,12 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         raise ValueError(f"dtype is {dtype}; matrix products can be in torch.bfloat16 or torch.float32.")
     found = stacks(model)
     if not found:
-        known = ", ".join(plain.__name__ for plain in FUSED)
-        raise ValueError(f"This {type(model).__name__} has no stack of layers that can be fused: {known}.")
+        raise ValueError(
+            f"This {type(model).__name__} has no stack of layers that can be fused: no {LayerStack.__name__} of "
+            "lora_core.models. Train it as it is."
+        )
     for stack in found:
-        if not isinstance(stack, FusedStack):
-            object.__setattr__(stack, "__class__", FUSED[type(stack)])
+        object.__setattr__(stack, "__class__", FusedStack)
         assert isinstance(stack, FusedStack)
         stack.product_dtype = None if dtype == torch.float32 else dtype
         stack.told = set()
@@ -60,7 +58,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, FusedStack):
             del module.product_dtype, module.told
-            object.__setattr__(module, "__class__", module.plain_class)
+            object.__setattr__(module, "__class__", LayerStack)
             for layer in module.modules():
                 vars(layer).pop(FROZEN_COPY, None)
     return model
@@ -68,7 +66,7 @@ def unfuse(model: nn.Module) -> nn.Module:
 
 def stacks(model: nn.Module) -> list[nn.Module]:
     """The stacks of transformer layers in ``model`` that are fused or can be."""
-    return [module for module in model.modules() if type(module) in FUSED or isinstance(module, FusedStack)]
+    return [module for module in model.modules() if type(module) in (LayerStack, FusedStack)]  # not a user's subclass
 
 
 def product_dtype(model: nn.Module) -> torch.dtype | None:
@@ -77,15 +75,24 @@ def product_dtype(model: nn.Module) -> torch.dtype | None:
     return next((stack.product_dtype or torch.float32 for stack in fused), None)
 
 
-class FusedStack(nn.Module):
-    """What the fused classes share."""
+class FusedStack(LayerStack):
+    """The layers in their fast form."""
 
-    plain_class: ClassVar[type[nn.Module]]
-    layer_class: ClassVar[type[nn.Module]]
-    layer: nn.ModuleList
     product_dtype: torch.dtype | None
     told: set[str]
     """Obstacles that were logged."""
+
+    def forward(self, hidden: Tensor, mask: Tensor | None, *shared: Tensor, read: int | None = None) -> Tensor:
+        if self.blocked(hidden):
+            return super().forward(hidden, mask, *shared, read=read)
+        layout = Layout.of(hidden, mask)
+        x, dtype = layout.pack(hidden), self.product_dtype
+        read_last = read if layout.index is None else None  # with padding, all are computed and the leading ones taken
+        *before, last = self.sequence()
+        for layer in before:
+            x = run_layer(layer, x, layout, dtype, shared)
+        hidden = layout.pad(run_layer(last, x, layout, dtype, shared, read_last))
+        return hidden if read is None else hidden[:, :read]
 
     def blocked(self, hidden: Tensor) -> bool:
         """Whether the plain layers must run; says why, once for each reason."""
@@ -108,84 +115,13 @@ def obstacle(stack: FusedStack, hidden: Tensor) -> str | None:
         return f"the hidden states are {hidden.dtype}, they take torch.float32"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on; fuse(model, dtype=torch.bfloat16) takes its place"
-    for layer in stack.layer:
-        if type(layer) is not stack.layer_class:
-            return f"a layer is a {type(layer).__name__}"
+    for layer in stack:
+        if "parts" not in vars(type(layer)):  # a subclass of the layer that has them may compute something else
+            return f"a layer is a {type(layer).__name__}, which does not say where its parts are"
         for path, module in layer.named_modules():
-            if any((module._forward_hooks, module._forward_pre_hooks,
-                    module._backward_hooks, module._backward_pre_hooks)):  # fmt: skip
+            hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+            if any(hooks):
                 return f"there is a hook on {path or 'a layer'}"
             if isinstance(module, LoRALayer) and module.row_adapters is not None:
                 return "the batch mixes adapters"
     return None
-
-
-class FusedBertEncoder(FusedStack, BertEncoder):
-    plain_class, layer_class = BertEncoder, BertLayer
-
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        if self.blocked(hidden):
-            return BertEncoder.forward(self, hidden, mask)
-        return run_post_norm(self, bert_parts, hidden, mask)
-
-
-class FusedTransformer(FusedStack, Transformer):
-    plain_class, layer_class = Transformer, TransformerBlock
-
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        if self.blocked(hidden):
-            return Transformer.forward(self, hidden, mask)
-        return run_post_norm(self, distilbert_parts, hidden, mask)
-
-
-class FusedViTEncoder(FusedStack, ViTEncoder):
-    plain_class, layer_class = ViTEncoder, ViTLayer
-
-    def forward(self, hidden: Tensor, read: int | None) -> Tensor:
-        if self.blocked(hidden):
-            return ViTEncoder.forward(self, hidden, read)
-        layout = Layout.of(hidden, None)
-        x, last = layout.pack(hidden), len(self.layer) - 1
-        for number, layer in enumerate(self.layer):
-            assert isinstance(layer, ViTLayer)
-            x = pre_norm_layer(vit_parts(layer), x, layout, self.product_dtype, read if number == last else None)
-        return layout.pad(x)
-
-
-FUSED: dict[type[nn.Module], type[FusedStack]] = {
-    fused.plain_class: fused for fused in (FusedBertEncoder, FusedTransformer, FusedViTEncoder)
-}
-"""The fused class of each stack of layers."""
-
-
-def run_post_norm(stack: FusedStack, parts_of: Callable[[Any], Parts], hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Hidden states (B, T, H) after all layers."""
-    layout = Layout.of(hidden, mask)
-    x = layout.pack(hidden)
-    for layer in stack.layer:
-        x = post_norm_layer(parts_of(layer), x, layout, stack.product_dtype)
-    return layout.pad(x)
-
-
-def bert_parts(layer: BertLayer) -> Parts:
-    own, first, inner, second = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
-    return Parts(
-        own.query, own.key, own.value, own.num_heads, own.dropout, first.dense, first.dropout, first.LayerNorm,
-        inner.dense, inner.intermediate_act_fn, second.dense, second.dropout, second.LayerNorm,
-    )  # fmt: skip
-
-
-def distilbert_parts(layer: TransformerBlock) -> Parts:
-    own, ffn = layer.attention, layer.ffn
-    return Parts(
-        own.q_lin, own.k_lin, own.v_lin, own.num_heads, own.dropout, own.out_lin, None, layer.sa_layer_norm,
-        ffn.lin1, ffn.activation, ffn.lin2, ffn.dropout, layer.output_layer_norm,
-    )  # fmt: skip
-
-
-def vit_parts(layer: ViTLayer) -> Parts:
-    own, first, inner, second = layer.attention.attention, layer.attention.output, layer.intermediate, layer.output
-    return Parts(
-        own.query, own.key, own.value, own.num_heads, own.dropout, first.dense, first.dropout, layer.layernorm_before,
-        inner.dense, inner.intermediate_act_fn, second.dense, second.dropout, layer.layernorm_after,
-    )  # fmt: skip

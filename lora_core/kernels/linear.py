@@ -37,19 +37,21 @@ class Update(NamedTuple):
 def project(x: Tensor, layers: tuple[nn.Module, ...], dtype: torch.dtype | None) -> tuple[Tensor, ...]:
     """The outputs (N, O) of linear layers for one input (N, I).
 
-    ``dtype`` is what the matrix products are computed and the results given in; None: x's own. A layer that is more
-    than a Linear with one plain adapter (DoRA, PiSSA, several adapters at once, a class of the user's) is called as
-    it stands.
+    A layer that is more than a Linear with one plain adapter (DoRA, PiSSA, several adapters at once, a class of the
+    user's) is called as it stands.
+
+    Args:
+        dtype: what the matrix products are computed and the results given in; None: x's own.
     """
     dtype = dtype or x.dtype
     plain = [layer for layer in layers if is_plain(layer)]
     outputs: dict[nn.Module, Tensor] = {}
     if plain:
-        updates = [acting_update(layer) for layer in plain]
-        settings = [(frozen_copy(layer, dtype), update and (update.scaling, update.dropout))
-                    for layer, update in zip(plain, updates, strict=True)]  # fmt: skip
-        tensors = [t for layer, update in zip(plain, updates, strict=True)
-                   for t in (layer.weight, layer.bias, *(update[:2] if update else (None, None)))]  # fmt: skip
+        settings, tensors = [], []
+        for layer in plain:
+            update = acting_update(layer)
+            settings.append((frozen_copy(layer, dtype), update and (update.scaling, update.dropout)))
+            tensors += (layer.weight, layer.bias, *(update[:2] if update else (None, None)))
         outputs = dict(zip(plain, _Project.apply(x, dtype, settings, *tensors), strict=True))
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         outputs |= {layer: layer(x.float()).to(dtype) for layer in layers if layer not in outputs}
@@ -167,8 +169,15 @@ class _Project(Function):
         return dx, None, None, *found
 
 
-def _add_input_gradient(dx: Tensor | None, dtype: torch.dtype, g: Tensor, weight: Tensor, ds: Tensor | None,
-                        a: Tensor | None, keep: Tensor | None) -> Tensor:  # fmt: skip
+def _add_input_gradient(
+    dx: Tensor | None,
+    dtype: torch.dtype,
+    g: Tensor,
+    weight: Tensor,
+    ds: Tensor | None,
+    a: Tensor | None,
+    keep: Tensor | None,
+) -> Tensor:
     """``dx`` plus one layer's gradient of the input, (N, I) in ``dtype``."""
     if dx is not None and dx.dtype == weight.dtype and dx.dtype in ONEDNN:
         part = torch.ops.mkldnn._linear_pointwise.binary(g, dx, weight.T, None, "add")

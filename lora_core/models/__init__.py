@@ -1,4 +1,8 @@
-"""Encoders, heads and task models, under the names of their published checkpoints."""
+"""Encoders, heads and task models, under the names of their published checkpoints.
+
+Read layers and encoder, then task_model and heads, then a family (bert), then build, source and pretrained. Needs
+lora_core's config, dropout, files and vit_names alone; lora_core.kernels, lora_core.export and trainers build on it.
+"""
 
 from lora_core.models.bert import BertConfig, BertModel
 from lora_core.models.build import build_model, config_from_dict

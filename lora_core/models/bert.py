@@ -3,24 +3,37 @@
 Shapes: B sentences, T tokens (padded), H hidden size, F intermediate size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lora_core.models.config import EncoderConfig
-from lora_core.models.layers import Dropout, activation, additive_mask, check_input, multi_head_attention
+from lora_core.dropout import Dropout
+from lora_core.models.encoder import Encoder, EncoderConfig
+from lora_core.models.heads import TokenClassifier
+from lora_core.models.layers import (
+    GraphBuilder,
+    LayerParts,
+    LayerStack,
+    MultiHeadAttention,
+    TransformerLayer,
+    activation,
+    additive_mask,
+    check_input,
+)
+from lora_core.models.task_model import TextModel
 
 
 @dataclass(frozen=True)
 class BertConfig(EncoderConfig):
     """Sizes of a BERT encoder; the defaults are bert-base-uncased."""
 
-    model_type: ClassVar[str] = "bert"
-    activation_field: ClassVar[str] = "hidden_act"
-    attention_dropout_field: ClassVar[str] = "attention_probs_dropout_prob"
-    hidden_dropout_field: ClassVar[str] = "hidden_dropout_prob"
+    model_type = "bert"
+    activation_field = "hidden_act"
+    attention_dropout_field = "attention_probs_dropout_prob"
+    hidden_dropout_field = "hidden_dropout_prob"
 
     vocab_size: int = 30522
     """Rows of the word embeddings."""
@@ -103,23 +116,27 @@ class BertEmbeddings(nn.Module):
         place = self.position_embeddings(position_ids) + self.token_type_embeddings(token_type_ids)
         return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + place))  # (B, T, H)
 
+    def onnx_position_ids(self, graph: GraphBuilder, ids: str) -> str:
+        """`position_ids` as a graph, (B, T) int32; "": they are 0 to T - 1."""
+        return ""
 
-class BertSelfAttention(nn.Module):
+    def onnx(self, graph: GraphBuilder, ids: str) -> str:
+        """`forward` of texts without segments as a graph."""
+        places = self.position_embeddings, self.token_type_embeddings
+        return graph.embed(ids, self.word_embeddings, places, self.LayerNorm, self.onnx_position_ids(graph, ids))
+
+
+class BertSelfAttention(MultiHeadAttention):
     """Multi-head attention without its output projection."""
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
+        super().__init__(num_heads, dropout)
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
-        self.dropout = Dropout(dropout)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        dropout_p = self.dropout.p if self.training else 0.0
-        return multi_head_attention(
-            self.query(hidden), self.key(hidden), self.value(hidden), mask, self.num_heads, dropout_p
-        )
+        return self.attend(self.query(hidden), self.key(hidden), self.value(hidden), mask)
 
 
 class BertOutput(nn.Module):
@@ -166,7 +183,7 @@ class BertIntermediate(nn.Module):
         return self.intermediate_act_fn(self.dense(hidden))
 
 
-class BertLayer(nn.Module):
+class BertLayer(TransformerLayer):
     """One transformer layer, normalised after each residual sum."""
 
     def __init__(
@@ -189,48 +206,58 @@ class BertLayer(nn.Module):
         attended = self.attention(hidden, mask)  # (B, T, H)
         return self.output(self.intermediate(attended), attended)
 
-
-class BertEncoder(nn.Module):
-    """The stack of layers."""
-
-    def __init__(self, layers: list[BertLayer]) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(layers)
-
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        for layer in self.layer:
-            hidden = layer(hidden, mask)
-        return hidden
-
-
-class BertPooler(nn.Module):
-    """Dense layer over the first token, (B, T, H) -> (B, H); text classification calls it."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.activation = nn.Tanh()
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden[:, 0]))
+    def parts(self) -> LayerParts:
+        attention, intermediate = self.attention.self, self.intermediate
+        attention_output, output = self.attention.output, self.output
+        return LayerParts(
+            attention=attention,
+            query_key_value=(attention.query, attention.key, attention.value),
+            attention_output=attention_output.dense,
+            attention_output_dropout=attention_output.dropout,
+            attention_norm=attention_output.LayerNorm,
+            intermediate=intermediate.dense,
+            activation=intermediate.intermediate_act_fn,
+            output=output.dense,
+            output_dropout=output.dropout,
+            output_norm=output.LayerNorm,
+        )
 
 
-class BertModel(nn.Module):
+class BertTextClassifier(TextModel):
+    """The encoder's pooler, then one linear layer."""
+
+    task = "text-classification"
+    architecture_suffix = "ForSequenceClassification"
+    tokens_read = 1
+
+    def __init__(self, encoder: Encoder, labels: Sequence[str]) -> None:
+        encoder.add_pooler()
+        super().__init__(encoder, labels)
+        self.dropout = Dropout(self.config.head_dropout)
+        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
+
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
+        pooled = self.base_model.get_submodule("pooler")(hidden)  # (B, H)
+        return self.classifier(self.dropout(pooled))  # (B, L)
+
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        pooled = graph.op("Tanh", graph.dense(hidden, self.base_model.get_submodule("pooler.dense")))
+        return graph.label_layer(pooled, self.classifier)
+
+
+class BertModel(Encoder):
     """The encoder without a head."""
 
-    config_class: ClassVar[type[BertConfig]] = BertConfig
+    config_class = BertConfig
     embeddings_class: ClassVar[type[BertEmbeddings]] = BertEmbeddings
-    base_model_prefix: ClassVar[str] = "bert"
-    architecture_stem: ClassVar[str] = "Bert"
-    architecture_suffix: ClassVar[str] = "Model"
-    task: ClassVar[str] = "encoder"
-    labels: ClassVar[tuple[str, ...]] = ()
-    head_names: ClassVar[tuple[str, ...]] = ()
+    base_model_prefix = "bert"
+    architecture_stem = "Bert"
+    heads = (TokenClassifier, BertTextClassifier)
+    has_pooler = True
+    other_heads = Encoder.other_heads | {"cls"}
 
     def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fresh_parameters: tuple[str, ...] = ()
+        super().__init__(config)
         self.embeddings = self.embeddings_class(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -240,26 +267,19 @@ class BertModel(nn.Module):
             layer_norm_eps=config.layer_norm_eps,
             dropout=config.hidden_dropout_prob,
         )
-        self.encoder = BertEncoder(
-            [
-                BertLayer(
-                    hidden_size=config.hidden_size,
-                    num_heads=config.num_attention_heads,
-                    intermediate_size=config.intermediate_size,
-                    hidden_act=config.hidden_act,
-                    layer_norm_eps=config.layer_norm_eps,
-                    hidden_dropout=config.hidden_dropout_prob,
-                    attention_dropout=config.attention_probs_dropout_prob,
-                )
-                for _ in range(config.num_hidden_layers)
-            ]
+        layers = LayerStack(
+            BertLayer(
+                hidden_size=config.hidden_size,
+                num_heads=config.num_attention_heads,
+                intermediate_size=config.intermediate_size,
+                hidden_act=config.hidden_act,
+                layer_norm_eps=config.layer_norm_eps,
+                hidden_dropout=config.hidden_dropout_prob,
+                attention_dropout=config.attention_probs_dropout_prob,
+            )
+            for _ in range(config.num_hidden_layers)
         )
-        self.pooler: BertPooler | None = None
-
-    def add_pooler(self) -> BertPooler:
-        """Give the encoder its pooler, which `forward` does not call: only text classification needs one."""
-        self.pooler = BertPooler(self.config.hidden_size)
-        return self.pooler
+        self.encoder = nn.ModuleDict({"layer": layers})
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -267,8 +287,14 @@ class BertModel(nn.Module):
         """Return the last hidden state (B, T, H).
 
         All arguments are (B, T): ids of the vocabulary; nonzero or True at real tokens (None: all are real);
-        segment ids (None: all 0). Raises ValueError when T exceeds `config.max_tokens`.
+        segment ids (None: all 0).
+
+        Raises:
+            ValueError: T exceeds `config.max_tokens`.
         """
         check_input(input_ids, attention_mask, self.config.max_tokens)
         hidden = self.embeddings(input_ids, token_type_ids)  # (B, T, H)
-        return self.encoder(hidden, additive_mask(attention_mask, hidden.dtype))
+        return self.encoder["layer"](hidden, additive_mask(attention_mask, hidden.dtype))
+
+    def onnx_embeddings(self, graph: GraphBuilder, inputs: str) -> str:
+        return self.embeddings.onnx(graph, inputs)

@@ -6,21 +6,26 @@ positions of `mask` alone, in order; what lies between them (special tokens, fur
 Shapes: B texts, T tokens (padded), W chained positions of the longest chain, L labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lora_core.models.layers import Dropout
+from lora_core.models.task_model import ClassifierHead
 
 FORBIDDEN = -1e4
 """Score of a transition that must not happen; finite, so that no gradient becomes NaN."""
 
 
-class CRFHead(nn.Module):
+class CRFHead(ClassifierHead):
     """One linear layer over every token, and the transitions. `forward` packs all scores into one tensor (B, T + 1 + L,
     L): T rows of emissions, one of start scores, and L of transitions (from, to). `split_scores` takes it apart.
     """
+
+    task = "token-classification"
+    head_kind = "crf"
+    architecture_suffix = "CRFForTokenClassification"
 
     forbidden: Tensor
 
@@ -40,6 +45,15 @@ class CRFHead(nn.Module):
         emissions = self.out_proj(self.dropout(hidden))  # (B, T, L)
         chain = torch.cat([self.start[None], self.transitions + self.forbidden])  # (1 + L, L)
         return torch.cat([emissions, chain.to(emissions.dtype).expand(len(emissions), -1, -1)], 1)
+
+    @classmethod
+    def with_label_rows(cls, tensors: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
+        found = super().with_label_rows(tensors, rows)
+        if "classifier.start" in found:
+            found["classifier.start"] = found["classifier.start"][rows]
+        for name in {"classifier.transitions", "classifier.forbidden"} & found.keys():
+            found[name] = found[name][rows][:, rows]
+        return found
 
 
 def split_scores(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +96,10 @@ def crf_log_likelihood(emissions: Tensor, start: Tensor, transitions: Tensor, la
 
 
 def viterbi(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
-    """The best sequence of each text, (B, T): label ids where `mask` is True, 0 elsewhere. Arguments as above."""
+    """The best sequence of each text, (B, T): label ids where `mask` is True, 0 elsewhere.
+
+    `emissions` (B, T, L), `start` (L,), `transitions` (L, L) from row to column.
+    """
     chained, _, inside = _chained(emissions, mask, None)
     path = torch.zeros_like(mask, dtype=torch.int64)
     if not inside.shape[1]:
@@ -105,9 +122,10 @@ def viterbi(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tensor)
 
 
 def marginals(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
-    """Probability of every label at every position, (B, T, L), 0 where `mask` is False. Arguments as above.
+    """Probability of every label at every position, (B, T, L), 0 where `mask` is False: by the forward and the backward
+    algorithm.
 
-    By the forward and the backward algorithm.
+    `emissions` (B, T, L), `start` (L,), `transitions` (L, L) from row to column.
     """
     chained, _, inside = _chained(emissions, mask, None)
     found = torch.zeros_like(emissions)

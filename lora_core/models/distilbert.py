@@ -3,14 +3,26 @@
 Shapes: B sentences, T tokens (padded), H hidden size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lora_core.models.config import EncoderConfig
-from lora_core.models.layers import Dropout, activation, additive_mask, check_input, multi_head_attention
+from lora_core.dropout import Dropout
+from lora_core.models.encoder import Encoder, EncoderConfig
+from lora_core.models.heads import TokenClassifier
+from lora_core.models.layers import (
+    GraphBuilder,
+    LayerParts,
+    LayerStack,
+    MultiHeadAttention,
+    TransformerLayer,
+    activation,
+    additive_mask,
+    check_input,
+)
+from lora_core.models.task_model import TextModel
 
 LAYER_NORM_EPS = 1e-12
 
@@ -19,10 +31,10 @@ LAYER_NORM_EPS = 1e-12
 class DistilBertConfig(EncoderConfig):
     """Sizes of a DistilBERT encoder; the defaults are distilbert-base-uncased."""
 
-    model_type: ClassVar[str] = "distilbert"
-    activation_field: ClassVar[str] = "activation"
-    attention_dropout_field: ClassVar[str] = "attention_dropout"
-    hidden_dropout_field: ClassVar[str] = "dropout"
+    model_type = "distilbert"
+    activation_field = "activation"
+    attention_dropout_field = "attention_dropout"
+    hidden_dropout_field = "dropout"
 
     vocab_size: int = 30522
     """Rows of the word embeddings."""
@@ -103,26 +115,23 @@ class Embeddings(nn.Module):
         summed = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(summed))  # (B, T, H)
 
+    def onnx(self, graph: GraphBuilder, ids: str) -> str:
+        """`forward` as a graph."""
+        return graph.embed(ids, self.word_embeddings, [self.position_embeddings], self.LayerNorm)
 
-class SelfAttention(nn.Module):
+
+class SelfAttention(MultiHeadAttention):
     """Multi-head attention with its output projection."""
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
+        super().__init__(num_heads, dropout)
         self.q_lin = nn.Linear(hidden_size, hidden_size)
         self.k_lin = nn.Linear(hidden_size, hidden_size)
         self.v_lin = nn.Linear(hidden_size, hidden_size)
         self.out_lin = nn.Linear(hidden_size, hidden_size)
-        self.dropout = Dropout(dropout)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        dropout_p = self.dropout.p if self.training else 0.0
-        return self.out_lin(
-            multi_head_attention(
-                self.q_lin(hidden), self.k_lin(hidden), self.v_lin(hidden), mask, self.num_heads, dropout_p
-            )
-        )
+        return self.out_lin(self.attend(self.q_lin(hidden), self.k_lin(hidden), self.v_lin(hidden), mask))
 
 
 class FeedForward(nn.Module):
@@ -139,7 +148,7 @@ class FeedForward(nn.Module):
         return self.dropout(self.lin2(self.activation(self.lin1(hidden))))
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(TransformerLayer):
     """One transformer layer, normalised after each residual sum; no dropout on the attention's output."""
 
     def __init__(
@@ -162,35 +171,58 @@ class TransformerBlock(nn.Module):
         attended = self.sa_layer_norm(self.attention(hidden, mask) + hidden)  # (B, T, H)
         return self.output_layer_norm(self.ffn(attended) + attended)
 
+    def parts(self) -> LayerParts:
+        return LayerParts(
+            attention=self.attention,
+            query_key_value=(self.attention.q_lin, self.attention.k_lin, self.attention.v_lin),
+            attention_output=self.attention.out_lin,
+            attention_output_dropout=None,
+            attention_norm=self.sa_layer_norm,
+            intermediate=self.ffn.lin1,
+            activation=self.ffn.activation,
+            output=self.ffn.lin2,
+            output_dropout=self.ffn.dropout,
+            output_norm=self.output_layer_norm,
+        )
 
-class Transformer(nn.Module):
-    """The stack of layers."""
 
-    def __init__(self, layers: list[TransformerBlock]) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(layers)
+class DistilBertTextClassifier(TextModel):
+    """Two linear layers over the first token, with ReLU and dropout between."""
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        for layer in self.layer:
-            hidden = layer(hidden, mask)
-        return hidden
+    task = "text-classification"
+    architecture_suffix = "ForSequenceClassification"
+    head_names = ("pre_classifier", "classifier")
+    tokens_read = 1
+
+    def __init__(self, encoder: Encoder, labels: Sequence[str]) -> None:
+        super().__init__(encoder, labels)
+        self.pre_classifier = nn.Linear(self.config.hidden_size, self.config.hidden_size)
+        self.dropout = Dropout(self.config.seq_classif_dropout)
+        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
+
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
+        pooled = torch.relu(self.pre_classifier(hidden[:, 0]))  # (B, H)
+        return self.classifier(self.dropout(pooled))  # (B, L)
+
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        return graph.label_layer(graph.op("Relu", graph.dense(hidden, self.pre_classifier)), self.classifier)
 
 
-class DistilBertModel(nn.Module):
+class DistilBertModel(Encoder):
     """The encoder without a head."""
 
-    config_class: ClassVar[type[DistilBertConfig]] = DistilBertConfig
-    base_model_prefix: ClassVar[str] = "distilbert"
-    architecture_stem: ClassVar[str] = "DistilBert"
-    architecture_suffix: ClassVar[str] = "Model"
-    task: ClassVar[str] = "encoder"
-    labels: ClassVar[tuple[str, ...]] = ()
-    head_names: ClassVar[tuple[str, ...]] = ()
+    config_class = DistilBertConfig
+    base_model_prefix = "distilbert"
+    architecture_stem = "DistilBert"
+    heads = (TokenClassifier, DistilBertTextClassifier)
+    other_heads = Encoder.other_heads | {
+        "vocab_transform",
+        "vocab_layer_norm",
+        "vocab_projector",
+    }
 
     def __init__(self, config: DistilBertConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fresh_parameters: tuple[str, ...] = ()
+        super().__init__(config)
         self.embeddings = Embeddings(
             vocab_size=config.vocab_size,
             hidden_size=config.dim,
@@ -198,29 +230,33 @@ class DistilBertModel(nn.Module):
             pad_token_id=config.pad_token_id,
             dropout=config.dropout,
         )
-        self.transformer = Transformer(
-            [
-                TransformerBlock(
-                    hidden_size=config.dim,
-                    num_heads=config.n_heads,
-                    intermediate_size=config.hidden_dim,
-                    activation_name=config.activation,
-                    hidden_dropout=config.dropout,
-                    attention_dropout=config.attention_dropout,
-                )
-                for _ in range(config.n_layers)
-            ]
+        layers = LayerStack(
+            TransformerBlock(
+                hidden_size=config.dim,
+                num_heads=config.n_heads,
+                intermediate_size=config.hidden_dim,
+                activation_name=config.activation,
+                hidden_dropout=config.dropout,
+                attention_dropout=config.attention_dropout,
+            )
+            for _ in range(config.n_layers)
         )
+        self.transformer = nn.ModuleDict({"layer": layers})
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: None = None) -> Tensor:
         """Return the last hidden state (B, T, H).
 
         `input_ids` are (B, T) ids of the vocabulary; `attention_mask` (B, T) is nonzero or True at real
-        tokens (None: all are real). Raises ValueError when T exceeds `config.max_tokens` or token_type_ids
-        are given.
+        tokens (None: all are real).
+
+        Raises:
+            ValueError: T exceeds `config.max_tokens`, or token_type_ids are given.
         """
         if token_type_ids is not None:
             raise ValueError("token_type_ids were given, but DistilBERT has no segments; leave them out")
         check_input(input_ids, attention_mask, self.config.max_tokens)
         hidden = self.embeddings(input_ids)  # (B, T, H)
-        return self.transformer(hidden, additive_mask(attention_mask, hidden.dtype))
+        return self.transformer["layer"](hidden, additive_mask(attention_mask, hidden.dtype))
+
+    def onnx_embeddings(self, graph: GraphBuilder, inputs: str) -> str:
+        return self.embeddings.onnx(graph, inputs)

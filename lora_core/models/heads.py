@@ -1,172 +1,34 @@
-"""Text classifiers: each family's own under the names of its published checkpoints, and those with other heads.
+"""Heads that suit every text encoder: one for words, and those that `HEADS` names.
 
-Shapes: B texts, T tokens (padded), H hidden size, L labels.
+Shapes: B texts, T tokens (padded), H hidden size, L labels, V vocabulary, F filters of one width.
 """
 
+import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lora_core.models.bert import BertModel
 from lora_core.models.crf import CRFHead
-from lora_core.models.distilbert import DistilBertModel
-from lora_core.models.layers import Dropout
-from lora_core.models.recurrent import BiLSTMModel, LSTMModel
-from lora_core.models.roberta import CamembertModel, RobertaModel, XLMRobertaModel
-from lora_core.models.task_model import Encoder, TaskModel, TextEncoder, TextModel
-from lora_core.models.text_heads import AttentionPooling, FirstToken, LastToken, LSTMPooling, ResidualMLP, TextCNN
-from lora_core.models.vit import DeiTModel, ViTModel
+from lora_core.models.encoder import Encoder
+from lora_core.models.layers import MASKED, MICROSOFT, Dropout, GraphBuilder, PackedLSTM, real_tokens
+from lora_core.models.task_model import ClassifierHead, TextModel
 
-# DOC """The task models: an encoder under its `base_model_prefix`, a head under the names of its published checkpoints.
-#
-# A new head is a subclass of TaskModel and a row in `TASK_MODELS`, or in `HEADS` if it suits every text encoder.
-#
-# Shapes: B texts or images, T tokens (padded), H hidden size, L labels.
-# """
+KERNEL_WIDTHS = (3, 4, 5)
+FILTERS = 100
+"""Filters of each width, as in Kim 2014."""
 
 
-class TextClassification(TextModel):
-    """Base of the text classifiers: all read the first token, each family in its own way."""
-
-    task = "text-classification"
-    architecture_suffix = "ForSequenceClassification"
-
-
-class BertTextClassification(TextClassification):
-    """The encoder's pooler, then one linear layer."""
-
-    def __init__(self, encoder: BertModel, labels: Sequence[str]) -> None:
-        encoder.add_pooler()
-        super().__init__(encoder, labels)
-        self.dropout = Dropout(self.config.head_dropout)
-        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
-
-    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
-        pooled = self.base_model.get_submodule("pooler")(hidden)  # (B, H)
-        return self.classifier(self.dropout(pooled))  # (B, L)
-
-
-class RobertaClassificationHead(nn.Module):
-    """Two linear layers with dropout before each and tanh between."""
-
-    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
-        self.dropout = Dropout(dropout)
-        self.out_proj = nn.Linear(hidden_size, num_labels)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        first = self.dropout(hidden[:, 0])  # (B, H)
-        return self.out_proj(self.dropout(torch.tanh(self.dense(first))))
-
-
-class RobertaTextClassification(TextClassification):
-    """RobertaClassificationHead under the name `classifier`."""
-
-    label_layers = ("classifier.out_proj",)
-
-    def __init__(self, encoder: RobertaModel, labels: Sequence[str]) -> None:
-        super().__init__(encoder, labels)
-        self.classifier = RobertaClassificationHead(self.config.hidden_size, len(self.labels), self.config.head_dropout)
-
-    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
-        return self.classifier(hidden)  # (B, L)
-
-
-class DistilBertTextClassification(TextClassification):
-    """Two linear layers with ReLU and dropout between."""
-
-    head_names = ("pre_classifier", "classifier")
-
-    def __init__(self, encoder: DistilBertModel, labels: Sequence[str]) -> None:
-        super().__init__(encoder, labels)
-        self.pre_classifier = nn.Linear(self.config.hidden_size, self.config.hidden_size)
-        self.dropout = Dropout(encoder.config.seq_classif_dropout)
-        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
-
-    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
-        pooled = torch.relu(self.pre_classifier(hidden[:, 0]))  # (B, H)
-        return self.classifier(self.dropout(pooled))  # (B, L)
-
-
-class HeadedTextClassification(TextClassification):
-    """Base of the text classifiers with a head of `text_heads` under the name `classifier`."""
-
-    label_layers = ("classifier.out_proj",)
-    head_class: ClassVar[type[nn.Module]]
-
-    def __init__(self, encoder: TextEncoder, labels: Sequence[str]) -> None:
-        super().__init__(encoder, labels)
-        self.classifier = self.head_class(
-            hidden_size=self.config.hidden_size,
-            num_labels=len(self.labels),
-            dropout=self.config.head_dropout,
-            **self.head_options(),
-        )
-
-    def head_options(self) -> dict[str, int]:
-        """What the head must know beyond its sizes."""
-        return {}
-
-    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
-        return self.classifier(hidden, attention_mask, input_ids)  # (B, L)
-
-
-class LinearTextClassification(HeadedTextClassification):
-    head = "linear"
-    head_class = FirstToken
-    architecture_suffix = "LinearForSequenceClassification"
-
-
-class MLPTextClassification(HeadedTextClassification):
-    head = "mlp"
-    head_class = ResidualMLP
-    architecture_suffix = "MLPForSequenceClassification"
-
-
-class LSTMTextClassification(HeadedTextClassification):
-    head = "lstm"
-    head_class = LSTMPooling
-    architecture_suffix = "LSTMForSequenceClassification"
-
-
-class TextCNNTextClassification(HeadedTextClassification):
-    head = "textcnn"
-    head_class = TextCNN
-    architecture_suffix = "TextCNNForSequenceClassification"
-
-
-class AttentionTextClassification(HeadedTextClassification):
-    head = "attention"
-    head_class = AttentionPooling
-    architecture_suffix = "AttentionForSequenceClassification"
-
-    def head_options(self) -> dict[str, int]:
-        return {"vocab_size": self.config.vocab_size}
-
-
-class LastTokenTextClassification(HeadedTextClassification):
-    """The left-to-right encoder's own head."""
-
-    head_class = LastToken
-
-
-class BiLSTMTextClassification(AttentionTextClassification):
-    """Attention pooling as the family's own head."""
-
-    head = "default"
-    architecture_suffix = "ForSequenceClassification"
-
-
-class TokenClassification(TextModel):
-    """One linear layer over every token; the same for all families."""
+class TokenClassifier(TextModel):
+    """One linear layer over every token."""
 
     task = "token-classification"
     architecture_suffix = "ForTokenClassification"
 
-    def __init__(self, encoder: TextEncoder, labels: Sequence[str]) -> None:
+    def __init__(self, encoder: Encoder, labels: Sequence[str]) -> None:
         super().__init__(encoder, labels)
         self.dropout = Dropout(self.config.head_dropout)
         self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
@@ -174,91 +36,174 @@ class TokenClassification(TextModel):
     def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
         return self.classifier(self.dropout(hidden))  # (B, T, L)
 
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        return graph.label_layer(hidden, self.classifier)
 
-class CRFTokenClassification(TextModel):
-    """A conditional random field over the words. The logits are the packed scores of CRFHead, (B, T + 1 + L, L)."""
 
-    task = "token-classification"
-    head = "crf"
-    architecture_suffix = "CRFForTokenClassification"
-    label_layers = ("classifier.out_proj",)
+class FirstToken(ClassifierHead):
+    """One linear layer over the first token."""
 
-    def __init__(self, encoder: TextEncoder, labels: Sequence[str]) -> None:
-        super().__init__(encoder, labels)
-        self.classifier = CRFHead(self.config.hidden_size, len(self.labels), self.config.head_dropout)
+    head_kind = "linear"
+    architecture_suffix = "LinearForSequenceClassification"
+    tokens_read = 1
 
-    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
-        return self.classifier(hidden, attention_mask, input_ids)
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
+        return self.out_proj(self.dropout(hidden[:, 0]))  # (B, L)
+
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        return graph.label_layer(hidden, self.out_proj)
+
+
+class ResidualMLP(ClassifierHead):
+    """The first token plus a dense layer of it, then the labels' layer."""
+
+    head_kind = "mlp"
+    architecture_suffix = "MLPForSequenceClassification"
+    tokens_read = 1
+
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dropout = Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
+        first = hidden[:, 0]  # (B, H)
+        return self.out_proj(self.dropout(first + F.gelu(self.dense(self.dropout(first)))))
+
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        inner = graph.op("Gelu", graph.dense(hidden, self.dense), domain=MICROSOFT)
+        return graph.label_layer(graph.op("Add", hidden, inner), self.out_proj)
+
+
+class LSTMPooling(ClassifierHead):
+    """A bidirectional LSTM over the tokens; the last state of each direction goes to the labels' layer."""
+
+    head_kind = "lstm"
+    architecture_suffix = "LSTMForSequenceClassification"
+
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.encoder = PackedLSTM(hidden_size, hidden_size // 2, bidirectional=True)
+        self.dropout = Dropout(dropout)
+        self.out_proj = nn.Linear(2 * (hidden_size // 2), num_labels)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
+        _, last = self.encoder(hidden, attention_mask)  # (B, H)
+        return self.out_proj(self.dropout(last))
+
+
+class TextCNN(ClassifierHead):
+    """Convolutions of several widths over the tokens, the largest value of each filter (Kim 2014,
+    https://arxiv.org/abs/1408.5882).
+
+    A filter is centred on every real token and sees zeros beyond the text, so a text may be shorter than the filter.
+    """
+
+    head_kind = "textcnn"
+    architecture_suffix = "TextCNNForSequenceClassification"
+
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv1d(hidden_size, FILTERS, width) for width in KERNEL_WIDTHS)
+        self.dropout = Dropout(dropout)
+        self.out_proj = nn.Linear(FILTERS * len(KERNEL_WIDTHS), num_labels)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
+        real = real_tokens(hidden, attention_mask)[:, None]  # (B, 1, T)
+        tokens = hidden.transpose(1, 2).masked_fill(~real, 0)  # (B, H, T)
+        pooled = []
+        for width, convolution in zip(KERNEL_WIDTHS, self.convolutions, strict=True):
+            found = torch.relu(convolution(F.pad(tokens, ((width - 1) // 2, width // 2))))  # (B, F, T)
+            pooled.append(found.masked_fill(~real, 0).amax(2))  # a real token has at least 0
+        return self.out_proj(self.dropout(torch.cat(pooled, 1)))
+
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        real = graph.op("Unsqueeze", graph.cast(mask, np.float32), graph.constant([1]))  # (B, 1, T)
+        tokens = graph.op("Mul", graph.op("Transpose", hidden, perm=[0, 2, 1]), real)  # (B, H, T)
+        pooled = []
+        for width, convolution in zip(KERNEL_WIDTHS, self.convolutions, strict=True):
+            weights = graph.parameter(convolution), graph.parameter(convolution, "bias")
+            found = graph.op("Conv", tokens, *weights, pads=[(width - 1) // 2, width // 2])
+            found = graph.op("Mul", graph.op("Relu", found), real)  # (B, F, T)
+            pooled.append(graph.op("ReduceMax", found, graph.constant([2]), keepdims=0))
+        return graph.label_layer(graph.op("Concat", *pooled, axis=1), self.out_proj)
+
+
+class AttentionPooling(ClassifierHead):
+    """The tokens' mean with learned weights: softmax of v . tanh(W h + b), the additive attention of Yang et al. 2016.
+
+    `penalty` is taken from the score of every token that `confusing` marks, before the softmax, so such tokens count
+    for less, though never for nothing. Both are buffers: they are saved and loaded with the head.
+    """
+
+    head_kind = "attention"
+    architecture_suffix = "AttentionForSequenceClassification"
+
+    confusing: Tensor
+    penalty: Tensor
+
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float, vocab_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.energy = nn.Linear(hidden_size, 1, bias=False)  # PEFT takes a `score` for a head of its own
+        self.dropout = Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, num_labels)
+        self.register_buffer("confusing", torch.zeros(vocab_size))
+        self.register_buffer("penalty", torch.zeros(1))
 
     @classmethod
-    def with_label_rows(cls, head: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-        head = super().with_label_rows(head, rows)
-        ordered = {"classifier.start": lambda start: start[rows]} | dict.fromkeys(
-            ("classifier.transitions", "classifier.forbidden"), lambda pairs: pairs[rows][:, rows]
-        )
-        return {name: ordered[name](tensor) if name in ordered else tensor for name, tensor in head.items()}
+    def of_config(cls: Any, config: Any, num_labels: int) -> ClassifierHead:
+        return cls(config.hidden_size, num_labels, config.head_dropout, config.vocab_size)
+
+    def mark_confusing(self, token_ids: Sequence[int], penalty: float) -> None:
+        """Mark just these tokens.
+
+        Args:
+            token_ids: their ids.
+            penalty: 1 divides their weight by e; at least 0.
+
+        Raises:
+            ValueError: an id is outside the vocabulary, or the penalty negative or infinite.
+        """
+        wrong = [token for token in token_ids if not 0 <= token < len(self.confusing)]
+        if wrong:
+            raise ValueError(f"token ids {wrong[:5]} are not in the vocabulary of {len(self.confusing)} tokens")
+        if not 0 <= penalty < math.inf:
+            raise ValueError(f"penalty is {penalty}; expected a number of at least 0")
+        self.confusing.zero_()
+        self.confusing[list(token_ids)] = 1
+        self.penalty.fill_(penalty)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:
+        weights = self.weights(hidden, attention_mask, input_ids)
+        return self.out_proj(self.dropout((weights[:, None] @ hidden).squeeze(1)))
+
+    def weights(self, hidden: Tensor, attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:
+        """The weight of every token, (B, T); each text's sum to 1, padding has 0."""
+        scores = self.energy(torch.tanh(self.dense(hidden))).squeeze(-1)  # (B, T)
+        scores = scores - self.penalty * self.confusing[input_ids]
+        scores = scores.float().masked_fill(~real_tokens(hidden, attention_mask), MASKED)
+        return scores.softmax(-1).to(hidden.dtype)
+
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        inner = graph.op("Tanh", graph.dense(hidden, self.dense))
+        scores = graph.op("Squeeze", graph.linear(inner, self.energy), graph.constant([2]))  # (B, T)
+        confusing = graph.op("Gather", graph.parameter(self, "confusing"), input_ids)
+        scores = graph.op("Sub", scores, graph.op("Mul", confusing, graph.parameter(self, "penalty")))
+        real = graph.cast(mask, np.bool_)
+        scores = graph.op("Where", real, scores, graph.constant(MASKED, np.float32))
+        weights = graph.op("Unsqueeze", graph.op("Softmax", scores, axis=-1), graph.constant([1]))  # (B, 1, T)
+        mean = graph.op("Squeeze", graph.op("MatMul", weights, hidden), graph.constant([1]))  # (B, H)
+        return graph.label_layer(mean, self.out_proj)
 
 
-class ImageClassification(TaskModel):
-    """One linear layer over the class token."""
-
-    task = "image-classification"
-    architecture_suffix = "ForImageClassification"
-
-    def __init__(self, encoder: ViTModel, labels: Sequence[str]) -> None:
-        super().__init__(encoder, labels)
-        self.classifier = nn.Linear(self.config.hidden_size, len(self.labels))
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return the logits (B, L) of images (B, C, height, width)."""
-        return self.logits(self.base_model(pixel_values, read=1))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.classifier(hidden[:, 0])  # (B, L)
-
-
-class DistilledImageClassification(TaskModel):
-    """The mean of two classifiers, over the class token and the distillation token (DeiT paper, section 4)."""
-
-    task = "image-classification"
-    architecture_suffix = "ForImageClassificationWithTeacher"
-    head_names = label_layers = ("cls_classifier", "distillation_classifier")
-
-    def __init__(self, encoder: DeiTModel, labels: Sequence[str]) -> None:
-        super().__init__(encoder, labels)
-        self.cls_classifier = nn.Linear(self.config.hidden_size, len(self.labels))
-        self.distillation_classifier = nn.Linear(self.config.hidden_size, len(self.labels))
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return the logits (B, L) of images (B, C, height, width)."""
-        return self.logits(self.base_model(pixel_values, read=2))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return (self.cls_classifier(hidden[:, 0]) + self.distillation_classifier(hidden[:, 1])) / 2  # (B, L)
-
-
-_ROBERTA_MODELS = (RobertaModel, XLMRobertaModel, CamembertModel)
-
-TASK_MODELS: dict[tuple[type[Encoder], str], type[TaskModel]] = {
-    (BertModel, "token-classification"): TokenClassification,
-    (BertModel, "text-classification"): BertTextClassification,
-    **{(encoder, "token-classification"): TokenClassification for encoder in _ROBERTA_MODELS},
-    **{(encoder, "text-classification"): RobertaTextClassification for encoder in _ROBERTA_MODELS},
-    (DistilBertModel, "token-classification"): TokenClassification,
-    (DistilBertModel, "text-classification"): DistilBertTextClassification,
-    **{(encoder, "token-classification"): TokenClassification for encoder in (LSTMModel, BiLSTMModel)},
-    (LSTMModel, "text-classification"): LastTokenTextClassification,
-    (BiLSTMModel, "text-classification"): BiLSTMTextClassification,
-    (ViTModel, "image-classification"): ImageClassification,
-    (DeiTModel, "image-classification"): DistilledImageClassification,
+HEADS: dict[str, type[ClassifierHead]] = {
+    head.head_kind: head for head in (FirstToken, ResidualMLP, LSTMPooling, TextCNN, AttentionPooling, CRFHead)
 }
-"""The model of each family and task."""
-
-HEADS: dict[str, type[TextModel]] = {
-    model.head: model
-    for model in (
-        LinearTextClassification, MLPTextClassification, LSTMTextClassification, TextCNNTextClassification,
-        AttentionTextClassification, CRFTokenClassification,
-    )
-}  # fmt: skip
-"""The models of other heads than the family's own, by name; they take every text encoder."""
+"""Heads other than the family's own, by name."""

@@ -1,22 +1,20 @@
-"""Parts that all encoders share: attention and its mask, activations, dropout, the check of the input.
+"""What encoders and heads are made of: activations, attention and its mask, an LSTM over padded texts, and how a
+transformer layer says where its parts are.
 
-Shapes: B sentences, T tokens (padded), H hidden size, N attention heads, D = H / N.
+Shapes: B texts or images, T tokens (padded), Q tokens that ask (T, or fewer), H hidden size, N attention heads,
+D = H / N.
 """
 
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lora_core.dropout import Dropout
-
-__all__ = [
-    "ACTIVATIONS",
-    "Dropout",
-    "activation",
-    "additive_mask",
-    "check_input",
-    "multi_head_attention",
-]
 
 ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
     "gelu": (nn.GELU, {}),
@@ -33,6 +31,9 @@ MASKED = -(2.0**15)
 """Added to the attention score of a padded token. exp() of it is 0, and unlike the least float32 it is finite
 in float16 and bfloat16 too, where an infinity would turn a row of nothing but padding into NaN."""
 
+MICROSOFT = "com.microsoft"
+"""Domain of onnxruntime's own operators, for `GraphBuilder.op`."""
+
 
 def activation(name: str) -> nn.Module:
     """Return the activation module that config.json calls `name`."""
@@ -48,21 +49,19 @@ def additive_mask(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor |
     return torch.zeros_like(padding, dtype=dtype).masked_fill_(padding, MASKED)
 
 
-def multi_head_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int, dropout_p: float
-) -> Tensor:
-    """Scaled dot-product attention over `num_heads` slices of H.
-
-    `query`, `key`, `value` and the result are (B, T, H), `mask` is from `additive_mask`; `dropout_p` is
-    applied to the attention weights as it stands, so pass 0 outside training.
-    """
-    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-    context = F.scaled_dot_product_attention(query, key, value, mask, dropout_p)  # (B, N, T, D)
-    return context.transpose(1, 2).flatten(2)  # (B, T, H)
+def real_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """True at real tokens, (B, T)."""
+    if attention_mask is None:
+        return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    return attention_mask != 0
 
 
 def check_input(input_ids: Tensor, attention_mask: Tensor | None, max_tokens: int) -> None:
-    """Raise ValueError when the shapes do not fit, where the layers would fail with an unrelated message."""
+    """Refuse shapes that do not fit, where the layers would fail with an unrelated message.
+
+    Raises:
+        ValueError: `input_ids` is not (B, T), has more tokens than `max_tokens`, or the mask has another shape.
+    """
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (sentences, tokens)")
     if input_ids.shape[1] > max_tokens:
@@ -75,3 +74,194 @@ def check_input(input_ids: Tensor, attention_mask: Tensor | None, max_tokens: in
             f"attention_mask has shape {tuple(attention_mask.shape)}; expected that of input_ids, "
             f"{tuple(input_ids.shape)}"
         )
+
+
+def multi_head_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int, dropout_p: float
+) -> Tensor:
+    """Scaled dot-product attention over `num_heads` slices of H.
+
+    `query` and the result are (B, Q, H), `key` and `value` (B, T, H), `mask` is from `additive_mask`; `dropout_p` is
+    applied to the attention weights as it stands, so pass 0 outside training.
+    """
+    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    context = F.scaled_dot_product_attention(query, key, value, mask, dropout_p)  # (B, N, Q, D)
+    return context.transpose(1, 2).flatten(2)  # (B, Q, H)
+
+
+class GraphBuilder(Protocol):
+    """What encoders and heads write their part of an ONNX graph on: lora_core.export.graph.Graph, which explains each.
+
+    They say themselves what they compute: a method `onnx` is to the graph what `forward` is to torch. The values of a
+    graph are known by their names.
+    """
+
+    def path(self, module: nn.Module) -> str: ...
+    def array(self, module: nn.Module, name: str = "weight") -> np.ndarray: ...
+    def constant(self, value: Any, dtype: Any = np.int64) -> str: ...
+    def parameter(self, module: nn.Module, name: str = "weight") -> str: ...
+    def derived(self, name: str, value: np.ndarray, sources: Sequence[tuple[nn.Module, str]]) -> str: ...
+    def op(
+        self, op_type: str, *inputs: str, domain: str = "", outputs: Sequence[str] = (), **attributes: Any
+    ) -> str: ...
+    def cast(self, x: str, dtype: Any) -> str: ...
+    def linear(self, x: str, layers: nn.Module | Sequence[nn.Module]) -> str: ...
+    def dense(self, x: str, layer: nn.Module) -> str: ...
+    def label_layer(self, x: str, layer: nn.Module) -> str: ...
+    def activate(self, x: str, activation: nn.Module) -> str: ...
+    def normalise(self, x: str, norm: nn.Module) -> str: ...
+    def tokens(self, x: str, token: int | Sequence[int]) -> str: ...
+    def attention(self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "") -> str: ...
+    def embed(
+        self, ids: str, words: nn.Module, places: Sequence[nn.Module], norm: nn.Module, position_ids: str = ""
+    ) -> str: ...
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention without its output projection. A subclass adds the projections to query, key and value.
+
+    A family whose scores are more than products (relative positions, rotated queries) overrides `attend` and `onnx`,
+    and the fused layers and the export use its own.
+    """
+
+    def __init__(self, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = Dropout(dropout)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *shared: Tensor) -> Tensor:
+        """The attended values (B, Q, H) for projected queries (B, Q, H), keys and values (B, T, H).
+
+        `mask` is from `additive_mask`, `shared` is what `LayerStack` was given for all layers.
+        """
+        dropout_p = self.dropout.p if self.dropout.training else 0.0
+        return multi_head_attention(query, key, value, mask, self.num_heads, dropout_p)
+
+    def onnx(self, graph: GraphBuilder, x: str, query_key_value: Sequence[nn.Module], mask: str, *shared: str) -> str:
+        """`attend` on the projections of x (B, T, H) as a graph.
+
+        `query_key_value` is that of `LayerParts`, `mask` (B, T) int32 or "", `shared` as for `attend`.
+        """
+        return graph.attention(x, query_key_value, self.num_heads, mask)
+
+
+class LayerParts(NamedTuple):
+    """The modules of one transformer layer, for those who compute it in another way: fused layers and ONNX graphs."""
+
+    attention: MultiHeadAttention
+    query_key_value: tuple[nn.Module, ...]
+    """The three projections; or one, whose outputs are those of the three side by side."""
+    attention_output: nn.Module
+    attention_output_dropout: nn.Dropout | None
+    attention_norm: nn.Module
+    """After the first residual sum, or before the attention (`norm_first`)."""
+    intermediate: nn.Module
+    activation: nn.Module
+    output: nn.Module
+    output_dropout: nn.Dropout | None
+    output_norm: nn.Module
+    """After the second residual sum, or before the feed-forward layers (`norm_first`)."""
+
+
+class TransformerLayer(nn.Module):
+    """Base of all layers that consist of attention and two dense layers, each half with a residual sum.
+
+    A subclass has `forward(hidden, mask, *shared)`, which says what is computed, and `parts`.
+    """
+
+    norm_first: ClassVar[bool] = False
+    """Whether a norm stands before each half, instead of after each residual sum."""
+
+    def parts(self) -> LayerParts:
+        """Where this layer's modules are."""
+        raise NotImplementedError
+
+
+class LayerStack(nn.ModuleList):
+    """Transformer layers, each on the output of the one before. `lora_core.kernels.fused.fuse` makes it faster.
+
+    Args:
+        layers: `TransformerLayer`s.
+        times: how often they run, all of them in turn: more than once where a family shares its layers' weights.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module] | None = None, times: int = 1) -> None:
+        super().__init__(layers)
+        self.times = times
+
+    def sequence(self) -> list[TransformerLayer]:
+        """The layers in the order in which they run."""
+        layers: list[Any] = [*self]
+        return layers * self.times
+
+    def forward(self, hidden: Tensor, mask: Tensor | None, *shared: Tensor, read: int | None = None) -> Tensor:
+        """Return the hidden states (B, T, H) after all layers.
+
+        Args:
+            hidden: (B, T, H).
+            mask: from `additive_mask`.
+            shared: what the layers' attention needs besides and is computed once, such as relative positions.
+            read: the number of leading tokens whose states are wanted, for layers whose `forward` takes it; the last
+                layer computes no others, and the result is (B, read, H).
+        """
+        *before, last = self.sequence()
+        for layer in before:
+            hidden = layer(hidden, mask, *shared)
+        return last(hidden, mask, *shared) if read is None else last(hidden, mask, *shared, read=read)
+
+
+class Pooler(nn.Module):
+    """Dense layer over the first token, (B, T, H) -> (B, H)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = nn.Tanh()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.activation(self.dense(hidden[:, 0]))
+
+
+class PackedLSTM(nn.Module):
+    """An LSTM over padded texts that gives what it would give to each text alone.
+
+    Args:
+        input_size: width E of the input.
+        states: width of one direction's output.
+    """
+
+    def __init__(
+        self, input_size: int, states: int, *, num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0
+    ) -> None:
+        between = dropout if num_layers > 1 else 0.0  # torch warns of a dropout that has no layer to follow
+        super().__init__()
+        self.lstm = nn.LSTM(
+            input_size, states, num_layers, batch_first=True, bidirectional=bidirectional, dropout=between
+        )
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Outputs of the last layer (B, T, H), 0 at padding, and its final states (B, H), the forward one first.
+
+        A text of nothing but padding is read as its first token.
+
+        Raises:
+            ValueError: padding stands before a token.
+        """
+        lengths = _lengths(x, attention_mask)
+        own = x.to(next(self.lstm.parameters()).dtype)  # an adapter's LSTM is trained in fp32 on half-precision states
+        packed = pack_padded_sequence(own, lengths, batch_first=True, enforce_sorted=False)
+        outputs, (states, _) = self.lstm(packed)
+        padded, _ = pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])
+        directions = 2 if self.lstm.bidirectional else 1
+        return padded.to(x.dtype), states[-directions:].transpose(0, 1).flatten(1).to(x.dtype)  # (B, T, H), (B, H)
+
+
+def _lengths(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Tokens of each text, (B,) on the CPU, at least 1."""
+    if attention_mask is None:
+        return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64)
+    real = (attention_mask != 0).cpu()
+    lengths = real.sum(1)
+    if not torch.equal(real, torch.arange(x.shape[1]) < lengths[:, None]):
+        raise ValueError("attention_mask has padding before a token; an LSTM reads texts that are padded at their end")
+    return lengths.clamp(min=1)

@@ -1,14 +1,10 @@
-"""Load a checkpoint in the transformers layout into our modules.
+"""Load a checkpoint in the transformers layout into our modules, and save one that transformers' Auto classes read.
 
 The modules bear the checkpoint's names, so loading is: read, split off the prefix, check, copy.
 """
 
-import contextlib
-import dataclasses
-import json
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +12,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lora_core.files import replacing, write_json
 from lora_core.models.build import (
-    ENCODERS,
-    Config,
     architecture_name,
     assemble,
+    assemble_encoder,
     config_from_dict,
+    find_head,
     initialise,
-    task_model_class,
 )
-from lora_core.models.config import CONFIG_FILE, HEAD_FIELD, read_config
+from lora_core.models.encoder import Encoder
 from lora_core.models.heads import HEADS
-from lora_core.models.source import SINGLE_FILE, read_tensors, resolve, split_encoder
-from lora_core.models.task_model import Encoder, TaskModel, check_labels, labels_of_config, rows_for
-from lora_core.models.vit import ViTConfig, resize_positions
-
-# DOC """Write a model such that transformers' Auto classes and `load_pretrained` read it."""
+from lora_core.models.source import CONFIG_FILE, SINGLE_FILE, read_config, read_tensors, resolve, split_encoder
+from lora_core.models.task_model import Head, TaskModel, check_labels, labels_of_config, rows_for
 
 logger = logging.getLogger("lora_core")
 
-HEADS_ELSEWHERE = {
-    *("classifier", "pre_classifier", "cls", "lm_head", "qa_outputs"),
-    *("vocab_transform", "vocab_layer_norm", "vocab_projector"),
-    *("cls_classifier", "distillation_classifier", "decoder"),
-}
-"""Top-level modules of transformers' heads. Those of another task are left out without a warning."""
-
-POSITIONS = "embeddings.position_embeddings"
-"""The tensor of a vision model that depends on the size of the images."""
+HEAD_FIELD = "head"
+"""In config.json: the name of a head that is not the family's own."""
 
 SHOWN = 10
 """Names that an error message lists of each kind."""
@@ -65,31 +51,32 @@ def load_pretrained(
 ) -> Encoder | TaskModel:
     """Load a pretrained model in eval mode and float32, on torch's default device.
 
-    `source` is a folder in the transformers layout, a hub id (at `revision`) or `"embedded"`, see
-    `lora_core.models.source.resolve`. `task` is `encoder`, `token-classification`, `text-classification` or
-    `image-classification`.
+    A head that the checkpoint lacks is drawn from `seed`: its parameters are named in `model.fresh_parameters` and in
+    a logged warning. BERT's text classifier needs the pooler. Where the checkpoint has none it is drawn at random and
+    counts as a part of the head, so that it is trained and saved with an adapter.
 
-    `labels` are the label names in the order of the logits; None takes those of the checkpoint's head. Where
-    both exist they must be the same names, and the head's rows are brought into the order of `labels` (the
-    rows of a checkpoint that only says LABEL_0, LABEL_1... are taken as they come). A head that the
-    checkpoint lacks, or that `fresh_head` says to leave out, is drawn from `seed`: its parameters are named
-    in `model.fresh_parameters` and in a logged warning. The warning is left out when `head_follows`, that is, when an
-    adapter with a head is loaded next.
+    Args:
+        source: a folder in the transformers layout, a hub id or `"embedded"`, see `lora_core.models.source.resolve`.
+        task: `encoder`, `token-classification`, `text-classification` or `image-classification`.
+        labels: the label names in the order of the logits; None takes those of the checkpoint's head. Where both exist
+            they must be the same names, and the head's rows are brought into the order of `labels` (the rows of a
+            checkpoint that only says LABEL_0, LABEL_1... are taken as they come).
+        revision: of a hub id.
+        attention_dropout: replaces the config's probability in all layers.
+        hidden_dropout: likewise. Dropout that the config sets for the head alone (`classifier_dropout`,
+            `seq_classif_dropout`) stays.
+        image_size: the side of the images in pixels, or (height, width), when they are not of the checkpoint's size; a
+            vision model's position embeddings are interpolated to it, bicubically.
+        head: "default", the family's own, or a name in `lora_core.models.heads.HEADS`; None takes what the checkpoint
+            was saved with. A head of another name than the checkpoint's is a new one.
+        fresh_head: leave out the checkpoint's head.
+        head_follows: an adapter with a head is loaded next, so nothing is logged about a new one.
+        seed: of new parameters.
 
-    `attention_dropout` and `hidden_dropout` replace the config's probabilities in all layers. Dropout that
-    the config sets for the head alone (`classifier_dropout`, `seq_classif_dropout`) stays.
-
-    `image_size` is the side of the images in pixels, or (height, width), when they are not of the checkpoint's
-    size; a vision model's position embeddings are interpolated to it, bicubically.
-
-    `head` is "default", the family's own, or a name in `lora_core.models.heads.HEADS`; None takes what the checkpoint
-    was saved with. A head of another name than the checkpoint's is a new one.
-
-    BERT's text classifier needs the pooler. Where the checkpoint has none it is drawn at random and counts as a part
-    of the head, so that it is trained and saved with an adapter.
-
-    Raises FileNotFoundError when files are missing, ValueError when the checkpoint is damaged, is of a family
-    that is not implemented, does not have exactly the encoder's tensors, or has other labels.
+    Raises:
+        FileNotFoundError: files are missing.
+        ValueError: the checkpoint is damaged, is of a family that is not implemented, does not have exactly the
+            encoder's tensors, or has other labels.
     """
     folder = resolve(source, revision)
     values = read_config(folder)
@@ -98,17 +85,21 @@ def load_pretrained(
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     config = config.with_dropout(attention=attention_dropout, hidden=hidden_dropout)
-    found, outside = split_encoder(read_tensors(folder), ENCODERS[config.model_type].base_model_prefix)
+    encoder = assemble_encoder(config, with_pooler=True)
+    found, outside = split_encoder(read_tensors(folder), encoder)
     if image_size is not None:
-        config, found = _for_images(config, found, image_size, folder)
+        expected = encoder.state_dict()
+        both = found.keys() & expected.keys()
+        _check_fit({name: expected[name] for name in both}, {name: found[name] for name in both}, folder)
+        config, found = encoder.for_images(config, found, image_size)
     if task == "encoder":
         if labels is not None or fresh_head or head is not None:
             raise ValueError(f"a bare encoder has no head; leave out {labels=}, {head=} and {fresh_head=}")
-        model = assemble(config, task, (), with_pooler="pooler.dense.weight" in found)
+        model = assemble_encoder(config, with_pooler=any(name.startswith("pooler.") for name in found))
     else:
-        task_class = task_model_class(config.model_type, task, _head_name(values, task) if head is None else head)
-        names, tensors = _read_head(folder, values, outside, task_class, labels, fresh_head)
-        model = assemble(config, task, names, head=task_class.head)
+        head_class = find_head(config.model_type, task, _head_name(values, task) if head is None else head)
+        names, tensors = _read_head(folder, values, outside, head_class, labels, fresh_head)
+        model = assemble(config, task, names, head=head_class.head_kind)
         found = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in found.items()} | tensors
     lacking = _fill(model, found, folder)
     initialise(model, lacking, seed)
@@ -121,20 +112,6 @@ def load_pretrained(
     return model
 
 
-def _for_images(
-    config: Config, found: dict[str, Tensor], image_size: int | tuple[int, int], folder: Path
-) -> tuple[ViTConfig, dict[str, Tensor]]:
-    """Return the config and the encoder's tensors for images of another size."""
-    if not isinstance(config, ViTConfig):
-        raise ValueError(f"{config.model_type} models read text; leave out {image_size=}")
-    new = dataclasses.replace(config, image_size=image_size)
-    if POSITIONS not in found:
-        return new, found
-    expected = assemble(config, "encoder", ()).state_dict()[POSITIONS]
-    _check_fit({POSITIONS: expected}, {POSITIONS: found[POSITIONS]}, folder)
-    return new, {**found, POSITIONS: resize_positions(found[POSITIONS], config.grid, new.grid)}
-
-
 def _head_name(values: Mapping[str, Any], task: str) -> str:
     """The head that a config.json names, if it is one for this task."""
     head = values.get(HEAD_FIELD, "default")
@@ -145,20 +122,20 @@ def _read_head(
     folder: Path,
     values: Mapping[str, Any],
     outside: Mapping[str, Tensor],
-    task_class: type[TaskModel],
+    head_class: type[Head],
     labels: Sequence[str] | None,
     fresh_head: bool,
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Return the label names, and the checkpoint's head with rows in their order (empty for a new head)."""
     if fresh_head and labels is not None:
         return check_labels(labels), {}
-    label_weight = outside.get(f"{task_class.label_layers[0]}.weight")
+    label_weight = outside.get(f"{head_class.label_layers[0]}.weight")
     # Heads of different tasks share tensor names; the class that wrote the file tells them apart.
-    architecture = architecture_name(values["model_type"], task_class)
+    architecture = architecture_name(values["model_type"], head_class)
     if label_weight is None or architecture not in (values.get("architectures") or [architecture]):
         if labels is None:
             raise ValueError(
-                f"{folder} has no head for {task_class.task} (architectures in its {CONFIG_FILE}: "
+                f"{folder} has no head for {head_class.task} (architectures in its {CONFIG_FILE}: "
                 f"{values.get('architectures')}), so its labels are not known; pass labels=[...]"
             )
         return check_labels(labels), {}
@@ -166,8 +143,8 @@ def _read_head(
     names = known if labels is None else check_labels(labels)
     if fresh_head:
         return names, {}
-    head = {name: tensor for name, tensor in outside.items() if name.split(".")[0] in task_class.head_names}
-    return names, task_class.with_label_rows(head, rows_for(names, known))
+    head = {name: tensor for name, tensor in outside.items() if name.split(".")[0] in head_class.head_names}
+    return names, head_class.with_label_rows(head, rows_for(names, known))
 
 
 @torch.no_grad()
@@ -194,7 +171,11 @@ def _fill(model: Encoder | TaskModel, found: dict[str, Tensor], folder: Path) ->
 
 
 def _check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
-    """Raise ValueError unless `found` has exactly the wanted names and shapes, in floating point."""
+    """Compare the tensors of a checkpoint with those of the model.
+
+    Raises:
+        ValueError: `found` does not have exactly the wanted names and shapes, in floating point.
+    """
     differences = {
         "missing": [name for name in wanted if name not in found],
         "extra": [name for name in found if name not in wanted],
@@ -222,7 +203,9 @@ def _report(model: Encoder | TaskModel, outside: Mapping[str, Tensor], folder: P
     if model.fresh_parameters and not head_follows:
         names = ", ".join(model.fresh_parameters)
         logger.warning("drawn at random, train before use (not taken from %s): %s", folder, names)
-    unknown = sorted({name.split(".")[0] for name in outside} - HEADS_ELSEWHERE)
+    encoder = model if isinstance(model, Encoder) else model.base_model
+    known = encoder.other_heads.union(*(head.head_names for head in encoder.heads))
+    unknown = sorted({name.split(".")[0] for name in outside} - known)
     if unknown:
         logger.warning("left out, belong to no known part (in %s): %s", folder, ", ".join(unknown))
 
@@ -230,27 +213,27 @@ def _report(model: Encoder | TaskModel, outside: Mapping[str, Tensor], folder: P
 def save_pretrained(model: Encoder | TaskModel, folder: str | Path) -> None:
     """Write the model's config.json and model.safetensors to `folder`, which is made if need be.
 
-    Each file is written under a temporary name and then renamed, the weights first. The tokenizer's files are
-    not the model's: copy them from its source.
+    Each file is there as a whole or as it was before; the weights are written first. The tokenizer's files are not the
+    model's: copy them from its source.
 
-    Raises ValueError when the model has other parameters than its architecture, such as unmerged adapters.
+    Raises:
+        ValueError: the model has other parameters than its architecture, such as unmerged adapters.
     """
-    if not isinstance(model, (TaskModel, *ENCODERS.values())):
+    if isinstance(model, Encoder):
+        head, expected = "default", assemble_encoder(model.config, with_pooler=model.pooler is not None)
+    elif isinstance(model, TaskModel):
+        head = model.head_kind
+        expected = assemble(model.config, model.task, model.labels, head=head)
+    else:
         raise ValueError(f"cannot save a {type(model).__name__}; expected a model of load_pretrained or build_model")
-    with_pooler = model.task == "encoder" and getattr(model, "pooler", None) is not None
-    head = model.head if isinstance(model, TaskModel) else "default"
-    wanted = assemble(model.config, model.task, model.labels, head=head, with_pooler=with_pooler).state_dict()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    differing = sorted(wanted.keys() ^ tensors.keys())
+    differing = sorted(expected.state_dict().keys() ^ tensors.keys())
     if differing:
         raise ValueError(
             f"the model has other parameters than its architecture, first {differing[0]}; merge and eject "
             "adapters before saving the model, or save the adapter alone"
         )
-    values = {
-        "architectures": [architecture_name(model.config.model_type, model)],
-        **model.config.to_dict(),
-    }
+    values = {"architectures": [architecture_name(model.config.model_type, model)], **model.config.to_dict()}
     if head != "default":
         values[HEAD_FIELD] = head
     if model.labels:
@@ -258,18 +241,6 @@ def save_pretrained(model: Encoder | TaskModel, folder: str | Path) -> None:
         values["label2id"] = {name: row for row, name in enumerate(model.labels)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _replacing(folder / SINGLE_FILE) as path:
+    with replacing(folder / SINGLE_FILE) as path:
         save_file(tensors, path, metadata={"format": "pt"})
-    with _replacing(folder / CONFIG_FILE) as path:
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it if the block succeeds, remove it if it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(folder / CONFIG_FILE, values)

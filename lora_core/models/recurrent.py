@@ -3,7 +3,7 @@
 Two families, `lstm` (left to right) and `bilstm-attention` (both directions; its text classifier pools by attention).
 Their sequences are packed, so padding is neither computed nor seen.
 
-Shapes: B texts, T tokens (padded), E embedding size, H hidden size, S states of one direction.
+Shapes: B texts, T tokens (padded), E embedding size, H hidden size, L labels.
 """
 
 import dataclasses
@@ -12,10 +12,12 @@ from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from lora_core.models.config import EncoderConfig
-from lora_core.models.layers import Dropout, check_input
+from lora_core.dropout import Dropout
+from lora_core.models.encoder import Encoder, EncoderConfig
+from lora_core.models.heads import AttentionPooling, TokenClassifier
+from lora_core.models.layers import PackedLSTM, check_input, real_tokens
+from lora_core.models.task_model import ClassifierHead
 
 Config = TypeVar("Config", bound="LSTMConfig")
 
@@ -24,9 +26,9 @@ Config = TypeVar("Config", bound="LSTMConfig")
 class LSTMConfig(EncoderConfig):
     """Sizes of a left-to-right encoder."""
 
-    model_type: ClassVar[str] = "lstm"
-    activation_field: ClassVar[str | None] = None
-    hidden_dropout_field: ClassVar[str] = "hidden_dropout_prob"
+    model_type = "lstm"
+    activation_field = None
+    hidden_dropout_field = "hidden_dropout_prob"
     directions: ClassVar[int] = 1
 
     vocab_size: int = 30000
@@ -59,7 +61,8 @@ class LSTMConfig(EncoderConfig):
     def with_dropout(self: Config, *, attention: float | None, hidden: float | None) -> Config:
         """Return a copy with another hidden dropout; None keeps the present one.
 
-        Raises ValueError for a dropout of attention weights, which there are none of.
+        Raises:
+            ValueError: a dropout of attention weights, which there are none of.
         """
         if attention:
             raise ValueError(f"attention_dropout is {attention}, but {self.model_type} models have no attention layers")
@@ -70,52 +73,8 @@ class LSTMConfig(EncoderConfig):
 class BiLSTMConfig(LSTMConfig):
     """Sizes of an encoder in both directions, each of half the hidden size."""
 
-    model_type: ClassVar[str] = "bilstm-attention"
+    model_type = "bilstm-attention"
     directions: ClassVar[int] = 2
-
-
-class PackedLSTM(nn.Module):
-    """An LSTM over padded texts that gives what it would give to each text alone."""
-
-    def __init__(
-        self, input_size: int, states: int, *, num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0
-    ) -> None:
-        between = dropout if num_layers > 1 else 0.0  # torch warns of a dropout that has no layer to follow
-        super().__init__()
-        self.lstm = nn.LSTM(
-            input_size, states, num_layers, batch_first=True, bidirectional=bidirectional, dropout=between
-        )
-
-    def forward(self, x: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Outputs of the last layer (B, T, H), 0 at padding, and its final states (B, H), the forward one first.
-
-        A text of nothing but padding is read as its first token. Raises ValueError when padding stands before a token.
-        """
-        lengths = _lengths(x, attention_mask)
-        own = x.to(next(self.lstm.parameters()).dtype)  # an adapter's LSTM is trained in fp32 on half-precision states
-        packed = pack_padded_sequence(own, lengths, batch_first=True, enforce_sorted=False)
-        outputs, (states, _) = self.lstm(packed)
-        padded, _ = pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])
-        directions = 2 if self.lstm.bidirectional else 1
-        return padded.to(x.dtype), states[-directions:].transpose(0, 1).flatten(1).to(x.dtype)  # (B, T, H), (B, H)
-
-
-def real_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """True at real tokens, (B, T)."""
-    if attention_mask is None:
-        return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-    return attention_mask != 0
-
-
-def _lengths(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Tokens of each text, (B,) on the CPU, at least 1."""
-    if attention_mask is None:
-        return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64)
-    real = (attention_mask != 0).cpu()
-    lengths = real.sum(1)
-    if not torch.equal(real, torch.arange(x.shape[1]) < lengths[:, None]):
-        raise ValueError("attention_mask has padding before a token; an LSTM reads texts that are padded at their end")
-    return lengths.clamp(min=1)
 
 
 class WordEmbeddings(nn.Module):
@@ -130,21 +89,40 @@ class WordEmbeddings(nn.Module):
         return self.dropout(self.word_embeddings(input_ids))  # (B, T, E)
 
 
-class LSTMModel(nn.Module):
+class LastToken(ClassifierHead):
+    """One linear layer over the last real token, which a left-to-right encoder has seen the whole text at."""
+
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
+        real = real_tokens(hidden, attention_mask)  # (B, T)
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        last = (real * places).amax(1)  # (B,)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return self.out_proj(self.dropout(hidden[rows, last]))
+
+
+class BiLSTMAttention(AttentionPooling):
+    """Attention pooling as the family's own head."""
+
+    head_kind = "default"
+    architecture_suffix = ClassifierHead.architecture_suffix
+
+
+class LSTMModel(Encoder):
     """The left-to-right encoder without a head."""
 
-    config_class: ClassVar[type[LSTMConfig]] = LSTMConfig
-    base_model_prefix: ClassVar[str] = "lstm"
-    architecture_stem: ClassVar[str] = "LSTM"
-    architecture_suffix: ClassVar[str] = "Model"
-    task: ClassVar[str] = "encoder"
-    labels: ClassVar[tuple[str, ...]] = ()
-    head_names: ClassVar[tuple[str, ...]] = ()
+    config_class = LSTMConfig
+    base_model_prefix = "lstm"
+    architecture_stem = "LSTM"
+    heads = (TokenClassifier, LastToken)
+    first_token_sees_all = False
 
     def __init__(self, config: LSTMConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.fresh_parameters: tuple[str, ...] = ()
+        super().__init__(config)
         self.embeddings = WordEmbeddings(
             config.vocab_size, config.embedding_size, config.pad_token_id, config.hidden_dropout_prob
         )
@@ -160,8 +138,10 @@ class LSTMModel(nn.Module):
         """Return the last layer's outputs (B, T, H), 0 at padding.
 
         `input_ids` are (B, T) ids of the vocabulary; `attention_mask` (B, T) is nonzero or True at real tokens, which
-        stand first (None: all are real). Raises ValueError when T exceeds `config.max_tokens`, padding stands before
-        a token, or token_type_ids are given.
+        stand first (None: all are real).
+
+        Raises:
+            ValueError: T exceeds `config.max_tokens`, padding stands before a token, or token_type_ids are given.
         """
         if token_type_ids is not None:
             raise ValueError("token_type_ids were given, but an LSTM has no segments; leave them out")
@@ -172,6 +152,7 @@ class LSTMModel(nn.Module):
 class BiLSTMModel(LSTMModel):
     """The encoder in both directions without a head."""
 
-    config_class: ClassVar[type[LSTMConfig]] = BiLSTMConfig
-    base_model_prefix: ClassVar[str] = "bilstm"
-    architecture_stem: ClassVar[str] = "BiLSTM"
+    config_class = BiLSTMConfig
+    base_model_prefix = "bilstm"
+    architecture_stem = "BiLSTM"
+    heads = (TokenClassifier, BiLSTMAttention)

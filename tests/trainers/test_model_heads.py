@@ -88,7 +88,7 @@ def test_a_run_with_each_head(config, head, method):
     assert finished.result["test"]["accuracy"] >= 0.75
     assert_found_again(finished)
     if method == "full":
-        assert load_pretrained(config.output_dir / "best", "text-classification").head == head
+        assert load_pretrained(config.output_dir / "best", "text-classification").head_kind == head
     assert_served(config)
 
 

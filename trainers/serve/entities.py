@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal, TypedDict, get_args
 import numpy as np
 
 from lora_core.models.crf import marginals, split_scores, viterbi
-from lora_core.models.heads import CRFTokenClassification
 from trainers.data.tokenizer import check_vocabulary
 from trainers.data.tokens.pieces import WordTable
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows, encode_chunk
@@ -131,7 +130,7 @@ class TokenPipeline(Pipeline):
             raise ValueError(f"aggregation_strategy is {aggregation_strategy!r}; "
                              f"expected one of {', '.join(get_args(Strategy))}.")  # fmt: skip
         super().__init__(served, max_tokens=max_tokens)
-        self._in_sequence = isinstance(served.model, CRFTokenClassification)
+        self._in_sequence = getattr(served.model, "head_kind", None) == "crf"
         if self._in_sequence and aggregation_strategy != "first":
             raise ValueError(f"aggregation_strategy is {aggregation_strategy!r}, but the head crf labels whole words. "
                              "Leave it out.")  # fmt: skip

@@ -12,10 +12,8 @@ from torch import nn
 
 import lora_core
 from lora_core.models import load_pretrained
-from lora_core.models.build import TASKS
-from lora_core.models.config import CONFIG_FILE, read_config
-from lora_core.models.heads import TASK_MODELS
-from lora_core.models.source import resolve
+from lora_core.models.build import TASKS, task_of_architectures
+from lora_core.models.source import CONFIG_FILE, read_config, resolve
 from lora_core.models.task_model import TaskModel
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 
@@ -163,9 +161,9 @@ def _load_onnx(path: Path, device: str | None) -> Served:
 def _task_of(folder: Path) -> str:
     """The task that a checkpoint's config.json names by its architecture."""
     architectures = read_config(folder).get("architectures") or []
-    for model in TASK_MODELS.values():
-        if any(name.endswith(model.architecture_suffix) for name in architectures):
-            return model.task
+    task = task_of_architectures(architectures)
+    if task is not None:
+        return task
     raise ValueError(f"{folder / CONFIG_FILE} names the architectures {architectures}, which tell no task of "
                      f"{', '.join(TASKS[1:])}. Name the task.")  # fmt: skip
 

@@ -3,8 +3,7 @@
 import logging
 from pathlib import Path
 
-from lora_core.models.config import read_config
-from lora_core.models.source import resolve
+from lora_core.models.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.images.batches import ImageBatches, ImageDataset

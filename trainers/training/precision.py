@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lora_core.kernels.fused import fuse, product_dtype, stacks, unfuse
-from lora_core.models.vit import ViTEmbeddings
+from lora_core.models.encoder import Encoder
 from trainers.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,8 +34,8 @@ def micro_batch_tokens(model: nn.Module, config: TrainConfig) -> int | None:
     if config.micro_batch_tokens is not None or config.micro_batch_size is not None or product_dtype(model) is None:
         return config.micro_batch_tokens
     most = FUSED_TOKENS * max(2, torch.get_num_threads())
-    of_image = [part.position_embeddings.shape[1] for part in model.modules() if isinstance(part, ViTEmbeddings)]
-    return max(1, round(most / of_image[0])) if of_image else most
+    of_image = next((part.image_tokens for part in model.modules() if isinstance(part, Encoder)), 0)
+    return max(1, round(most / of_image)) if of_image else most
 
 
 def autocast(model: nn.Module, precision: str, device: torch.device) -> AbstractContextManager:

@@ -15,19 +15,31 @@ from lora_core.models import build_model, load_pretrained
 from lora_core.models.layers import ACTIVATIONS
 
 CASES = [
-    *[(family, task) for family in ("bert", "roberta", "distilbert")
-      for task in ("token-classification", "text-classification")],
-    ("xlm-roberta", "token-classification"), ("camembert", "text-classification"),
-    ("vit", "image-classification"), ("deit", "image-classification"),
-]  # fmt: skip
+    *[
+        (family, task)
+        for family in ("bert", "roberta", "distilbert")
+        for task in ("token-classification", "text-classification")
+    ],
+    ("xlm-roberta", "token-classification"),
+    ("camembert", "text-classification"),
+    ("vit", "image-classification"),
+    ("deit", "image-classification"),
+]
 
 ORACLES = {
     "token-classification": "ForTokenClassification",
     "text-classification": "ForSequenceClassification",
     "image-classification": "ForImageClassification",
 }
-STEMS = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert", "xlm-roberta": "XLMRoberta",
-         "camembert": "Camembert", "vit": "ViT", "deit": "DeiT"}  # fmt: skip
+STEMS = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "distilbert": "DistilBert",
+    "xlm-roberta": "XLMRoberta",
+    "camembert": "Camembert",
+    "vit": "ViT",
+    "deit": "DeiT",
+}
 
 
 def difference(model, onnx_model, inputs):
@@ -74,17 +86,27 @@ def test_a_checkpoint_of_transformers_gives_the_logits_of_transformers(tmp_path,
 
 @settings(max_examples=8)
 @given(
-    heads=st.integers(1, 3), size=st.integers(1, 5), layers=st.integers(1, 3), wide=st.integers(1, 40),
-    labels=st.integers(1, 5), activation=st.sampled_from(sorted(ACTIVATIONS)),
+    heads=st.integers(1, 3),
+    size=st.integers(1, 5),
+    layers=st.integers(1, 3),
+    wide=st.integers(1, 40),
+    labels=st.integers(1, 5),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
     family=st.sampled_from(["bert", "roberta", "distilbert"]),
     task=st.sampled_from(["token-classification", "text-classification"]),
     lengths=st.lists(st.integers(1, 16), min_size=1, max_size=4),
-)  # fmt: skip
-def test_random_sizes(make, batch, tmp_path_factory, heads, size, layers, wide, labels, activation, family, task,
-                      lengths):  # fmt: skip
+)
+def test_random_sizes(
+    make, batch, tmp_path_factory, heads, size, layers, wide, labels, activation, family, task, lengths
+):
     hidden = 4 * heads * size
-    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": hidden,
-             "intermediate_size": wide, "hidden_act": activation}  # fmt: skip
+    sizes = {
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_size": hidden,
+        "intermediate_size": wide,
+        "hidden_act": activation,
+    }
     if family == "distilbert":
         sizes = dict(zip(("n_layers", "n_heads", "dim", "hidden_dim", "activation"), sizes.values(), strict=True))
     model = make(family, task, tuple(f"label {i}" for i in range(labels)), **sizes)
@@ -158,9 +180,19 @@ def test_the_file_says_what_it_is(make, tmp_path):
     path = export_onnx(model, tmp_path / "new" / "model.onnx", metadata={"tokenizer.json": "{}"})
     metadata = read_metadata(path)
     assert json.loads(metadata["labels"]) == ["ja", "nein", "weiß nicht"]
-    expected = {"task": "text-classification", "model_type": "roberta", "precision": "fp32", "layers": "2",
-                "max_tokens": "16", "vocab_size": "50", "pad_token_id": "1", "opset": "18", "tokenizer.json": "{}",
-                "torch_version": torch.__version__, "onnx_version": onnx.__version__}  # fmt: skip
+    expected = {
+        "task": "text-classification",
+        "model_type": "roberta",
+        "precision": "fp32",
+        "layers": "2",
+        "max_tokens": "16",
+        "vocab_size": "50",
+        "pad_token_id": "1",
+        "opset": "18",
+        "tokenizer.json": "{}",
+        "torch_version": torch.__version__,
+        "onnx_version": onnx.__version__,
+    }
     assert metadata.items() >= expected.items()
     assert metadata["weights_sha256"] == sha256_of({n: p.detach().numpy() for n, p in model.named_parameters()})
     assert [path.name for path in path.parent.iterdir()] == ["model.onnx"]

@@ -140,10 +140,16 @@ def test_the_model_stays_as_it_was(make, batch, tmp_path):
     assert model.lora_state.active == ("qv",)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"use_dora": True}, "uses DoRA, which rescales the whole of .*query.* Export it merged"),
-    ({"target_modules": ["word_embeddings"]}, "adapts .*word_embeddings, a Embedding; only updates of linear layers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use_dora": True}, "uses DoRA, which rescales the whole of .*query.* Export it merged"),
+        (
+            {"target_modules": ["word_embeddings"]},
+            "adapts .*word_embeddings, a Embedding; only updates of linear layers",
+        ),
+    ],
+)
 def test_adapters_that_cannot_stay_apart(make, tmp_path, options, message):
     model = make("bert", "token-classification")
     lora_core.inject_lora(model, **options)

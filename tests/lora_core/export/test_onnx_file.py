@@ -3,6 +3,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from lora_core import files
 from lora_core.export import OnnxModel, export_onnx, fused_counts, quantize_onnx, read_metadata, update_metadata, write
 from lora_core.export.onnx_file import metadata_sha256
 
@@ -173,7 +174,7 @@ def test_a_failed_write_leaves_the_old_file(path, make, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(write.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         export_onnx(make("distilbert", "token-classification"), path)
     assert path.read_bytes() == before

@@ -13,9 +13,12 @@ from lora_core.export import OnnxModel, export_onnx, fused_counts, quantize_onnx
 from lora_core.export.quantize import quantised
 
 CASES = [
-    ("bert", "token-classification"), ("bert", "text-classification"), ("roberta", "token-classification"),
-    ("distilbert", "text-classification"), ("vit", "image-classification"),
-]  # fmt: skip
+    ("bert", "token-classification"),
+    ("bert", "text-classification"),
+    ("roberta", "token-classification"),
+    ("distilbert", "text-classification"),
+    ("vit", "image-classification"),
+]
 
 
 @pytest.mark.parametrize(("family", "task"), CASES)

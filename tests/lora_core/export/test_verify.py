@@ -32,8 +32,10 @@ def test_a_true_file_passes_and_stays(make, texts, tmp_path, family, task):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("change", "message"), [(2e-4, "differ from the model's by 0.0002, more than 0.0001"),
-                                                 (float("nan"), "or hold NaN or infinity")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(2e-4, "differ from the model's by 0.0002, more than 0.0001"), (float("nan"), "or hold NaN or infinity")],
+)
 def test_a_wrong_file_is_deleted(make, texts, tmp_path, change, message):
     model = make("bert", "token-classification")
     path = export_onnx(model, tmp_path / "model.onnx")

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import lora_core
-from lora_core.kernels.fused import FusedStack, bert_parts, fuse, unfuse
-from lora_core.kernels.layers import post_norm_layer
+from lora_core.kernels.fused import FusedStack, fuse, unfuse
 from lora_core.kernels.packing import Layout
+from lora_core.kernels.transformer_layer import run_layer
 from lora_core.models import load_pretrained, save_pretrained
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.3}
@@ -56,14 +56,29 @@ def test_lora_equals_the_plain_layers(family, targets, make, inputs, compare):
 
 
 @pytest.mark.parametrize("bias", ["none", "lora_only"])
-@pytest.mark.parametrize("fields", [{"layers_to_transform": [1]}, {"use_rslora": True}, {"lora_dropout": 0.0},
-                                    {"modules_to_save": ()}, {"target_modules": ["dense"]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"layers_to_transform": [1]},
+        {"use_rslora": True},
+        {"lora_dropout": 0.0},
+        {"modules_to_save": ()},
+        {"target_modules": ["dense"]},
+    ],
+)
 def test_fields_of_lora(bias, fields, make, inputs, compare):
     compare(injected(make("bert"), bias=bias, **fields), inputs("bert"))
 
 
-@pytest.mark.parametrize("fields", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"lora_bias": True},
-                                    {"init_lora_weights": "olora", "target_modules": "all-linear"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"lora_bias": True},
+        {"init_lora_weights": "olora", "target_modules": "all-linear"},
+    ],
+)
 def test_adapters_of_other_kinds_run_as_they_are(fields, make, inputs, compare):
     compare(injected(make("bert"), **{"bias": "all", **fields}), inputs("bert"))
 
@@ -269,7 +284,7 @@ def test_nothing_is_computed_below_the_lowest_adapter(make, inputs):
     layout = Layout.of(hidden, None)
     x = layout.pack(hidden)
     for number, layer in enumerate(model.get_submodule("bert.encoder.layer")):
-        x = post_norm_layer(bert_parts(layer), x, layout, None)
+        x = run_layer(layer, x, layout, None)
         assert x.requires_grad == (number == 2)
 
 
@@ -403,9 +418,9 @@ def test_checkpointing_repeats_the_same_dropout(make, inputs, gradients, assert_
     batch = inputs("bert")
     torch.manual_seed(1)
     expected = gradients(model, batch)
-    encoder = model.get_submodule("bert.encoder")
-    forward = encoder.forward
-    encoder.forward = lambda hidden, mask: checkpoint(forward, hidden, mask, use_reentrant=False)
+    layers = model.get_submodule("bert.encoder.layer")
+    forward = layers.forward
+    layers.forward = lambda hidden, mask: checkpoint(forward, hidden, mask, use_reentrant=False)
     torch.manual_seed(1)
     assert_same(gradients(model, batch), expected)
 
@@ -417,5 +432,5 @@ def test_other_dtypes_are_refused(dtype, make):
 
 
 def test_models_without_such_layers_are_refused():
-    with pytest.raises(ValueError, match="This Linear has no stack of layers that can be fused: BertEncoder, Tr"):
+    with pytest.raises(ValueError, match="This Linear has no stack of layers that can be fused: no LayerStack"):
         fuse(nn.Linear(2, 2))

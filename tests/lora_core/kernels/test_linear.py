@@ -12,8 +12,9 @@ from lora_core.kernels.linear import frozen_copy, is_plain, project
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.query, self.key, self.value = (nn.Linear(12, width, bias=bias) for width, bias in
-                                            ((8, True), (8, False), (10, True)))  # fmt: skip
+        self.query, self.key, self.value = (
+            nn.Linear(12, width, bias=bias) for width, bias in ((8, True), (8, False), (10, True))
+        )
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
-from lora_core.models.recurrent import PackedLSTM
+from lora_core.models.layers import PackedLSTM
 
 SIZES = {"vocab_size": 30, "embedding_size": 5, "hidden_size": 8}
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])

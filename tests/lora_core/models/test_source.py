@@ -132,8 +132,10 @@ def hub(tmp_path, monkeypatch):
             status = 200
             if path.startswith("/api/"):
                 status = answer["list"]
-                files = [{"type": "file", "path": file, "size": len(content) + len(commit), "oid": file + commit}
-                         for file, content in FILES.items()]  # fmt: skip
+                files = [
+                    {"type": "file", "path": file, "size": len(content) + len(commit), "oid": file + commit}
+                    for file, content in FILES.items()
+                ]
                 value = files if "/tree/" in path else {"id": "some-org/some-model", "sha": commit}
                 content = json.dumps(value).encode()
             else:

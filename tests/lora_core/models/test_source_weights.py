@@ -4,7 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lora_core.models import BertConfig, build_model
 from lora_core.models.source import read_tensors, split_encoder
+
+ENCODER = build_model(BertConfig(50, 24, 2, 3, 40))
 
 
 def test_shards_written_by_transformers_are_read_whole(oracle, tmp_path):
@@ -57,10 +60,18 @@ def test_an_incomplete_set_of_shards_is_named(tmp_path):
         read_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}'])
-def test_a_broken_index_is_named(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "index.json is not JSON"),
+        ("[]", "index.json holds list instead of a JSON object"),
+        ("{}", "index.json is not a safetensors index"),
+        ('{"weight_map": []}', "index.json is not a safetensors index"),
+    ],
+)
+def test_a_broken_index_is_named(tmp_path, text, message):
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ValueError, match="is not a safetensors index"):
+    with pytest.raises(ValueError, match=message):
         read_tensors(tmp_path)
 
 
@@ -89,7 +100,7 @@ def test_the_encoder_is_told_from_heads_with_and_without_the_prefix():
                 f"{prefix}embeddings.position_ids": x,
                 "cls.predictions.bias": y,
             },
-            "bert",
+            ENCODER,
         )
         assert encoder == {"encoder.layer.0.w": x}
         assert others == {"cls.predictions.bias": y}
@@ -97,5 +108,5 @@ def test_the_encoder_is_told_from_heads_with_and_without_the_prefix():
 
 def test_the_oldest_norm_names_get_today_s():
     x, y = torch.zeros(1), torch.ones(1)
-    encoder, _ = split_encoder({"bert.embeddings.LayerNorm.gamma": x, "bert.embeddings.LayerNorm.beta": y}, "bert")
+    encoder, _ = split_encoder({"bert.embeddings.LayerNorm.gamma": x, "bert.embeddings.LayerNorm.beta": y}, ENCODER)
     assert encoder == {"embeddings.LayerNorm.weight": x, "embeddings.LayerNorm.bias": y}

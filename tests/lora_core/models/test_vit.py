@@ -55,11 +55,15 @@ def test_logits_equal_transformers_at_every_size(tmp_path, family, size):
 
 
 @pytest.mark.parametrize("family", CLASSES)
-@pytest.mark.parametrize("fields", [
-    {},
-    {"qkv_bias": False, "num_channels": 1, "hidden_act": "gelu_new", "num_hidden_layers": 1},
-    {"patch_size": 8, "image_size": [16, 40], "num_hidden_layers": 3},
-], ids=["plain", "grey without bias", "oblong"])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"qkv_bias": False, "num_channels": 1, "hidden_act": "gelu_new", "num_hidden_layers": 1},
+        {"patch_size": 8, "image_size": [16, 40], "num_hidden_layers": 3},
+    ],
+    ids=["plain", "grey without bias", "oblong"],
+)
 def test_gradients_equal_transformers(tmp_path, family, fields):
     """Of every parameter; the last layer, which only computes what the classifier reads, is no exception."""
     reference = oracle(family, **fields)
@@ -184,28 +188,34 @@ def test_transformers_reads_a_bare_encoder(tmp_path):
         assert_close(again(images(64)).pooler_output, reference(images(64)).pooler_output)
 
 
-@pytest.mark.parametrize(("pixels", "message"), [
-    (torch.zeros(3, 64, 64), r"has shape \(3, 64, 64\); expected \(images, channels, height, width\)"),
-    (torch.zeros(2, 1, 64, 64), r"have 1 channels, the model reads 3; .*expand\(-1, 3, -1, -1\)"),
-    (torch.zeros(2, 3, 64, 48), r"have 64 x 48 pixels, the model reads 64 x 64; .*image_size=\(64, 48\)"),
-    (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), r"is torch\.uint8; expected normalised floating point"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (torch.zeros(3, 64, 64), r"has shape \(3, 64, 64\); expected \(images, channels, height, width\)"),
+        (torch.zeros(2, 1, 64, 64), r"have 1 channels, the model reads 3; .*expand\(-1, 3, -1, -1\)"),
+        (torch.zeros(2, 3, 64, 48), r"have 64 x 48 pixels, the model reads 64 x 64; .*image_size=\(64, 48\)"),
+        (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), r"is torch\.uint8; expected normalised floating point"),
+    ],
+)
 def test_images_that_do_not_fit_are_refused(pixels, message):
     model = build_model(ViTConfig(24, 1, 3, 40, image_size=64), "image-classification", LABELS)
     with pytest.raises(ValueError, match=message):
         model(pixels)
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"hidden_size": 25}, "hidden_size 25 is not a multiple of num_attention_heads 3"),
-    ({"image_size": 100}, "image_size is 100; expected multiples of patch_size 16"),
-    ({"image_size": (64, 100)}, r"image_size is \(64, 100\); expected multiples"),
-    ({"image_size": 0}, "image_size is 0; expected multiples"),
-    ({"image_size": (64, 64, 3)}, r"image_size is \(64, 64, 3\); expected pixels, or \(height, width\)"),
-    ({"image_size": True}, "image_size is True; expected"),
-    ({"patch_size": [16, 16]}, r"patch_size is \[16, 16\]; expected int"),
-    ({"qkv_bias": 1}, "qkv_bias is 1; expected bool"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 25}, "hidden_size 25 is not a multiple of num_attention_heads 3"),
+        ({"image_size": 100}, "image_size is 100; expected multiples of patch_size 16"),
+        ({"image_size": (64, 100)}, r"image_size is \(64, 100\); expected multiples"),
+        ({"image_size": 0}, "image_size is 0; expected multiples"),
+        ({"image_size": (64, 64, 3)}, r"image_size is \(64, 64, 3\); expected pixels, or \(height, width\)"),
+        ({"image_size": True}, "image_size is True, but it should be"),
+        ({"patch_size": [16, 16]}, r"patch_size is \[16, 16\], but it should be a whole number"),
+        ({"qkv_bias": 1}, "qkv_bias is 1, but it should be true or false"),
+    ],
+)
 def test_malformed_configs_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         ViTConfig(**{**SIZES, **fields})

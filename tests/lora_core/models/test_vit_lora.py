@@ -12,8 +12,14 @@ import lora_core
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
 
 LABELS = ("cat", "dog", "newt")
-TINY = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40,
-        "image_size": 32, "patch_size": 8}  # fmt: skip
+TINY = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "image_size": 32,
+    "patch_size": 8,
+}
 
 
 @pytest.fixture
@@ -43,8 +49,9 @@ def pixels():
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("r", "alpha", "trainable", "total_of_peft"),
-                         [(8, 16, 443_906, 86_244_100), (24, 48, 1_328_642, 87_128_836)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("r", "alpha", "trainable", "total_of_peft"), [(8, 16, 443_906, 86_244_100), (24, 48, 1_328_642, 87_128_836)]
+)
 def test_counts_of_the_published_experiments(r, alpha, trainable, total_of_peft):
     """PEFT keeps a second classifier and counts it; here there is one."""
     with torch.device("meta"):
@@ -67,8 +74,9 @@ TARGETS = {
 @pytest.mark.parametrize("targets", TARGETS, ids=str)
 def test_peft_s_adapters_load(targets, base, pixels, tmp_path, peft_model):
     names, count = TARGETS[targets]
-    reference = peft_model(theirs(base), r=4, lora_alpha=8, target_modules=names, modules_to_save=["classifier"],
-                           init_lora_weights=False)  # fmt: skip
+    reference = peft_model(
+        theirs(base), r=4, lora_alpha=8, target_modules=names, modules_to_save=["classifier"], init_lora_weights=False
+    )
     with torch.no_grad():
         reference.base_model.model.classifier.modules_to_save.default.weight.normal_(0, 0.2)
     reference.save_pretrained(tmp_path / "adapter")
@@ -87,8 +95,14 @@ def test_peft_s_adapters_load(targets, base, pixels, tmp_path, peft_model):
 @pytest.mark.parametrize("targets", TARGETS, ids=str)
 def test_peft_loads_our_adapters(targets, base, pixels, tmp_path, peft_load):
     chosen = targets if isinstance(targets, str) else list(targets)
-    model = lora_core.inject_lora(ours(base), r=4, lora_alpha=8, target_modules=chosen, init_lora_weights=False,
-                                  rank_pattern={"query": 2} if "q" in str(targets) else {})  # fmt: skip
+    model = lora_core.inject_lora(
+        ours(base),
+        r=4,
+        lora_alpha=8,
+        target_modules=chosen,
+        init_lora_weights=False,
+        rank_pattern={"query": 2} if "q" in str(targets) else {},
+    )
     with torch.no_grad():
         model.classifier.weight.normal_(0, 0.2)
         expected = model(pixels)
@@ -131,8 +145,11 @@ def test_training_reaches_every_factor_and_merging_keeps_the_logits(targets, bas
         optimizer.step()
     assert all(parameter.grad.any() for parameter in trained.values())
     model.eval()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items() if name in before
-               and not name.startswith("classifier"))  # fmt: skip
+    assert all(
+        torch.equal(tensor, before[name])
+        for name, tensor in model.state_dict().items()
+        if name in before and not name.startswith("classifier")
+    )
     expected = model(pixels)
     assert not torch.allclose(expected, ours(base)(pixels))
     lora_core.merge_lora(model)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from lora_core.models import BertConfig, DistilBertConfig, config_from_dict
-from lora_core.models.config import read_config
+from lora_core.models.source import read_config
 
 
 @pytest.mark.parametrize(
@@ -13,14 +13,14 @@ from lora_core.models.config import read_config
         ("is_decoder", True, "is_decoder is True; only False"),
         ("add_cross_attention", True, "add_cross_attention is True; only False"),
         ("hidden_act", "quick_gelu", "hidden_act is 'quick_gelu'; implemented are gelu, "),
-        ("hidden_size", "768", "hidden_size is '768'; expected int"),
-        ("hidden_size", 768.0, "hidden_size is 768.0; expected int"),
-        ("hidden_size", True, "hidden_size is True; expected int"),
+        ("hidden_size", "768", "hidden_size is '768', but it should be a whole number"),
+        ("hidden_size", 768.0, "hidden_size is 768.0, but it should be a whole number"),
+        ("hidden_size", True, "hidden_size is True, but it should be a whole number"),
         ("num_hidden_layers", 0, "num_hidden_layers is 0; expected at least 1"),
-        ("pad_token_id", None, "pad_token_id is None; expected int"),
+        ("pad_token_id", None, "pad_token_id is None, but it should be a whole number"),
         ("pad_token_id", -1, "pad_token_id is -1; expected at least 0"),
         ("hidden_dropout_prob", 1.0, "hidden_dropout_prob is 1.0; expected at least 0 and below 1"),
-        ("layer_norm_eps", None, "layer_norm_eps is None; expected float"),
+        ("layer_norm_eps", None, "layer_norm_eps is None, but it should be a number"),
     ],
 )
 def test_values_that_cannot_be_honoured_are_named(field, value, message):
@@ -66,5 +66,5 @@ def test_read_config_names_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="is not JSON"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds a list, expected an object"):
+    with pytest.raises(ValueError, match="holds list instead of a JSON object"):
         read_config(tmp_path)

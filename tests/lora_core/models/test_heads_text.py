@@ -9,19 +9,39 @@ from torch.nn import functional as F
 
 import lora_core
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
-from lora_core.models.heads import HEADS
-from lora_core.models.text_heads import FILTERS, AttentionPooling, LastToken, ResidualMLP, TextCNN
+from lora_core.models.heads import FILTERS, HEADS, AttentionPooling, ResidualMLP, TextCNN
+from lora_core.models.recurrent import LastToken
 
 FAMILIES = {
-    "bert": {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
-             "intermediate_size": 40, "max_position_embeddings": 16},
-    "roberta": {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
-                "intermediate_size": 40, "max_position_embeddings": 18, "type_vocab_size": 1, "pad_token_id": 1},
-    "distilbert": {"vocab_size": 50, "dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 40,
-                   "max_position_embeddings": 16},
+    "bert": {
+        "vocab_size": 50,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 40,
+        "max_position_embeddings": 16,
+    },
+    "roberta": {
+        "vocab_size": 50,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 40,
+        "max_position_embeddings": 18,
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+    },
+    "distilbert": {
+        "vocab_size": 50,
+        "dim": 24,
+        "n_layers": 2,
+        "n_heads": 3,
+        "hidden_dim": 40,
+        "max_position_embeddings": 16,
+    },
     "lstm": {"vocab_size": 50, "embedding_size": 12, "hidden_size": 24},
     "bilstm-attention": {"vocab_size": 50, "embedding_size": 12, "hidden_size": 24},
-}  # fmt: skip
+}
 LABELS = ("O", "B-a", "I-a")
 MODELS = [
     (family, head)
@@ -152,14 +172,14 @@ def test_another_head_than_the_checkpoint_s_is_new(tmp_path, caplog):
     save_pretrained(make("bert", "mlp"), tmp_path)
     for head in ("default", "linear"):
         model = load_pretrained(tmp_path, "text-classification", LABELS, head=head)
-        assert model.head == head
+        assert model.head_kind == head
         parts = {name.split(".")[0] for name in model.fresh_parameters}
         assert parts == ({"classifier", "bert"} if head == "default" else {"classifier"})
         assert "drawn at random" in caplog.text
     kept = load_pretrained(tmp_path, "text-classification", fresh_head=True)
-    assert kept.head == "mlp"
+    assert kept.head_kind == "mlp"
     assert kept.labels == LABELS
-    assert load_pretrained(tmp_path, "token-classification", LABELS).head == "default"
+    assert load_pretrained(tmp_path, "token-classification", LABELS).head_kind == "default"
 
 
 def test_a_head_that_does_not_suit_is_refused(tmp_path):

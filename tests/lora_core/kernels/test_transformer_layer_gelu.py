@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_core.kernels.layers import activate
+from lora_core.kernels.transformer_layer import activate
 
 
 @pytest.mark.parametrize("sole_reader", [True, False])

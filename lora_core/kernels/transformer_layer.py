@@ -1,0 +1,112 @@
+"""A transformer layer as a sequence of the kernels beside this file.
+
+Shapes: B sentences, T tokens (padded), N real tokens of the batch, H hidden size, F intermediate size.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from lora_core.dropout import dropout_add
+from lora_core.kernels.attention import attend
+from lora_core.kernels.linear import is_plain, project
+from lora_core.kernels.packing import Layout
+from lora_core.models.layers import LayerParts, MultiHeadAttention, TransformerLayer
+
+
+def run_layer(
+    layer: TransformerLayer,
+    x: Tensor,
+    layout: Layout,
+    dtype: torch.dtype | None,
+    shared: tuple[Tensor, ...] = (),
+    read: int | None = None,
+) -> Tensor:
+    """Layer output (N, H) for the packed input (N, H).
+
+    Args:
+        dtype: of the matrix products; None: x's own.
+        shared: as `LayerStack.forward` takes it.
+        read: the number of leading tokens of each sentence whose states are wanted, in a batch without padding; the
+            output is (B * read, H) then. None: all.
+    """
+    parts = layer.parts()
+    normed = parts.attention_norm(x) if layer.norm_first else x
+    asking = normed
+    if read is not None:
+        asking, x = (layout.pad(t)[:, :read].flatten(0, 1) for t in (normed, x))
+    x = add(attention(parts, asking, normed, layout, dtype, shared), x, parts.attention_output_dropout)
+    if layer.norm_first:
+        return add(feed_forward(parts, parts.output_norm(x), dtype), x, parts.output_dropout)
+    x = parts.attention_norm(x)
+    return parts.output_norm(add(feed_forward(parts, x, dtype), x, parts.output_dropout))
+
+
+def attention(
+    parts: LayerParts,
+    asking: Tensor,
+    x: Tensor,
+    layout: Layout,
+    dtype: torch.dtype | None,
+    shared: tuple[Tensor, ...],
+) -> Tensor:
+    """Attention of the tokens ``asking`` to the tokens ``x``, with its output projection."""
+    query, key, value = (layout.pad(t) for t in query_key_value(parts.query_key_value, asking, x, dtype))  # (B, T, H)
+    own = parts.attention
+    drops = own.dropout.p > 0.0 and own.dropout.training
+    if query.dtype == torch.bfloat16 and not drops and type(own).attend is MultiHeadAttention.attend:
+        context = attend(query, key, value, layout.mask, own.num_heads)
+    else:
+        context = own.attend(query.float(), key.float(), value.float(), layout.mask, *shared)
+    return project(layout.pack(context), (parts.attention_output,), dtype)[0]
+
+
+def query_key_value(
+    layers: tuple[nn.Module, ...], asking: Tensor, x: Tensor, dtype: torch.dtype | None
+) -> tuple[Tensor, ...]:
+    """Queries of the tokens ``asking``, keys and values of the tokens ``x``, by three layers or one."""
+    if len(layers) == 1:
+        (found,) = project(x, layers, dtype)
+        query, key, value = found.chunk(3, -1)
+        return query if asking is x else project(asking, layers, dtype)[0].chunk(3, -1)[0], key, value
+    if asking is x:
+        return project(x, layers, dtype)
+    return *project(asking, layers[:1], dtype), *project(x, layers[1:], dtype)
+
+
+def feed_forward(parts: LayerParts, x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The two dense layers, (N, H) -> (N, F) -> (N, H)."""
+    (inner,) = project(x, (parts.intermediate,), dtype)
+    inner = activate(parts.activation, inner, sole_reader=is_plain(parts.output))
+    return project(inner, (parts.output,), dtype)[0]
+
+
+def add(x: Tensor, residual: Tensor, dropout: nn.Dropout | None) -> Tensor:
+    """``dropout(x) + residual``, in the dtype of the residual."""
+    return x + residual if dropout is None else dropout_add(x, residual, dropout)
+
+
+def activate(activation: nn.Module, x: Tensor, *, sole_reader: bool) -> Tensor:
+    """``activation(x)``; ``sole_reader`` says that only one `project` (linear.py) reads the result."""
+    if type(activation) is nn.GELU and sole_reader:
+        return _Gelu.apply(x, activation.approximate)
+    return activation(x)
+
+
+class _Gelu(Function):
+    """GELU whose backward pass needs no memory of its own."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, approximate: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.approximate = approximate
+        return torch.ops.aten.gelu(x, approximate=approximate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        # The linear layer that follows made this gradient for this one reader, so its memory is free.
+        torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=ctx.approximate, grad_input=grad)
+        return grad, None
