@@ -60,6 +60,22 @@ def test_one_tree_is_split_evenly_in_each_class_whatever_the_runs_seed(tmp_path)
     assert max(int(path.stem) for path in found["test"]) > 10  # not simply the first ones
 
 
+def test_which_pictures_are_held_out_never_changes(tmp_path):
+    """Scores of runs are on these pictures. 41 of them, because 0.1 * 41 / 41 is a little more than 0.1, and decides
+    how many of 5 or 25 are taken."""
+    for number in range(41):
+        Image.new("L", (4, 4), number).save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,{label}" for number, label in enumerate("a" * 25 + "b" * 11 + "c" * 5)]
+    (tmp_path / "all.csv").write_text("\n".join(["image,label", *rows]))
+
+    def chosen(split):
+        return [int(path.stem) for path in load_image_datasets(tmp_path)[split].images]
+
+    assert (chosen("validation"), chosen("test")) == ([12, 18, 22, 27], [4, 10, 19, 31, 36])
+    (tmp_path / "all.csv").rename(tmp_path / "train.csv")
+    assert chosen("validation") == [4, 10, 19, 31, 36]
+
+
 def test_data_without_validation_gives_up_part_of_its_training_split(tmp_path, caplog):
     pictures(tmp_path / "train", cat=30, dog=10)
     pictures(tmp_path / "test", cat=5)
@@ -126,7 +142,9 @@ def test_errors_say_what_is_there_and_what_to_do(tmp_path):
         with pytest.raises(ValueError, match=match):
             load_image_datasets(source, **options)
 
-    refused("nowhere", r"no data set 'nowhere': nothing there \(looked at .*nowhere\)\. Give a folder, an .npz or CSV file")
+    refused(
+        "nowhere", r"no data set 'nowhere': nothing there \(looked at .*nowhere\)\. Give a folder, an .npz or CSV file"
+    )
     refused(tmp_path, "holds no pictures: expected folders train, val and test")
     refused(tmp_path, "on_bad_row='ignore': expected", on_bad_row="ignore")
     (tmp_path / "a.txt").touch()

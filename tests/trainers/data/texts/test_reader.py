@@ -114,6 +114,14 @@ def test_held_out_validation(tmp_path_factory, labels, distinct):
             assert abs(counts[label] - count / 10) <= 1
 
 
+def test_which_texts_are_held_out_never_changes(tmp_path):
+    """Scores of runs are on these texts."""
+    split = [(f"text {number % 70}", "abc"[number * number % 7 % 3]) for number in range(100)]
+    validation = load_text_datasets(write(tmp_path, train_jsonl=split))["validation"]
+    assert [int(text.split()[1]) for text in validation.texts] == [7, 11, 13, 23, 45, 65, 7, 11, 13, 23]
+    assert validation.targets.tolist() == [0, 2, 1, 1, 2, 1, 0, 2, 1, 1]
+
+
 def test_held_out_validation_is_said_once_and_not_needed_for_a_test_split(tmp_path, caplog):
     write(tmp_path, train_jsonl=[(f"t{number}", number % 2) for number in range(40)], test_jsonl=[("x", 1)])
     datasets = load_text_datasets(tmp_path)
