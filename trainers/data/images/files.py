@@ -11,6 +11,7 @@ import numpy as np
 from trainers.data.images.batches import ImageDataset
 from trainers.data.images.decode import IMAGE_SUFFIXES, decode, open_image
 from trainers.data.rows import BadRows, short
+from trainers.data.sources import DATA_DIR_VARIABLE, SPLIT_OF_NAME
 
 PATH_COLUMNS = ("image", "path", "file", "file_name", "filename", "image_path")
 LABEL_COLUMNS = ("label", "class", "label_name")
@@ -24,8 +25,8 @@ Row = tuple[Path, str, Path, int | None]
 
 def read_class_folders(folders: dict[str, Path], bad_rows: BadRows) -> dict[str, ImageDataset]:
     """Splits from folders that hold a folder for each class; its pictures may lie deeper in it."""
-    return _datasets({split: list(_pictures(folder)) for split, folder in folders.items()},
-                     {split: str(folder) for split, folder in folders.items()}, bad_rows)  # fmt: skip
+    rows = {split: list(_pictures(folder)) for split, folder in folders.items()}
+    return _datasets(rows, {split: str(folder) for split, folder in folders.items()}, bad_rows)
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -33,23 +34,28 @@ def class_folders(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and next(_image_files(path), None)]
 
 
-def read_csv_files(files: dict[str, Path], splits: dict[str, str], bad_rows: BadRows) -> dict[str, ImageDataset]:
+def read_csv_files(files: dict[str, Path], bad_rows: BadRows) -> dict[str, ImageDataset]:
     """Splits from CSV files with a header and the columns image (or path, file, filename), label, and perhaps split.
 
     Paths are relative to the CSV file's folder. A path that leads out of it (absolute, or by ..) must lie below
     $LORA_DATA_DIR: a table from elsewhere shall not choose which of your files are opened. Links that lie inside
     may point anywhere.
 
-    `splits` gives the split for each word that the column may hold. Without the column all rows of a file belong to
-    the split that `files` names.
+    Args:
+        files: the file of each split, or under UNSPLIT the only one. A column split goes before that.
+        bad_rows: takes lines that cannot be used, and pictures.
+
+    Raises:
+        ValueError: a file is no CSV in UTF-8, or lacks a column.
     """
     rows: dict[str, list[Row]] = {}
     for split, path in files.items():
         for word, row in _csv_rows(path, bad_rows):
-            if word is not None and word not in splits:
-                bad_rows.add(path, row[3], f"split is {short(word)}, expected one of {', '.join(splits)}")
+            own = split if word is None else SPLIT_OF_NAME.get(word.strip().lower())
+            if own is None:
+                bad_rows.add(path, row[3], f"split is {short(word)}, expected one of {', '.join(SPLIT_OF_NAME)}")
                 continue
-            rows.setdefault(split if word is None else splits[word], []).append(row)
+            rows.setdefault(own, []).append(row)
     sources = {split: str(files.get(split, next(iter(files.values())))) for split in rows}
     return _datasets(rows, sources, bad_rows)
 
@@ -120,7 +126,8 @@ def _image_files(folder: Path) -> Iterator[Path]:
 
 def _csv_rows(path: Path, bad_rows: BadRows) -> Iterator[tuple[str | None, Row]]:
     """(Word in the column split, row) of each usable line."""
-    allowed = [path.parent, *(Path(folder) for folder in [os.environ.get("LORA_DATA_DIR")] if folder)]
+    data_dir = os.environ.get(DATA_DIR_VARIABLE)
+    allowed = [path.parent, *([Path(data_dir)] if data_dir else [])]
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restkey="", strict=True)
@@ -129,13 +136,13 @@ def _csv_rows(path: Path, bad_rows: BadRows) -> Iterator[tuple[str | None, Row]]
                 line = reader.line_num
                 image, label = values[image_column], values[label_column]
                 if not image or not label or "" in values:
-                    bad_rows.add(path, line, f"expected {len(reader.fieldnames or ())} fields with {image_column} and "
-                                             f"{label_column} filled, got {short(list(values.values()))}")  # fmt: skip
+                    expected = f"{len(reader.fieldnames or ())} fields with {image_column} and {label_column} filled"
+                    bad_rows.add(path, line, f"expected {expected}, got {short(list(values.values()))}")
                     continue
                 picture = Path(os.path.normpath(path.parent / image))
                 if not any(picture.is_relative_to(os.path.normpath(folder)) for folder in allowed):
-                    bad_rows.add(path, line, f"{image_column} is {short(image)}, outside of {path.parent}. Use paths "
-                                             "below it, or set LORA_DATA_DIR to the pictures' folder")  # fmt: skip
+                    remedy = f"Use paths below it, or set {DATA_DIR_VARIABLE} to the pictures' folder"
+                    bad_rows.add(path, line, f"{image_column} is {short(image)}, outside of {path.parent}. {remedy}")
                     continue
                 yield values.get(SPLIT_COLUMN), (picture, label, path, line)
     except (UnicodeDecodeError, csv.Error) as error:

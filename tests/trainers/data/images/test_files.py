@@ -5,8 +5,6 @@ from PIL import Image
 from trainers.data.images.files import class_folders, read_class_folders, read_csv_files
 from trainers.data.rows import BadRows
 
-SPLITS = {"train": "train", "val": "validation", "test": "test"}
-
 
 @pytest.fixture(autouse=True)
 def no_data_dir(monkeypatch):
@@ -26,7 +24,7 @@ def table(path, *lines):
 
 
 def read(files, mode="error"):
-    return read_csv_files(files, SPLITS, BadRows(mode))
+    return read_csv_files(files, BadRows(mode))
 
 
 def test_a_folder_for_each_class(tmp_path):
@@ -90,7 +88,7 @@ def test_a_table_of_paths(tmp_path, header):
 def test_the_split_column_and_a_file_for_each_split(tmp_path):
     for name in "abc":
         picture(tmp_path / f"{name}.png")
-    files = table(tmp_path / "all.csv", "image,label,split", "a.png,x,train", "b.png,y,val", "c.png,x,train")
+    files = table(tmp_path / "all.csv", "image,label,split", "a.png,x,train", "b.png,y,val", "c.png,x,Training ")
     datasets = read(files)
     assert {split: len(dataset) for split, dataset in datasets.items()} == {"train": 2, "validation": 1}
     assert datasets["validation"].labels == ("x", "y")
@@ -126,7 +124,7 @@ def test_bad_lines_are_named_or_left_out(tmp_path, row, problem):
 def test_an_unknown_split_is_a_bad_line(tmp_path):
     picture(tmp_path / "a.png")
     files = table(tmp_path / "all.csv", "image,label,split", "a.png,x,train", "a.png,x,tset")
-    with pytest.raises(ValueError, match=r"all\.csv:3: split is 'tset', expected one of train, val, test"):
+    with pytest.raises(ValueError, match=r"all\.csv:3: split is 'tset', expected one of train, training, valid"):
         read(files)
     assert len(read(files, "skip")["train"]) == 1
 

@@ -1,8 +1,10 @@
 import logging
 import os
 
+import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from trainers.data.images.batches import ImageDataset
@@ -47,6 +49,20 @@ def test_folders_for_splits(tmp_path, validation):
     datasets = load_image_datasets(tmp_path)
     assert sizes(datasets) == {"train": 5, "validation": 3, "test": 4}
     assert datasets["validation"].labels == ("cat", "dog")
+
+
+def test_splits_are_found_in_any_case_and_wording(tmp_path):
+    counts = {"Training": 4, "Valid": 2, "TESTING": 3}
+    pictures(tmp_path / "tables" / "files", cat=4)
+    for name, count in counts.items():
+        pictures(tmp_path / "folders" / name, cat=count)
+        rows = [f"files/cat/{number:03}.png,cat" for number in range(count)]
+        (tmp_path / "tables" / f"{name}.csv").write_text("\n".join(["image,label", *rows]))
+    for form in ("folders", "tables"):
+        assert sizes(load_image_datasets(tmp_path / form)) == {"train": 4, "validation": 2, "test": 3}
+    pictures(tmp_path / "folders" / "val", cat=1)
+    with pytest.raises(ValueError, match=r"folders holds Valid, val for the validation split. Keep one of them"):
+        load_image_datasets(tmp_path / "folders")
 
 
 def test_one_tree_is_split_evenly_in_each_class_whatever_the_runs_seed(tmp_path):
@@ -97,6 +113,24 @@ def test_npz_by_path_by_folder_and_by_name(tmp_path, monkeypatch):
         datasets = load_image_datasets(source)
         assert sizes(datasets) == {"train": 6, "validation": 4, "test": 4}
         assert datasets["train"].labels == ("a", "b")
+
+
+def test_of_a_hub_data_set_only_what_can_be_read_is_fetched(tmp_path, monkeypatch):
+    pictures(tmp_path / "fetched" / "test", cat=1)
+    asked, answers = {}, [tmp_path / "fetched", tmp_path / "nothing"]
+
+    def snapshot_download(hub_id, **keywords):
+        asked.update(keywords, hub_id=hub_id)
+        return str(answers.pop(0))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert sizes(load_image_datasets("maker/pictures")) == {"test": 1}
+    assert (asked["hub_id"], asked["repo_type"]) == ("maker/pictures", "dataset")
+    needed = ["train/cat/1.jpg", "test/cat/2.PNG", "data/set.npz", "train.csv"]
+    left = ["README.md", "train-00000-of-00001.parquet", "model.bin", "loader.py", "a.zip"]
+    assert list(filter_repo_objects(needed + left, allow_patterns=asked["allow_patterns"])) == needed
+    with pytest.raises(ValueError, match=r"'maker/pictures' on the hub has no file called \*.npz, \*.csv, \*.jpg"):
+        load_image_datasets("maker/pictures")
 
 
 def test_npz_without_validation(tmp_path):
@@ -154,7 +188,7 @@ def test_errors_say_what_is_there_and_what_to_do(tmp_path):
     refused(tmp_path / "two", "several .npz files: a.npz, b.npz. Name one")
     for split in ("val", "valid"):
         pictures(tmp_path / "both" / split, cat=1)
-    refused(tmp_path / "both", "holds val, valid for the validation split")
+    refused(tmp_path / "both", "holds val, valid for the validation split. Keep one")
     (tmp_path / "empty" / "train").mkdir(parents=True)
     refused(tmp_path / "empty", "holds no usable picture")
     refused(pictures(tmp_path / "few", cat=2), "too few to set some aside")
