@@ -12,6 +12,7 @@ from typing import IO
 
 import numpy as np
 
+from lora_core.files import replacing
 from trainers.data.images.batches import ImageDataset, check_pixels
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
@@ -66,14 +67,15 @@ def read_npz(path: Path) -> dict[str, ImageDataset]:
 
 
 def write_npz(path: Path, datasets: dict[str, ImageDataset]) -> None:
-    """Write splits whose images are arrays as one file that `read_npz` reads, with the labels' names."""
+    """Write splits whose images are arrays as one .npz file that `read_npz` reads, with the labels' names."""
     arrays = {}
     for split, dataset in datasets.items():
         arrays[f"{SPLITS[split]}_images"] = dataset.images
         arrays[f"{SPLITS[split]}_labels"] = dataset.targets[:, None]
         arrays[NAMES] = np.array(dataset.labels)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _check_sizes(members: list[zipfile.ZipInfo]) -> None:
