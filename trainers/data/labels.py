@@ -50,17 +50,19 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def labels_from_list(
-    labels: Iterable[Any], names: Sequence[str] | None, source: str
+    labels: Iterable[Any], names: Sequence[str] | None, count: int, source: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The ids of labels that are given as a list, (N,) int64, and the names that they stand for.
 
     Args:
         labels: a name or an id from 0 for each example.
         names: the names in order of their ids; None: those that occur, sorted.
-        source: what the message calls the list.
+        count: how many examples there are.
+        source: what messages call the examples.
 
     Raises:
-        ValueError: a label is neither name nor id, or not among the names; or the names are not different strings.
+        ValueError: a label is neither name nor id, or not among the names; the names are not different strings; or
+            there is not one label for each example, or no example.
     """
     if isinstance(labels, str):
         raise ValueError(f"{source}: the labels are the string {short(labels)}, expected a list with one for each.")
@@ -77,6 +79,8 @@ def labels_from_list(
             given.append(declared.name_of(label.item() if isinstance(label, np.generic) else label))
         except ValueError as problem:
             raise ValueError(f"{source}, example {index}: {problem}.") from problem
+    if len(given) != count or not count:
+        raise ValueError(f"{source}: {count} examples and {len(given)} labels, expected examples with a label each.")
     found = sorted_names(given) if declared.names is None else declared.names
     ids = {name: index for index, name in enumerate(found)}
     return np.array([ids[name] for name in given], dtype=np.int64), found

@@ -119,6 +119,7 @@ def hold_out(
     examples, and the scores of runs are comparable only as long as their data is split in the same way.
 
     Args:
+        dataset: a `TextDataset`, an `ImageDataset`, or another that is a `LabelledDataset` which `take` takes.
         share: of the examples, between 0 and 1.
         groups: (N,) a number for each example; those of one number stay on one side, such as pictures of one patient.
             None: the data set's own, so that equal texts stay together.
@@ -126,7 +127,7 @@ def hold_out(
         seed: decides the choice.
 
     Raises:
-        ValueError: the share is none, the groups are not one for each example, or there are too few examples.
+        ValueError: ``share`` is no share, the groups are not one for each example, or there are too few examples.
     """
     if not 0 < share < 1:
         raise ValueError(f"share={share}: expected a part of the examples, between 0 and 1.")
@@ -143,8 +144,8 @@ def hold_out(
         held_out = stratified_split(groups, labels, [1 - part, part], seed) == 1
     if not held_out.any() or held_out.all():
         raise ValueError(
-            f"{dataset.source} holds {len(dataset)} {dataset.noun}, too few to set some aside for scoring. Add "
-            f"{dataset.noun}, or a split for it."
+            f"{dataset.source} holds {len(dataset)} {dataset.noun}, too few to set some aside for scoring. "
+            "Add some, or a split for it."
         )
     return take(dataset, np.flatnonzero(~held_out)), take(dataset, np.flatnonzero(held_out))
 
@@ -158,13 +159,8 @@ def completed(datasets: Mapping[str, AnyLabelled]) -> dict[str, AnyLabelled]:
     if "train" in found and "validation" not in found:
         train = found["train"]
         found["train"], found["validation"] = hold_out(train)
-        logger.warning(
-            "%s: no validation split; %d of %d training %s became one",
-            train.source,
-            len(found["validation"]),
-            len(train),
-            train.noun,
-        )
+        sizes = len(found["validation"]), len(train)
+        logger.warning("%s: no validation split; %d of %d training %s became one", train.source, *sizes, train.noun)
     if "train" in found:
         known = set(found["train"].targets.tolist())
         for split, dataset in found.items():

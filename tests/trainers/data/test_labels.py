@@ -32,11 +32,10 @@ def test_names_are_sorted_by_the_alphabet_and_ids_by_size():
         ([1, 0], ["pos", "neg"], [1, 0], ("pos", "neg")),
         (np.array([10, 9]), None, [1, 0], ("9", "10")),
         (np.array(["b", "a"]), None, [1, 0], ("a", "b")),
-        ([], None, [], ()),
     ],
 )
 def test_labels_from_a_list(labels, names, targets, found):
-    ids, given = labels_from_list(labels, names, "here")
+    ids, given = labels_from_list(labels, names, len(targets), "here")
     assert (ids.tolist(), ids.dtype, given) == (targets, np.int64, found)
 
 
@@ -51,11 +50,12 @@ def test_labels_from_a_list(labels, names, targets, found):
         (["a"], ["a", "a"], r"here: the label names are \['a', 'a'\], expected a list of different names"),
         (["a"], ["a", 1], "expected a list of different names"),
         (["a"], "ab", "expected a list of different names"),
+        (["a"], None, "here: 2 examples and 1 labels, expected examples with a label each"),
     ],
 )
 def test_lists_that_are_no_labels(labels, names, message):
     with pytest.raises(ValueError, match=message):
-        labels_from_list(labels, names, "here")
+        labels_from_list(labels, names, 2, "here")
 
 
 def test_ids_among_other_labels():

@@ -87,7 +87,7 @@ def test_what_cannot_be_held_out():
         hold_out(pictures(40), groups=np.arange(3))
     with pytest.raises(ValueError, match="there holds 4 pictures, too few to set some aside for scoring"):
         hold_out(pictures(4))
-    with pytest.raises(ValueError, match=r"here holds 2 texts, too few to set some aside for scoring. Add texts"):
+    with pytest.raises(ValueError, match=r"here holds 2 texts, too few to set some aside for scoring. Add some"):
         hold_out(numbered(2))
 
 

@@ -71,10 +71,7 @@ class ImageDataset:
             raise ValueError(f"{source}: the pictures are {str(images)!r}, expected a list of paths.")
         else:
             images = [_existing(image, f"{source}, example {index}") for index, image in enumerate(images)]
-        targets, label_names = labels_from_list(labels, names, source)
-        if len(images) != len(targets) or not len(images):
-            raise ValueError(f"{source}: {len(images)} pictures and {len(targets)} labels, expected a label for each.")
-        return cls(images, targets, label_names, source)
+        return cls(images, *labels_from_list(labels, names, len(images), source), source)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -148,7 +145,7 @@ class ImageBatches:
         return np.broadcast_to(np.int64(1), len(self.dataset))
 
     def collate(self, indices: np.ndarray, epoch: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """`pixel_values` (B, C, H, W) float32, and label ids (B,); augmented when `epoch` is given.
+        """The keyword pixel_values (B, C, H, W) float32, and label ids (B,); augmented when ``epoch`` is given.
 
         Raises:
             ValueError: a file cannot be decoded; the message begins with its path.

@@ -1,10 +1,15 @@
 """Pictures as files: a folder for each class, or a CSV of paths and labels."""
 
+from __future__ import annotations
+
 import csv
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +17,9 @@ from trainers.data.images.batches import ImageDataset
 from trainers.data.images.decode import IMAGE_SUFFIXES, decode, open_image
 from trainers.data.rows import BadRows, short
 from trainers.data.sources import DATA_DIR_VARIABLE, SPLIT_OF_NAME
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PATH_COLUMNS = ("image", "path", "file", "file_name", "filename", "image_path")
 LABEL_COLUMNS = ("label", "class", "label_name")
@@ -30,7 +38,7 @@ def read_class_folders(folders: dict[str, Path], bad_rows: BadRows) -> dict[str,
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Folders directly in `folder` that hold a picture, sorted by name."""
+    """Folders directly in ``folder`` that hold a picture, sorted by name."""
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and next(_image_files(path), None)]
 
 
@@ -63,7 +71,7 @@ def read_csv_files(files: dict[str, Path], bad_rows: BadRows) -> dict[str, Image
 def _datasets(rows: dict[str, list[Row]], sources: dict[str, str], bad_rows: BadRows) -> dict[str, ImageDataset]:
     """Checked pictures, with one set of labels for all splits: every label of any of them, sorted."""
     rows = {split: list(_sound(found, bad_rows)) for split, found in rows.items()}
-    labels = tuple(sorted({label for found in rows.values() for _, label, _, _ in found}))
+    labels = tuple(sorted({label for _, label, _, _ in chain.from_iterable(rows.values())}))
     ids = {label: index for index, label in enumerate(labels)}
     return {
         split: ImageDataset(
@@ -82,10 +90,11 @@ def _sound(rows: Iterable[Row], bad_rows: BadRows) -> Iterator[Row]:
     Where bad pictures are to be left out, each is decoded once, since only then it is known which ones are. Else
     only headers are read, and a picture that is damaged further on is named when it is decoded in training.
     """
-    check = _problem_of_pixels if bad_rows.on_bad_row == "skip" else _problem_of_header
+    rows = list(rows)
+    check = partial(_problem, read=decode if bad_rows.on_bad_row == "skip" else open_image)
     with ThreadPoolExecutor(THREADS) as threads:
-        rows = list(rows)
-        for row, problem in zip(rows, threads.map(check, [path for path, _, _, _ in rows]), strict=True):
+        problems = threads.map(check, [path for path, _, _, _ in rows])
+        for row, problem in zip(rows, problems, strict=True):
             if problem is None:
                 yield row
             else:
@@ -93,15 +102,8 @@ def _sound(rows: Iterable[Row], bad_rows: BadRows) -> Iterator[Row]:
                 bad_rows.add(file, line, problem if line is None else f"{path}: {problem}")
 
 
-def _problem_of_header(path: Path) -> str | None:
-    return _problem(path, open_image)
-
-
-def _problem_of_pixels(path: Path) -> str | None:
-    return _problem(path, decode)
-
-
-def _problem(path: Path, read: Callable) -> str | None:
+def _problem(path: Path, read: Callable[[Path], Image]) -> str | None:
+    """What is wrong with a picture; None: nothing that ``read`` meets."""
     try:
         read(path).close()
     except ValueError as error:
@@ -150,10 +152,12 @@ def _csv_rows(path: Path, bad_rows: BadRows) -> Iterator[tuple[str | None, Row]]
 
 
 def _columns(path: Path, header: Iterable[str]) -> tuple[str, str]:
-    found = [[name for name in header if name in names] for names in (PATH_COLUMNS, LABEL_COLUMNS)]
-    if any(len(names) != 1 for names in found):
+    """The columns of the picture's path and of its label."""
+    paths = [name for name in header if name in PATH_COLUMNS]
+    labels = [name for name in header if name in LABEL_COLUMNS]
+    if len(paths) != 1 or len(labels) != 1:
         raise ValueError(
             f"{path} has the columns {short(list(header))}: expected one of {', '.join(PATH_COLUMNS)}, one of "
             f"{', '.join(LABEL_COLUMNS)}, and perhaps {SPLIT_COLUMN}."
         )
-    return found[0][0], found[1][0]
+    return paths[0], labels[0]

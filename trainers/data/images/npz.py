@@ -7,6 +7,7 @@ archive and the headers state are checked before memory is taken, and no more th
 import math
 import zipfile
 import zlib
+from itertools import product
 from pathlib import Path
 from typing import IO
 
@@ -58,7 +59,7 @@ def read_npz(path: Path) -> dict[str, ImageDataset]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            wanted = [f"{prefix}_{kind}" for prefix in SPLITS.values() for kind in ("images", "labels")]
+            wanted = [f"{prefix}_{kind}" for prefix, kind in product(SPLITS.values(), ("images", "labels"))]
             _check_sizes([info for name, info in members.items() if name in (*wanted, NAMES)])
             arrays = {name: _read_array(archive, members[name]) for name in (*wanted, NAMES) if name in members}
         return _datasets(path, arrays)

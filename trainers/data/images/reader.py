@@ -10,7 +10,7 @@ from trainers.data.rows import BadRows, OnBadRow
 from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, check_one_form, find_source
 from trainers.data.splits import completed, hold_out
 
-PATTERNS = ("*.npz", "*.csv", *(f"*{end}" for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper())))
+PATTERNS = [f"*{end}" for end in (".npz", ".csv", *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))]
 """Names of the files that are fetched of a data set on the hub."""
 
 

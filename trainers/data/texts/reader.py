@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +80,7 @@ class TextDataset:
                 cleaned.append(text_of([text]))
             except ValueError as problem:
                 raise ValueError(f"{source}, example {index}: {problem}.") from problem
-        targets, label_names = labels_from_list(labels, names, source)
-        if len(cleaned) != len(targets) or not cleaned:
-            raise ValueError(f"{source}: {len(cleaned)} texts and {len(targets)} labels, expected one label for each.")
-        return cls(cleaned, targets, label_names, source)
+        return cls(cleaned, *labels_from_list(labels, names, len(cleaned), source), source)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -148,11 +146,11 @@ def load_text_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") ->
     bad_rows = BadRows(on_bad_row)
     rows: dict[str, list[Row]] = {}
     for split, paths in files.items():
-        rows[split] = [row for path in paths for row in READERS[_form(path)](path, declared, bad_rows)]
+        rows[split] = list(chain.from_iterable(READERS[_form(path)](path, declared, bad_rows) for path in paths))
         if not rows[split]:
             raise ValueError(f"{paths[0]} holds no usable text. Fill it or remove it.")
     bad_rows.report()
-    labels = declared.names or sorted_names(name for found in rows.values() for _, name in found)
+    labels = declared.names or sorted_names(name for _, name in chain.from_iterable(rows.values()))
     ids = {name: index for index, name in enumerate(labels)}
     datasets = {}
     for split, found in rows.items():
@@ -178,9 +176,9 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
         )
     for split, paths in found.items():
         check_one_form(split, paths, paths[0].parent)
-    forms = {_form(path).removesuffix(".gz").replace(".jsonl", ".json") for paths in found.values() for path in paths}
-    if len(forms) > 1:
-        listed = ", ".join(path.name for paths in found.values() for path in paths)
+    files = list(chain.from_iterable(found.values()))
+    if len({_form(path).removesuffix(".gz").replace(".jsonl", ".json") for path in files}) > 1:
+        listed = ", ".join(path.name for path in files)
         raise ValueError(f"{folder} mixes files of several forms: {listed}. Keep one form.")
     return {split: found[split] for split in SPLIT_NAMES if split in found}
 
@@ -215,5 +213,5 @@ def _form(path: Path) -> str:
 
 def _patterns() -> list[str]:
     """Names of the files that a hub data set can hold."""
-    ends = [suffix for suffix in READERS if suffix]
-    return ["*label.json", "*classes.txt", *(f"*{name}*{end}" for name in SPLIT_OF_NAME for end in ends)]
+    ends = filter(None, READERS)
+    return ["*label.json", "*classes.txt", *(f"*{name}*{end}" for name, end in product(SPLIT_OF_NAME, ends))]

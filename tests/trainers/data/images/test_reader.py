@@ -29,8 +29,13 @@ def pictures(folder, **classes):
 
 
 def npz(path, **splits):
-    write_npz(path, {split: ImageDataset(np.full((count, 8, 8), 9, np.uint8), np.arange(count) % 2, ("a", "b"), "")
-                     for split, count in splits.items()})  # fmt: skip
+    write_npz(
+        path,
+        {
+            split: ImageDataset(np.full((count, 8, 8), 9, np.uint8), np.arange(count) % 2, ("a", "b"), "")
+            for split, count in splits.items()
+        },
+    )
     return path
 
 

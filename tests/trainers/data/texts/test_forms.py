@@ -59,8 +59,13 @@ def test_bad_csv_rows_are_named_by_the_line_where_they_begin(tmp_path):
     path.write_bytes(b'1,"a\nb",c\n2,d\n3,e,f\n0,g,h\n1,\xff,i\n2,"x"y,z\n1, ,\t\n2,ok,yes\n1,"open\n')
     rows, problems = lenient(csv_rows, path, NAMES)
     assert rows == [("a\nb c", "World"), ("ok yes", "Sports")]
-    first = ["2 columns, expected 3: ['2', 'd']", "the label is '3', expected one of World, Sports, or an id from 1",
-             "the label is '0'", "not UTF-8", "not CSV"]  # fmt: skip
+    first = [
+        "2 columns, expected 3: ['2', 'd']",
+        "the label is '3', expected one of World, Sports, or an id from 1",
+        "the label is '0'",
+        "not UTF-8",
+        "not CSV",
+    ]
     assert [problem.split(":")[1] for problem in problems] == ["3", "4", "5", "6", "7"]
     assert all(expected in problem for expected, problem in zip(first, problems, strict=True))
     bad_rows = BadRows("skip")

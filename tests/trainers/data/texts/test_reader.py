@@ -159,7 +159,7 @@ def test_held_out_validation_is_said_once_and_not_needed_for_a_test_split(tmp_pa
         ({"train_jsonl": "\n"}, r"train.jsonl holds no usable text"),
         ({"train_csv": "1,a", "classes_txt": "a\na\n"}, r"classes.txt holds \['a', 'a'\]: expected .* once"),
         ({"train_csv": "1,a", "label_json": "[]"}, "label.json holds"),
-        ({"train_jsonl": [("a", 1), ("b", 0)]}, "holds 2 texts, too few to set some aside for scoring. Add texts"),
+        ({"train_jsonl": [("a", 1), ("b", 0)]}, "holds 2 texts, too few to set some aside for scoring. Add some"),
         ({"train_jsonl": [("a", 1), ("", 0)]}, r"train.jsonl:2: an empty text. Correct the file"),
     ],
 )
@@ -208,8 +208,8 @@ def test_texts_of_your_own():
         ("ab", ["x", "y"], "mine: the texts are the string 'ab', expected a list of strings"),
         (["a", 7], ["x", "y"], "mine, example 1: the text is 7, expected a string"),
         (["a", " "], ["x", "y"], "mine, example 1: an empty text"),
-        (["a", "b"], ["x"], "mine: 2 texts and 1 labels, expected one label for each"),
-        ([], [], "mine: 0 texts and 0 labels"),
+        (["a", "b"], ["x"], "mine: 2 examples and 1 labels"),
+        ([], [], "mine: 0 examples and 0 labels, expected examples"),
         (["a", "b"], ["x", None], "mine, example 1: the label is None"),
     ],
 )
