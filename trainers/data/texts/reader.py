@@ -213,5 +213,6 @@ def _form(path: Path) -> str:
 
 def _patterns() -> list[str]:
     """Names of the files that a hub data set can hold."""
+    names = (*SPLIT_OF_NAME, *map(str.capitalize, SPLIT_OF_NAME))
     ends = filter(None, READERS)
-    return ["*label.json", "*classes.txt", *(f"*{name}*{end}" for name, end in product(SPLIT_OF_NAME, ends))]
+    return ["*label.json", "*classes.txt", *(f"*{name}*{end}" for name, end in product(names, ends))]

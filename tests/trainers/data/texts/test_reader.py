@@ -235,6 +235,7 @@ def test_places_to_find_it(tmp_path, monkeypatch, no_data_dir):
         "data/train-00000-of-00001.parquet",
         "plain_text/test-00000-of-00001.parquet",
         "dev.jsonl.gz",
+        "Testing.csv",
         "classes.txt",
     ]
     left = ["plain_text/unsupervised-00000-of-00001.parquet", "README.md", "model.bin"]
