@@ -44,9 +44,8 @@ class LabelNames:
 
 def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
     """Different names in a fixed order: ids by their size, names by the alphabet."""
-    different = set(names)
-    are_ids = all(name.isdecimal() for name in different)
-    return tuple(sorted(different, key=int) if are_ids else sorted(different))
+    different = sorted(set(names))  # first by the alphabet: 1 and 01 are one number
+    return tuple(sorted(different, key=int) if all(map(str.isdecimal, different)) else different)
 
 
 def labels_from_list(

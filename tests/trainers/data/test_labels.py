@@ -20,6 +20,7 @@ def test_a_name_that_looks_like_an_id_is_a_name():
 
 def test_names_are_sorted_by_the_alphabet_and_ids_by_size():
     assert sorted_names(["b", "a", "b"]) == ("a", "b")
+    assert sorted_names(["1", "01", "0"]) == ("0", "01", "1")
     assert sorted_names(["10", "9", "2"]) == ("2", "9", "10")
     assert sorted_names(["10", "9", "x"]) == ("10", "9", "x")
 
