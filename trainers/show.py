@@ -1,28 +1,46 @@
-"""Markdown tables that read well in a terminal too."""
+"""What people read and look at: aligned tables for the terminal and for Markdown, durations, and plain figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# DOC """What all pictures share: an empty figure, and colours."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+"""Colours that colour-blind readers tell apart (Okabe and Ito, "Color Universal Design", 2008); grey for their yellow,
+which is too light for lines."""
+RIGHT, WRONG = COLOURS[2], COLOURS[1]
+"""Of predictions."""
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """A table with aligned columns: the first `left` to the left, the others to the right."""
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    rule = ["-" * width if column < left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    padded = [
-        [cell.ljust(width) if column < left else cell.rjust(width)
-         for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        for row in cells
-    ]  # fmt: skip
-    return "\n".join("| " + " | ".join(row) + " |" for row in (padded[0], rule, *padded[1:]))
+def text_table(rows: Sequence[Sequence[str]], *, left: int | Collection[int] = 1) -> str:
+    """A table for the terminal: aligned columns, two spaces apart.
+
+    Args:
+        rows: the cells, all rows as long as the first, which is the header.
+        left: how many columns from the first on stand to the left, or the numbers of those that do; the others stand
+            to the right.
+    """
+    return "\n".join("  ".join(row).rstrip() for row in _aligned(rows, left))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int | Collection[int] = 1) -> str:
+    """A table in Markdown that reads well in a terminal too.
+
+    Args:
+        header: the columns' titles.
+        rows: the cells, all rows as long as the header.
+        left: how many columns from the first on stand to the left, or the numbers of those that do; the others stand
+            to the right.
+    """
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)]
+    titles, *lines = _aligned(escaped, left)
+    rule = ["-" * len(title) for title in titles]
+    rule = [dashes if _is_left(column, left) else f"{dashes[:-1]}:" for column, dashes in enumerate(rule)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, rule, *lines))
 
 
 def duration(seconds: float) -> str:
@@ -34,21 +52,17 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-"""Colours that colour-blind readers tell apart (Okabe and Ito, "Color Universal Design", 2008); grey for their yellow,
-which is too light for lines."""
-RIGHT, WRONG = COLOURS[2], COLOURS[1]
-"""Of predictions."""
-
-
 def blank_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches to draw on. Raises ModuleNotFoundError where matplotlib is not installed."""
+    """A figure of so many inches to draw on.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Pictures need matplotlib: pip install 'lora-core[demo]'", name=error.name
-        ) from error  # fmt: skip
+        remedy = "Pictures need matplotlib: pip install 'lora-core[demo]'"
+        raise ModuleNotFoundError(remedy, name=error.name) from error
     # A Figure without pyplot draws with Agg and leaves no global state behind.
     return Figure(figsize=(width, height), layout="constrained")
 
@@ -59,3 +73,16 @@ def plain_axes(axes: Axes, grid: str | None = "y") -> None:
     if grid is not None:
         axes.grid(axis=grid, color="0.9")  # type: ignore[arg-type]
         axes.set_axisbelow(True)
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int | Collection[int]) -> list[list[str]]:
+    """The cells, those of a column all of one width."""
+    columns = []
+    for number, cells in enumerate(zip(*rows, strict=True)):
+        width = max(map(len, cells))
+        columns.append([cell.ljust(width) if _is_left(number, left) else cell.rjust(width) for cell in cells])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _is_left(column: int, left: int | Collection[int]) -> bool:
+    return column < left if isinstance(left, int) else column in left

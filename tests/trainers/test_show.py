@@ -1,6 +1,6 @@
 import pytest
 
-from trainers.show import duration, markdown_table
+from trainers.show import duration, markdown_table, text_table
 
 
 def test_columns_are_aligned_and_bars_escaped():
@@ -14,6 +14,24 @@ def test_columns_are_aligned_and_bars_escaped():
         "| --- | ---- |",
         "| a   | b    |",
     ]
+
+
+def test_chosen_columns_stand_to_the_left():
+    rows = [["file", "MB", "compared"], ["a.onnx", "7.5", "equal"], ["b", "12.5", "-0.1"]]
+    assert text_table(rows, left={0, 2}).splitlines() == [
+        "file      MB  compared",
+        "a.onnx   7.5  equal",
+        "b       12.5  -0.1",
+    ]
+    assert text_table(rows).splitlines()[1:] == ["a.onnx   7.5     equal", "b       12.5      -0.1"]
+    assert markdown_table(rows[0], rows[1:], left={0, 2}).splitlines() == [
+        "| file   |   MB | compared |",
+        "| ------ | ---: | -------- |",
+        "| a.onnx |  7.5 | equal    |",
+        "| b      | 12.5 | -0.1     |",
+    ]
+    with pytest.raises(ValueError, match="shorter"):
+        text_table([["a", "b"], ["c"]])
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,25 @@ _SPLIT_STEM = re.compile(rf"({'|'.join(sorted(SPLIT_OF_NAME, key=len, reverse=Tr
 
 
 def split_of(path: Path) -> str | None:
-    """The split that a file belongs to by its name (train.jsonl, test-00000-of-00002.parquet), or as a numbered file
-    by its folder's (train/0000.parquet); None where neither names one."""
+    """The split that a file belongs to, or None.
+
+    Its name tells (train.jsonl, test-00000-of-00002.parquet), or for a numbered file its folder's (train/0000.parquet).
+    """
     if match := _SPLIT_STEM.fullmatch(path.name.split(".")[0].lower()):
         return SPLIT_OF_NAME[match[1]]
     return SPLIT_OF_NAME.get(path.parent.name.lower()) if path.name[:1].isdigit() else None
 
 
 def check_one_form(split: str, files: Sequence[Path], where: str | Path) -> None:
-    """ValueError for several files of one split that are not its shards, whose names all hold a number."""
-    if len(files) > 1 and not all(any(map(str.isdigit, path.name.split(".")[0])) for path in files):
+    """Refuse several files or folders for one split that are not its shards, whose names all hold a number.
+
+    Raises:
+        ValueError: there are several. The message names them.
+    """
+    stems = [path.name.removesuffix(".gz").rpartition(".")[0] for path in files]
+    if len(files) > 1 and not all(any(map(str.isdigit, stem)) for stem in stems):
         listed = ", ".join(path.name for path in files)
-        raise ValueError(f"{where} holds several files for the {split} split: {listed}. Keep one of them.")
+        raise ValueError(f"{where} holds {listed} for the {split} split. Keep one of them.")
 
 
 def find_source(source: str | Path, patterns: Sequence[str], forms: str) -> Path:
@@ -40,6 +47,7 @@ def find_source(source: str | Path, patterns: Sequence[str], forms: str) -> Path
     Of a hub id such as "tner/bionlp2004" LORA_DATA_DIR is searched first, also for its last part.
 
     Args:
+        source: the path, name or hub id.
         patterns: names of the files to fetch from the hub.
         forms: what may be given, for the message: "a folder, or an .npz file".
 
@@ -71,9 +79,12 @@ def _download(hub_id: str, patterns: Sequence[str], looked_at: str) -> Path:
     from huggingface_hub.utils import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(
             f"no data set {hub_id!r}: {looked_at}, and the hub did not give it: {error} Check the name "
             f"and the network, or put a copy under {DATA_DIR_VARIABLE}."
         ) from error
+    if not folder.is_dir():
+        raise ValueError(f"the data set {hub_id!r} on the hub has no file called {', '.join(patterns)}.")
+    return folder

@@ -1,18 +1,61 @@
-"""Some examples of a data set, whatever its task."""
+"""Some examples of a data set, whatever its task: a choice, a sample, and splits for scoring.
+
+Iterative stratification, in which every label has its share although an example may bear several: Sechidis,
+Tsoumakas, Vlahavas, "On the stratification of multi-label data" (2011). Here groups of equal examples stay together,
+and the shares are shares of labels. N examples, S splits, E entities or other labels of all examples.
+"""
 
 import dataclasses
-from typing import TypeVar
+import logging
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-# DOC """Splits in which every entity type has its share, although a sentence may hold several types.
-#
-# Iterative stratification: Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data" (2011). Here
-# the examples are groups of equal sentences, which stay together, and the shares are shares of entities.
-# """
+from trainers.data.sources import SPLIT_NAMES
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT = 0.1
+"""Share of the training examples that becomes the validation split, where the data has none."""
+SPLIT_SEED = 0
+"""Seed of that choice. It is not the run's, so that runs with other seeds are scored on the same examples."""
+
+
+class LabelledDataset(Protocol):
+    """One split in which every example has one label."""
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(N,) label ids."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names; the index is the id."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where the split was read from."""
+        ...
+
+    @property
+    def noun(self) -> str:
+        """What messages call the examples, in the plural."""
+        ...
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """(N,) a number for each example, the same for equal ones. None: the examples are not compared."""
+        ...
+
+    def __len__(self) -> int: ...
+
 
 AnyDataset = TypeVar("AnyDataset")
+AnyLabelled = TypeVar("AnyLabelled", bound=LabelledDataset)
 
 
 def take(dataset: AnyDataset, indices: np.ndarray) -> AnyDataset:
@@ -33,10 +76,20 @@ def take(dataset: AnyDataset, indices: np.ndarray) -> AnyDataset:
     return dataclasses.replace(dataset, **chosen)
 
 
-def stratified(dataset: AnyDataset, targets: np.ndarray, limit: int, seed: int = 0) -> AnyDataset:
-    """At most `limit` examples, drawn at random and left in order, in which each label has its share to one example.
+def sample(dataset: AnyDataset, size: int, limit: int, seed: int) -> AnyDataset:
+    """At most ``limit`` of the data set's ``size`` examples, drawn at random and left in order."""
+    if limit < 1:
+        raise ValueError(f"limit={limit}: expected at least 1 example.")
+    if size <= limit:
+        return dataset
+    return take(dataset, np.sort(np.random.default_rng(seed).choice(size, limit, replace=False)))
 
-    `targets` (N,): the examples' label ids.
+
+def stratified(dataset: AnyDataset, targets: np.ndarray, limit: int, seed: int = 0) -> AnyDataset:
+    """At most ``limit`` examples, drawn at random and left in order, in which each label has its share to one example.
+
+    Args:
+        targets: (N,) the examples' label ids.
     """
     if len(targets) <= limit:
         return dataset
@@ -45,18 +98,87 @@ def stratified(dataset: AnyDataset, targets: np.ndarray, limit: int, seed: int =
     exact = counts * limit / len(targets)
     sizes = np.floor(exact).astype(np.int64)
     sizes[np.argsort(sizes - exact, kind="stable")[: limit - sizes.sum()]] += 1  # the largest remainders
-    chosen = [generator.choice(np.flatnonzero(targets == label), size, replace=False)
-              for label, size in zip(labels, sizes, strict=True)]  # fmt: skip
+    chosen = []
+    for label, size in zip(labels, sizes, strict=True):
+        chosen.append(generator.choice(np.flatnonzero(targets == label), size, replace=False))
     return take(dataset, np.sort(np.concatenate(chosen)))
 
 
-def sample(dataset: AnyDataset, size: int, limit: int, seed: int) -> AnyDataset:
-    """At most `limit` of the data set's `size` examples, drawn at random and left in order."""
-    if limit < 1:
-        raise ValueError(f"limit={limit}: expected at least 1 example.")
-    if size <= limit:
-        return dataset
-    return take(dataset, np.sort(np.random.default_rng(seed).choice(size, limit, replace=False)))
+def hold_out(
+    dataset: AnyLabelled,
+    share: float = HELD_OUT,
+    *,
+    groups: np.ndarray | None = None,
+    of: int | None = None,
+    seed: int = SPLIT_SEED,
+) -> tuple[AnyLabelled, AnyLabelled]:
+    """The rest, and about ``share`` of the examples of each label, held out for scoring; both in the old order.
+
+    There are two strategies. Without groups a random choice of each label's examples is held out, its number rounded.
+    With groups `stratified_split` deals whole groups. Neither can stand in for the other: they choose different
+    examples, and the scores of runs are comparable only as long as their data is split in the same way.
+
+    Args:
+        dataset: a `TextDataset`, an `ImageDataset`, or another that is a `LabelledDataset` which `take` takes.
+        share: of the examples, between 0 and 1.
+        groups: (N,) a number for each example; those of one number stay on one side, such as pictures of one patient.
+            None: the data set's own, so that equal texts stay together.
+        of: the share is one of so many examples, of which this data set is what is left. None: of its own.
+        seed: decides the choice.
+
+    Raises:
+        ValueError: ``share`` is no share, the groups are not one for each example, or there are too few examples.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share={share}: expected a part of the examples, between 0 and 1.")
+    groups = dataset.groups if groups is None else np.asarray(groups)
+    if groups is None:
+        held_out = _part_of_each_label(dataset.targets, share * (len(dataset) if of is None else of), seed)
+    elif groups.shape != dataset.targets.shape:
+        raise ValueError(
+            f"got groups of shape {groups.shape} for {len(dataset)} {dataset.noun}: expected one for each."
+        )
+    else:
+        part = share if of is None else share * of / len(dataset)
+        labels = np.arange(len(dataset)), dataset.targets
+        held_out = stratified_split(groups, labels, [1 - part, part], seed) == 1
+    if not held_out.any() or held_out.all():
+        raise ValueError(
+            f"{dataset.source} holds {len(dataset)} {dataset.noun}, too few to set some aside for scoring. "
+            "Add some, or a split for it."
+        )
+    return take(dataset, np.flatnonzero(~held_out)), take(dataset, np.flatnonzero(held_out))
+
+
+def completed(datasets: Mapping[str, AnyLabelled]) -> dict[str, AnyLabelled]:
+    """The splits in the order of SPLIT_NAMES, with a validation split wherever there is one to train on.
+
+    One that is missing is held out of the training split, which is logged. So are labels that training never sees.
+    """
+    found = dict(datasets)
+    if "train" in found and "validation" not in found:
+        train = found["train"]
+        found["train"], found["validation"] = hold_out(train)
+        sizes = len(found["validation"]), len(train)
+        logger.warning("%s: no validation split; %d of %d training %s became one", train.source, *sizes, train.noun)
+    if "train" in found:
+        known = set(found["train"].targets.tolist())
+        for split, dataset in found.items():
+            unknown = [dataset.labels[target] for target in sorted(set(dataset.targets.tolist()) - known)]
+            if unknown:
+                logger.warning("the %s split has labels that the training split lacks: %s", split, ", ".join(unknown))
+    return {split: found[split] for split in SPLIT_NAMES if split in found}
+
+
+def _part_of_each_label(targets: np.ndarray, wanted: float, seed: int) -> np.ndarray:
+    """Which examples, (N,) bool, make up about ``wanted`` of them, so many of each label as is its share."""
+    random = np.random.default_rng(seed)
+    chosen = np.zeros(len(targets), dtype=bool)
+    for label in np.unique(targets):
+        members = np.flatnonzero(targets == label)
+        # Divided before it is multiplied: another order rounds halves to the other side, and so changes the choice.
+        chosen[random.permutation(members)[: round(wanted / len(targets) * len(members))]] = True
+    return chosen
 
 
 def stratified_split(
@@ -64,11 +186,17 @@ def stratified_split(
 ) -> np.ndarray:
     """The split of every row, (N,) uint8.
 
-    `group_of_row` (N,): rows of one group go into one split. `type_counts`: the entities as two arrays (E,), the row
-    and the type of each. `shares` (S,): of each type's entities and of all rows, summing to 1.
-
     From the rarest type on, each group with that type goes to the split that lacks most of it; then the groups
     without entities fill up what the splits lack in rows.
+
+    Args:
+        group_of_row: (N,) rows of one group go into one split.
+        type_counts: the entities as two arrays (E,), the row and the type of each.
+        shares: (S,) of each type's entities and of all rows, summing to 1.
+        seed: decides between groups that would do equally well.
+
+    Raises:
+        ValueError: the shares are not positive numbers that sum to 1.
     """
     shares = np.asarray(shares, dtype=np.float64)
     if shares.min() <= 0 or abs(shares.sum() - 1) > 1e-6:
@@ -92,10 +220,15 @@ def stratified_split(
 
 
 def _deal_typed_groups(
-    group_types: np.ndarray, counts: np.ndarray, sizes: np.ndarray, shares: np.ndarray,
-    generator: np.random.Generator, split_of_group: np.ndarray, lacking_rows: np.ndarray,
-) -> None:  # fmt: skip
-    """Fill `split_of_group` for groups with entities, and take their rows off `lacking_rows`."""
+    group_types: np.ndarray,
+    counts: np.ndarray,
+    sizes: np.ndarray,
+    shares: np.ndarray,
+    generator: np.random.Generator,
+    split_of_group: np.ndarray,
+    lacking_rows: np.ndarray,
+) -> None:
+    """Fill ``split_of_group`` for groups with entities, and take their rows off ``lacking_rows``."""
     kinds = int(group_types[:, 1].max()) + 1
     lacking = np.bincount(group_types[:, 1], weights=counts, minlength=kinds)[:, None] * shares  # (types, S)
     by_group = np.searchsorted(group_types[:, 0], np.arange(len(sizes) + 1)).tolist()
@@ -123,10 +256,19 @@ MOST_REPEATS = 10
 
 
 def repeat_rare_types(rows: np.ndarray, types: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often to write training sentences so that no type has less than `share` of the most frequent one's entities.
+    """How often to write training sentences, so that no type is much rarer than the most frequent one.
 
-    `rows`, `types`: (E,) row and type of each entity. From the rarest type on, its sentences are repeated in turn, in
-    random order, until it has enough or each is there MOST_REPEATS times. Returns the rows, and the times of each.
+    From the rarest type on, its sentences are repeated in turn, in random order, until it has enough or each is there
+    MOST_REPEATS times.
+
+    Args:
+        rows: (E,) the row of each entity.
+        types: (E,) the type of each entity.
+        share: of the most frequent type's entities; so many are enough.
+        seed: decides the order.
+
+    Returns:
+        The rows with entities, in order, and how often each is written.
     """
     generator = np.random.default_rng((seed, 2))
     distinct, row_of = np.unique(rows, return_inverse=True)

@@ -1,9 +1,13 @@
-"""Labelled pictures, and the batches that an image model trains on."""
+"""Labelled pictures, and the batches that an image model trains on.
+
+Random changes of training pictures are a function of (seed, epoch, example) alone, so that a run can resume.
+Shapes: N pictures of a data set, B of a batch, C channels, H x W pixels.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,18 +18,24 @@ from torch import Tensor
 
 from trainers.data.images.decode import decode
 from trainers.data.images.processing import ImageProcessing
+from trainers.data.labels import labels_from_list, relabel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# DOC """Random changes of training pictures, a function of (seed, epoch, example) alone, so that a run can resume."""
+Augment = Literal["none", "flip", "crop"]
+CROP_AREA = (0.4, 1.0)
+"""Smallest and largest share of the picture that a crop keeps. ImageNet training goes down to 0.08; what shows a
+disease or a defect is easily lost there."""
+CROP_ASPECT = (3 / 4, 4 / 3)
+"""Most upright and flattest shape of a crop, as width / height relative to the picture's own."""
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """One split of an image classification data set: N pictures."""
+    """One split of an image classification data set: N pictures. Of your own pictures, `from_lists` makes one."""
 
-    images: np.ndarray | Sequence[Path]
+    images: np.ndarray | list[Path]
     """Pixels (N, H, W) or (N, H, W, 3) uint8, or N files, which are decoded when they are needed."""
     targets: np.ndarray
     """(N,) int64 label ids."""
@@ -34,20 +44,80 @@ class ImageDataset:
     source: str
     """Where the split was read from."""
 
+    @classmethod
+    def from_lists(
+        cls,
+        images: np.ndarray | Iterable[str | Path],
+        labels: Iterable[str | int],
+        *,
+        names: Sequence[str] | None = None,
+        source: str = "pictures in memory",
+    ) -> ImageDataset:
+        """A split of your own pictures.
+
+        Args:
+            images: N paths of files, or pixels (N, H, W) or (N, H, W, 3) uint8.
+            labels: N names of labels, or ids from 0.
+            names: the names in order of their ids; None: those that occur, numbers by size, else by the alphabet.
+            source: what messages call these pictures.
+
+        Raises:
+            ValueError: there is not one label for each picture, or no picture at all; the pixels have another shape or
+                type; a file does not exist; a label is neither name nor id, or not among ``names``.
+        """
+        if isinstance(images, np.ndarray):
+            check_pixels(images, source)
+        elif isinstance(images, (str, Path)):
+            raise ValueError(f"{source}: the pictures are {str(images)!r}, expected a list of paths.")
+        else:
+            images = [_existing(image, f"{source}, example {index}") for index, image in enumerate(images)]
+        return cls(images, *labels_from_list(labels, names, len(images), source), source)
+
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def noun(self) -> str:
+        """What messages call the examples."""
+        return "pictures"
+
+    @property
+    def groups(self) -> None:
+        """Nothing: pictures are not compared."""
+        return None
 
     def in_memory(self) -> ImageDataset:
         """Itself: the pictures, or the paths of their files, are here already."""
         return self
 
     def with_labels(self, labels: tuple[str, ...]) -> ImageDataset:
-        """The same pictures with the ids of ``labels``. Raises ValueError for a label that is not among them."""
-        unknown = sorted({self.labels[target] for target in np.unique(self.targets)} - set(labels))
-        if unknown:
-            raise ValueError(f"{self.source} has labels that are not among {list(labels)}: {unknown}.")
-        ids = np.array([labels.index(name) if name in labels else -1 for name in self.labels])
-        return replace(self, targets=ids[self.targets], labels=labels)
+        """The same pictures with the ids of ``labels``.
+
+        Raises:
+            ValueError: a picture's label is not among them.
+        """
+        return replace(self, targets=relabel(self.targets, self.labels, labels, self.source), labels=labels)
+
+
+def check_pixels(images: np.ndarray, name: str) -> None:
+    """Refuse an array that is not (N, H, W) or (N, H, W, 3) uint8.
+
+    Raises:
+        ValueError: it is not, or it is empty. The message begins with ``name``.
+    """
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+        raise ValueError(f"{name} is {images.shape} {images.dtype}, expected (N, H, W) or (N, H, W, 3) uint8")
+    if not images.size:
+        raise ValueError(f"{name} is empty: {images.shape}")
+
+
+def _existing(image: str | Path, where: str) -> Path:
+    """The path of a file that is there."""
+    if not isinstance(image, (str, Path)):
+        raise ValueError(f"{where} is {type(image).__name__}, expected the path of a picture, or one array for all.")
+    if not Path(image).is_file():
+        raise ValueError(f"{where}: {image}: no such file.")
+    return Path(image)
 
 
 @dataclass(frozen=True)
@@ -75,7 +145,7 @@ class ImageBatches:
         return np.broadcast_to(np.int64(1), len(self.dataset))
 
     def collate(self, indices: np.ndarray, epoch: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """`pixel_values` (B, C, H, W) float32, and label ids (B,); augmented when `epoch` is given.
+        """The keyword pixel_values (B, C, H, W) float32, and label ids (B,); augmented when ``epoch`` is given.
 
         Raises:
             ValueError: a file cannot be decoded; the message begins with its path.
@@ -89,16 +159,8 @@ class ImageBatches:
         return {"pixel_values": self.processing.normalised(pixels)}, torch.from_numpy(self.targets[indices])
 
 
-Augment = Literal["none", "flip", "crop"]
-CROP_AREA = (0.4, 1.0)
-"""Smallest and largest share of the picture that a crop keeps. ImageNet training goes down to 0.08; what shows a
-disease or a defect is easily lost there."""
-CROP_ASPECT = (3 / 4, 4 / 3)
-"""Most upright and flattest shape of a crop, as width / height relative to the picture's own."""
-
-
 def augmented(image: Image, processing: ImageProcessing, augment: Augment, seed: int, epoch: int, index: int) -> Image:
-    """The picture in the model's size, changed as `augment` says.
+    """The picture in the model's size, changed as ``augment`` says.
 
     "flip" mirrors one picture in two left to right. "crop" takes a random part and mirrors likewise. "none" is
     what evaluation does; it is right where left and right mean something, as in letters, digits and X-rays.

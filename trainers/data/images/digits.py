@@ -14,9 +14,12 @@ SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
 
 
 def write_digits(folder: Path) -> dict[str, Path]:
-    """Write both data sets, about 900 grey pictures of 8 x 8 pixels each, as .npz files; their paths by name.
+    """Write both data sets, about 900 grey pictures of 8 x 8 pixels each, as .npz files.
 
     The pictures are those of 43 people who wrote on paper forms (Alpaydin and Kaynak, UCI, 1998).
+
+    Returns:
+        The path of each data set, by its name.
     """
     from sklearn.datasets import load_digits
 

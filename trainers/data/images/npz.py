@@ -7,12 +7,14 @@ archive and the headers state are checked before memory is taken, and no more th
 import math
 import zipfile
 import zlib
+from itertools import product
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from trainers.data.images.batches import ImageDataset
+from lora_core.files import replacing
+from trainers.data.images.batches import ImageDataset, check_pixels
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 """What the arrays of each split begin with."""
@@ -57,7 +59,7 @@ def read_npz(path: Path) -> dict[str, ImageDataset]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            wanted = [f"{prefix}_{kind}" for prefix in SPLITS.values() for kind in ("images", "labels")]
+            wanted = [f"{prefix}_{kind}" for prefix, kind in product(SPLITS.values(), ("images", "labels"))]
             _check_sizes([info for name, info in members.items() if name in (*wanted, NAMES)])
             arrays = {name: _read_array(archive, members[name]) for name in (*wanted, NAMES) if name in members}
         return _datasets(path, arrays)
@@ -66,25 +68,30 @@ def read_npz(path: Path) -> dict[str, ImageDataset]:
 
 
 def write_npz(path: Path, datasets: dict[str, ImageDataset]) -> None:
-    """Write splits whose images are arrays as one file that `read_npz` reads, with the labels' names."""
+    """Write splits whose images are arrays as one .npz file that `read_npz` reads, with the labels' names."""
     arrays = {}
     for split, dataset in datasets.items():
         arrays[f"{SPLITS[split]}_images"] = dataset.images
         arrays[f"{SPLITS[split]}_labels"] = dataset.targets[:, None]
         arrays[NAMES] = np.array(dataset.labels)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _check_sizes(members: list[zipfile.ZipInfo]) -> None:
     total = sum(info.file_size for info in members)
     if total > MAX_BYTES:
-        raise ValueError(f"its arrays expand to {total:,} bytes, above the limit of {MAX_BYTES:,}. Store the "
-                         "pictures as files in a folder for each class: those are read as needed")  # fmt: skip
+        raise ValueError(
+            f"its arrays expand to {total:,} bytes, above the limit of {MAX_BYTES:,}. Store the pictures as files in a "
+            "folder for each class: those are read as needed"
+        )
     for info in members:
         if info.file_size > max(SMALL, MAX_EXPANSION * info.compress_size):
-            raise ValueError(f"{info.filename} expands from {info.compress_size:,} to {info.file_size:,} bytes, more "
-                             f"than {MAX_EXPANSION} times: no pictures compress like that")  # fmt: skip
+            raise ValueError(
+                f"{info.filename} expands from {info.compress_size:,} to {info.file_size:,} bytes, more than "
+                f"{MAX_EXPANSION} times: no pictures compress like that"
+            )
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
@@ -96,9 +103,11 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
                 f"{member.filename} holds Python objects, which could run code when read; expected numbers"
             )
         size = math.prod(shape) * dtype.itemsize
-        if size != member.file_size - file.tell():
-            raise ValueError(f"{member.filename} says that it is {shape} {dtype}, {size:,} bytes, but "
-                             f"{member.file_size - file.tell():,} follow")  # fmt: skip
+        following = member.file_size - file.tell()
+        if size != following:
+            raise ValueError(
+                f"{member.filename} says that it is {shape} {dtype}, {size:,} bytes, but {following:,} follow"
+            )
         array = np.empty(shape[::-1] if by_column else shape, dtype)
         rest = array.reshape(-1).view(np.uint8) if size else np.empty(0, np.uint8)
         while len(rest):
@@ -142,17 +151,15 @@ def _datasets(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, ImageDatas
 def _images(images: np.ndarray, prefix: str) -> np.ndarray:
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
-        raise ValueError(f"{prefix}_images is {images.shape} {images.dtype}, expected (N, H, W) or (N, H, W, 3) uint8")
-    if not images.size:
-        raise ValueError(f"{prefix}_images is empty: {images.shape}")
+    check_pixels(images, f"{prefix}_images")
     return np.ascontiguousarray(images)
 
 
 def _targets(labels: np.ndarray, count: int, prefix: str) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] > 1:
-        raise ValueError(f"{prefix}_labels is {labels.shape}: several labels for each picture. Only one label "
-                         "for each can be learnt")  # fmt: skip
+        raise ValueError(
+            f"{prefix}_labels is {labels.shape}: several labels for each picture. Only one for each can be learnt"
+        )
     if labels.dtype.kind not in "iu" or labels.shape not in ((count, 1), (count,)):
         raise ValueError(f"{prefix}_labels is {labels.shape} {labels.dtype}, expected ({count}, 1) whole numbers")
     targets = labels.reshape(-1).astype(np.int64)

@@ -1,11 +1,10 @@
 """From pictures to what an image model takes: resize, crop, rescale and normalise as preprocessor_config.json says.
 
-The same numbers as transformers' ViTImageProcessor with Pillow. B images, C channels, H x W pixels.
+The same numbers as transformers' ViTImageProcessor with Pillow. Shapes: B pictures, C channels, H x W pixels.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_core.files import read_json_object, write_json
 from trainers.data.images.decode import COLOUR, GREY, decode
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ class ImageProcessing:
 
     def save(self, folder: str | Path) -> None:
         """Write preprocessor_config.json into a folder."""
-        text = json.dumps(self.to_dict(), indent=2)
-        (Path(folder) / PREPROCESSOR_FILE).write_text(text + "\n", encoding="utf-8")
+        write_json(Path(folder) / PREPROCESSOR_FILE, self.to_dict())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageProcessing:
@@ -169,12 +168,7 @@ class ImageProcessing:
         path = Path(folder) / PREPROCESSOR_FILE
         if not path.is_file():
             return None
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON in UTF-8: {error}.") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds {type(values).__name__} instead of a JSON object.")
+        values = read_json_object(path, "Fetch it again.")
         try:
             return cls.from_dict(values)
         except ValueError as error:

@@ -20,7 +20,7 @@ one text in four stays as it is."""
 
 @dataclass(frozen=True)
 class WordAugmentation:
-    """What `text_augment` = eda does to a training text."""
+    """What the setting text_augment=eda does to a training text."""
 
     share: float
     """Share of a text's words that change, one word at least."""
@@ -51,7 +51,7 @@ class WordAugmentation:
 
 
 def changed(size: int, share: float, change: str, random: np.random.Generator) -> list[int]:
-    """The words 0 to `size` - 1 in their new order. A text of one word stays as it is."""
+    """The words 0 to ``size`` - 1 in their new order. A text of one word stays as it is."""
     order = list(range(size))
     if size < 2 or change == "none":
         return order
@@ -70,7 +70,7 @@ def changed(size: int, share: float, change: str, random: np.random.Generator) -
 
 
 def _without_excess(order: list[int], lengths: np.ndarray, limit: int) -> list[int]:
-    """The order without those repeated words, the last first, that take it beyond `limit` tokens."""
+    """The order without those repeated words, the last first, that take it beyond ``limit`` tokens."""
     excess = int(lengths[order].sum()) - limit
     for place in reversed(range(len(order))):
         if excess > 0 and order[place] in order[:place]:

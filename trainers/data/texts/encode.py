@@ -1,7 +1,8 @@
 """Whole texts to model inputs: one sequence for each, cut to the length that the model can take, or cut into windows.
 
-All texts lie one after another in a flat array. Legend: N texts, B texts of a batch, R its rows (B, or the windows of
-B texts), T its longest row.
+All texts lie one after another in a flat array. `TextProcessing` is what inference must know of this.
+
+Shapes: N texts, B texts of a batch, R its rows (B, or the windows of B texts), T tokens of its longest row, L labels.
 """
 
 import json
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -17,20 +18,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
+from lora_core.files import read_json_object, write_json
 from trainers.data.rows import refuse_lone_surrogates
 from trainers.data.texts.augment import WordAugmentation
 from trainers.data.tokens.pieces import special_ids
 from trainers.data.tokens.windows import IGNORED_LABEL
 
-# DOC """What inference must know of a text model beside its tokenizer: where long texts end, as
-# the run's settings have it.
-#
-# For images, preprocessor_config.json says the like (image_processing.py).
-# """
-
 LongText = Literal["head", "head_tail", "windows"]
 Item = TypeVar("Item")
 
+TEXT_PROCESSING_FILE = "text_processing.json"
+"""The name beside a model's weights, and in the metadata of an ONNX file."""
 CHUNK = 1000
 """Texts per call of the tokenizer; the progress bar shows from ten chunks on."""
 
@@ -75,8 +73,11 @@ class EncodedTexts:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """A batch of texts: ({"input_ids": (R, T), "attention_mask": (R, T)}, labels (R,)), all int64.
 
-        With an `epoch`, so in training, the texts are changed as `augmentation` says. Where texts are cut into
+        With an ``epoch``, so in training, the texts are changed as ``augmentation`` says. Where texts are cut into
         windows, the label stands at the first window of a text, and IGNORED_LABEL at its others.
+
+        Raises:
+            ValueError: there are no indices.
         """
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size == 0:
@@ -87,8 +88,9 @@ class EncodedTexts:
             texts = [self._text(index, epoch) for index in indices.tolist()]
             windows = [[text] if self.cutter is None else self.cutter(text) for text in texts]
             rows = [row for text in windows for row in text]
-            labels = np.concatenate([[label, *[IGNORED_LABEL] * (len(text) - 1)]
-                                     for label, text in zip(labels, windows, strict=True)])  # fmt: skip
+            first = np.cumsum([0, *map(len, windows)])[:-1]  # (B,) the first row of each text
+            labels = np.full(len(rows), IGNORED_LABEL, dtype=np.int64)
+            labels[first] = self.targets[indices]
             tokens, lengths = np.concatenate(rows), np.array([len(row) for row in rows])
             starts = np.cumsum(lengths) - lengths
         columns = np.arange(lengths.max())  # (T,)
@@ -130,7 +132,12 @@ class WindowCutter:
 
 
 def mean_of_windows(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits (B, L) of texts: means over the windows' logits (R, L). `labels` (R,) are those of `collate`."""
+    """The logits (B, L) of texts: means over the windows' logits.
+
+    Args:
+        logits: (R, L) the windows'.
+        labels: (R,) those of `EncodedTexts.collate`.
+    """
     text = (labels != IGNORED_LABEL).cumsum(0) - 1  # (R,) the text of each window
     count = torch.bincount(text)  # (B,)
     sums = torch.zeros(len(count), logits.shape[1], dtype=torch.float32, device=logits.device)
@@ -146,13 +153,22 @@ def encode_texts(
     long_text: LongText = "head",
     augmentation: WordAugmentation | None = None,
 ) -> EncodedTexts:
-    """Tokenise texts, and shorten those of more than `max_length` tokens, special tokens included.
+    """Tokenise texts, and shorten those of more than ``max_length`` tokens.
 
-    `targets`: one label id per text. `long_text`: "head" keeps the first tokens, "head_tail" half from each end (one
-    more from the head if the number is odd); the special tokens stay around them. "windows" keeps all tokens, and
-    batches hold several rows of at most `max_length` for a long text. `augmentation`: how training changes
-    the texts. Raises ValueError for texts that are no strings, for targets that do not fit, and for a `max_length`
-    without room for text.
+    Args:
+        texts: N strings.
+        targets: (N,) label ids.
+        tokenizer: knows the special tokens around a text.
+        max_length: most tokens of a row, special tokens included.
+        pad_token_id: fills short texts up in a batch.
+        long_text: "head" keeps the first tokens, "head_tail" half from each end (one more from the head if the number
+            is odd); the special tokens stay around them. "windows" keeps all tokens, and batches hold several rows of
+            at most ``max_length`` for a long text.
+        augmentation: how training changes the texts; None: not at all.
+
+    Raises:
+        ValueError: a text is no string or holds half of a character, the targets are not one for each text, or
+            ``max_length`` leaves no room for text.
     """
     targets = np.asarray(targets, dtype=np.int64)
     if targets.shape != (len(texts),):
@@ -192,20 +208,20 @@ def encode_texts(
 
 
 def shorten(ids: list[Item], capacity: int, long_text: LongText) -> list[Item]:
-    """At most `capacity` of the ids: the first ones, or half from each end."""
+    """At most ``capacity`` of the ids: the first ones, or half from each end."""
     if len(ids) <= capacity:
         return ids
     tail = capacity // 2 if long_text == "head_tail" else 0
     return ids[: capacity - tail] + ids[len(ids) - tail :]
 
 
-TEXT_PROCESSING_FILE = "text_processing.json"
-"""The name beside a model's weights, and in the metadata of an ONNX file."""
-
-
 @dataclass(frozen=True)
 class TextProcessing:
-    """The defaults are those of a checkpoint from elsewhere."""
+    """What inference must know of a text model beside its tokenizer: where long texts end, as the run's settings say.
+
+    For pictures, preprocessor_config.json says the like (`ImageProcessing`). The defaults are those of a checkpoint
+    from elsewhere.
+    """
 
     max_length: int | None = None
     """Longest input in tokens, special tokens included; None: the model's limit."""
@@ -218,18 +234,22 @@ class TextProcessing:
 
     def save(self, folder: str | Path) -> None:
         """Write text_processing.json into a folder."""
-        (Path(folder) / TEXT_PROCESSING_FILE).write_text(self.to_json(), encoding="utf-8")
+        write_json(Path(folder) / TEXT_PROCESSING_FILE, asdict(self))
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "TextProcessing":
-        """From the content of text_processing.json. ValueError, which begins with ``where``, for anything else."""
+        """From the content of text_processing.json.
+
+        Raises:
+            ValueError: it is damaged. The message begins with ``where``.
+        """
         try:
             values = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{where} is not JSON: {error}.") from error
-        if not isinstance(values, Mapping):
+        if not isinstance(values, dict):
             raise ValueError(f"{where} holds {type(values).__name__} instead of a JSON object.")
-        return cls(_max_length(values.get("max_length"), where), _long_text(values.get("long_text", "head"), where))
+        return cls._from_dict(values, where)
 
     @classmethod
     def read(cls, folder: str | Path) -> "TextProcessing":
@@ -239,16 +259,16 @@ class TextProcessing:
             ValueError: the file is damaged.
         """
         path = Path(folder) / TEXT_PROCESSING_FILE
-        return cls.from_json(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else cls()
+        if not path.is_file():
+            return cls()
+        remedy = "Restore it, or delete it to have long texts cut at the model's limit."
+        return cls._from_dict(read_json_object(path, remedy), str(path))
 
-
-def _max_length(value: Any, where: str) -> int | None:
-    if value is None or (type(value) is int and value >= 1):
-        return value
-    raise ValueError(f"{where}: max_length is {value!r}, expected a number of tokens or null.")
-
-
-def _long_text(value: Any, where: str) -> LongText:
-    if value == "head" or value == "head_tail" or value == "windows":
-        return value
-    raise ValueError(f"{where}: long_text is {value!r}, expected 'head', 'head_tail' or 'windows'.")
+    @classmethod
+    def _from_dict(cls, values: Mapping[str, Any], where: str) -> "TextProcessing":
+        max_length, long_text = values.get("max_length"), values.get("long_text", "head")
+        if max_length is not None and (type(max_length) is not int or max_length < 1):
+            raise ValueError(f"{where}: max_length is {max_length!r}, expected a number of tokens or null.")
+        if long_text not in get_args(LongText):
+            raise ValueError(f"{where}: long_text is {long_text!r}, expected 'head', 'head_tail' or 'windows'.")
+        return cls(max_length, long_text)

@@ -1,6 +1,6 @@
 """The forms that labelled texts come in, row by row: CSV, JSON lines, parquet, and folders of text files.
 
-Every reader gives (text, label name) for each usable row.
+Every reader gives (text, label name) for each usable row. What labels are called stands in the rows, or beside them.
 """
 
 import csv
@@ -8,90 +8,28 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from trainers.data.rows import BadRows, refuse_lone_surrogates, short
+from trainers.data.labels import LabelNames
+from trainers.data.rows import BadRows, metadata, open_parquet, refuse_lone_surrogates, short
 from trainers.data.tokens.reader import read_label_names
 
-# DOC """The labels of texts: ids in a file, and the names that they stand for."""
+Row = tuple[str, str]
+"""A text and the name of its label."""
 
 LABEL_COLUMNS = ("label", "labels", "class", "class index", "category", "sentiment")
 """Columns that can hold the label, the first that is there, in any case."""
-
-
-@dataclass(frozen=True)
-class LabelNames:
-    """What the labels in a file mean."""
-
-    names: tuple[str, ...] | None
-    """Declared names in order of their ids. None: whatever the file holds are names."""
-    first_id: int = 0
-    """The id of the first name, where the file has ids."""
-
-    def name_of(self, label: Any) -> str:
-        """The name of a label as a file has it. ValueError for one that is not declared, or is neither id nor name."""
-        if type(label) is str:
-            label = label.strip()
-            if label and (self.names is None or label in self.names):
-                return label
-        elif type(label) is int and self.names is None and label >= 0:
-            return str(label)
-        if self.names is None:
-            raise ValueError(f"the label is {short(label)}, expected a name, or an id from 0")
-        if type(label) is int or (type(label) is str and label.isdecimal()):
-            index = int(label) - self.first_id
-            if 0 <= index < len(self.names):
-                return self.names[index]
-        ids = f"{self.first_id} to {self.first_id + len(self.names) - 1}"
-        raise ValueError(f"the label is {short(label)}, expected one of {', '.join(self.names)}, or an id from {ids}")
-
-
-def declared_names(path: Path, folder: Path) -> LabelNames:
-    """The labels that stand beside a file, or else in its data set's folder, or in the file itself."""
-    for place in (path.parent, folder):
-        if (place / "label.json").is_file():
-            return LabelNames(read_label_names(place / "label.json"))
-        if (place / "classes.txt").is_file():
-            return LabelNames(_read_classes(place / "classes.txt"), first_id=int(path.suffix == ".csv"))
-    return LabelNames(_names_in_parquet(path) if path.suffix == ".parquet" else None)
-
-
-def _read_classes(path: Path) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}.") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"{path} holds {list(names)}: expected the name of each class once, one a line.")
-    return names
-
-
-def _names_in_parquet(path: Path) -> tuple[str, ...] | None:
-    """Class names of the label column, where the hub's libraries wrote them."""
-    from trainers.data.rows import metadata
-
-    features = ((metadata(path) or {}).get("info") or {}).get("features") or {}
-    for name, feature in features.items():
-        if name.lower() in LABEL_COLUMNS and isinstance(feature, dict) and feature.get("names"):
-            return tuple(feature["names"])
-    return None
-
-
-def sorted_names(names: set[str]) -> tuple[str, ...]:
-    """Ids by their size, names by the alphabet."""
-    are_ids = all(name.isdecimal() for name in names)
-    return tuple(sorted(names, key=int) if are_ids else sorted(names))
-
-
-Row = tuple[str, str]
-
 TEXT_COLUMNS = (
-    ("text",), ("sentence",), ("review",), ("title", "description"), ("title", "content"), ("content",),
+    ("text",),
+    ("sentence",),
+    ("review",),
+    ("title", "description"),
+    ("title", "content"),
+    ("content",),
     ("description",),
-)  # fmt: skip
+)
 """Columns that make up the text, joined by a space; the first set that is there, in any case."""
 IGNORED_CLASSES = ("unsup",)
 """Folders of texts without a label."""
@@ -123,7 +61,7 @@ def csv_rows(path: Path, labels: LabelNames, bad_rows: BadRows) -> Iterator[Row]
             try:
                 if len(cells) != width:
                     raise ValueError(f"{len(cells)} columns, expected {width}: {short(cells)}")
-                yield _text([_from_utf8(cells[index]) for index in columns[0]]), labels.name_of(cells[columns[1]])
+                yield text_of([_from_utf8(cells[index]) for index in columns[0]]), labels.name_of(cells[columns[1]])
             except ValueError as problem:
                 bad_rows.add(path, line, str(problem))
 
@@ -138,7 +76,7 @@ def json_rows(path: Path, labels: LabelNames, bad_rows: BadRows) -> Iterator[Row
             columns = choose_columns(list(row)) if isinstance(row, dict) else None
             if columns is None:
                 raise ValueError(f'expected an object {{"text": ..., "label": ...}} on one line, got {short(row)}')
-            parsed = _text([row[name] for name in columns[0]]), labels.name_of(row[columns[1]])
+            parsed = text_of([row[name] for name in columns[0]]), labels.name_of(row[columns[1]])
         except ValueError as problem:
             bad_rows.add(path, number, str(problem))
             continue
@@ -147,22 +85,19 @@ def json_rows(path: Path, labels: LabelNames, bad_rows: BadRows) -> Iterator[Row
 
 def parquet_rows(path: Path, labels: LabelNames, bad_rows: BadRows) -> Iterator[Row]:
     """Rows of a parquet file with such columns; the rows are numbered from 1."""
-    from trainers.data.rows import open_parquet
-
     file = open_parquet(path)
     columns = choose_columns(file.schema_arrow.names)
     if columns is None:
         raise ValueError(f"{path} has the columns {file.schema_arrow.names}, but {_WANTED}.")
-    number = 0
-    for batch in file.iter_batches(columns=[*columns[0], columns[1]]):
-        for row in batch.to_pylist():
-            number += 1
-            try:
-                parsed = _text([row[name] for name in columns[0]]), labels.name_of(row[columns[1]])
-            except ValueError as problem:
-                bad_rows.add(path, number, str(problem))
-                continue
-            yield parsed
+    batches = file.iter_batches(columns=[*columns[0], columns[1]])
+    rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+    for number, row in enumerate(rows, start=1):
+        try:
+            parsed = text_of([row[name] for name in columns[0]]), labels.name_of(row[columns[1]])
+        except ValueError as problem:
+            bad_rows.add(path, number, str(problem))
+            continue
+        yield parsed
 
 
 def class_folder_rows(folder: Path, labels: LabelNames, bad_rows: BadRows) -> Iterator[Row]:
@@ -170,7 +105,7 @@ def class_folder_rows(folder: Path, labels: LabelNames, bad_rows: BadRows) -> It
     for inner in class_folders(folder):
         for path in sorted(inner.glob("*.txt")):
             try:
-                parsed = _text([path.read_bytes().decode("utf-8-sig")]), labels.name_of(inner.name)
+                parsed = text_of([path.read_bytes().decode("utf-8-sig")]), labels.name_of(inner.name)
             except UnicodeDecodeError as error:
                 bad_rows.add(path, None, f"not UTF-8 ({error})")
                 continue
@@ -188,6 +123,22 @@ def class_folders(folder: Path) -> list[Path]:
     return [path for path in found if next(path.glob("*.txt"), None)]
 
 
+def text_of(parts: list[Any]) -> str:
+    """The parts of a text, joined by a space.
+
+    Raises:
+        ValueError: a part is no string, none holds a word, or one holds half of a character.
+    """
+    for part in parts:
+        if type(part) is not str:
+            raise ValueError(f"the text is {short(part)}, expected a string")
+    text = " ".join(part.strip() for part in parts if part.strip())
+    if not text:
+        raise ValueError("an empty text")
+    refuse_lone_surrogates(text)
+    return text
+
+
 _WANTED = (
     f"needs one for the label ({', '.join(LABEL_COLUMNS)}) and those of the text "
     f"({', '.join(' and '.join(names) for names in TEXT_COLUMNS)})"
@@ -195,7 +146,7 @@ _WANTED = (
 
 
 def choose_columns(names: Sequence[str]) -> tuple[list[str], str] | None:
-    """The columns of the text and the column of the label, as `names` spells them; None when one is not there."""
+    """The columns of the text and the column of the label, as ``names`` spells them; None when one is not there."""
     by_name = {name.strip().lower(): name for name in reversed(names)}
     label = next((by_name[name] for name in LABEL_COLUMNS if name in by_name), None)
     text = next(([by_name[name] for name in parts] for parts in TEXT_COLUMNS if by_name.keys() >= set(parts)), None)
@@ -217,8 +168,45 @@ def _headless(path: Path, cells: list[str], labels: LabelNames) -> tuple[list[in
     return list(range(1, len(cells))), 0
 
 
+def declared_names(path: Path, folder: Path) -> LabelNames:
+    """The names of the labels: those that stand beside a file, or else in its data set's folder, or in the file itself.
+
+    They stand in label.json ({"Business": 0, ...}), or in classes.txt, a name a line, whose ids begin at 1 in CSV files
+    and at 0 elsewhere.
+
+    Raises:
+        ValueError: a file of names is damaged, or names a label twice.
+    """
+    for place in (path.parent, folder):
+        if (place / "label.json").is_file():
+            return LabelNames(read_label_names(place / "label.json"))
+        if (place / "classes.txt").is_file():
+            return LabelNames(_read_classes(place / "classes.txt"), first_id=int(path.suffix == ".csv"))
+    return LabelNames(_names_in_parquet(path) if path.suffix == ".parquet" else None)
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}.") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path} holds {list(names)}: expected the name of each class once, one a line.")
+    return names
+
+
+def _names_in_parquet(path: Path) -> tuple[str, ...] | None:
+    """Class names of the label column, where the hub's libraries wrote them."""
+    features = ((metadata(path) or {}).get("info") or {}).get("features") or {}
+    for name, feature in features.items():
+        if name.lower() in LABEL_COLUMNS and isinstance(feature, dict) and feature.get("names"):
+            return tuple(feature["names"])
+    return None
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers from 1, without byte order mark and line end."""
+    """Lines with their numbers from 1, without byte order mark and line end; unzipped if the name ends in .gz."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
             for number, line in enumerate(file, start=1):
@@ -244,15 +232,3 @@ def _from_utf8(cell: str) -> str:
         return cell.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error})") from error
-
-
-def _text(parts: list[Any]) -> str:
-    """The parts of a text, joined by a space."""
-    for part in parts:
-        if type(part) is not str:
-            raise ValueError(f"the text is {short(part)}, expected a string")
-    text = " ".join(part.strip() for part in parts if part.strip())
-    if not text:
-        raise ValueError("an empty text")
-    refuse_lone_surrogates(text)
-    return text

@@ -1,18 +1,19 @@
 """Labelled texts from disk or the hub: finds the folder, recognises its layout, reads the splits."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
 
-from trainers.data.rows import BadRows, OnBadRow
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, find_source, split_of
-from trainers.data.splits import stratified_split, take
+from trainers.data.labels import LabelNames, labels_from_list, relabel, sorted_names
+from trainers.data.rows import BadRows, OnBadRow, short
+from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, check_one_form, find_source, split_of
+from trainers.data.splits import completed
 from trainers.data.texts.forms import (
     IGNORED_CLASSES,
-    LabelNames,
     Row,
     class_folder_rows,
     class_folders,
@@ -20,25 +21,26 @@ from trainers.data.texts.forms import (
     declared_names,
     json_rows,
     parquet_rows,
-    sorted_names,
+    text_of,
 )
 
 logger = logging.getLogger(__name__)
 
 READERS: dict[str, Callable[[Path, LabelNames, BadRows], Iterator[Row]]] = {
-    ".csv": csv_rows, ".jsonl": json_rows, ".json": json_rows, ".jsonl.gz": json_rows, ".json.gz": json_rows,
-    ".parquet": parquet_rows, "": class_folder_rows,
-}  # fmt: skip
+    ".csv": csv_rows,
+    ".jsonl": json_rows,
+    ".json": json_rows,
+    ".jsonl.gz": json_rows,
+    ".json.gz": json_rows,
+    ".parquet": parquet_rows,
+    "": class_folder_rows,
+}
 """By the end of the file name; a folder has none."""
-HELD_OUT = 0.1
-"""Share of the training texts that becomes the validation split, where the data has none."""
-SPLIT_SEED = 0
-"""Seed of that choice. It is not the run's, so that runs with other seeds are scored on the same texts."""
 
 
 @dataclass(frozen=True)
 class TextDataset:
-    """One split of a text classification data set: N texts."""
+    """One split of a text classification data set: N texts. Of your own texts, `from_lists` makes one."""
 
     texts: list[str]
     """The texts."""
@@ -49,28 +51,69 @@ class TextDataset:
     source: str
     """The file or folder that the split was read from."""
 
+    @classmethod
+    def from_lists(
+        cls,
+        texts: Iterable[str],
+        labels: Iterable[str | int],
+        *,
+        names: Sequence[str] | None = None,
+        source: str = "texts in memory",
+    ) -> "TextDataset":
+        """A split of your own texts, cleaned as those of a file: without white space around them.
+
+        Args:
+            texts: N strings.
+            labels: N names of labels, or ids from 0.
+            names: the names in order of their ids; None: those that occur, sorted as `load_text_datasets` sorts them.
+            source: what messages call these texts.
+
+        Raises:
+            ValueError: there is not one label for each text, or no text at all; a text is empty or no string; a label
+                is neither name nor id, or not among ``names``.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"{source}: the texts are the string {short(texts)}, expected a list of strings.")
+        cleaned = []
+        for index, text in enumerate(texts):
+            try:
+                cleaned.append(text_of([text]))
+            except ValueError as problem:
+                raise ValueError(f"{source}, example {index}: {problem}.") from problem
+        return cls(cleaned, *labels_from_list(labels, names, len(cleaned), source), source)
+
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def noun(self) -> str:
+        """What messages call the examples."""
+        return "texts"
+
+    @property
+    def groups(self) -> np.ndarray:
+        """(N,) a number for each text, the same for equal ones."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(text, len(numbers)) for text in self.texts], dtype=np.int64)
 
     def in_memory(self) -> "TextDataset":
         """Itself: the texts are here already."""
         return self
 
     def with_labels(self, labels: tuple[str, ...]) -> "TextDataset":
-        """The same texts with the ids of ``labels``. Raises ValueError for a label that is not among them."""
-        unknown = sorted({self.labels[target] for target in np.unique(self.targets)} - set(labels))
-        if unknown:
-            raise ValueError(f"{self.source} has labels that are not among {list(labels)}: {unknown}.")
-        ids = np.array([labels.index(name) if name in labels else -1 for name in self.labels])
-        return replace(self, targets=ids[self.targets], labels=labels)
+        """The same texts with the ids of ``labels``.
+
+        Raises:
+            ValueError: a text's label is not among them.
+        """
+        return replace(self, targets=relabel(self.targets, self.labels, labels, self.source), labels=labels)
 
 
 def load_text_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[str, TextDataset]:
     """Read the splits "train", "validation" and "test" of a data set, those that exist.
 
-    `source` is a folder; a name under the folder in the environment variable LORA_DATA_DIR; or a hub id, for which
-    LORA_DATA_DIR is searched first. In it, or in a subfolder, stand the splits, named train, valid (or val,
-    validation, dev) and test, in one of these forms:
+    In the folder of the data set, or in a folder in it, stand the splits, named train (or training), valid (val,
+    validation, dev) and test (testing), in any case, in one of these forms:
 
     - CSV with a header that names the columns of the text (text, sentence, review, or title and description) and of
       the label (label, class, category, sentiment); or without a header, as AG News has it: the class, then the
@@ -86,8 +129,14 @@ def load_text_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") ->
     Data with a training split but no validation split loses 10 % of the former to the latter, in which each label
     has its share and no text of the other part stands; this is logged.
 
-    Raises ValueError for anything else. A row that cannot be used raises ValueError, naming file, line and value;
-    `on_bad_row="skip"` leaves such rows out and reports them through logging.
+    Args:
+        source: a folder; a name under the folder in the environment variable LORA_DATA_DIR; or a hub id, for which
+            LORA_DATA_DIR is searched first.
+        on_bad_row: "skip" leaves out rows that cannot be used, and reports them through logging.
+
+    Raises:
+        ValueError: there is no such data set, it is in another form, or with ``on_bad_row="error"`` a row cannot be
+            used; the message names file, line and value.
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"on_bad_row={on_bad_row!r}: expected 'error' or 'skip'.")
@@ -97,26 +146,23 @@ def load_text_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") ->
     bad_rows = BadRows(on_bad_row)
     rows: dict[str, list[Row]] = {}
     for split, paths in files.items():
-        rows[split] = [row for path in paths for row in READERS[_form(path)](path, declared, bad_rows)]
+        rows[split] = list(chain.from_iterable(READERS[_form(path)](path, declared, bad_rows) for path in paths))
         if not rows[split]:
             raise ValueError(f"{paths[0]} holds no usable text. Fill it or remove it.")
     bad_rows.report()
-    labels = declared.names or sorted_names({name for split in rows.values() for _, name in split})
+    labels = declared.names or sorted_names(name for _, name in chain.from_iterable(rows.values()))
     ids = {name: index for index, name in enumerate(labels)}
-    datasets = {
-        split: TextDataset([text for text, _ in rows[split]], np.array([ids[name] for _, name in rows[split]]),
-                           labels, str(files[split][0]))
-        for split in files
-    }  # fmt: skip
-    if "train" in datasets:
-        _report_unknown(datasets)
-        if "validation" not in datasets:
-            datasets = _with_validation(datasets)
-    return {split: datasets[split] for split in SPLIT_NAMES if split in datasets}
+    datasets = {}
+    for split, found in rows.items():
+        targets = np.array([ids[name] for _, name in found], dtype=np.int64)
+        datasets[split] = TextDataset([text for text, _ in found], targets, labels, str(files[split][0]))
+    return completed(datasets)
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
     """The files of each split, or the folder that holds its class folders."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file. Give the folder that holds it, with a file or folder for each split.")
     found = _files_in(folder) or _folders_in(folder)
     if not found:
         inner = {path: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _files_in(path))}
@@ -129,15 +175,10 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
             f"{', '.join(filter(None, READERS))}, or folders train and test with a folder of .txt files for each class."
         )
     for split, paths in found.items():
-        is_sharded = all(any(map(str.isdigit, path.name)) for path in paths)
-        if len(paths) > 1 and not is_sharded:
-            listed = ", ".join(path.name for path in paths)
-            raise ValueError(
-                f"{paths[0].parent} holds several files for the {split} split: {listed}. Keep one of them."
-            )
-    forms = {_form(path).removesuffix(".gz").replace(".jsonl", ".json") for paths in found.values() for path in paths}
-    if len(forms) > 1:
-        listed = ", ".join(path.name for paths in found.values() for path in paths)
+        check_one_form(split, paths, paths[0].parent)
+    files = list(chain.from_iterable(found.values()))
+    if len({_form(path).removesuffix(".gz").replace(".jsonl", ".json") for path in files}) > 1:
+        listed = ", ".join(path.name for path in files)
         raise ValueError(f"{folder} mixes files of several forms: {listed}. Keep one form.")
     return {split: found[split] for split in SPLIT_NAMES if split in found}
 
@@ -153,12 +194,13 @@ def _files_in(folder: Path) -> dict[str, list[Path]]:
 
 def _folders_in(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
-    for name, split in SPLIT_OF_NAME.items():
-        if class_folders(folder / name):
-            found.setdefault(split, []).append(folder / name)
+    for path in sorted(folder.iterdir()):
+        split = SPLIT_OF_NAME.get(path.name.lower())
+        if split and class_folders(path):
+            found.setdefault(split, []).append(path)
             for ignored in IGNORED_CLASSES:
-                if (folder / name / ignored).is_dir():
-                    logger.warning("%s holds texts without labels, which are left out", folder / name / ignored)
+                if (path / ignored).is_dir():
+                    logger.warning("%s holds texts without labels, which are left out", path / ignored)
     return found
 
 
@@ -169,30 +211,8 @@ def _form(path: Path) -> str:
     return next((suffix for suffix in sorted(READERS, key=len, reverse=True) if path.name.endswith(suffix)), "")
 
 
-def _with_validation(datasets: dict[str, TextDataset]) -> dict[str, TextDataset]:
-    train = datasets["train"]
-    numbers: dict[str, int] = {}
-    same_text = np.array([numbers.setdefault(text, len(numbers)) for text in train.texts])
-    labels = np.arange(len(train)), train.targets
-    chosen = stratified_split(same_text, labels, [1 - HELD_OUT, HELD_OUT], SPLIT_SEED)
-    rest, validation = take(train, np.flatnonzero(chosen == 0)), take(train, np.flatnonzero(chosen == 1))
-    if not len(validation):
-        raise ValueError(f"{train.source} holds {len(train)} texts, too few to set some aside for validation. "
-                         "Add texts, or a validation split.")  # fmt: skip
-    logger.warning("%s: no validation split; %d of %d training texts became one", train.source, len(validation),
-                   len(train))  # fmt: skip
-    return {**datasets, "train": rest, "validation": validation}
-
-
-def _report_unknown(datasets: dict[str, TextDataset]) -> None:
-    known = set(datasets["train"].targets.tolist())
-    for split, dataset in datasets.items():
-        unknown = [dataset.labels[target] for target in sorted(set(dataset.targets.tolist()) - known)]
-        if unknown:
-            logger.warning("the %s split has labels that the training split lacks: %s", split, ", ".join(unknown))
-
-
 def _patterns() -> list[str]:
     """Names of the files that a hub data set can hold."""
-    ends = [suffix for suffix in READERS if suffix]
-    return ["*label.json", "*classes.txt", *(f"*{name}*{end}" for name in SPLIT_OF_NAME for end in ends)]
+    names = (*SPLIT_OF_NAME, *map(str.capitalize, SPLIT_OF_NAME))
+    ends = filter(None, READERS)
+    return ["*label.json", "*classes.txt", *(f"*{name}*{end}" for name, end in product(names, ends))]

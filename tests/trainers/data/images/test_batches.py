@@ -29,6 +29,35 @@ def test_a_label_without_pictures_need_not_be_known():
     assert len(some) == 2
 
 
+def test_pictures_of_your_own(tmp_path):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    for images in (PIXELS[:2], [tmp_path / "a.png", str(tmp_path / "a.png")]):
+        dataset = ImageDataset.from_lists(images, ["b", "a"])
+        assert (dataset.targets.tolist(), dataset.labels, dataset.source) == ([1, 0], ("a", "b"), "pictures in memory")
+        assert ImageDataset.from_lists(images, ["b", "a"], names=["b", "c", "a"]).targets.tolist() == [0, 2]
+        inputs, _ = ImageBatches(dataset, PROCESSING).collate(np.array([0]))
+        assert torch.equal(inputs["pixel_values"], PROCESSING(PIXELS[:1]))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (PIXELS.astype(float), ["a"] * 6, r"mine is \(6, 10, 12, 3\) float64, expected \(N, H, W\) or .* uint8"),
+        (PIXELS[:, :, :, :2], ["a"] * 6, "mine is"),
+        (PIXELS[:0], [], "mine is empty"),
+        (PIXELS, ["a"], "mine: 6 examples and 1 labels"),
+        ([], [], "mine: 0 examples and 0 labels"),
+        ("a.png", ["a"], "mine: the pictures are 'a.png', expected a list of paths"),
+        (list(PIXELS), ["a"] * 6, "mine, example 0 is ndarray, expected the path of a picture, or one array for all"),
+        (["nowhere.png"], ["a"], "mine, example 0: nowhere.png: no such file"),
+        (PIXELS[:1], [None], "mine, example 0: the label is None"),
+    ],
+)
+def test_lists_that_are_no_pictures(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        ImageDataset.from_lists(images, labels, source="mine")
+
+
 @pytest.mark.parametrize("as_files", [False, True])
 def test_a_batch_is_what_the_processing_makes_of_its_pictures(tmp_path, as_files):
     paths = [tmp_path / f"{number}.png" for number in range(len(PIXELS))]

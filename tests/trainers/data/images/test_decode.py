@@ -88,8 +88,16 @@ def test_the_cameras_orientation_is_obeyed(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(tmp_path / "a.png", COLOUR, exif=exif)
-    upright = {1: COLOUR, 2: COLOUR[:, ::-1], 3: COLOUR[::-1, ::-1], 4: COLOUR[::-1], 5: COLOUR.swapaxes(0, 1),
-               6: np.rot90(COLOUR, -1), 7: COLOUR[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(COLOUR, 1)}  # fmt: skip
+    upright = {
+        1: COLOUR,
+        2: COLOUR[:, ::-1],
+        3: COLOUR[::-1, ::-1],
+        4: COLOUR[::-1],
+        5: COLOUR.swapaxes(0, 1),
+        6: np.rot90(COLOUR, -1),
+        7: COLOUR[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(COLOUR, 1),
+    }
     assert np.array_equal(pixels(path), upright[orientation])
 
 
@@ -112,8 +120,12 @@ def test_missing_empty_and_foreign_files_are_named(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
-    for name, problem in {"missing.png": "no such file", "empty.png": "empty", "text.png": "not a picture",
-                          "a.eps": "not a picture"}.items():  # fmt: skip
+    for name, problem in {
+        "missing.png": "no such file",
+        "empty.png": "empty",
+        "text.png": "not a picture",
+        "a.eps": "not a picture",
+    }.items():
         with pytest.raises(ValueError, match=problem) as error:
             decode(tmp_path / name)
         assert str(error.value).startswith(f"{tmp_path / name}: ")

@@ -5,8 +5,6 @@ from PIL import Image
 from trainers.data.images.files import class_folders, read_class_folders, read_csv_files
 from trainers.data.rows import BadRows
 
-SPLITS = {"train": "train", "val": "validation", "test": "test"}
-
 
 @pytest.fixture(autouse=True)
 def no_data_dir(monkeypatch):
@@ -26,7 +24,7 @@ def table(path, *lines):
 
 
 def read(files, mode="error"):
-    return read_csv_files(files, SPLITS, BadRows(mode))
+    return read_csv_files(files, BadRows(mode))
 
 
 def test_a_folder_for_each_class(tmp_path):
@@ -42,8 +40,12 @@ def test_a_folder_for_each_class(tmp_path):
     datasets = read_class_folders(folders, BadRows("error"))
     assert datasets["train"].labels == datasets["test"].labels == (".hidden", "cat", "dog", "eel")
     assert [str(path.relative_to(tmp_path / "train")) for path in datasets["train"].images] == [
-        ".hidden/1.png", "cat/a.webp", "cat/b.png", "dog/2.JPG", "dog/deeper/1.png",
-    ]  # fmt: skip
+        ".hidden/1.png",
+        "cat/a.webp",
+        "cat/b.png",
+        "dog/2.JPG",
+        "dog/deeper/1.png",
+    ]
     assert datasets["train"].targets.tolist() == [0, 1, 1, 2, 2]
     assert datasets["test"].targets.tolist() == [3]
     assert datasets["train"].source == str(tmp_path / "train")
@@ -78,8 +80,11 @@ def test_a_table_of_paths(tmp_path, header):
     lines = [header]
     for path, label in ((a, "zebra"), (b, "1")):
         relative = f'"{path.relative_to(tmp_path)}"'
-        row = values | dict.fromkeys(("image", "path", "file_name", "filename"), relative) | dict.fromkeys(
-            ("label", "class"), label)  # fmt: skip
+        row = (
+            values
+            | dict.fromkeys(("image", "path", "file_name", "filename"), relative)
+            | dict.fromkeys(("label", "class"), label)
+        )
         lines.append(",".join(row[column] for column in header.split(",")))
     dataset = read(table(tmp_path / "all.csv", *lines))["all"]
     assert list(dataset.images) == [a, b]
@@ -90,12 +95,14 @@ def test_a_table_of_paths(tmp_path, header):
 def test_the_split_column_and_a_file_for_each_split(tmp_path):
     for name in "abc":
         picture(tmp_path / f"{name}.png")
-    files = table(tmp_path / "all.csv", "image,label,split", "a.png,x,train", "b.png,y,val", "c.png,x,train")
+    files = table(tmp_path / "all.csv", "image,label,split", "a.png,x,train", "b.png,y,val", "c.png,x,Training ")
     datasets = read(files)
     assert {split: len(dataset) for split, dataset in datasets.items()} == {"train": 2, "validation": 1}
     assert datasets["validation"].labels == ("x", "y")
-    files = {split: table(tmp_path / f"{split}.csv", "image,label", row)["all"]
-             for split, row in {"train": "a.png,x", "test": "b.png,y"}.items()}  # fmt: skip
+    files = {
+        split: table(tmp_path / f"{split}.csv", "image,label", row)["all"]
+        for split, row in {"train": "a.png,x", "test": "b.png,y"}.items()
+    }
     assert {split: dataset.targets.tolist() for split, dataset in read(files).items()} == {"train": [0], "test": [1]}
     assert read(files)["test"].source == str(files["test"])
 
@@ -126,7 +133,7 @@ def test_bad_lines_are_named_or_left_out(tmp_path, row, problem):
 def test_an_unknown_split_is_a_bad_line(tmp_path):
     picture(tmp_path / "a.png")
     files = table(tmp_path / "all.csv", "image,label,split", "a.png,x,train", "a.png,x,tset")
-    with pytest.raises(ValueError, match=r"all\.csv:3: split is 'tset', expected one of train, val, test"):
+    with pytest.raises(ValueError, match=r"all\.csv:3: split is 'tset', expected one of train, training, valid"):
         read(files)
     assert len(read(files, "skip")["train"]) == 1
 

@@ -67,8 +67,10 @@ def test_names_that_do_not_fit_are_not_taken(tmp_path):
 
 def test_what_is_written_is_read(tmp_path):
     images = RANDOM.integers(0, 256, (4, 8, 8), dtype=np.uint8)
-    datasets = {split: ImageDataset(images + number, np.array([0, 1, 0, 1]), ("five", "sechs"), "")
-                for number, split in enumerate(("train", "validation", "test"))}  # fmt: skip
+    datasets = {
+        split: ImageDataset(images + number, np.array([0, 1, 0, 1]), ("five", "sechs"), "")
+        for number, split in enumerate(("train", "validation", "test"))
+    }
     write_npz(tmp_path / "new" / "a.npz", datasets)
     for split, dataset in read_npz(tmp_path / "new" / "a.npz").items():
         assert np.array_equal(dataset.images, datasets[split].images)

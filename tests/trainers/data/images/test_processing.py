@@ -84,18 +84,27 @@ def test_a_model_of_grey_pictures():
 
 def test_defaults_are_those_of_vit():
     assert ImageProcessing.from_dict({}) == ImageProcessing()
-    old = {"do_normalize": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2,
-           "size": 224}  # fmt: skip
+    old = {
+        "do_normalize": True,
+        "do_resize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "resample": 2,
+        "size": 224,
+    }
     assert ImageProcessing.from_dict(old) == ImageProcessing()  # as google/vit-base-patch16-224 has it
     assert ImageProcessing.from_dict({**old, "do_rescale": None}) == ImageProcessing()
 
 
-@pytest.mark.parametrize("processing", [
-    ImageProcessing(),
-    ImageProcessing(size=(30, 20), resize_to=(30, 20), resample=BICUBIC, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0)),
-    ImageProcessing(size=(30, 20), resize_to=(34, 24)),
-    ImageProcessing(size=(50, 37), resize_to=None, rescale_factor=1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "processing",
+    [
+        ImageProcessing(),
+        ImageProcessing(size=(30, 20), resize_to=(30, 20), resample=BICUBIC, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0)),
+        ImageProcessing(size=(30, 20), resize_to=(34, 24)),
+        ImageProcessing(size=(50, 37), resize_to=None, rescale_factor=1.0),
+    ],
+)
 def test_what_is_saved_is_read_by_us_and_by_transformers(tmp_path, processing):
     processing.save(tmp_path)
     assert ImageProcessing.read(tmp_path) == processing

@@ -1,8 +1,10 @@
 import logging
 import os
 
+import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from trainers.data.images.batches import ImageDataset
@@ -27,8 +29,13 @@ def pictures(folder, **classes):
 
 
 def npz(path, **splits):
-    write_npz(path, {split: ImageDataset(np.full((count, 8, 8), 9, np.uint8), np.arange(count) % 2, ("a", "b"), "")
-                     for split, count in splits.items()})  # fmt: skip
+    write_npz(
+        path,
+        {
+            split: ImageDataset(np.full((count, 8, 8), 9, np.uint8), np.arange(count) % 2, ("a", "b"), "")
+            for split, count in splits.items()
+        },
+    )
     return path
 
 
@@ -49,6 +56,20 @@ def test_folders_for_splits(tmp_path, validation):
     assert datasets["validation"].labels == ("cat", "dog")
 
 
+def test_splits_are_found_in_any_case_and_wording(tmp_path):
+    counts = {"Training": 4, "Valid": 2, "TESTING": 3}
+    pictures(tmp_path / "tables" / "files", cat=4)
+    for name, count in counts.items():
+        pictures(tmp_path / "folders" / name, cat=count)
+        rows = [f"files/cat/{number:03}.png,cat" for number in range(count)]
+        (tmp_path / "tables" / f"{name}.csv").write_text("\n".join(["image,label", *rows]))
+    for form in ("folders", "tables"):
+        assert sizes(load_image_datasets(tmp_path / form)) == {"train": 4, "validation": 2, "test": 3}
+    pictures(tmp_path / "folders" / "val", cat=1)
+    with pytest.raises(ValueError, match=r"folders holds Valid, val for the validation split. Keep one of them"):
+        load_image_datasets(tmp_path / "folders")
+
+
 def test_one_tree_is_split_evenly_in_each_class_whatever_the_runs_seed(tmp_path):
     datasets = load_image_datasets(pictures(tmp_path, cat=50, dog=20))
     assert sizes(datasets) == {"train": 56, "validation": 7, "test": 7}
@@ -58,6 +79,22 @@ def test_one_tree_is_split_evenly_in_each_class_whatever_the_runs_seed(tmp_path)
     assert len(set.union(*found.values())) == 70
     assert paths(load_image_datasets(tmp_path)) == found
     assert max(int(path.stem) for path in found["test"]) > 10  # not simply the first ones
+
+
+def test_which_pictures_are_held_out_never_changes(tmp_path):
+    """Scores of runs are on these pictures. 41 of them, because 0.1 * 41 / 41 is a little more than 0.1, and decides
+    how many of 5 or 25 are taken."""
+    for number in range(41):
+        Image.new("L", (4, 4), number).save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,{label}" for number, label in enumerate("a" * 25 + "b" * 11 + "c" * 5)]
+    (tmp_path / "all.csv").write_text("\n".join(["image,label", *rows]))
+
+    def chosen(split):
+        return [int(path.stem) for path in load_image_datasets(tmp_path)[split].images]
+
+    assert (chosen("validation"), chosen("test")) == ([12, 18, 22, 27], [4, 10, 19, 31, 36])
+    (tmp_path / "all.csv").rename(tmp_path / "train.csv")
+    assert chosen("validation") == [4, 10, 19, 31, 36]
 
 
 def test_data_without_validation_gives_up_part_of_its_training_split(tmp_path, caplog):
@@ -81,6 +118,24 @@ def test_npz_by_path_by_folder_and_by_name(tmp_path, monkeypatch):
         datasets = load_image_datasets(source)
         assert sizes(datasets) == {"train": 6, "validation": 4, "test": 4}
         assert datasets["train"].labels == ("a", "b")
+
+
+def test_of_a_hub_data_set_only_what_can_be_read_is_fetched(tmp_path, monkeypatch):
+    pictures(tmp_path / "fetched" / "test", cat=1)
+    asked, answers = {}, [tmp_path / "fetched", tmp_path / "nothing"]
+
+    def snapshot_download(hub_id, **keywords):
+        asked.update(keywords, hub_id=hub_id)
+        return str(answers.pop(0))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert sizes(load_image_datasets("maker/pictures")) == {"test": 1}
+    assert (asked["hub_id"], asked["repo_type"]) == ("maker/pictures", "dataset")
+    needed = ["train/cat/1.jpg", "test/cat/2.PNG", "data/set.npz", "train.csv"]
+    left = ["README.md", "train-00000-of-00001.parquet", "model.bin", "loader.py", "a.zip"]
+    assert list(filter_repo_objects(needed + left, allow_patterns=asked["allow_patterns"])) == needed
+    with pytest.raises(ValueError, match=r"'maker/pictures' on the hub has no file called \*.npz, \*.csv, \*.jpg"):
+        load_image_datasets("maker/pictures")
 
 
 def test_npz_without_validation(tmp_path):
@@ -126,7 +181,9 @@ def test_errors_say_what_is_there_and_what_to_do(tmp_path):
         with pytest.raises(ValueError, match=match):
             load_image_datasets(source, **options)
 
-    refused("nowhere", r"nothing there \(looked at .*nowhere\)\. Give a folder, an .npz or CSV file")
+    refused(
+        "nowhere", r"no data set 'nowhere': nothing there \(looked at .*nowhere\)\. Give a folder, an .npz or CSV file"
+    )
     refused(tmp_path, "holds no pictures: expected folders train, val and test")
     refused(tmp_path, "on_bad_row='ignore': expected", on_bad_row="ignore")
     (tmp_path / "a.txt").touch()
@@ -136,7 +193,7 @@ def test_errors_say_what_is_there_and_what_to_do(tmp_path):
     refused(tmp_path / "two", "several .npz files: a.npz, b.npz. Name one")
     for split in ("val", "valid"):
         pictures(tmp_path / "both" / split, cat=1)
-    refused(tmp_path / "both", "holds val, valid for the validation split")
+    refused(tmp_path / "both", "holds val, valid for the validation split. Keep one")
     (tmp_path / "empty" / "train").mkdir(parents=True)
     refused(tmp_path / "empty", "holds no usable picture")
     refused(pictures(tmp_path / "few", cat=2), "too few to set some aside")

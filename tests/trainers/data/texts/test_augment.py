@@ -12,8 +12,13 @@ from trainers.data.texts.augment import WordAugmentation, changed
 from trainers.data.texts.encode import encode_texts
 from trainers.experiment import run
 
-TEXTS = ["nfkb binds gene aa ab abc in cells", "gene", "", "the of and a il2 site promoter enhancer junb receptor cd",
-         *["abc de fgh a bc def gh ab cde f"] * 40]  # fmt: skip
+TEXTS = [
+    "nfkb binds gene aa ab abc in cells",
+    "gene",
+    "",
+    "the of and a il2 site promoter enhancer junb receptor cd",
+    *["abc de fgh a bc def gh ab cde f"] * 40,
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +43,9 @@ def words_of(row, tokenizer):
 @given(size=st.integers(0, 30), share=st.floats(0.01, 0.99), seed=st.integers(0, 99))
 def test_what_a_change_does_to_words(size, share, seed):
     times = max(1, round(share * size))
-    orders = {name: changed(size, share, name, np.random.default_rng(seed))
-              for name in ("none", "swap", "delete", "insert")}  # fmt: skip
+    orders = {
+        name: changed(size, share, name, np.random.default_rng(seed)) for name in ("none", "swap", "delete", "insert")
+    }
     before = list(range(size))
     assert orders["none"] == before
     if size < 2:
@@ -113,12 +119,23 @@ def test_insertions_stay_within_the_models_length(tokenizer, long_text):
 def test_a_run_learns_from_changed_texts(tiny, checkpoint, tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
-    lines = [{"text": f"{'gene site' if number % 2 else 'nfkb il2'} binds the a", "label": "yn"[number % 2]}
-             for number in range(20)]  # fmt: skip
+    lines = [
+        {"text": f"{'gene site' if number % 2 else 'nfkb il2'} binds the a", "label": "yn"[number % 2]}
+        for number in range(20)
+    ]
     for split in ("train", "valid"):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = RunConfig(task="text-classification", model=str(checkpoint), fresh_head=True, data=str(folder), epochs=2,
-                       batch_size=4, hidden_dropout=0.0, lora_dropout=0.0, output_dir=tmp_path / "off")  # fmt: skip
+    config = RunConfig(
+        task="text-classification",
+        model=str(checkpoint),
+        fresh_head=True,
+        data=str(folder),
+        epochs=2,
+        batch_size=4,
+        hidden_dropout=0.0,
+        lora_dropout=0.0,
+        output_dir=tmp_path / "off",
+    )
     losses = []
     for name, changes in {"off": {}, "on": {"text_augment": "eda", "augment_share": 0.5}}.items():
         finished = run(dataclasses.replace(config, output_dir=tmp_path / name, **changes))

@@ -127,8 +127,10 @@ def test_windows_hold_every_token_once(texts, max_length):
     assert labels[labels != IGNORED_LABEL].tolist() == list(range(len(texts)))
     for index, original in enumerate(texts):
         whole = TOKENIZER.encode(original).ids
-        rows = [inputs["input_ids"][row][inputs["attention_mask"][row] == 1].tolist()
-                for row in np.flatnonzero(text == index)]  # fmt: skip
+        rows = [
+            inputs["input_ids"][row][inputs["attention_mask"][row] == 1].tolist()
+            for row in np.flatnonzero(text == index)
+        ]
         assert [token for row in rows for token in row[1:-1]] == whole[1:-1]
         assert all((row[0], row[-1]) == (1, 2) and len(row) <= max_length for row in rows)
         assert len(rows) == max(1, -(-(len(whole) - 2) // (max_length - 2)))

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainers.data.labels import LabelNames
 from trainers.data.rows import BadRows
-from trainers.data.texts.forms import LabelNames, choose_columns, class_folder_rows, csv_rows, json_rows, parquet_rows
+from trainers.data.texts.forms import choose_columns, class_folder_rows, csv_rows, json_rows, parquet_rows
 
 NAMES = LabelNames(("World", "Sports"), first_id=1)
 ANY = LabelNames(None)
@@ -58,8 +59,13 @@ def test_bad_csv_rows_are_named_by_the_line_where_they_begin(tmp_path):
     path.write_bytes(b'1,"a\nb",c\n2,d\n3,e,f\n0,g,h\n1,\xff,i\n2,"x"y,z\n1, ,\t\n2,ok,yes\n1,"open\n')
     rows, problems = lenient(csv_rows, path, NAMES)
     assert rows == [("a\nb c", "World"), ("ok yes", "Sports")]
-    first = ["2 columns, expected 3: ['2', 'd']", "the label is '3', expected one of World, Sports, or an id from 1",
-             "the label is '0'", "not UTF-8", "not CSV"]  # fmt: skip
+    first = [
+        "2 columns, expected 3: ['2', 'd']",
+        "the label is '3', expected one of World, Sports, or an id from 1",
+        "the label is '0'",
+        "not UTF-8",
+        "not CSV",
+    ]
     assert [problem.split(":")[1] for problem in problems] == ["3", "4", "5", "6", "7"]
     assert all(expected in problem for expected, problem in zip(first, problems, strict=True))
     bad_rows = BadRows("skip")
@@ -108,18 +114,6 @@ def test_bad_json_rows(tmp_path, line, problem):
     assert rows == [("a", "World")]
     assert problems[0].startswith(":2: ")
     assert problem in problems[0]
-
-
-@pytest.mark.parametrize("label", [-1, "", " ", None, 0.5, False])
-def test_labels_that_are_neither_id_nor_name(label):
-    with pytest.raises(ValueError, match="expected a name, or an id from 0"):
-        ANY.name_of(label)
-
-
-def test_a_name_that_looks_like_an_id_is_a_name():
-    assert LabelNames(("1", "0")).name_of("0") == "0"
-    assert LabelNames(("1", "0")).name_of(0) == "1"
-    assert ANY.name_of(7) == ANY.name_of(" 7 ") == "7"
 
 
 def test_a_gzip_file_that_is_cut_short(tmp_path):

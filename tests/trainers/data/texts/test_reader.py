@@ -47,6 +47,18 @@ def test_splits_by_name(tmp_path, validation, subfolder):
         assert dataset.source == str(tmp_path / subfolder / f"{name}.jsonl")
 
 
+def test_splits_are_found_in_any_case_and_wording(tmp_path):
+    split = [("a", "good"), ("b", "bad")]
+    write(tmp_path / "files", Training_jsonl=split, VAL_jsonl=split, Testing_jsonl=split)
+    for name in ("Training/good/1", "Training/bad/1", "DEV/good/1", "Testing/bad/1"):
+        write((tmp_path / "folders" / name).parent, **{"1_txt": "a"})
+    for name in ("files", "folders"):
+        assert list(load_text_datasets(tmp_path / name)) == ["train", "validation", "test"]
+    write(tmp_path / "folders" / "training" / "good", **{"1_txt": "a"})
+    with pytest.raises(ValueError, match=r"folders holds Training, training for the train split. Keep one"):
+        load_text_datasets(tmp_path / "folders")
+
+
 def test_ids_begin_at_one_in_csv_with_classes_and_at_zero_elsewhere(tmp_path):
     write(tmp_path / "csv", test_csv="2,a\n1,b\n", classes_txt="World\nSci/Tech\n")
     write(tmp_path / "json", test_jsonl=[("a", 1), ("b", 0), ("c", "World")], classes_txt="World\nSci/Tech\n\n")
@@ -114,6 +126,14 @@ def test_held_out_validation(tmp_path_factory, labels, distinct):
             assert abs(counts[label] - count / 10) <= 1
 
 
+def test_which_texts_are_held_out_never_changes(tmp_path):
+    """Scores of runs are on these texts."""
+    split = [(f"text {number % 70}", "abc"[number * number % 7 % 3]) for number in range(100)]
+    validation = load_text_datasets(write(tmp_path, train_jsonl=split))["validation"]
+    assert [int(text.split()[1]) for text in validation.texts] == [7, 11, 13, 23, 45, 65, 7, 11, 13, 23]
+    assert validation.targets.tolist() == [0, 2, 1, 1, 2, 1, 0, 2, 1, 1]
+
+
 def test_held_out_validation_is_said_once_and_not_needed_for_a_test_split(tmp_path, caplog):
     write(tmp_path, train_jsonl=[(f"t{number}", number % 2) for number in range(40)], test_jsonl=[("x", 1)])
     datasets = load_text_datasets(tmp_path)
@@ -132,14 +152,14 @@ def test_held_out_validation_is_said_once_and_not_needed_for_a_test_split(tmp_pa
         ({"train_txt": "a"}, "holds no labelled texts"),
         (
             {"train_csv": "1,a", "train_jsonl": "{}"},
-            r"holds several files for the train split: train.csv, train.jsonl. Keep one",
+            r"holds train.csv, train.jsonl for the train split. Keep one of them",
         ),
-        ({"valid_csv": "1,a", "dev_csv": "1,a"}, "holds several files for the validation split: dev.csv, valid.csv"),
+        ({"valid_csv": "1,a", "dev_csv": "1,a"}, "holds dev.csv, valid.csv for the validation split"),
         ({"train_csv": "1,a", "test_jsonl": "{}"}, "mixes files of several forms: test.jsonl, train.csv"),
         ({"train_jsonl": "\n"}, r"train.jsonl holds no usable text"),
         ({"train_csv": "1,a", "classes_txt": "a\na\n"}, r"classes.txt holds \['a', 'a'\]: expected .* once"),
         ({"train_csv": "1,a", "label_json": "[]"}, "label.json holds"),
-        ({"train_jsonl": [("a", 1), ("b", 0)]}, "holds 2 texts, too few to set some aside for validation"),
+        ({"train_jsonl": [("a", 1), ("b", 0)]}, "holds 2 texts, too few to set some aside for scoring. Add some"),
         ({"train_jsonl": [("a", 1), ("", 0)]}, r"train.jsonl:2: an empty text. Correct the file"),
     ],
 )
@@ -155,6 +175,8 @@ def test_two_configurations_side_by_side(tmp_path):
         load_text_datasets(tmp_path)
     with pytest.raises(ValueError, match="on_bad_row='drop'"):
         load_text_datasets(tmp_path / "a", on_bad_row="drop")
+    with pytest.raises(ValueError, match=r"test.csv is a file. Give the folder"):
+        load_text_datasets(tmp_path / "a" / "test.csv")
 
 
 def test_skipped_rows_of_all_files_are_reported_once(tmp_path, caplog):
@@ -170,6 +192,30 @@ def test_with_labels():
     assert rows(dataset.with_labels(("pos", "neg"))) == [("a", "pos"), ("b", "neg")]
     with pytest.raises(ValueError, match=r"here has labels that are not among \['pos'\]: \['neg'\]"):
         dataset.with_labels(("pos",))
+
+
+def test_texts_of_your_own():
+    dataset = TextDataset.from_lists([" good film ", "bad"], ["pos", "neg"])
+    assert rows(dataset) == [("good film", "pos"), ("bad", "neg")]
+    assert (dataset.labels, dataset.targets.dtype, dataset.source) == (("neg", "pos"), np.int64, "texts in memory")
+    dataset = TextDataset.from_lists(iter(["a", "b"]), np.array([1, 0]), names=["no", "yes"], source="mine")
+    assert (rows(dataset), dataset.source) == ([("a", "yes"), ("b", "no")], "mine")
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "message"),
+    [
+        ("ab", ["x", "y"], "mine: the texts are the string 'ab', expected a list of strings"),
+        (["a", 7], ["x", "y"], "mine, example 1: the text is 7, expected a string"),
+        (["a", " "], ["x", "y"], "mine, example 1: an empty text"),
+        (["a", "b"], ["x"], "mine: 2 examples and 1 labels"),
+        ([], [], "mine: 0 examples and 0 labels, expected examples"),
+        (["a", "b"], ["x", None], "mine, example 1: the label is None"),
+    ],
+)
+def test_lists_that_are_no_texts(texts, labels, message):
+    with pytest.raises(ValueError, match=message):
+        TextDataset.from_lists(texts, labels, source="mine")
 
 
 def test_places_to_find_it(tmp_path, monkeypatch, no_data_dir):
@@ -189,6 +235,7 @@ def test_places_to_find_it(tmp_path, monkeypatch, no_data_dir):
         "data/train-00000-of-00001.parquet",
         "plain_text/test-00000-of-00001.parquet",
         "dev.jsonl.gz",
+        "Testing.csv",
         "classes.txt",
     ]
     left = ["plain_text/unsupervised-00000-of-00001.parquet", "README.md", "model.bin"]

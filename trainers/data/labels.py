@@ -1,0 +1,106 @@
+"""Labels of examples: what files and lists call them, the ids that they get, and the ids of another data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainers.data.rows import short
+
+
+@dataclass(frozen=True)
+class LabelNames:
+    """What the labels in a file or a list mean."""
+
+    names: tuple[str, ...] | None
+    """Declared names in order of their ids. None: whatever labels there are, are names."""
+    first_id: int = 0
+    """The id of the first name, where the labels are ids."""
+
+    def name_of(self, label: Any) -> str:
+        """The name of a label: itself, or what its id stands for.
+
+        Raises:
+            ValueError: it is not declared, or neither id nor name.
+        """
+        if type(label) is str:
+            label = label.strip()
+            if label and (self.names is None or label in self.names):
+                return label
+        elif type(label) is int and self.names is None and label >= 0:
+            return str(label)
+        if self.names is None:
+            raise ValueError(f"the label is {short(label)}, expected a name, or an id from 0")
+        if type(label) is int or (type(label) is str and label.isdecimal()):
+            index = int(label) - self.first_id
+            if 0 <= index < len(self.names):
+                return self.names[index]
+        ids = f"{self.first_id} to {self.first_id + len(self.names) - 1}"
+        raise ValueError(f"the label is {short(label)}, expected one of {', '.join(self.names)}, or an id from {ids}")
+
+
+def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Different names in a fixed order: ids by their size, names by the alphabet."""
+    different = sorted(set(names))  # first by the alphabet: 1 and 01 are one number
+    return tuple(sorted(different, key=int) if all(map(str.isdecimal, different)) else different)
+
+
+def labels_from_list(
+    labels: Iterable[Any], names: Sequence[str] | None, count: int, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The ids of labels that are given as a list, (N,) int64, and the names that they stand for.
+
+    Args:
+        labels: a name or an id from 0 for each example.
+        names: the names in order of their ids; None: those that occur, sorted.
+        count: how many examples there are.
+        source: what messages call the examples.
+
+    Raises:
+        ValueError: a label is neither name nor id, or not among the names; the names are not different strings; or
+            there is not one label for each example, or no example.
+    """
+    if isinstance(labels, str):
+        raise ValueError(f"{source}: the labels are the string {short(labels)}, expected a list with one for each.")
+    if names is not None and (
+        isinstance(names, str)
+        or not all(isinstance(name, str) and name.strip() == name != "" for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise ValueError(f"{source}: the label names are {short(names)}, expected a list of different names.")
+    declared = LabelNames(None if names is None else tuple(names))
+    given = []
+    for index, label in enumerate(labels):
+        try:
+            given.append(declared.name_of(label.item() if isinstance(label, np.generic) else label))
+        except ValueError as problem:
+            raise ValueError(f"{source}, example {index}: {problem}.") from problem
+    if len(given) != count or not count:
+        raise ValueError(f"{source}: {count} examples and {len(given)} labels, expected examples with a label each.")
+    found = sorted_names(given) if declared.names is None else declared.names
+    ids = {name: index for index, name in enumerate(found)}
+    return np.array([ids[name] for name in given], dtype=np.int64), found
+
+
+def label_ids(own_labels: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """For each of a data set's own labels its id among ``labels``, and -1 if it is not there: (own labels,) int64."""
+    ids = {name: index for index, name in enumerate(labels)}
+    return np.array([ids.get(name, -1) for name in own_labels], dtype=np.int64)
+
+
+def relabel(targets: np.ndarray, own_labels: Sequence[str], labels: Sequence[str], source: object) -> np.ndarray:
+    """Label ids of ``own_labels`` as ids of ``labels``, in an array of the same shape, int64.
+
+    Labels that do not occur in ``targets`` need not be among the new ones.
+
+    Raises:
+        ValueError: a label that occurs is not among the new ones. The message names it and begins with ``source``.
+    """
+    new = label_ids(own_labels, labels)[targets] if len(targets) else np.zeros(targets.shape, dtype=np.int64)
+    if (new < 0).any():
+        unknown = sorted(own_labels[int(target)] for target in np.unique(targets[new < 0]))
+        raise ValueError(f"{source} has labels that are not among {list(labels)}: {unknown}.")
+    return new
