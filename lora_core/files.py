@@ -4,6 +4,7 @@ Used by everything here and above that writes or checks a file; it needs the sta
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -22,11 +23,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     If the block succeeds, what it made is flushed to disk and takes the name ``path``, in the place of what bore it: a
     reader sees the old or the new, never a part, after a power cut too (of a folder, perhaps neither). If the block
-    fails, the temporary is removed and ``path`` is as it was. Files get the permissions that the user's umask gives.
+    fails, the temporary is removed and ``path`` is as it was; what a killed process left is removed by the next one.
+    Files get the permissions that the user's umask gives.
     """
     path = Path(path)
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if not _is_alive(abandoned.suffix[1:]):
+            _remove(abandoned)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    _remove(temporary)
     try:
         yield temporary
         if temporary.is_dir():
@@ -96,6 +100,19 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _is_alive(process: str) -> bool:
+    """Whether a process of this machine, other than this one, has the number; True for what is no number."""
+    if not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to someone else
+        return True
+    return int(process) != os.getpid()
 
 
 def _umask() -> int:

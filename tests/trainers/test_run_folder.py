@@ -79,7 +79,7 @@ def test_a_damaged_line_is_named(write_run, line, message):
 
 
 def test_a_damaged_config_is_named(write_run):
-    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         read_run(write_run(RESULT, config="{"))
 
 

@@ -1,0 +1,71 @@
+"""Files that are whole or not there."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lora_core.files import read_json_object, replacing, sha256_of_file, write_json, write_text
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError, match="halfway"), replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("ne")
+        raise RuntimeError("halfway")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "old"}
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    for content in ("one", "two"):
+        with replacing(tmp_path / "folder") as temporary:
+            (temporary / "inner").mkdir(parents=True)
+            (temporary / "inner" / content).write_text(content)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "inner", "two"]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
+    code = (
+        "import os, signal, sys; from lora_core.files import replacing\n"
+        "with replacing(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    alive = tmp_path / f".a.txt.{os.getppid()}"  # of a process that may still be writing
+    alive.write_text("")
+    write_text(tmp_path / "a.txt", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", alive.name}
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_get_the_permissions_that_the_umask_gives(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_json(tmp_path / "a.json", {"a": 1})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == mode
+    assert os.umask(before) == before
+
+
+def test_json_that_is_no_object_names_the_file_and_the_remedy(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"name": "β"})
+    assert read_json_object(path, "") == {"name": "β"}
+    for content in (b"[1]", b"{", b"\xff\xfe", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.json .*\. Fetch it again"):
+            read_json_object(path, "Fetch it again")
+    with pytest.raises(FileNotFoundError):
+        read_json_object(tmp_path / "none.json", "")
+
+
+def test_the_digest_is_that_of_the_bytes(tmp_path):
+    content = os.urandom(3 << 20)
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_of_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
