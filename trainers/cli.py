@@ -1,18 +1,23 @@
 """The command line: `lora-core <verb>`, which is also `python -m trainers <verb>`."""
 
+import ast
+import dataclasses
+import inspect
+import itertools
 import json
 import logging
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tomli
 import tyro
 
-from trainers.config import Config, RunConfig
+from trainers.config import GROUPS, Config, RunConfig
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,8 +60,11 @@ def _is_main() -> bool:
 def parse_run(arguments: list[str], default: Config, prog: str | None = None) -> Config:
     """Settings from flags, over the TOML file that --config names, over ``default``."""
     config = default
-    arguments = [part for argument in arguments
-                 for part in (argument.split("=", 1) if argument.startswith("--config=") else [argument])]  # fmt: skip
+    arguments = [
+        part
+        for argument in arguments
+        for part in (argument.split("=", 1) if argument.startswith("--config=") else [argument])
+    ]
     if "--config" in arguments:
         place = arguments.index("--config")
         if place + 1 == len(arguments):
@@ -66,7 +74,49 @@ def parse_run(arguments: list[str], default: Config, prog: str | None = None) ->
         config = read_toml(path, config)
     description = f"{type(default).__doc__}\n\n--config FILE.toml reads settings from a file; flags override them."
     description += f"\n\n    {prog} --config run.toml --output-dir runs/second --seed 1" if prog else ""
-    return tyro.cli(type(default), default=config, args=arguments, prog=prog, description=description)
+    flags = tyro.cli(_in_groups(config), args=arguments, prog=prog, description=description)
+    return type(default)(**{name: value for group in vars(flags).values() for name, value in vars(group).items()})
+
+
+def _in_groups(config: RunConfig) -> type[Any]:
+    """A dataclass whose fields are the groups of settings, for tyro to show: flags without prefixes, ``config``'s
+    values as defaults, and the text under each field as its help, with lines that flow to the terminal's width."""
+    kind = type(config)
+    own = {field.name for field in dataclasses.fields(kind)} - {field.name for field in dataclasses.fields(RunConfig)}
+    hints = get_type_hints(kind, include_extras=True)
+    groups = []
+    for title, group in {**({"experiment": kind} if own else {}), **GROUPS}.items():
+        names = [field.name for field in dataclasses.fields(group) if title != "experiment" or field.name in own]
+        texts = _field_texts(group)
+        fields = [
+            (
+                name,
+                Annotated[hints[name], tyro.conf.arg(help=texts.get(name))],
+                dataclasses.field(default=getattr(config, name)),
+            )
+            for name in names
+        ]
+        made = dataclasses.make_dataclass(f"{title.capitalize()}Flags", fields, namespace={"__doc__": group.__doc__})
+        groups.append((title, tyro.conf.OmitArgPrefixes[made], dataclasses.field(default_factory=made)))
+    return dataclasses.make_dataclass("Flags", groups)
+
+
+def _field_texts(kind: type) -> dict[str, str]:
+    """What is written under each field of a dataclass, its lines joined; nothing where its source is not at hand."""
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):
+        return {}
+    body = ast.parse(textwrap.dedent(source)).body[0].body  # type: ignore[attr-defined]
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 def read_toml(path: Path, default: Config) -> Config:

@@ -1,4 +1,8 @@
-"""The choices of a training run: every field can be a flag, a line of a TOML file, or a keyword."""
+"""The choices of a training run, in groups: every field can be a flag, a line of a TOML file, or a keyword.
+
+`TrainConfig` is what the loop needs; `RunConfig` is all groups together, flat. Which settings a task uses, and which
+metrics it has, the tasks know (trainers/tasks): they refuse the others before any work is done.
+"""
 
 import dataclasses
 import difflib
@@ -13,9 +17,29 @@ from lora_core.config import check_types
 Config = TypeVar("Config", bound="RunConfig")
 
 
+class Settings:
+    """Base of the groups: every field is checked for its type, then each group checks its own ranges."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    def _at_least(self, least: int, *names: str) -> None:
+        """Raise ValueError for a field of these that is a number below ``least``."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name} must be at least {least}, but it is {value}.")
+
+    def _share(self, *names: str) -> None:
+        """Raise ValueError for a field of these that is no share of a whole."""
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a share, at least 0 and below 1, but it is {getattr(self, name)}.")
+
+
 @dataclass(frozen=True)
-class TrainConfig:
-    """What the training loop needs to know."""
+class TrainConfig(Settings):
+    """How the model learns: steps, rates, precision, what a step holds."""
 
     epochs: int = 3
     """Passes over the training data; 0 scores the model as it is."""
@@ -66,21 +90,15 @@ class TrainConfig:
     """Seed of the data order, of fresh heads and adapters, and of dropout."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens",
-                     "group_by_length", "keep_checkpoints", "patience"):  # fmt: skip
+        super().__post_init__()
+        self._at_least(1, "batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens", "group_by_length")
+        self._at_least(1, "keep_checkpoints", "patience")
+        self._at_least(0, "epochs", "weight_decay", "max_grad_norm", "workers")
+        self._share("warmup")
+        for name in ("learning_rate", "adversarial_epsilon"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, but it is {value}.")
-        for name in ("epochs", "weight_decay", "max_grad_norm", "workers"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, but it is {getattr(self, name)}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, but it is {self.learning_rate}.")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is a share of all steps, at least 0 and below 1, but it is {self.warmup}.")
-        if self.adversarial_epsilon is not None and not self.adversarial_epsilon > 0:
-            raise ValueError(f"adversarial_epsilon must be above 0, but it is {self.adversarial_epsilon}.")
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, but it is {value}.")
 
     def evaluation_tokens(self, lengths: np.ndarray) -> int:
         """Most tokens, padding included, of an evaluation batch of examples of these lengths (N,).
@@ -94,8 +112,8 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig(TrainConfig):
-    """A whole run: model, data, method and the training loop's choices."""
+class ModelSettings(Settings):
+    """The model and its head."""
 
     task: Literal["token-classification", "text-classification", "image-classification"] = "token-classification"
     """What is predicted: a label for each word, text or image."""
@@ -107,20 +125,38 @@ class RunConfig(TrainConfig):
     head: Literal["default", "linear", "mlp", "lstm", "textcnn", "attention", "crf"] = "default"
     """Head of a text model; default: the family's own. Texts: linear and mlp read the first token, lstm, textcnn and
     attention all of them. Words: crf scores whole sequences of labels."""
+    fresh_head: bool = False
+    """Start with a new head where the checkpoint has one for other labels."""
     confusing_words: str = ""
     """Head attention: a file of words, one a line, that lose attention, however written; single tokens only."""
     confusing_penalty: float = 1.0
     """Head attention: taken from the score of those words before the softmax; 1 divides their weight by e."""
     crf_constraints: bool = False
     """Head crf: forbid what IOB2 forbids, an I- that continues no entity. The data must be IOB2."""
-    fresh_head: bool = False
-    """Start with a new head where the checkpoint has one for other labels."""
+    attention_dropout: float = 0.0
+    """Dropout of attention weights; above 0 a CPU cannot use its fast attention."""
+    hidden_dropout: float | None = None
+    """Dropout of hidden states; None: the checkpoint's own (0.1 for BERT)."""
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """What the model learns from."""
+
     data: str = ""
     """A folder or file, a name inside $LORA_DATA_DIR, or a hub id such as tner/bionlp2004. Words: JSON lines (tner)
     or CoNLL; texts: CSV, JSON lines, parquet or a folder for each class; images: MedMNIST .npz, a folder for each
     class, or CSV of paths."""
-    output_dir: Path = Path("runs/run")
-    """The run folder: config.json, metrics.jsonl, checkpoints/, and adapter/ (LoRA) or best/ (otherwise)."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a damaged row of the data: stop and name it, or count and report it."""
+    cache: bool = True
+    """Keep pre-processed data in $LORA_CACHE_DIR, or ~/.cache/lora-core, for the next run."""
+
+
+@dataclass(frozen=True)
+class LoRASettings(Settings):
+    """How much of the model is trained, and LoRA's choices."""
+
     method: Literal["lora", "full", "head"] = "lora"
     """Train low-rank adapters and the head, every parameter, or the head alone."""
     train_head: bool = True
@@ -141,15 +177,39 @@ class RunConfig(TrainConfig):
     """LoRA: scale by alpha / sqrt(r)."""
     use_dora: bool = False
     """LoRA: train a magnitude per output as well."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.train_head and self.method != "lora":
+            raise ValueError(f"train_head is false with method {self.method}: only lora can leave the head as it is.")
+
+
+@dataclass(frozen=True)
+class LossSettings(Settings):
+    """What a label counts in training."""
+
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the labels in training: balanced gives every class the same total weight."""
+    focal_gamma: float = 0.0
+    """Focal loss: what the model is sure of counts by (1 - its probability) to this power; 2 is usual, 0 is off."""
+    label_smoothing: float = 0.0
+    """Share of every training target that is spread over all labels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(0, "focal_gamma")
+        self._share("label_smoothing")
+
+
+@dataclass(frozen=True)
+class TextSettings(Settings):
+    """Texts: how long ones are cut, how many are taken, how they are changed."""
+
     max_length: int | None = None
     """Longest window in tokens; None: the model's limit. Longer sentences are cut into overlapping windows."""
     long_text: Literal["head", "head_tail", "windows"] = "head"
     """Texts longer than max_length: keep the beginning, or half from each end; or cut them into windows, whose logits
     are averaged."""
-    image_size: int | None = None
-    """Images: height and width in pixels; None: the checkpoint's. Position embeddings are interpolated to it."""
-    augment: Literal["none", "flip", "crop"] = "none"
-    """Images: random changes of the training images: a horizontal flip, or a crop and a flip."""
     train_examples: int | None = None
     """Texts: train on so many only, of each label its share, and select the epoch on a validation split that is smaller
     in proportion. The choice does not depend on the seed. None: all."""
@@ -159,41 +219,52 @@ class RunConfig(TrainConfig):
     """Texts: random changes of the training texts: words swapped, deleted, or inserted a second time."""
     augment_share: float = 0.1
     """Share of a text's words that `text_augment` changes."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """Weights of the labels in training: balanced gives every class the same total weight."""
-    focal_gamma: float = 0.0
-    """Focal loss: what the model is sure of counts by (1 - its probability) to this power; 2 is usual, 0 is off."""
-    label_smoothing: float = 0.0
-    """Share of every training target that is spread over all labels."""
-    attention_dropout: float = 0.0
-    """Dropout of attention weights; above 0 a CPU cannot use its fast attention."""
-    hidden_dropout: float | None = None
-    """Dropout of hidden states; None: the checkpoint's own (0.1 for BERT)."""
-    resume: str = ""
-    """"auto" continues from the newest complete checkpoint in output_dir, if there is one; or a checkpoint's path."""
-    cache: bool = True
-    """Keep pre-processed data in $LORA_CACHE_DIR, or ~/.cache/lora-core, for the next run."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """What to do with a damaged row of the data: stop and name it, or count and report it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("train_examples", "test_examples"):
-            value = getattr(self, name)
-            if value is not None and (value < 1 or self.task != "text-classification"):
-                raise ValueError(f"{name} is {value} with task {self.task}: it must be at least 1, and is for "
-                                 "text-classification.")  # fmt: skip
-        for name, task in {"text_augment": "text-classification", "augment": "image-classification"}.items():
-            if getattr(self, name) != "none" and self.task != task:
-                raise ValueError(f"{name} is {getattr(self, name)} with task {self.task}: it is for {task}.")
-        if not self.train_head and self.method != "lora":
-            raise ValueError(f"train_head is false with method {self.method}: only lora can leave the head as it is.")
-        if not self.focal_gamma >= 0:
-            raise ValueError(f"focal_gamma must be at least 0, but it is {self.focal_gamma}.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is a share, at least 0 and below 1, but it is {self.label_smoothing}.")
+        self._at_least(1, "train_examples", "test_examples")
         if not 0 < self.augment_share < 1:
             raise ValueError(f"augment_share is a share, above 0 and below 1, but it is {self.augment_share}.")
+
+
+@dataclass(frozen=True)
+class ImageSettings(Settings):
+    """Images: their size, and how they are changed."""
+
+    image_size: int | None = None
+    """Images: height and width in pixels; None: the checkpoint's. Position embeddings are interpolated to it."""
+    augment: Literal["none", "flip", "crop"] = "none"
+    """Images: random changes of the training images: a horizontal flip, or a crop and a flip."""
+
+
+@dataclass(frozen=True)
+class OutputSettings(Settings):
+    """Where the run is kept, and whether it goes on."""
+
+    output_dir: Path = Path("runs/run")
+    """The run folder: config.json, metrics.jsonl, checkpoints/, and adapter/ (LoRA) or best/ (otherwise)."""
+    resume: str = ""
+    """"auto" continues from the newest complete checkpoint in output_dir, if there is one; or a checkpoint's path."""
+
+
+GROUPS: dict[str, type[Settings]] = {
+    "model": ModelSettings,
+    "data": DataSettings,
+    "LoRA": LoRASettings,
+    "training": TrainConfig,
+    "loss": LossSettings,
+    "text": TextSettings,
+    "image": ImageSettings,
+    "output": OutputSettings,
+}
+"""By the title and in the order that the help shows."""
+
+
+@dataclass(frozen=True)
+class RunConfig(
+    OutputSettings, ImageSettings, TextSettings, LossSettings, TrainConfig, LoRASettings, DataSettings, ModelSettings
+):
+    """A whole run: model, data, method and the training loop's choices."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as config.json holds them."""
@@ -220,6 +291,13 @@ class RunConfig(TrainConfig):
             raise ValueError(f"{where}: {error}") from error
 
 
-RESUME_MAY_CHANGE = ("output_dir", "resume", "keep_checkpoints", "micro_batch_size", "micro_batch_tokens", "workers",
-                     "cache")  # fmt: skip
+RESUME_MAY_CHANGE = (
+    "output_dir",
+    "resume",
+    "keep_checkpoints",
+    "micro_batch_size",
+    "micro_batch_tokens",
+    "workers",
+    "cache",
+)
 """Settings that may differ between a run and its continuation without changing what is computed."""

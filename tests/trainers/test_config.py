@@ -47,12 +47,6 @@ def test_numbers_out_of_range(name, value):
         TrainConfig(**{name: value})
 
 
-def test_settings_of_another_task():
-    for settings in ({"text_augment": "eda"}, {"augment": "flip", "task": "text-classification"}):
-        with pytest.raises(ValueError, match=r"augment is (eda|flip) with task .*: it is for (text|image)-class"):
-            RunConfig(**settings)
-
-
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
@@ -109,8 +103,7 @@ def test_what_may_change_on_resume_are_settings():
     assert set(RESUME_MAY_CHANGE) < {field.name for field in dataclasses.fields(RunConfig)}
 
 
-@pytest.mark.parametrize(("task", "limit"), [("text-classification", 0), ("token-classification", 5)])
-def test_parts_of_the_data_are_for_texts(task, limit):
-    RunConfig(task="text-classification", train_examples=5)
-    with pytest.raises(ValueError, match=rf"test_examples is {limit} with task {task}: it must be at least 1, and is"):
-        RunConfig(task=task, test_examples=limit)
+def test_parts_of_the_data_have_an_example():
+    RunConfig(train_examples=1)
+    with pytest.raises(ValueError, match="test_examples must be at least 1, but it is 0"):
+        RunConfig(test_examples=0)

@@ -12,6 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+NER_METRICS = (
+    *("f1", "precision", "recall", "macro_f1", "accuracy"),
+    *("strict_f1", "strict_precision", "strict_recall", "strict_macro_f1"),
+)
+"""The scores of `ner_metrics` that are one number."""
 Entity = tuple[str, int, int]  # (type, first word, one past the last word)
 
 

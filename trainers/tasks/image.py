@@ -10,9 +10,13 @@ from trainers.data.images.batches import ImageBatches, ImageDataset
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
 from trainers.data.images.reader import load_image_datasets
 from trainers.tasks.classification import Classification
+from trainers.tasks.label_scores import LABEL_METRICS
 from trainers.training.losses import training_loss
 
 logger = logging.getLogger("trainers")
+
+SETTINGS = frozenset({"image_size", "augment"})
+METRICS = LABEL_METRICS
 
 
 def load(config: RunConfig) -> dict[str, ImageDataset]:

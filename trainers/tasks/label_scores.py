@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 
+LABEL_METRICS = ("f1", "accuracy", "precision", "recall")
+"""The scores of `classification_metrics` that are one number."""
+
 
 def classification_metrics(gold: np.ndarray, predicted: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
     """Accuracy, macro precision, recall and F1, the same for each label, and the confusion matrix.

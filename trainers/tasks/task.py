@@ -59,7 +59,15 @@ class Dataset(Protocol):
 
 
 class Kind(Protocol):
-    """A module of this package: all that a run must know about its task. `kinds.py` lists them."""
+    """All that a run must know about its task: a module of this package, or any object with these names.
+
+    `trainers.tasks.KINDS` lists them.
+    """
+
+    SETTINGS: frozenset[str]
+    """The settings that not every task uses, and this one does."""
+    METRICS: tuple[str, ...]
+    """The validation scores that can select the best epoch, beside the loss."""
 
     def load(self, config: RunConfig) -> dict[str, Any]:
         """The splits of the run's data, each a Dataset."""

@@ -10,12 +10,19 @@ from trainers.data.texts.augment import WordAugmentation
 from trainers.data.texts.encode import EncodedTexts, encode_texts
 from trainers.data.texts.reader import TextDataset, load_text_datasets
 from trainers.tasks.classification import Classification, WindowedClassification
+from trainers.tasks.label_scores import LABEL_METRICS
 from trainers.tasks.token import save_preprocessing, tokenizer_and_length
 from trainers.training.losses import training_loss
 
 __all__ = ["encode", "load", "save_preprocessing", "task"]
 
 logger = logging.getLogger("trainers")
+
+SETTINGS = frozenset(
+    {"max_length", "long_text", "train_examples", "test_examples", "text_augment", "augment_share", "head", "tokenizer"}
+    | {"confusing_words", "confusing_penalty"}
+)
+METRICS = LABEL_METRICS
 
 _KEPT = {"head": "the beginning", "head_tail": "half from each end"}
 

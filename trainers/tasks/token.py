@@ -19,8 +19,11 @@ from trainers.data.tokens.files import token_files
 from trainers.data.tokens.reader import TokenFile
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
 from trainers.model import tokenizer_folder
-from trainers.tasks.entity_scores import ner_metrics
+from trainers.tasks.entity_scores import NER_METRICS, ner_metrics
 from trainers.training.losses import TrainingLoss, training_loss
+
+SETTINGS = frozenset({"max_length", "head", "crf_constraints", "tokenizer", "cache"})
+METRICS = NER_METRICS
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""The registry of tasks, and what it refuses before any work is done."""
+
+import dataclasses
+
+import pytest
+
+from trainers.config import RunConfig
+from trainers.tasks import KINDS, check_settings, kind_of
+
+
+@pytest.mark.parametrize(
+    ("settings", "users"),
+    [
+        ({"text_augment": "eda"}, "text-classification"),
+        ({"augment": "flip", "task": "text-classification"}, "image-classification"),
+        ({"test_examples": 5}, "text-classification"),
+        ({"max_length": 9, "task": "image-classification"}, "token-classification and text-classification"),
+        ({"image_size": 32}, "image-classification"),
+        ({"crf_constraints": True, "task": "text-classification"}, "token-classification"),
+    ],
+)
+def test_settings_of_another_task(settings, users):
+    name = next(iter(settings))
+    with pytest.raises(ValueError, match=rf"^{name} is .* with task .*: it is for {users}\. Leave it out"):
+        check_settings(RunConfig(**settings))
+
+
+def test_every_setting_that_a_task_names_is_one():
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    for kind in KINDS.values():
+        assert fields >= kind.SETTINGS
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_an_unknown_metric_names_those_that_there_are(task):
+    for metric in (*kind_of(task).METRICS, "loss"):
+        check_settings(RunConfig(task=task, metric=metric))
+    with pytest.raises(ValueError, match=rf"metric is 'f2'; {task} has f1, .*, loss\."):
+        check_settings(RunConfig(task=task, metric="f2"))
+
+
+def test_an_unknown_task():
+    with pytest.raises(ValueError, match="task 'question' cannot be trained; there are token-class"):
+        kind_of("question")
