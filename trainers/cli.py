@@ -141,8 +141,10 @@ def train(config: RunConfig) -> None:
     if not _is_main():
         return
     test = result.get("test", result["validation"])
-    print(f"F1 {test['f1']:.4f}, precision {test['precision']:.4f}, recall {test['recall']:.4f}; "
-          f"all figures in {RunFolder(config.output_dir).metrics}")  # fmt: skip
+    print(
+        f"F1 {test['f1']:.4f}, precision {test['precision']:.4f}, recall {test['recall']:.4f}; "
+        f"all figures in {RunFolder(config.output_dir).metrics}"
+    )
 
 
 def compare(
@@ -202,9 +204,11 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: 
 
 
 def check_data(
-    data: Annotated[str, tyro.conf.Positional], output_dir: Path = Path("runs/check-data"),
-    label_file: str = "", on_bad_row: Literal["error", "skip"] = "error",
-) -> None:  # fmt: skip
+    data: Annotated[str, tyro.conf.Positional],
+    output_dir: Path = Path("runs/check-data"),
+    label_file: str = "",
+    on_bad_row: Literal["error", "skip"] = "error",
+) -> None:
     """Count what tagged sentences hold, and warn of what may spoil an experiment.
 
     A table here, and statistics.md, .json and .png in a folder.
@@ -272,8 +276,17 @@ def predict(
 
     options = {"aggregation_strategy": aggregation_strategy, "strict": strict or None, "top_k": top_k}
     given = {name: value for name, value in options.items() if value is not None}
-    predict_files(model, files, output, format=format, input_format=input_format, task=task, max_tokens=max_tokens,
-                  device=device, **given)  # fmt: skip
+    predict_files(
+        model,
+        files,
+        output,
+        format=format,
+        input_format=input_format,
+        task=task,
+        max_tokens=max_tokens,
+        device=device,
+        **given,
+    )
 
 
 def export(
@@ -332,9 +345,15 @@ def bench(
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    "train": train, "evaluate": evaluate, "compare": compare, "report": report,
-    "check-data": check_data, "predict": predict, "export": export, "bench": bench,
-}  # fmt: skip
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "report": report,
+    "check-data": check_data,
+    "predict": predict,
+    "export": export,
+    "bench": bench,
+}
 
 if __name__ == "__main__":
     main()

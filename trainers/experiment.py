@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from trainers.data.batches import Data
 from trainers.loop import fit, predict
 from trainers.model import build, is_scratch, write_vocabulary
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions
-from trainers.tasks import kind_of
+from trainers.tasks import check_settings, kind_of
 from trainers.tasks.task import Task
 from trainers.training.checkpoints import newest_checkpoint
 from trainers.training.distributed import World, distributed
@@ -24,28 +25,33 @@ from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_
 logger = logging.getLogger("trainers")
 
 
-def run(config: RunConfig) -> Run:
+def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
     """Train and test a model as ``config`` says, and return what the run folder now holds.
 
     Under torchrun every process calls this. A finished run is not repeated: with resume="auto" it is read.
+
+    Args:
+        datasets: the splits "train", "validation" and perhaps "test" as data sets in memory of the run's task
+            (TokenDataset, TextDataset, ImageDataset), with the same labels; None: what ``config.data`` names.
 
     Raises:
         ValueError: the folder holds another run, or a setting or the data is wrong (the message says which).
     """
     with distributed() as world:
-        return _run(config, world)
+        return _run(config, datasets, world)
 
 
-def _run(config: RunConfig, world: World) -> Run:
+def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) -> Run:
+    check_settings(config)
     checkpoint, finished = world.from_main(lambda: _where_to_begin(config))
     if finished:
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
         return read_run(config.output_dir)
     kind = kind_of(config.task)
-    datasets = kind.load(config)
+    datasets = kind.load(config) if datasets is None else datasets
     for split in ("train", "validation"):
         if split not in datasets:
-            raise ValueError(f"{config.data} has no {split} split; it has {', '.join(datasets)}.")
+            raise ValueError(f"{config.data or 'The data'} has no {split} split; it has {', '.join(datasets)}.")
     labels = datasets["train"].labels
     if is_scratch(config) and checkpoint is None:
         world.from_main(lambda: write_vocabulary(config, datasets["train"]))
@@ -58,18 +64,31 @@ def _run(config: RunConfig, world: World) -> Run:
     state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
     peak = max(world.gather(peak_memory_bytes(world.device)))
     memory = peak_memory(world.device)
-    scores = {split: _score(split, model, task, data[split], config, world)
-              for split in ("validation", "test") if split in data}  # fmt: skip
+    scores = {
+        split: _score(split, model, task, data[split], config, world)
+        for split in ("validation", "test")
+        if split in data
+    }
     trainable, total = lora_core.parameter_counts(model)
     if world.is_main:
         save_model(model, config)
     MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write(
-        "result", step=state.step, labels=list(labels), **scores, trainable=trainable, total=total,
-        best_epoch=state.best_epoch, epochs=state.epoch, seconds=state.seconds,
-        tokens_per_second=state.tokens / state.seconds if state.epoch else 0.0, peak_memory_bytes=peak, memory=memory,
+        "result",
+        step=state.step,
+        labels=list(labels),
+        **scores,
+        trainable=trainable,
+        total=total,
+        best_epoch=state.best_epoch,
+        epochs=state.epoch,
+        seconds=state.seconds,
+        tokens_per_second=state.tokens / state.seconds if state.epoch else 0.0,
+        peak_memory_bytes=peak,
+        memory=memory,
         processes=world.size,
-        device=str(world.device.type), torch=torch.__version__,
-    )  # fmt: skip
+        device=str(world.device.type),
+        torch=torch.__version__,
+    )
     world.barrier()
     return read_run(config.output_dir)
 
@@ -96,6 +115,7 @@ def save_model(model: TaskModel, config: RunConfig) -> Path:
 def _where_to_begin(config: RunConfig) -> tuple[Path | None, bool]:
     """(checkpoint to resume from, whether the run is finished)."""
     folder = RunFolder(config.output_dir)
+    folder.check_writable()
     if config.resume not in ("", "auto") and Path(config.resume).resolve().parent != folder.checkpoints.resolve():
         raise ValueError(
             f"--resume {config.resume} is not a checkpoint of {folder.path}: give {folder.checkpoints}/step-N, or "

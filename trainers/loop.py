@@ -1,16 +1,16 @@
 """The training loop: read this page first.
 
-    for every global batch:   each process takes its share, in micro-batches
-        loss = sum over the share / labels in the global batch * processes      (DDP averages over processes)
-        backward, clip, step, schedule
+    for every step:           the global batch; each process takes its share, in parts
+        for every part:       loss = sum over the part / labels in the global batch * processes    (DDP averages)
+                              forward, backward
+        clip, step, schedule
     after every epoch:        evaluate, keep the best, write a checkpoint that resume continues from exactly
 
 Losses are sums divided once by the number of labels in the whole batch, so the gradient does not depend on how
-many processes and micro-batches share the work.
+many processes and parts share the work.
 """
 
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,28 @@ from torch import nn
 from tqdm import tqdm
 
 from trainers.config import TrainConfig
-from trainers.data.batches import (
-    Data,
-    epoch_batches,
-    evaluation_batches,
-    load_batches,
-    share,
-    share_by_tokens,
-    total_steps,
-)
+from trainers.data.batches import Data, evaluation_batches, load_batches
 from trainers.run_folder import MetricsLog
 from trainers.tasks.task import Task
 from trainers.training.adversarial import build_adversary
+from trainers.training.batch_plan import BatchPlan
 from trainers.training.checkpoints import load_checkpoint, restore_best, save_best, save_checkpoint
 from trainers.training.distributed import World
-from trainers.training.optim import build_optimizer, build_scheduler
+from trainers.training.optim import build_optimizer, build_scheduler, take_step
 from trainers.training.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
 from trainers.training.state import TrainState, seed_generators
 
 
 def fit(
-    model: nn.Module, task: Task, train: Data, validation: Data, config: TrainConfig, world: World, folder: Path,
+    model: nn.Module,
+    task: Task,
+    train: Data,
+    validation: Data,
+    config: TrainConfig,
+    world: World,
+    folder: Path,
     resume_from: Path | None = None,
-) -> TrainState:  # fmt: skip
+) -> TrainState:
     """Train what requires grad in ``model``, and leave the best epoch's weights in it.
 
     The model keeps the layers that ``config.kernels`` chose; lora_core.kernels.fused.unfuse gives it the plain ones.
@@ -61,14 +60,10 @@ def fit(
     seed_generators(config.seed + world.rank)
     model.to(world.device)
     choose_kernels(model, config, world.device)
-    most_tokens = micro_batch_tokens(model, config)
-    recipe: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "group": config.group_by_length,
-                              "batch_tokens": config.batch_tokens}  # fmt: skip
+    plan = BatchPlan(train, config, world, micro_batch_tokens(model, config))
     optimizer = build_optimizer(model, config)
-    steps = total_steps(train.lengths, epochs=config.epochs, **recipe)
-    scheduler = build_scheduler(optimizer, config, total_steps=steps)
-    scaler = grad_scaler(config.precision, world.device)
-    state = TrainState(model, optimizer, scaler, scheduler)
+    scheduler = build_scheduler(optimizer, config, plan.total_steps)
+    state = TrainState(model, optimizer, grad_scaler(config.precision, world.device), scheduler)
     if resume_from is not None:
         load_checkpoint(state, resume_from, world)
     log = MetricsLog(folder, resume_at=state.step, writes=world.is_main)
@@ -76,65 +71,38 @@ def fit(
     adversary = build_adversary(model, config)
 
     while state.epoch < config.epochs and not state.out_of_patience(config.patience):
-        batches = epoch_batches(train.lengths, epoch=state.epoch, **recipe)
-        progress = tqdm(batches[state.batch :], f"epoch {state.epoch + 1}/{config.epochs}", len(batches),
-                        initial=state.batch, disable=not world.is_main, unit="step", leave=False)  # fmt: skip
-        shares = [_share(batch, train.lengths, config, most_tokens, world) for batch in batches[state.batch :]]
-        # A process without examples of its own still takes part in the exchange of gradients.
-        loaded = load_batches(train, [indices if len(indices) else batch[:1] for batch, micro in
-                                      zip(batches[state.batch :], shares, strict=True) for indices in micro],
-                              world.device, epoch=state.epoch, workers=config.workers)  # fmt: skip
         parallel.train()
         started = time.perf_counter()
-        for batch, micro in zip(progress, shares, strict=True):
-            labels_in_batch = max(1, int(train.label_counts[batch].sum()))
-            for perturbed, parts in adversary.passes(islice(loaded, len(micro))):  # one, unless training is adversarial
-                for number, (indices, (inputs, labels)) in enumerate(zip(micro, parts, strict=True)):
-                    weight = world.size / labels_in_batch if len(indices) else 0.0
-                    with world.accumulate(parallel, last=number == len(micro) - 1):
-                        with autocast(model, config.precision, world.device):
-                            loss = task.training_loss_sum(parallel(**inputs), labels) * weight
-                        scaler.scale(loss).backward()
-                    if not perturbed:
-                        state.add_loss(loss.detach() * (labels_in_batch / world.size))
-            scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or float("inf"))
-            if not scaler.is_enabled() and not norm.isfinite():
-                raise FloatingPointError(
-                    f"The gradient is not finite in step {state.step + 1} (epoch {state.epoch + 1}). Lower "
-                    "learning_rate, add warmup, or use fp32; the checkpoint of the last epoch is intact."
-                )
-            scale = scaler.get_scale()
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            if scaler.get_scale() >= scale:  # a step that the scaler skipped does not count for the schedule
-                scheduler.step()
-            state.end_step(labels_in_batch, tokens=int(train.lengths[batch].sum()))
-            if state.step % 20 == 0:
-                progress.set_postfix(loss=f"{state.local_loss(world):.4f}")
+        with _progress(f"epoch {state.epoch + 1}/{config.epochs}", len(plan.batches(state.epoch)), world) as progress:
+            progress.update(state.batch)
+            for step in plan.steps(state.epoch, first=state.batch):
+                for perturbed, parts in adversary.passes(step.parts):  # one pass, unless training is adversarial
+                    for part in parts:
+                        with world.accumulate(parallel, part.last):
+                            with autocast(model, config.precision, world.device):
+                                loss = task.training_loss_sum(parallel(**part.inputs), part.labels) * part.weight
+                            state.scaler.scale(loss).backward()
+                        if not perturbed:
+                            state.add_loss(loss.detach() * (step.labels / world.size))
+                take_step(state, config.max_grad_norm)
+                state.end_step(step.labels, step.tokens)
+                progress.update()
+                if state.step % 20 == 0:
+                    progress.set_postfix(loss=f"{state.local_loss(world):.4f}")
         state.end_epoch(seconds=time.perf_counter() - started)
 
         scores = evaluate(model, task, validation, config, world)
         improved = state.record_score(scores, config.metric)
-        log.write("epoch", epoch=state.epoch, step=state.step, learning_rate=scheduler.get_last_lr()[0],
-                  **state.pop_epoch(world), validation=scores)  # fmt: skip
+        rate = scheduler.get_last_lr()[0]
+        log.write(
+            "epoch", epoch=state.epoch, step=state.step, learning_rate=rate, **state.pop_epoch(world), validation=scores
+        )
         if improved:
             save_best(state, folder, world)
         save_checkpoint(state, folder, config.keep_checkpoints, world)
     if state.best_epoch:
         restore_best(state, folder, world)
     return state
-
-
-def _share(
-    batch: np.ndarray, lengths: np.ndarray, config: TrainConfig, most_tokens: int | None, world: World
-) -> list[np.ndarray]:
-    """This process's micro-batches of a global batch."""
-    if most_tokens is not None:
-        return share_by_tokens(batch, lengths, world.rank, world.size, most_tokens)
-    most = config.micro_batch_size or len(batch)
-    return share(batch, world.rank, world.size, micro_batches=-(-len(batch) // (world.size * most)))
 
 
 def evaluate(model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World) -> dict[str, Any]:
@@ -153,13 +121,19 @@ def predict(
     found: dict[int, np.ndarray] = {}
     batches = evaluation_batches(data.lengths, config.evaluation_tokens(data.lengths), world.rank, world.size)
     loaded = load_batches(data, batches, world.device, workers=config.workers)
-    progress = tqdm(loaded, "evaluate", len(batches), disable=not world.is_main, unit="batch", leave=False)
-    for indices, (inputs, labels) in zip(batches, progress, strict=True):
-        with autocast(model, config.precision, world.device):
-            logits = model(**inputs)
-        loss += task.loss_sum(logits, labels).double().cpu()
-        found.update(zip(indices.tolist(), task.predict(logits, labels), strict=True))
+    with _progress("evaluate", len(batches), world) as progress:
+        for indices, (inputs, labels) in zip(batches, loaded, strict=True):
+            with autocast(model, config.precision, world.device):
+                logits = model(**inputs)
+            loss += task.loss_sum(logits, labels).double().cpu()
+            found.update(zip(indices.tolist(), task.predict(logits, labels), strict=True))
+            progress.update()
     shares = world.gather((loss.item(), found))
     found = {index: prediction for _, part in shares for index, prediction in part.items()}
     mean = sum(part for part, _ in shares) / max(1, int(data.label_counts.sum()))
     return mean, [found[index] for index in range(len(data.lengths))]
+
+
+def _progress(name: str, total: int, world: World) -> tqdm:
+    """A progress bar, on the process that talks to the user."""
+    return tqdm(desc=name, total=total, disable=not world.is_main, leave=False)

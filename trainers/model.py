@@ -1,4 +1,6 @@
-"""A whole run: data, model, adapters, training, test scores, and the run folder."""
+"""The model of a run: built from its settings, or loaded as the run saved it; what the run tells its head; and models
+that start from nothing, with their vocabulary.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -19,10 +21,14 @@ from trainers.data.tokenizer import PAD, build_vocabulary, load_tokenizer
 from trainers.data.tokens.reader import TokenDataset
 from trainers.run_folder import RunFolder
 
-# DOC """What a run tells its head: tokens to distrust, labels that must not follow one another."""
+logger = logging.getLogger("trainers")
 
-# DOC """Models that start from nothing: their vocabulary, from the training texts or from another
-# model, and their sizes."""
+SCRATCH = ("lstm", "bilstm-attention")
+"""Names of the models that start from nothing, which are their model_type too."""
+LONGEST = 512
+"""Their longest input in tokens, where the run does not say."""
+SHOWN = 10
+"""Words that a message lists."""
 
 
 def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
@@ -30,18 +36,33 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     if is_scratch(config):
         model = scratch_model(config, labels)
     else:
-        model = load_pretrained(config.model, config.task, labels, attention_dropout=config.attention_dropout,
-                                hidden_dropout=config.hidden_dropout, image_size=config.image_size, head=config.head,
-                                fresh_head=config.fresh_head, seed=config.seed)  # fmt: skip
+        model = load_pretrained(
+            config.model,
+            config.task,
+            labels,
+            attention_dropout=config.attention_dropout,
+            hidden_dropout=config.hidden_dropout,
+            image_size=config.image_size,
+            head=config.head,
+            fresh_head=config.fresh_head,
+            seed=config.seed,
+        )
     assert isinstance(model, TaskModel)
     prepare_head(model, config)
     if config.method == "lora":
         torch.manual_seed(config.seed)
         lora_core.inject_lora(
-            model, r=config.r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
-            target_modules=config.target_modules, bias=config.bias, init_lora_weights=config.init_lora_weights,
-            use_rslora=config.use_rslora, use_dora=config.use_dora, base_model_name_or_path=config.model,
-        )  # fmt: skip
+            model,
+            r=config.r,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=config.target_modules,
+            bias=config.bias,
+            init_lora_weights=config.init_lora_weights,
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
+            base_model_name_or_path=config.model,
+        )
     for name, parameter in model.named_parameters():
         if config.method == "head":
             parameter.requires_grad_(model.in_head(name))
@@ -54,20 +75,19 @@ def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     """The model that a run saved, with the best epoch's weights, in eval mode."""
     lora, saved = config.method == "lora", RunFolder(config.output_dir).weights(config.method)
     model = load_pretrained(
-        config.model if lora else saved, config.task, labels,
-        image_size=config.image_size, head=config.head, fresh_head=lora and config.fresh_head, head_follows=lora,
+        config.model if lora else saved,
+        config.task,
+        labels,
+        image_size=config.image_size,
+        head=config.head,
+        fresh_head=lora and config.fresh_head,
+        head_follows=lora,
         seed=config.seed,
-    )  # fmt: skip
+    )
     assert isinstance(model, TaskModel)
     if lora:
         lora_core.load_adapter(model, saved)
     return model.eval()
-
-
-logger = logging.getLogger("trainers")
-
-SHOWN = 10
-"""Words that a message lists."""
 
 
 def prepare_head(model: TaskModel, config: RunConfig) -> None:
@@ -79,8 +99,10 @@ def prepare_head(model: TaskModel, config: RunConfig) -> None:
     head = getattr(model, "classifier", None)
     if config.confusing_words:
         if not isinstance(head, AttentionPooling):
-            raise ValueError(f"confusing_words is set, but the head {config.head!r} has no attention to take a penalty "
-                             "from. Use head attention.")  # fmt: skip
+            raise ValueError(
+                f"confusing_words is set, but the head {config.head!r} has no attention to take a penalty "
+                "from. Use head attention."
+            )
         head.mark_confusing(_token_ids(config), config.confusing_penalty)
     if config.crf_constraints:
         if not isinstance(head, CRFHead):
@@ -101,23 +123,23 @@ def _token_ids(config: RunConfig) -> list[int]:
     unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "<unk>")
     found, left_out = [], []
     for word in words:
-        forms = tokenizer.encode_batch([[word], [word.capitalize()], [word.upper()]], is_pretokenized=True,
-                                       add_special_tokens=False)  # fmt: skip
+        forms = tokenizer.encode_batch(
+            [[word], [word.capitalize()], [word.upper()]], is_pretokenized=True, add_special_tokens=False
+        )
         ids = {form.ids[0] for form in forms if len(form) == 1} - {unknown}
         found += sorted(ids)
         left_out += [] if ids else [word]
     if not found:
         raise ValueError(f"{path} has no word that is a single token of the model, one word a line.")
     if left_out:
-        logger.warning("%s: %d of %d words are left out, for they are not a single token: %s", path, len(left_out),
-                       len(words), ", ".join(left_out[:SHOWN]))  # fmt: skip
+        logger.warning(
+            "%s: %d of %d words are left out, for they are not a single token: %s",
+            path,
+            len(left_out),
+            len(words),
+            ", ".join(left_out[:SHOWN]),
+        )
     return found
-
-
-SCRATCH = ("lstm", "bilstm-attention")
-"""Names of the models, which are their model_type too."""
-LONGEST = 512
-"""Longest input in tokens where the run does not say."""
 
 
 def is_scratch(config: RunConfig) -> bool:
@@ -164,8 +186,12 @@ def scratch_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     folder = tokenizer_folder(config)
     vocabulary = load_tokenizer(folder).get_vocab(with_added_tokens=True)
     padding = read_config(folder).get("pad_token_id", 0) if config.tokenizer else vocabulary[PAD]
-    sizes = {"model_type": config.model, "vocab_size": max(vocabulary.values()) + 1, "pad_token_id": padding,
-             "max_tokens": config.max_length or LONGEST}  # fmt: skip
+    sizes = {
+        "model_type": config.model,
+        "vocab_size": max(vocabulary.values()) + 1,
+        "pad_token_id": padding,
+        "max_tokens": config.max_length or LONGEST,
+    }
     encoder = config_from_dict(sizes).with_dropout(attention=config.attention_dropout, hidden=config.hidden_dropout)
     model = build_model(encoder, config.task, labels, head=config.head, seed=config.seed)
     assert isinstance(model, TaskModel)

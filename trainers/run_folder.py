@@ -11,6 +11,7 @@ report.html, model.onnx, model.int8.onnx    what the other verbs write
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,13 @@ class RunFolder:
             return bool(lines) and json.loads(lines[-1])["event"] == "result"
         except json.JSONDecodeError:  # the run was killed while it wrote its last line
             return False
+
+    def check_writable(self) -> None:
+        """Raise ValueError where the folder is not there and cannot be made, or cannot be written to."""
+        nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            what = "cannot be written to" if nearest.is_dir() else "is a file"
+            raise ValueError(f"--output-dir {self.path} cannot be used: {nearest} {what}. Choose another folder.")
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write config.json; the folder is made if need be."""

@@ -13,9 +13,14 @@ from lora_core.files import read_json_object, replacing, sha256_of_file, write_j
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(RuntimeError, match="halfway"), replacing(tmp_path / "a.txt") as temporary:
-        temporary.write_text("ne")
-        raise RuntimeError("halfway")
+
+    def fail():
+        with replacing(tmp_path / "a.txt") as temporary:
+            temporary.write_text("ne")
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        fail()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "old"}
 
 

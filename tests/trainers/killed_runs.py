@@ -60,7 +60,7 @@ def around_rename(name, *, before):
 def while_writing_tensors(name):
     def torn(tensors, path):
         original(tensors, path)
-        if Path(path).parent.name.startswith(name):
+        if Path(path).parent.name.startswith(f".{name}."):
             os.truncate(path, Path(path).stat().st_size // 2)
             die()
 

@@ -155,7 +155,6 @@ def test_settings_that_do_not_suit_the_head(config, checkpoint, data, tmp_path):
     words.write_text("gene\n")
     for change, message in (
         ({"head": "mlp", "confusing_words": str(words)}, "'mlp' has no attention to take a penalty from"),
-        ({"head": "mlp", "crf_constraints": True}, "crf_constraints is set, but the head is 'mlp'"),
         ({"head": "crf"}, "there is no head 'crf' for text-classification"),
         ({"model": "lstm"}, "method is 'lora', but lstm starts untrained"),
         ({"model": "lstm", "method": "full", "head": "linear"}, "the head 'linear' reads the first token"),
@@ -167,6 +166,8 @@ def test_settings_that_do_not_suit_the_head(config, checkpoint, data, tmp_path):
     tokens = RunConfig(model=str(checkpoint), data=str(data), output_dir=tmp_path / "tokens", head="crf")
     with pytest.raises(ValueError, match="head crf scores whole sequences"):
         run(dataclasses.replace(tokens, focal_gamma=2.0))
+    with pytest.raises(ValueError, match="crf_constraints is set, but the head is 'default'"):
+        run(dataclasses.replace(tokens, head="default", crf_constraints=True))
 
 
 def test_confusing_words_are_marked_and_saved(config, tiny, tmp_path, caplog):

@@ -1,4 +1,8 @@
-"""What differs between tasks: how data becomes batches, the loss, predictions and scores; the loop knows the rest."""
+"""Which examples go into which batch, on which rank; and batches on their way to the device.
+
+Everything follows from (seed, epoch), so a run can resume. Batches hold examples of similar length, which saves most
+padding, and come in random order. They are prepared in the loop, or ahead of it by worker processes.
+"""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -8,14 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-
-# DOC """Which examples go into which batch, on which rank.
-#
-# Everything follows from (seed, epoch), so a run can resume. Batches hold examples of similar length, which
-# saves most padding, and come in random order.
-# """
-
-# DOC """Batches on their way to the device: prepared in the loop, or ahead of it by worker processes."""
 
 
 class Data(Protocol):
@@ -110,8 +106,9 @@ def share_by_tokens(
     _check_at_least_one(micro_batch_tokens=micro_batch_tokens)
     indices, lengths = np.asarray(batch)[rank::world][::-1], np.asarray(lengths)
     fewest = len(_cut(indices, lengths, micro_batch_tokens))
-    enough = bisect_left(range(micro_batch_tokens), True, lo=1,
-                         key=lambda budget: len(_cut(indices, lengths, budget)) <= fewest)  # fmt: skip
+    enough = bisect_left(
+        range(micro_batch_tokens), True, lo=1, key=lambda budget: len(_cut(indices, lengths, budget)) <= fewest
+    )
     return _cut(indices, lengths, enough) or [indices]
 
 
@@ -177,9 +174,12 @@ def load_batches(
     not depend on ``workers``. A ValueError of ``collate`` arrives as it was raised, from a worker process too.
     """
     loader = DataLoader(
-        _Collated(data, batches, epoch), batch_size=None, num_workers=workers,
-        pin_memory=device.type == "cuda", generator=torch.Generator(),  # torch's default generator is the training's
-    )  # fmt: skip
+        _Collated(data, batches, epoch),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # torch's default generator is the training's
+    )
     for batch in loader:
         if isinstance(batch, ValueError):
             raise batch

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-NER_METRICS = (
+NER_METRICS: tuple[str, ...] = (
     *("f1", "precision", "recall", "macro_f1", "accuracy"),
     *("strict_f1", "strict_precision", "strict_recall", "strict_macro_f1"),
 )

@@ -55,6 +55,8 @@ def _processing(config: RunConfig, channels: int) -> ImageProcessing:
         processing = ImageProcessing(mean=(0.5,) * channels, std=(0.5,) * channels)
         logger.warning("%s has no %s: pixels are brought to -1 to 1, as for ViT", folder, PREPROCESSOR_FILE)
     if processing.channels != channels:
-        raise ValueError(f"{folder / PREPROCESSOR_FILE} has means for {processing.channels} channels, but the model "
-                         f"reads {channels}: the files are not of one model.")  # fmt: skip
+        raise ValueError(
+            f"{folder / PREPROCESSOR_FILE} has means for {processing.channels} channels, but the model "
+            f"reads {channels}: the files are not of one model."
+        )
     return processing

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-LABEL_METRICS = ("f1", "accuracy", "precision", "recall")
+LABEL_METRICS: tuple[str, ...] = ("f1", "accuracy", "precision", "recall")
 """The scores of `classification_metrics` that are one number."""
 
 

@@ -46,12 +46,23 @@ def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> Encoded
     eda = config.text_augment == "eda"
     longest = sys.maxsize if config.long_text == "windows" else max_length
     data = encode_texts(
-        dataset.texts, dataset.targets, tokenizer, max_length, model.config.pad_token_id, config.long_text,
+        dataset.texts,
+        dataset.targets,
+        tokenizer,
+        max_length,
+        model.config.pad_token_id,
+        config.long_text,
         WordAugmentation(config.augment_share, config.seed, longest) if eda else None,
-    )  # fmt: skip
+    )
     if data.shortened:
-        logger.warning("%s: %d of %d texts exceed %d tokens; %s is kept", dataset.source, data.shortened, len(data),
-                       max_length, _KEPT[config.long_text])  # fmt: skip
+        logger.warning(
+            "%s: %d of %d texts exceed %d tokens; %s is kept",
+            dataset.source,
+            data.shortened,
+            len(data),
+            max_length,
+            _KEPT[config.long_text],
+        )
     return data
 
 

@@ -54,8 +54,10 @@ class TokenClassification:
         gold = data.words_from(np.split(data.labels, data.offsets[1:-1]))
         predicted = data.words_from(predictions)
         scored = [words != IGNORED_LABEL for words in gold]
-        return ([words[keep] for words, keep in zip(predicted, scored, strict=True)],
-                [words[keep] for words, keep in zip(gold, scored, strict=True)])  # fmt: skip
+        return (
+            [words[keep] for words, keep in zip(predicted, scored, strict=True)],
+            [words[keep] for words, keep in zip(gold, scored, strict=True)],
+        )
 
     def metrics(self, predictions: list[np.ndarray], data: TokenWindows) -> dict[str, Any]:
         """Entity scores over whole sentences."""
@@ -115,8 +117,10 @@ def task(labels: tuple[str, ...], config: RunConfig, train: TokenWindows | None 
     if config.head != "crf":
         return TokenClassification(labels, loss)
     if loss is not None:
-        raise ValueError("class_weights, focal_gamma and label_smoothing change the loss of single labels, but head "
-                         "crf scores whole sequences. Leave them out, or use another head.")  # fmt: skip
+        raise ValueError(
+            "class_weights, focal_gamma and label_smoothing change the loss of single labels, but head "
+            "crf scores whole sequences. Leave them out, or use another head."
+        )
     if config.crf_constraints and train is not None:
         _check_iob2(labels, train)
     return CRFTokenClassification(labels)

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import TrainConfig
-from trainers.data.batches import Batch
+from trainers.training.batch_plan import Part
 
-Pass = tuple[bool, Iterable[Batch]]
-"""Whether the model has been made worse, and the micro-batches to go over."""
+Pass = tuple[bool, Iterable[Part]]
+"""Whether the model has been made worse, and the parts to go over."""
 FGM_EPSILON, AWP_EPSILON = 1.0, 0.005
 """The papers' orders of magnitude; what `adversarial_epsilon` is by default."""
 
@@ -32,9 +32,9 @@ FGM_EPSILON, AWP_EPSILON = 1.0, 0.005
 class NoAdversary:
     """One pass, and no trace of the rest."""
 
-    def passes(self, batches: Iterator[Batch]) -> Iterator[Pass]:
-        """The passes of one optimiser step over its micro-batches; the caller adds up the gradients of all."""
-        yield False, batches
+    def passes(self, parts: Iterator[Part]) -> Iterator[Pass]:
+        """The passes of one optimiser step over its parts; the caller adds up the gradients of all."""
+        yield False, parts
 
 
 class EmbeddingAdversary(NoAdversary):
@@ -43,8 +43,8 @@ class EmbeddingAdversary(NoAdversary):
     def __init__(self, model: nn.Module, epsilon: float = FGM_EPSILON) -> None:
         self.embeddings, self.epsilon = word_embeddings(model), epsilon
 
-    def passes(self, batches: Iterator[Batch]) -> Iterator[Pass]:
-        kept = list(batches)
+    def passes(self, parts: Iterator[Part]) -> Iterator[Pass]:
+        kept = list(parts)
         changes: list[Tensor] = []  # (B, T, H) for each micro-batch, zero; backward leaves its gradient in it
 
         def watch(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ class WeightAdversary(NoAdversary):
         self.matrices = [matrix for matrix in model.parameters() if matrix.requires_grad and matrix.ndim > 1]
         self.epsilon = epsilon
 
-    def passes(self, batches: Iterator[Batch]) -> Iterator[Pass]:
-        kept = list(batches)
+    def passes(self, parts: Iterator[Part]) -> Iterator[Pass]:
+        kept = list(parts)
         yield False, kept
         with self.perturbed():
             yield True, kept

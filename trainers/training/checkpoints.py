@@ -5,10 +5,8 @@ states), state.json (progress, schedule, scaler) and manifest.json (sha256 of bo
 name, flushed to disk and renamed, so a folder of that name is complete; the manifest also finds later damage.
 """
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lora_core.files import replacing, sha256_of_file
 from trainers.run_folder import RunFolder
 from trainers.training.distributed import World
 from trainers.training.state import TrainState, random_state, trained_tensors
@@ -78,7 +77,7 @@ def damage(checkpoint: Path) -> str | None:
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         for name, digest in manifest.items():
-            if _sha256(checkpoint / name) != digest:
+            if sha256_of_file(checkpoint / name) != digest:
                 return f"{name} is not as it was written"
         missing = {TENSORS, PROGRESS} - set(manifest)
     except (OSError, ValueError, AttributeError) as error:
@@ -128,39 +127,20 @@ def _best_epoch(checkpoint: Path) -> int | None:
 
 def _write(target: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
     """Write a checkpoint so that ``target`` is either complete or as it was."""
-    temporary = target.with_name(f"{target.name}.incomplete")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
-    (temporary / PROGRESS).write_text(json.dumps(progress, indent=1), encoding="utf-8")
-    manifest = {name: _sha256(temporary / name) for name in (TENSORS, PROGRESS)}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in (*temporary.iterdir(), temporary):
-        _flush(path)
-    if target.exists():  # the same step or epoch, repeated after an interruption
-        shutil.rmtree(target)
-    os.replace(temporary, target)
-    _flush(target.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as folder:  # it may be there: the same step or epoch, repeated after an interruption
+        folder.mkdir()
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
+        (folder / PROGRESS).write_text(json.dumps(progress, indent=1), encoding="utf-8")
+        manifest = {name: sha256_of_file(folder / name) for name in (TENSORS, PROGRESS)}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def _newest_first(root: Path, kind: str) -> list[tuple[int, Path]]:
     """(N, folder) of the folders named KIND-N, largest N first; anything else is none of ours."""
-    found = [(int(match[1]), path) for path in (root.iterdir() if root.is_dir() else ())
-             if (match := re.fullmatch(rf"{kind}-(\d+)", path.name)) and path.is_dir()]  # fmt: skip
+    found = [
+        (int(match[1]), path)
+        for path in (root.iterdir() if root.is_dir() else ())
+        if (match := re.fullmatch(rf"{kind}-(\d+)", path.name)) and path.is_dir()
+    ]
     return sorted(found, reverse=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

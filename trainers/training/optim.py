@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule."""
+"""Optimiser, learning-rate schedule, and one step of both."""
 
 import math
 
@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainers.config import TrainConfig
+from trainers.training.state import TrainState
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -32,3 +33,27 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, total
         return {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[config.schedule]
 
     return LambdaLR(optimizer, factor)
+
+
+def take_step(state: TrainState, max_grad_norm: float) -> None:
+    """Clip the gradients to ``max_grad_norm`` (0: not at all), let the optimiser step, and clear them.
+
+    A step that fp16's scaler skips, for a gradient is not finite, does not count for the schedule.
+
+    Raises:
+        FloatingPointError: a gradient is not finite, in another precision.
+    """
+    scaler = state.scaler
+    scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or float("inf"))
+    if not scaler.is_enabled() and not norm.isfinite():
+        raise FloatingPointError(
+            f"The gradient is not finite in step {state.step + 1} (epoch {state.epoch + 1}). Lower "
+            "learning_rate, add warmup, or use fp32; the checkpoint of the last epoch is intact."
+        )
+    scale = scaler.get_scale()
+    scaler.step(state.optimizer)
+    scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if scaler.get_scale() >= scale:
+        state.scheduler.step()

@@ -1,6 +1,5 @@
 """Everything that a run needs to continue exactly, in one object."""
 
-import dataclasses
 import logging
 import math
 import random
@@ -16,6 +15,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from trainers.training.distributed import World
 
 logger = logging.getLogger("trainers")
+
+COUNTERS = (
+    *("epoch", "batch", "step", "best_score", "best_epoch"),
+    *("epoch_loss", "epoch_labels", "epoch_tokens", "epoch_seconds", "tokens", "seconds"),
+)
+"""Fields of TrainState that a checkpoint holds as they are."""
 
 
 @dataclass
@@ -110,7 +115,7 @@ class TrainState:
     def progress(self) -> dict[str, Any]:
         """All that is not a tensor, as JSON."""
         self._read_losses()
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[4:]}
+        plain = {name: getattr(self, name) for name in COUNTERS}
         return {**plain, "scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any], world: World) -> None:
@@ -132,8 +137,11 @@ class TrainState:
             for name, tensor in trained.items():
                 tensor.copy_(stored[name])
         for name, parameter in self.model.named_parameters():
-            slots = {key.split(".")[1]: value for key, value in tensors.items()
-                     if key.startswith("optimizer.") and key.split(".", 2)[2] == name}  # fmt: skip
+            slots = {
+                key.split(".")[1]: value
+                for key, value in tensors.items()
+                if key.startswith("optimizer.") and key.split(".", 2)[2] == name
+            }
             if slots:
                 self.optimizer.state[parameter] = {slot: value.to(parameter.device) for slot, value in slots.items()}
         progress = dict(progress)

@@ -263,7 +263,7 @@ def test_later_checkpoints_do_not_push_out_the_new_one(state, tmp_path, alone):
 def test_the_same_step_may_be_written_again(state, tmp_path, alone):
     save_checkpoint(state, tmp_path, 1, alone)
     flip_bit(tmp_path / "checkpoints" / "step-0" / "tensors.safetensors")
-    (tmp_path / "checkpoints" / "step-0.incomplete").mkdir()
+    (tmp_path / "checkpoints" / ".step-0.999999999").mkdir()
     save_checkpoint(state, tmp_path, 1, alone)
     assert damage(tmp_path / "checkpoints" / "step-0") is None
     assert names(tmp_path) == {"step-0"}
