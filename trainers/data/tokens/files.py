@@ -154,7 +154,7 @@ def _values_of(key: str, value: Any) -> Iterator[Any]:
 
 def _read_card(path: Path) -> Any:
     """The YAML head of a data set's README."""
-    import yaml  # comes with huggingface_hub
+    import yaml
 
     text = path.read_text(encoding="utf-8")
     if not text.startswith("---"):
