@@ -132,7 +132,7 @@ def sentence_lengths(count: int) -> np.ndarray:
     if os.environ.get("LORA_DATA_DIR"):
         from lora_core.models import resolve
         from trainers.data.tokenizer import load_tokenizer
-        from trainers.data.tokens.files import load_token_datasets
+        from trainers.data.tokens.reader import load_token_datasets
         from trainers.data.tokens.windows import encode_tokens
 
         train = load_token_datasets("bionlp2004")["train"]

@@ -69,6 +69,7 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
         if split not in datasets:
             raise ValueError(f"{config.data or 'The data'} has no {split} split; it has {', '.join(datasets)}.")
     labels = datasets["train"].labels
+    datasets = {split: dataset.with_labels(labels) for split, dataset in datasets.items()}
     if is_scratch(config) and checkpoint is None:
         world.from_main(lambda: write_vocabulary(config, datasets["train"]))
     model = build(config, labels)
