@@ -28,9 +28,10 @@ from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.tokenizer import load_tokenizer
 from trainers.experiment import run
+from trainers.run_folder import RunFolder
 from trainers.serve import pipeline
 from trainers.serve.bench import Comparison, Measured, bench_run, bench_table
-from trainers.serve.export import INT8_FILE, export_run, export_table
+from trainers.serve.export import export_run, export_table
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # transformers' own are not the subject
@@ -187,7 +188,7 @@ def test_pipeline_against_transformers(
     distilbert: Path, corpus: Path, show: Callable[[str], None], benchmark: Any
 ) -> None:
     """From text to entities: the same torch model in batches by length, and int8."""
-    if not (distilbert / INT8_FILE).is_file():
+    if not (RunFolder(distilbert).int8_onnx).is_file():
         export_run(distilbert, points_lost=100)
     lines = (corpus / "test.json").read_text().splitlines()[: TIMED["DistilBERT"]]
     texts = [" ".join(json.loads(line)["tokens"]) for line in lines]
@@ -199,7 +200,7 @@ def test_pipeline_against_transformers(
     make: Any = transformers.pipeline
     theirs = make("ner", model=model, tokenizer=tokenizer, device="cpu", aggregation_strategy="first",
                   batch_size=BATCH)  # fmt: skip
-    ours, int8 = pipeline("ner", distilbert), pipeline("ner", distilbert / INT8_FILE)
+    ours, int8 = pipeline("ner", distilbert), pipeline("ner", RunFolder(distilbert).int8_onnx)
     found = [[(entity["entity_group"], entity["start"]) for entity in entities] for entities in ours(texts)]
     assert found == [[(entity["entity_group"], entity["start"]) for entity in entities] for entities in theirs(texts)]
     seconds = {"transformers": best_seconds(theirs, texts), "ours, int8": best_seconds(int8, texts)}

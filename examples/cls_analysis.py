@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 import tyro
 
 from trainers.cli import exit_on_user_error
-from trainers.finished import ClassifierRun
+from trainers.finished import FinishedRun
 from trainers.results.errors import analyse, analysis_report, write_analysis
 
 
@@ -48,7 +48,7 @@ class AnalysisConfig:
 def main() -> None:
     """Analyse, and write the files."""
     config = tyro.cli(AnalysisConfig, args=sys.argv[1:], prog="cls_analysis.py", description=AnalysisConfig.__doc__)
-    run = ClassifierRun.load(config.run)
+    run = FinishedRun.open_fast(config.run)
     found = analyse(run, config.split, pairs=config.pairs, directions=config.directions, words=config.words,
                     worst=config.worst)  # fmt: skip
     print(analysis_report(found))

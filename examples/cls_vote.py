@@ -19,7 +19,7 @@ from typing import Annotated
 import tyro
 
 from trainers.cli import exit_on_user_error
-from trainers.finished import ClassifierRun
+from trainers.finished import FinishedRun
 from trainers.results.vote import vote, vote_table, write_vote
 
 
@@ -36,7 +36,7 @@ class VoteConfig:
 def main() -> None:
     """Vote, and write the table."""
     config = tyro.cli(VoteConfig, args=sys.argv[1:], prog="cls_vote.py", description=VoteConfig.__doc__)
-    found = vote([ClassifierRun.load(folder) for folder in config.runs])
+    found = vote([FinishedRun.open_fast(folder) for folder in config.runs])
     print(vote_table(found))
     for path in write_vote(found, config.output_dir):
         print(f"wrote {path}")

@@ -27,9 +27,10 @@ from trainers.corpus.prepare import Preparation, prepare
 from trainers.experiment import run
 from trainers.results.compare import compare_runs, comparison_table, write_comparison
 from trainers.results.confusion import write_confusion
+from trainers.run_folder import RunFolder
 from trainers.serve import pipeline
 from trainers.serve.bench import bench_run, bench_table, write_bench
-from trainers.serve.export import INT8_FILE, POINTS_LOST, export_run, export_table
+from trainers.serve.export import POINTS_LOST, export_run, export_table
 from trainers.training.distributed import distributed
 
 # The sample's validation split has 53 entities. int8 reads one or two sentences in a hundred otherwise than fp32; when
@@ -102,7 +103,7 @@ def main() -> None:
     measured = bench_run(folder / "lora")
     print(bench_table(measured))
     written += write_bench(measured, folder)
-    ner = pipeline("ner", model=folder / "lora" / INT8_FILE)
+    ner = pipeline("ner", model=RunFolder(folder / "lora").int8_onnx)
     for sentence, entities in zip(SENTENCES, ner(SENTENCES), strict=True):
         print(sentence, *map(json.dumps, entities), sep="\n  ")
     print("\n".join(f"wrote {path}" for path in written))

@@ -1,136 +1,192 @@
-"""The examples that a finished run was scored on, beside what it said of them."""
+"""A finished run, opened: its settings, labels, data, model and predictions. All that looks at one starts here.
+
+Shapes: N examples, L labels.
+"""
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
-from trainers.data.batches import evaluation_batches, load_batches
+from trainers.data.batches import Data, evaluation_batches, load_batches
+from trainers.data.splits import sample
 from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.loop import evaluate
 from trainers.model import load_model
-from trainers.run_folder import (
-    Run,
-    has_predictions,
-    read_predictions,
-    read_run,
-)
+from trainers.run_folder import Run, RunFolder, has_predictions, read_predictions, read_run
 from trainers.tasks import kind_of
-from trainers.tasks.task import Dataset
-from trainers.training.distributed import distributed
+from trainers.tasks.task import Kind, Task
+from trainers.training.distributed import World, distributed
 from trainers.training.precision import autocast, choose_kernels
 
-# DOC """Finished runs of text or image classification, loaded to look into: their texts, probabilities and vectors.
-#
-# Shapes: N examples, L labels.
-# """
-
-# DOC """A whole run: data, model, adapters, training, test scores, and the run folder."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One split with its predictions. Legend: N sentences, texts or images."""
-
-    dataset: Any
-    """The split in memory, with the label ids of the run."""
-    predicted: list[np.ndarray]
-    """N arrays of label ids: one for each scored word of a sentence, or one of a text or image."""
-    gold: list[np.ndarray]
-    """The true ones, in the same shape."""
-
-
-def scored_examples(run: Run, split: str = "test") -> Scored:
-    """Read a split of the run's data again.
-
-    Raises:
-        ValueError: the run has no predictions for the split, or its data is gone or has changed since.
-    """
-    config = RunConfig.from_dict(run.config, str(run.folder))
-    predicted, gold = read_predictions(run.folder, split)
-    datasets = kind_of(config.task).load(config)
-    if split not in datasets:
-        raise ValueError(f"{config.data} has no {split} split any more; it has {', '.join(datasets)}.")
-    dataset = datasets[split].with_labels(tuple(run.result["labels"])).in_memory()
-    if config.task == "token-classification":
-        ids = [tag for sentence in dataset.tags for tag in sentence if tag != IGNORED_LABEL]
-    else:
-        ids = dataset.targets
-    check_unchanged(run, gold, ids, dataset.source)
-    return Scored(dataset, predicted, gold)
-
-
-def check_unchanged(run: Run, gold: list[np.ndarray], ids: np.ndarray | list[int], source: str) -> None:
-    """ValueError unless the label ids read from ``source`` are those that the run was scored on."""
-    if not np.array_equal(np.concatenate(gold), ids):
-        raise ValueError(f"{source} does not hold the examples that {run.folder} was scored on: it has changed.")
-
-
-@dataclass(frozen=True)
-class ClassifierRun:
-    """A run with its model, in eval mode, and its data."""
+class FinishedRun:
+    """A finished run. Its data and its model are read when they are first asked for."""
 
     run: Run
+    """What its files tell."""
     config: RunConfig
-    labels: tuple[str, ...]
-    model: TaskModel
-    datasets: dict[str, Any]
-    """The splits as they were read, with the run's label ids."""
-    device: torch.device
+    """Its settings, with the folder that it lies in now."""
+    device: torch.device = CPU
+    """Where its model computes."""
+    kernels: bool = False
+    """Whether its model has the layers and the precision that it was trained with; if not, it is plain and in fp32."""
 
     @classmethod
-    def load(cls, folder: str | Path) -> "ClassifierRun":
-        """Load a finished run.
+    def open(cls, folder: str | Path) -> "FinishedRun":
+        """A run whose model is as it was saved: plain layers in fp32 on the CPU, what exports are compared with.
 
         Raises:
-            ValueError: the folder is not that of a finished run that classifies texts or images.
+            ValueError: the folder is not that of a finished run.
+        """
+        run = read_run(folder)
+        config = RunConfig.from_dict(run.config, str(folder))
+        return cls(run, dataclasses.replace(config, output_dir=Path(folder), precision="fp32", workers=0))
+
+    @classmethod
+    def open_fast(cls, folder: str | Path, data: str = "", device: torch.device | None = None) -> "FinishedRun":
+        """A run whose model computes as it did in training, on CUDA where there is a device.
+
+        Args:
+            data: other data with the same label names; by default the run's own.
+            device: where the model computes instead.
+
+        Raises:
+            ValueError: the folder is not that of a finished run.
         """
         run = read_run(folder)
         config = dataclasses.replace(RunConfig.from_dict(run.config, str(folder)), output_dir=Path(folder))
-        if config.task == "token-classification":
-            raise ValueError(f"{folder} did {config.task}: expected a run that classifies texts or images.")
-        labels = tuple(run.result["labels"])
-        datasets: dict[str, Dataset] = kind_of(config.task).load(config)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(config, labels).to(device)
-        choose_kernels(model, config, device)
-        datasets = {name: dataset.with_labels(labels) for name, dataset in datasets.items()}
-        return cls(run, config, labels, model, datasets, device)
+        if data:
+            config = dataclasses.replace(config, data=data)
+        return cls(run, config, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"), kernels=True)
+
+    @property
+    def files(self) -> RunFolder:
+        """The places of its files."""
+        return self.run.files
+
+    @property
+    def weights_folder(self) -> Path:
+        """Where it saved what it trained, and what inference needs beside."""
+        return self.files.weights(self.config.method)
+
+    @property
+    def kind(self) -> Kind:
+        """All that its task has of its own."""
+        return kind_of(self.config.task)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of the logits."""
+        return tuple(self.run.result["labels"])
+
+    @property
+    def metric(self) -> str:
+        """The score that selected the best epoch; F1 where that was the loss."""
+        return "f1" if self.config.metric == "loss" else self.config.metric
+
+    @property
+    def scored_split(self) -> str:
+        """The split that its scores are of: test, or validation where there is none."""
+        return "test" if "test" in self.run.result else "validation"
+
+    @cached_property
+    def datasets(self) -> dict[str, Any]:
+        """The splits of its data, as they are read."""
+        if not self.config.data:
+            raise ValueError(f"The data of {self.run.folder} was given in memory, so it cannot be read again.")
+        return self.kind.load(self.config)
 
     def split(self, name: str) -> Any:
-        """A split as it was read.
+        """A split as it is read, with the run's label ids.
 
         Raises:
-            ValueError: there is none, or it is not what the run was scored on.
+            ValueError: the data is gone or lacks the split, or has labels that the run does not know.
         """
         if name not in self.datasets:
             raise ValueError(f"{self.config.data} has no {name} split; it has {', '.join(self.datasets)}.")
-        dataset = self.datasets[name]
+        return self.datasets[name].with_labels(self.labels)
+
+    def examples(self, name: str) -> Any:
+        """A split in memory, with the run's label ids.
+
+        Raises:
+            ValueError: as `split`, or it is not what the run was scored on.
+        """
+        dataset = self.split(name).in_memory()
         if has_predictions(self.run, name):
-            gold = read_predictions(self.run.folder, name)[1]
-            check_unchanged(self.run, gold, dataset.targets, dataset.source)
+            gold = np.concatenate(self.predictions(name)[1])
+            if not np.array_equal(gold, self.kind.label_ids(dataset)):
+                raise ValueError(
+                    f"{dataset.source} does not hold the examples that {self.run.folder} was scored on: it has changed."
+                )
         return dataset
+
+    def predictions(self, name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Predicted and true label ids of each sentence, text or image of a split, as the run saved them.
+
+        Raises:
+            ValueError: it saved none.
+        """
+        return read_predictions(self.run.folder, name)
+
+    @cached_property
+    def model(self) -> TaskModel:
+        """Its model in eval mode, with the best epoch's weights."""
+        with torch.inference_mode(False):  # first asked for while predicting, it may yet be asked for gradients
+            model = load_model(self.config, self.labels).to(self.device)
+            if self.kernels:
+                choose_kernels(model, self.config, self.device)
+        return model
+
+    @property
+    def task(self) -> Task:
+        """The loss and the scores."""
+        return self.kind.task(self.labels, self.config)
+
+    def encode(self, dataset: Any) -> Data:
+        """A data set as the model takes it."""
+        return self.kind.encode(dataset, self.model, self.config)
+
+    def sample(self, name: str, limit: int) -> Data:
+        """At most ``limit`` examples of a split, drawn with the run's seed, as the model takes them."""
+        dataset = self.split(name).in_memory()
+        return self.encode(sample(dataset, len(dataset), limit, self.config.seed))
+
+    def score(self, model: nn.Module, data: Data) -> float:
+        """The metric of a model on encoded data, in this process alone."""
+        world = World(rank=0, size=1, device=self.device)
+        return float(evaluate(model, self.task, data, self.config, world)[self.metric])
 
     def batches(self, dataset: Any) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """(The example of each row, the model's keyword arguments on its device) of every batch.
 
-        An example has several rows where texts are cut into windows.
+        An example has several rows where texts are cut into windows. For tasks with one label for each example.
         """
-        data = kind_of(self.config.task).encode(dataset, self.model, self.config)
+        data = self.encode(dataset)
         batches = evaluation_batches(data.lengths, self.config.evaluation_tokens(data.lengths))
         for indices, (inputs, labels) in zip(batches, load_batches(data, batches, self.device), strict=True):
             yield indices[(labels != IGNORED_LABEL).cumsum(0).cpu().numpy() - 1], inputs
 
     @torch.inference_mode()
     def probabilities(self, dataset: Any) -> np.ndarray:
-        """Softmax of the logits of each example (their mean over its windows), (N, L) float64."""
+        """Softmax of the logits of each example (their mean over its windows), (N, L) float64.
+
+        Raises:
+            ValueError: the run's task has more than one label for an example.
+        """
+        self.check_one_label()
         found, rows = torch.zeros(len(dataset), len(self.labels), dtype=torch.float64), torch.zeros(len(dataset), 1)
         for indices, inputs in self.batches(dataset):
             with autocast(self.model, self.config.precision, self.device):
@@ -139,25 +195,23 @@ class ClassifierRun:
             rows.index_add_(0, torch.from_numpy(indices), torch.ones(len(indices), 1))
         return (found / rows).softmax(-1).numpy()
 
+    def check_one_label(self) -> None:
+        """Raise ValueError unless the task has one label for each example."""
+        if not self.kind.ONE_LABEL:
+            raise ValueError(
+                f"{self.run.folder} did {self.config.task}: expected a run that classifies texts or images."
+            )
+
 
 def evaluate_run(folder: str | Path, data: str = "", split: str = "test") -> dict[str, Any]:
     """Scores of a finished run's model on a split of its own data, or of other data with the same label names.
 
+    Under torchrun every process calls this.
+
     Raises:
         ValueError: the folder is not that of a finished run, or the data lacks the split or has other labels.
     """
-    finished = read_run(folder)
-    config = dataclasses.replace(RunConfig.from_dict(finished.config, str(folder)), output_dir=Path(folder))
-    if data:
-        config = dataclasses.replace(config, data=data)
-    kind = kind_of(config.task)
-    datasets = kind.load(config)
-    if split not in datasets:
-        raise ValueError(f"{config.data} has no {split} split; it has {', '.join(datasets)}.")
-    labels = tuple(finished.result["labels"])
-    dataset = datasets[split].with_labels(labels)
-    model = load_model(config, labels)
-    encoded = kind.encode(dataset, model, config)
     with distributed() as world:
-        choose_kernels(model.to(world.device), config, world.device)
-        return evaluate(model, kind.task(labels, config), encoded, config, world)
+        finished = FinishedRun.open_fast(folder, data, world.device)
+        encoded = finished.encode(finished.split(split))
+        return evaluate(finished.model, finished.task, encoded, finished.config, world)

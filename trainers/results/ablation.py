@@ -6,7 +6,6 @@ data two seeds differ as much as two methods.
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,14 +17,13 @@ import numpy as np
 
 from trainers.config import RunConfig
 from trainers.experiment import run
+from trainers.results.significance import half_width
 from trainers.run_folder import Run, read_run
 from trainers.show import duration, markdown_table
 from trainers.training.distributed import World
 
 # DOC """What the ways of training need in memory, side by side."""
 
-CONFIDENCE = 0.95
-"""Probability with which an interval covers the mean over all seeds, if scores vary as a normal distribution."""
 PRELOADED = ["trainers.experiment", "trainers.cli", "torch._dynamo"]
 """Modules that every run or example imports; torch's optimisers bring in the last one."""
 METHODS = {"full": "full", "head": "head only", "lora": "LoRA"}
@@ -122,12 +120,7 @@ def ablation_row(variant: Variant, runs: Sequence[Run]) -> AblationRow:
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and half width of the t-interval of independent values."""
-    if len(values) < 2:
-        return Estimate(float(values[0]), None)
-    from scipy.stats import t
-
-    quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return Estimate(float(np.mean(values)), quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values)))
+    return Estimate(float(np.mean(values)), half_width(values))
 
 
 def ablation_table(rows: Sequence[AblationRow], caption: str = "") -> str:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainers.config import RunConfig
 from trainers.results.significance import Difference, SeedGroup, compare_predictions, seed_groups, seeds_table
 from trainers.run_folder import Run, has_predictions
 from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes
+from trainers.tasks import kind_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -178,7 +180,7 @@ def _row(run: Run, name: str, split: str, baseline_f1: float, difference: Differ
         f1=f1,
         f1_difference=100 * (f1 - baseline_f1),
         difference=difference,
-        strict_f1=_figure(run, split, "strict_f1") if _task(run) == "token-classification" else None,
+        strict_f1=_figure(run, split, "strict_f1") if "strict_f1" in kind_of(_task(run)).METRICS else None,
         accuracy=_figure(run, split, "accuracy"),
         seconds=_figure(run, "seconds"),
         tokens_per_second=_figure(run, "tokens_per_second"),
@@ -201,7 +203,7 @@ def _figure(run: Run, *keys: str) -> Any:
 
 
 def _task(run: Run) -> str:
-    return run.config.get("task", "token-classification")
+    return run.config.get("task", RunConfig().task)
 
 
 def _check_same_data(runs: list[Run], split: str) -> None:

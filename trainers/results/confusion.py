@@ -10,8 +10,8 @@ import numpy as np
 
 from trainers.data.images.decode import decode
 from trainers.data.tokens.bio import entity_types, find_entities
-from trainers.finished import scored_examples
-from trainers.run_folder import Run, read_predictions, read_run
+from trainers.finished import FinishedRun
+from trainers.run_folder import Run, read_predictions
 from trainers.show import RIGHT, WRONG, blank_figure
 
 if TYPE_CHECKING:
@@ -140,12 +140,11 @@ def samples_of_run(folder: str | Path, path: str | Path, split: str = "test") ->
     Raises:
         ValueError: the run is not finished, has no predictions for the split, or its data has changed since.
     """
-    run = read_run(folder)
-    labels = run.result["labels"]
-    scored = scored_examples(run, split)
-    predicted, gold = np.concatenate(scored.predicted), np.concatenate(scored.gold)
+    run = FinishedRun.open(folder)
+    labels, dataset = run.labels, run.examples(split)
+    predicted, gold = map(np.concatenate, run.predictions(split))
     chosen = choose_samples(gold, predicted)
-    images = [decode(scored.dataset.images[index]) for index in chosen]
+    images = [decode(dataset.images[index]) for index in chosen]
     samples_picture(images, [labels[index] for index in gold[chosen]],
                     [labels[index] for index in predicted[chosen]], path,
                     title=f"{len(gold):,} pictures of the {split} split, {np.mean(gold == predicted):.1%} right; "

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from trainers.data.splits import sample, take
-from trainers.finished import ClassifierRun
+from trainers.finished import FinishedRun
 from trainers.results.attribution import by_word, integrated_gradients
 from trainers.show import markdown_table
 from trainers.tasks import text as text_kind
@@ -132,7 +132,7 @@ class Analysis:
 
 
 def analyse(
-    run: ClassifierRun, split: str = "validation", *, pairs: int = 1, directions: Directions = "both", words: int = 15,
+    run: FinishedRun, split: str = "validation", *, pairs: int = 1, directions: Directions = "both", words: int = 15,
     worst: int = 10,
 ) -> Analysis:  # fmt: skip
     """Look at a run's errors on a split.
@@ -147,9 +147,9 @@ def analyse(
     Raises:
         ValueError: the run does not classify texts, or has no such split.
     """
-    if run.config.task != "text-classification":
+    if run.kind is not text_kind:
         raise ValueError(f"{run.run.folder} did {run.config.task}: the analysis is for text-classification.")
-    dataset = run.split(split)
+    dataset = run.examples(split)
     probabilities = run.probabilities(dataset)  # (N, L)
     predicted = probabilities.argmax(-1)
     scores = classification_metrics(dataset.targets, predicted, run.labels)
@@ -163,7 +163,7 @@ def analyse(
     )  # fmt: skip
 
 
-def explain(run: ClassifierRun, dataset: Any, predicted: np.ndarray, of_true: np.ndarray) -> list[WorstText]:
+def explain(run: FinishedRun, dataset: Any, predicted: np.ndarray, of_true: np.ndarray) -> list[WorstText]:
     """The words of each text that spoke for the predicted label; of texts in windows, those of the first."""
     # The augmentation numbers the words of the texts; without an epoch it changes nothing.
     config = dataclasses.replace(run.config, text_augment="eda")
@@ -210,7 +210,7 @@ def analysis_report(analysis: Analysis) -> str:
     return "\n".join(parts) + "\n"
 
 
-def write_analysis(run: ClassifierRun, analysis: Analysis, folder: str | Path, seed: int = 0) -> list[Path]:
+def write_analysis(run: FinishedRun, analysis: Analysis, folder: str | Path, seed: int = 0) -> list[Path]:
     """Write analysis.md, analysis.json, confusing_words.txt, confusion.png and vectors.png; return their paths.
 
     The words are left out where there are no errors, and for the test split: a model that is trained with words of its
@@ -230,7 +230,7 @@ def write_analysis(run: ClassifierRun, analysis: Analysis, folder: str | Path, s
     if listed:
         words.write_text("\n".join(listed) + "\n", encoding="utf-8")
     confusion_picture({f"{run.run.name}, {analysis.split}": analysis.confusion}, run.labels, confusion)
-    dataset = run.split(analysis.split)
+    dataset = run.examples(analysis.split)
     mapped = sample(dataset, len(dataset), MAPPED, seed)
     vectors_picture(classifier_vectors(run, mapped), mapped.targets, run.probabilities(mapped).argmax(-1), run.labels,
                     vectors, seed)  # fmt: skip

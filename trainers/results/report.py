@@ -14,16 +14,15 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from lora_core.files import write_text
 from trainers.config import RunConfig
 from trainers.data.images.decode import decode
 from trainers.data.tokens.bio import entity_types, find_entities
-from trainers.data.tokens.windows import IGNORED_LABEL
-from trainers.finished import Scored, scored_examples
+from trainers.finished import FinishedRun
 from trainers.results.confusion import NO_ENTITY, confusion_picture, entity_confusion
-from trainers.run_folder import Run, has_predictions, read_predictions, read_run
+from trainers.run_folder import Run, has_predictions, read_predictions
 from trainers.show import COLOURS, blank_figure, duration, plain_axes
 
-REPORT_FILE = "report.html"
 SHOWN_CHARACTERS = 600
 """Most characters of a text that are shown."""
 MAX_CONFUSED = 36
@@ -56,14 +55,14 @@ def write_report(folder: str | Path, errors: int = 20) -> Path:
         ValueError: the folder is not that of a finished run.
         ModuleNotFoundError: matplotlib is not installed.
     """
-    run = read_run(folder)
+    finished = FinishedRun.open(folder)
+    run, split = finished.run, finished.scored_split
     config = RunConfig.from_dict(run.config, str(folder))
-    split = "test" if "test" in run.result else "validation"
     mistakes, wrong, problem = [], 0, ""
     try:
-        scored = scored_examples(run, split)
-        wrong = sum(not np.array_equal(guess, true) for guess, true in zip(scored.predicted, scored.gold, strict=True))
-        mistakes = find_mistakes(scored, config.task, run.result["labels"], errors)
+        predicted, gold = finished.predictions(split)
+        wrong = sum(not np.array_equal(guess, true) for guess, true in zip(predicted, gold, strict=True))
+        mistakes = find_mistakes(finished, split, errors)
     except (ValueError, OSError) as error:  # the rest of the page needs no data
         problem = str(error)
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
@@ -74,29 +73,39 @@ def write_report(folder: str | Path, errors: int = 20) -> Path:
         duration=duration, curves=_curves(run, config.metric) if run.epochs else "", confusion=_confusion(run, split),
         mistakes=mistakes, wrong=wrong, problem=problem, settings=_settings(config),
     )  # fmt: skip
-    path = Path(folder, REPORT_FILE)
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_text(finished.files.report, page)
 
 
-def find_mistakes(scored: Scored, task: str, labels: Sequence[str], limit: int) -> list[Mistake]:
-    """Sentences with the most wrong words; or texts or images, one of every confusion in turn, frequent ones first."""
-    if task == "token-classification":
-        wrong = [int((guess != true).sum()) for guess, true in zip(scored.predicted, scored.gold, strict=True)]
-        order = sorted(np.flatnonzero(wrong).tolist(), key=lambda index: -wrong[index])[:limit]
-        return [_sentence(scored, index, labels) for index in order]
-    gold, predicted = np.concatenate(scored.gold), np.concatenate(scored.predicted)
-    mistakes = []
-    for index in in_turns(gold, predicted)[:limit]:
-        true, guess = labels[gold[index]], labels[predicted[index]]
-        if task == "image-classification":
-            picture = _image_uri(decode(scored.dataset.images[index]))
-            mistakes.append(Mistake(index + 1, true, guess, picture=picture))
-        else:
-            text = scored.dataset.texts[index]
-            text = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
-            mistakes.append(Mistake(index + 1, true, guess, text=text))
-    return mistakes
+def find_mistakes(run: FinishedRun, split: str, limit: int) -> list[Mistake]:
+    """Sentences with the most wrong words; or texts or images, one of every confusion in turn, frequent ones first.
+
+    Raises:
+        ValueError: the run has no predictions for the split, or its data is gone or has changed since.
+    """
+    dataset, (predicted, gold) = run.examples(split), run.predictions(split)
+    if run.kind.ONE_LABEL:
+        chosen = in_turns(np.concatenate(gold), np.concatenate(predicted))[:limit]
+    else:
+        wrong = [int((guess != true).sum()) for guess, true in zip(predicted, gold, strict=True)]
+        chosen = sorted(np.flatnonzero(wrong).tolist(), key=lambda index: -wrong[index])[:limit]
+    return [
+        _mistake(
+            index,
+            run.kind.shown(dataset, index),
+            *([run.labels[int(tag)] for tag in ids[index]] for ids in (gold, predicted)),
+        )
+        for index in chosen
+    ]
+
+
+def _mistake(index: int, shown: Any, true: list[str], guess: list[str]) -> Mistake:
+    """An example with its labels, as the page shows it: ``shown`` is a list of words, a text or a picture."""
+    if isinstance(shown, list):
+        return Mistake(index + 1, parts(shown, true), parts(shown, guess))
+    if isinstance(shown, str):
+        text = shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]} …"
+        return Mistake(index + 1, true[0], guess[0], text=text)
+    return Mistake(index + 1, true[0], guess[0], picture=_image_uri(decode(shown)))
 
 
 def in_turns(gold: np.ndarray, predicted: np.ndarray) -> list[int]:
@@ -123,13 +132,6 @@ def parts(words: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str | No
         found += [(" ".join(words[end:start]), None), (" ".join(words[start:stop]), kind)]
         end = stop
     return [(text, kind) for text, kind in [*found, (" ".join(words[end:]), None)] if text]
-
-
-def _sentence(scored: Scored, index: int, labels: Sequence[str]) -> Mistake:
-    dataset = scored.dataset
-    words = [word for word, tag in zip(dataset.words[index], dataset.tags[index], strict=True) if tag != IGNORED_LABEL]
-    true, guess = ([labels[int(tag)] for tag in tags[index]] for tags in (scored.gold, scored.predicted))
-    return Mistake(index + 1, parts(words, true), parts(words, guess))
 
 
 def _curves(run: Run, metric: str) -> str:

@@ -1,31 +1,33 @@
-"""Is the difference between two runs more than chance? Paired tests on the same test examples.
+"""Is the difference between two runs, or two ways of training, more than chance?
 
-The bootstrap interval: Efron and Tibshirani 1993, chapter 13; for F1, Berg-Kirkpatrick et al. 2012
-(https://aclanthology.org/D12-1091). McNemar's test in its exact form: McNemar 1947, Psychometrika 12. Both see the
-chance in the choice of test examples, not that of the seed: a claim needs several seeds as well.
+Of two runs: paired tests on the same test examples. The bootstrap interval: Efron and Tibshirani 1993, chapter 13; for
+F1, Berg-Kirkpatrick et al. 2012 (https://aclanthology.org/D12-1091). McNemar's test in its exact form: McNemar 1947,
+Psychometrika 12. Both see the chance in the choice of test examples, not that of the seed.
+
+Of runs that differ in nothing but their seed, taken together: the t interval of a mean, and Welch's of a difference
+(1947, Biometrika 34). They know the chance of the seed, not that of the test examples.
 
 Shapes: N examples (sentences, texts or images), K entity types or labels.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from trainers.config import RESUME_MAY_CHANGE
-from trainers.data.tokens.bio import find_entities
+from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.run_folder import Run, read_predictions
 from trainers.show import markdown_table
+from trainers.tasks import kind_of
 
-# DOC """Runs that differ in nothing but their seed, taken together: is a difference of F1 more than
-# the chance of a seed?
-#
-# The interval is Welch's (1947, Biometrika 34): two means of independent runs, whose variances may differ. It knows the
-# chance of the seed and not that of the test examples; `significance.py` knows the latter.
-# """
-
+Counts = Callable[[list[np.ndarray], list[np.ndarray], Sequence[str]], np.ndarray]
+"""From predicted and true label ids of each example, and the label names, to counts (N, K, 3)."""
+LEVEL = 0.95
+"""Of all intervals."""
 SAMPLES = 2000
+"""Of the bootstrap."""
+FREE = {"seed", *RESUME_MAY_CHANGE}
+"""Settings in which runs of one group may differ."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,28 @@ def compare_predictions(run: Run, baseline: Run, split: str) -> Difference:
     (predicted, gold), (other, other_gold) = (read_predictions(one.folder, split) for one in (run, baseline))
     if len(gold) != len(other_gold) or not all(map(np.array_equal, gold, other_gold)):
         raise ValueError(f"{run.folder} and {baseline.folder} predicted other examples of the {split} split.")
-    entities = run.config.get("task", "token-classification") == "token-classification"
-    return difference(predicted, other, gold, run.result["labels"], entities=entities)
+    return difference(predicted, other, gold, run.result["labels"], counts_of_run(run))
 
 
 def difference(
-    predicted: list[np.ndarray], other: list[np.ndarray], gold: list[np.ndarray], labels: Sequence[str], *,
-    entities: bool,
-) -> Difference:  # fmt: skip
-    """The difference between two predictions of the same N examples, label ids of each: entity F1, or macro F1."""
-    count = entity_counts if entities else label_counts
-    low, high = bootstrap_interval(count(predicted, gold, labels), count(other, gold, labels), macro=not entities)
-    right, other_right = (np.array(list(map(np.array_equal, one, gold)), dtype=bool) for one in (predicted, other))
+    predicted: list[np.ndarray], other: list[np.ndarray], gold: list[np.ndarray], labels: Sequence[str], counts: Counts
+) -> Difference:
+    """The difference between two predictions of the same N examples, label ids of each.
+
+    Args:
+        counts: what F1 is made of, (N, K, 3): `entity_counts` for that over all entities, `label_counts` for the mean
+            over the labels.
+    """
+    one, two = counts(predicted, gold, labels), counts(other, gold, labels)
+    low, high = bootstrap_interval(one, two, macro=one.shape[1] > 1)
+    right, other_right = (np.array(list(map(np.array_equal, ids, gold)), dtype=bool) for ids in (predicted, other))
     only, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())
     return Difference(100 * low, 100 * high, only, only_other, mcnemar(only, only_other))
+
+
+def counts_of_run(run: Run) -> Counts:
+    """What F1 of a run's task is made of."""
+    return kind_of(run.config.get("task", RunConfig().task)).counts
 
 
 def bootstrap_interval(
@@ -100,29 +110,10 @@ def f1_score(counts: np.ndarray, *, macro: bool) -> float:
 
 def mcnemar(only_one: int, only_other: int) -> float:
     """Exact two-sided p: the binomial chance of a split at least as uneven, were both sides equally likely."""
-    discordant, fewer = only_one + only_other, min(only_one, only_other)
-    tail = sum(math.comb(discordant, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**discordant)  # integers of any size: their quotient is exact
+    from scipy.stats import binomtest
 
-
-def entity_counts(predicted: list[np.ndarray], gold: list[np.ndarray], labels: Sequence[str]) -> np.ndarray:
-    """(N, 1, 3) right, predicted and true entities of each sentence, as the lenient F1 counts them."""
-    counts = np.zeros((len(gold), 1, 3), dtype=np.int64)
-    for index, (guess, truth) in enumerate(zip(predicted, gold, strict=True)):
-        found, real = (find_entities([labels[int(tag)] for tag in tags], strict=False) for tags in (guess, truth))
-        counts[index, 0] = len(found & real), len(found), len(real)
-    return counts
-
-
-def label_counts(predicted: list[np.ndarray], gold: list[np.ndarray], labels: Sequence[str]) -> np.ndarray:
-    """(N, L, 3) right, predicted and true examples of each label: ones and zeros."""
-    guess, truth = (np.concatenate(ids)[:, None] == np.arange(len(labels)) for ids in (predicted, gold))  # (N, L)
-    return np.stack((guess & truth, guess, truth), axis=2).astype(np.int64)
-
-
-FREE = {"seed", *RESUME_MAY_CHANGE}
-"""Settings in which runs of one group may differ."""
-LEVEL = 0.95
+    discordant = only_one + only_other
+    return float(binomtest(only_one, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 @dataclass(frozen=True)
@@ -154,23 +145,34 @@ def seed_groups(runs: Sequence[Run], names: Sequence[str], f1: Sequence[float], 
         return []
     scores = [np.array([f1[number] for number in group]) for group in several]
     return [
-        SeedGroup(tuple(names[number] for number in group), float(own.mean()), float(own.std(ddof=1)),
-                  None if position == 0 else welch_interval(100 * own, 100 * scores[0]))
+        SeedGroup(
+            tuple(names[number] for number in group),
+            float(own.mean()),
+            float(own.std(ddof=1)),
+            None if position == 0 else welch_interval(100 * own, 100 * scores[0]),
+        )
         for position, (group, own) in enumerate(zip(several, scores, strict=True))
-    ]  # fmt: skip
+    ]
 
 
 def welch_interval(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """95% interval of mean(one) - mean(other), of two or more independent values each."""
-    from scipy.stats import t
+    from scipy.stats import ttest_ind
 
-    difference = float(one.mean() - other.mean())
-    parts = [float(values.var(ddof=1)) / len(values) for values in (one, other)]
-    if not sum(parts):
+    if not one.std() and not other.std():
+        difference = float(one.mean() - other.mean())
         return difference, difference
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(one) - 1) + parts[1] ** 2 / (len(other) - 1))
-    half_width = float(t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(sum(parts))
-    return difference - half_width, difference + half_width
+    interval = ttest_ind(one, other, equal_var=False).confidence_interval(LEVEL)
+    return float(interval.low), float(interval.high)
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half the width of the 95% t interval of the mean of independent values; None for a single one."""
+    from scipy.stats import sem, t
+
+    if len(values) < 2:
+        return None
+    return float(t.ppf((1 + LEVEL) / 2, len(values) - 1) * sem(values))
 
 
 def seeds_table(groups: Sequence[SeedGroup]) -> str:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.finished import ClassifierRun
+from trainers.finished import FinishedRun
 from trainers.show import COLOURS, blank_figure
 
 
 @torch.inference_mode()
-def classifier_vectors(run: ClassifierRun, dataset: Any) -> np.ndarray:
+def classifier_vectors(run: FinishedRun, dataset: Any) -> np.ndarray:
     """What the run's last layer reads of each example, (N, D) float32: for BERT's own head the pooled [CLS] vector.
 
     Of a text of several windows it is their mean.

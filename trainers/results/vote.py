@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.finished import ClassifierRun
+from trainers.finished import FinishedRun
 from trainers.results.compare import distinct_names
 from trainers.results.significance import difference
 from trainers.show import markdown_table
-from trainers.tasks.label_scores import classification_metrics
+from trainers.tasks.label_scores import classification_metrics, label_counts
 
 STEPS, TOLERANCE = 10_000, 1e-10
 SPLITS = ("validation", "test")
@@ -52,7 +52,7 @@ class Vote:
     """The members as they were given, then the uniform and the weighted vote."""
 
 
-def vote(runs: Sequence[ClassifierRun]) -> Vote:
+def vote(runs: Sequence[FinishedRun]) -> Vote:
     """Fit weights on the validation split, and score members and votes on both splits.
 
     Raises:
@@ -60,8 +60,8 @@ def vote(runs: Sequence[ClassifierRun]) -> Vote:
     """
     check_members(runs)
     names = distinct_names([member.run for member in runs])
-    gold = {split: runs[0].split(split).targets for split in SPLITS}
-    found = {split: np.stack([member.probabilities(member.split(split)) for member in runs]) for split in SPLITS}
+    gold = {split: runs[0].examples(split).targets for split in SPLITS}
+    found = {split: np.stack([member.probabilities(member.examples(split)) for member in runs]) for split in SPLITS}
     weights = fit_weights(found["validation"], gold["validation"])
     uniform = np.full(len(runs), 1 / len(runs))
     mixtures = {**dict(zip(names, np.eye(len(runs)), strict=True)), "uniform vote": uniform, "weighted vote": weights}
@@ -75,7 +75,7 @@ def vote(runs: Sequence[ClassifierRun]) -> Vote:
         interval, p = None, None
         if name != best:
             ids, other, true = (list(one[:, None]) for one in (of_split["test"], predicted[best]["test"], gold["test"]))
-            against = difference(ids, other, true, labels, entities=False)
+            against = difference(ids, other, true, labels, label_counts)
             interval, p = (against.f1_low, against.f1_high), against.p
         voters.append(Voter(
             name, float(weights[position]) if position < len(runs) else None,
@@ -85,12 +85,13 @@ def vote(runs: Sequence[ClassifierRun]) -> Vote:
     return Vote(runs[0].config.data, best, voters)
 
 
-def check_members(runs: Sequence[ClassifierRun]) -> None:
+def check_members(runs: Sequence[FinishedRun]) -> None:
     """Raises ValueError for runs that cannot vote together."""
     if len(runs) < 2:
         raise ValueError(f"A vote needs at least two runs, but {len(runs)} was given: name two or more folders.")
     first = runs[0]
     for member in runs:
+        member.check_one_label()
         where = member.run.folder
         if member.config.task != first.config.task:
             raise ValueError(f"{first.run.folder} did {first.config.task} but {where} {member.config.task}.")
@@ -101,7 +102,7 @@ def check_members(runs: Sequence[ClassifierRun]) -> None:
             raise ValueError(f"{first.run.folder} has the labels {list(first.labels)} but {where} has "
                              f"{list(member.labels)}: only runs with the same labels can vote.")  # fmt: skip
         for split in SPLITS:
-            if not np.array_equal(member.split(split).targets, first.split(split).targets):
+            if not np.array_equal(member.examples(split).targets, first.examples(split).targets):
                 raise ValueError(f"The {split} split of {where} holds other examples than that of {first.run.folder}.")
 
 

@@ -15,13 +15,13 @@ import numpy as np
 import onnxruntime
 import torch
 
+from lora_core.files import write_json
 from trainers.data.splits import take
+from trainers.finished import FinishedRun
+from trainers.run_folder import RunFolder
 from trainers.serve.bench_worker import WORK_FILE, Work
-from trainers.serve.export import FP32_FILE, INT8_FILE, FinishedRun, export_run, file_size, is_exported
-from trainers.show import COLOURS, blank_figure, plain_axes
-from trainers.tasks import kind_of
-
-# DOC """The picture of a bench: size, memory, latency, throughput and score of every way to serve a run."""
+from trainers.serve.export import export_run, file_size, is_exported
+from trainers.show import COLOURS, blank_figure, plain_axes, text_table
 
 CUDA = "CUDAExecutionProvider"
 COMPARED = 500
@@ -107,19 +107,15 @@ def bench_run(
     folder = Path(folder)
     if any(number is not None and number < 1 for number in (limit, timed, rounds, threads)):
         raise ValueError("limit, timed, rounds and threads must be at least 1.")
-    finished = FinishedRun.load(folder)
-    config, kind = finished.config, kind_of(finished.config.task)
-    datasets = kind.load(config)
-    if split not in datasets:
-        raise ValueError(f"{config.data} has no {split} split; it has {', '.join(datasets)}.")
-    dataset = datasets[split].with_labels(finished.labels).in_memory()
+    finished = FinishedRun.open(folder)
+    config, dataset = finished.config, finished.split(split).in_memory()
     scored, timed = min(limit or len(dataset), len(dataset)), min(timed, len(dataset))
     if not is_exported(finished):
         export_run(folder)
     work = Work(
-        config, kind.task(finished.labels, config),
-        scored=kind.encode(take(dataset, np.arange(scored)), finished.model, config),
-        timed=kind.encode(take(dataset, np.arange(timed)), finished.model, config),
+        config, finished.task,
+        scored=finished.encode(take(dataset, np.arange(scored))),
+        timed=finished.encode(take(dataset, np.arange(timed))),
         timed_examples=timed, threads=threads or torch.get_num_threads(), rounds=rounds,
     )  # fmt: skip
     weights = sum(tensor.numel() * 4 for name, tensor in finished.model.state_dict().items() if "lora_" not in name)
@@ -154,34 +150,32 @@ def bench_table(comparison: Comparison) -> str:
             f"{variant.examples_per_second_unsorted:.1f}", f"{variant.examples_per_second_sorted:.1f}",
             f"{factor:.2f}x", f"{variant.scores[comparison.metric]:.4f}", str(variant.identical),
         ])  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [f"{row[0]:<{widths[0]}}  " + "  ".join(f"{cell:>{width}}" for cell, width in
-             zip(row[1:], widths[1:], strict=True)) for row in rows]  # fmt: skip
     cuda = "" if comparison.cuda_provider else "; ONNX Runtime has no CUDA provider here"
     notes = (f"{comparison.run} on {comparison.data} {comparison.split}: {comparison.scored} examples scored, "
              f"{comparison.timed} timed, threads: {comparison.threads}{cuda}. memory: what the model adds to the peak "
              "of a process that holds torch and the data. factor: sorted by length, against the first row unsorted in "
              "batches of 16.")  # fmt: skip
-    return "\n".join([*lines, notes])
+    return f"{text_table(rows)}\n{notes}"
 
 
 def write_bench(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Write bench.json and bench.png into a folder, and return their paths."""
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(json.dumps(asdict(comparison), indent=2) + "\n", encoding="utf-8")
-    plot_bench(comparison, folder / "bench.png")
-    return [folder / "bench.json", folder / "bench.png"]
+    figures = write_json(Path(folder, "bench.json"), asdict(comparison))
+    plot_bench(comparison, Path(folder, "bench.png"))
+    return [figures, Path(folder, "bench.png")]
 
 
 def _variants(folder: Path) -> list[Variant]:
-    variants = [Variant("PyTorch", folder, "cpu"), Variant("ONNX fp32", folder / FP32_FILE, "cpu"),
-                Variant("ONNX int8", folder / INT8_FILE, "cpu")]  # fmt: skip
+    files = RunFolder(folder)
+    variants = [
+        Variant("PyTorch", folder, "cpu"),
+        Variant("ONNX fp32", files.onnx, "cpu"),
+        Variant("ONNX int8", files.int8_onnx, "cpu"),
+    ]
     if torch.cuda.is_available():
         variants.append(Variant("PyTorch", folder, "cuda"))
     if CUDA in onnxruntime.get_available_providers():
-        variants.append(Variant("ONNX fp32", folder / FP32_FILE, "cuda"))
+        variants.append(Variant("ONNX fp32", files.onnx, "cuda"))
     return variants
 
 

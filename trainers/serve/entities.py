@@ -99,6 +99,8 @@ class TokenPipeline(Pipeline):
     """
 
     options: ClassVar[tuple[str, ...]] = ("aggregation_strategy", "strict")
+    fields: ClassVar[tuple[str, ...]] = ("text", "tokens")
+    result_name: ClassVar[str] = "entities"
 
     def __init__(
         self, served: Served, *, aggregation_strategy: Strategy = "first", strict: bool = False,

@@ -1,15 +1,12 @@
 """`lora-core export`: a finished run to ONNX files that serve by themselves, and only if they give its results."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lora_core.export import (
@@ -26,17 +23,12 @@ from lora_core.export import (
 from lora_core.export.write import move, remove
 from lora_core.files import sha256_of_file
 from lora_core.models.task_model import TaskModel
-from trainers.config import RunConfig
 from trainers.data.batches import Data
 from trainers.data.images.processing import PREPROCESSOR_FILE
-from trainers.data.splits import sample
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
-from trainers.loop import evaluate
-from trainers.model import load_model
-from trainers.run_folder import Run, read_run
-from trainers.serve.served import FP32_FILE, INT8_FILE, TOKENIZER_FILE
-from trainers.tasks import kind_of
-from trainers.training.distributed import World
+from trainers.data.tokenizer import TOKENIZER_FILE
+from trainers.finished import FinishedRun
+from trainers.show import text_table
 
 PREPROCESSING = (TOKENIZER_FILE, PREPROCESSOR_FILE)
 """Files beside a run's weights that inference needs; an ONNX file holds their text under their names."""
@@ -65,52 +57,6 @@ class ExportedFile:
     """What `points_lost` counts, such as f1."""
 
 
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run with its model and one split of its data, ready to be compared with its exports."""
-
-    run: Run
-    config: RunConfig
-    labels: tuple[str, ...]
-    model: TaskModel
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "FinishedRun":
-        """Raises ValueError when the folder is not that of a finished run."""
-        run = read_run(folder)
-        config = RunConfig.from_dict(run.config, str(folder))
-        # Exports are compared with the model in fp32, whatever the arithmetic of training.
-        config = dataclasses.replace(config, output_dir=Path(folder), precision="fp32", workers=0)
-        labels = tuple(run.result["labels"])
-        return cls(run, config, labels, load_model(config, labels))
-
-    def data(self, split: str, limit: int) -> Any:
-        """At most `limit` examples of a split, encoded for the model."""
-        kind = kind_of(self.config.task)
-        datasets = kind.load(self.config)
-        if split not in datasets:
-            raise ValueError(f"{self.config.data} has no {split} split; it has {', '.join(datasets)}.")
-        dataset = datasets[split].with_labels(self.labels).in_memory()
-        dataset = sample(dataset, len(dataset), limit, self.config.seed)
-        return kind.encode(dataset, self.model, self.config)
-
-    @property
-    def weights_folder(self) -> Path:
-        """Where the run saved what it trained."""
-        return self.config.output_dir / ("adapter" if self.config.method == "lora" else "best")
-
-    @property
-    def metric(self) -> str:
-        """The score that selected the best epoch; F1 where that was the loss."""
-        return "f1" if self.config.metric == "loss" else self.config.metric
-
-    def score(self, model: torch.nn.Module, data: Data) -> float:
-        """The metric of a model on encoded data, on the CPU."""
-        task = kind_of(self.config.task).task(self.labels, self.config)
-        world = World(rank=0, size=1, device=torch.device("cpu"))
-        return float(evaluate(model, task, data, self.config, world)[self.metric])
-
-
 def export_run(
     folder: str | Path, *, quantize: bool = True, examples: int = 2000, points_lost: float = POINTS_LOST
 ) -> list[ExportedFile]:
@@ -124,12 +70,12 @@ def export_run(
         ValueError: the run is not finished, its data is not there, or a check failed (the message says by how much).
     """
     folder = Path(folder)
-    finished = FinishedRun.load(folder)
-    data = finished.data("validation", examples)
-    for name in (FP32_FILE, INT8_FILE):  # of an earlier export
-        remove(folder / name)
+    finished = FinishedRun.open(folder)
+    data = finished.sample("validation", examples)
+    for path in (finished.files.onnx, finished.files.int8_onnx):  # of an earlier export
+        remove(path)
     with TemporaryDirectory(prefix=".export-", dir=folder) as scratch:  # a file has its own name once it is checked
-        path = export_onnx(finished.model, Path(scratch, FP32_FILE), metadata=_metadata(finished))
+        path = export_onnx(finished.model, Path(scratch, finished.files.onnx.name), metadata=_metadata(finished))
         batches = _parity_batches(finished.model, data)
         difference = verify_onnx(finished.model, path, batches, atol=LOGITS_WITHIN)
         parity = {"logits_within": difference, "allowed": LOGITS_WITHIN, "batches": len(batches)}
@@ -138,7 +84,7 @@ def export_run(
         files = [_exported(path, finished.metric, difference=difference)]
         if quantize:
             reference = finished.score(finished.model, data)
-            quantised = quantize_onnx(path, Path(scratch, INT8_FILE))
+            quantised = quantize_onnx(path, Path(scratch, finished.files.int8_onnx.name))
 
             def score(model: OnnxModel) -> float:
                 return finished.score(model, data)
@@ -157,7 +103,7 @@ def is_exported(finished: FinishedRun) -> bool:
     Raises:
         ValueError: a file is damaged.
     """
-    paths = [finished.config.output_dir / name for name in (FP32_FILE, INT8_FILE)]
+    paths = [finished.files.onnx, finished.files.int8_onnx]
     if not all(path.is_file() for path in paths):
         return False
     origin = _origin(finished)
@@ -174,9 +120,7 @@ def export_table(files: list[ExportedFile]) -> str:
             assert file.points_lost is not None
             result = f"{file.metric} {-file.points_lost:+.2f} points on validation data"
         rows.append((str(file.path), f"{file.size / 1e6:.1f}", str(file.nodes), result))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {nodes:>{widths[2]}}  {result}"
-                     for name, size, nodes, result in rows)  # fmt: skip
+    return text_table(rows, left={0, 3})
 
 
 def file_size(path: Path) -> int:
@@ -214,7 +158,7 @@ def _parity_batches(model: TaskModel, data: Data) -> list[Mapping[str, Tensor]]:
     """Inputs of real examples, from the shortest to the longest."""
     by_length = np.argsort(data.lengths, kind="stable")
     chosen = by_length[np.linspace(0, len(by_length) - 1, min(PARITY_EXAMPLES, len(by_length))).astype(int)]
-    if model.task == "image-classification":
+    if model.base_model.reads == "images":
         return [data.collate(chosen[:1])[0], data.collate(chosen[:8])[0]]
     sequences = [data.collate(chosen[place : place + 1])[0]["input_ids"][0].tolist() for place in range(len(chosen))]
     return list(parity_batches(model, sequences))

@@ -33,6 +33,10 @@ class Pipeline:
 
     options: ClassVar[tuple[str, ...]] = ()
     """Keywords that the subclass takes beside `max_tokens`."""
+    fields: ClassVar[tuple[str, ...]]
+    """Names under which a JSON object can hold an input; the first is also what a line of plain text is."""
+    result_name: ClassVar[str] = "labels"
+    """What results are called in a JSON object."""
 
     def __init__(self, served: Served, *, max_tokens: int | None = None) -> None:
         if max_tokens is not None and max_tokens < 1:
@@ -157,6 +161,8 @@ class ClassificationPipeline(Pipeline):
 class TextPipeline(ClassificationPipeline):
     """`classify(text)`: [{"label", "score"}]. Texts that exceed the model's length are shortened as in training."""
 
+    fields: ClassVar[tuple[str, ...]] = ("text",)
+
     def __init__(self, served: Served, *, top_k: int | None = 1, max_tokens: int | None = None) -> None:
         super().__init__(served, top_k=top_k, max_tokens=max_tokens)
         self.tokenizer = served.tokenizer()
@@ -180,6 +186,8 @@ class TextPipeline(ClassificationPipeline):
 
 class ImagePipeline(ClassificationPipeline):
     """`classify("cell.png")`: [{"label", "score"}]. Paths, Pillow images, or arrays (H, W) or (H, W, 3) uint8."""
+
+    fields: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(self, served: Served, *, top_k: int | None = 1, max_tokens: int | None = None) -> None:
         super().__init__(served, top_k=top_k, max_tokens=max_tokens)

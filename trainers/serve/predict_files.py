@@ -24,12 +24,6 @@ logger = logging.getLogger("trainers")
 STANDARD_INPUT = "-"
 JSON_SUFFIXES = (".jsonl", ".json")
 
-FIELDS = {
-    "token-classification": ("text", "tokens"),
-    "text-classification": ("text",),
-    "image-classification": ("image",),
-}
-"""Fields of a JSON object that can hold the input of each task; the first is also what a line of plain text is."""
 
 Format = Literal["jsonl", "text"]
 InputFormat = Literal["auto", "jsonl", "text"]
@@ -77,7 +71,7 @@ def _output_lines(predictor: Pipeline, files: tuple[str, ...], input_format: str
     waiting: deque[Record] = deque()
 
     def sources() -> Iterator[str | list[str]]:
-        for record in _records(files, input_format, FIELDS[predictor.served.task]):
+        for record in _records(files, input_format, predictor.fields):
             waiting.append(record)
             yield record.source
 
@@ -87,7 +81,7 @@ def _output_lines(predictor: Pipeline, files: tuple[str, ...], input_format: str
         for result in predictor.stream(sources()):
             record = waiting.popleft()
             progress.update(record.size)
-            name = "entities" if predictor.served.task == "token-classification" else "labels"
+            name = predictor.result_name
             results = result if isinstance(result, list) else [result]
             if format == "jsonl":
                 yield json.dumps({**record.fields, name: results}, ensure_ascii=False)

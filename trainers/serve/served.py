@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from lora_core.models.build import TASKS, task_of_architectures
 from lora_core.models.source import CONFIG_FILE, read_config, resolve
 from lora_core.models.task_model import TaskModel
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
+from trainers.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from trainers.data.texts.encode import LongText
 
 ONNX_SUFFIX = ".onnx"
-FP32_FILE, INT8_FILE = "model.onnx", "model.int8.onnx"
-"""What `lora-core export` writes into a run's folder."""
-TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Served:
         """The model's tokenizer."""
         from tokenizers import Tokenizer
 
-        from trainers.data.tokenizer import load_tokenizer
+        from trainers.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 
         if self.folder is not None:
             return load_tokenizer(self.folder)
@@ -81,10 +78,10 @@ def load_served(source: str | Path, task: str | None = None, device: str | None 
     path = _onnx_file(Path(source).expanduser())
     if path.suffix == ONNX_SUFFIX:
         served = _load_onnx(path, device)
-    elif (path / "metrics.jsonl").is_file():
+    elif RunFolder(path).metrics.is_file():
         served = _load_run(path, _device(device))
     elif (path / "adapter_config.json").is_file():
-        if not (path.parent / "metrics.jsonl").is_file():
+        if not RunFolder(path.parent).metrics.is_file():
             raise ValueError(f"{path} is an adapter without its run, which knows the base model and the labels. "
                              "Give the run's folder, or merge the adapter and save the whole model.")  # fmt: skip
         served = _load_run(path.parent, _device(device))
@@ -99,21 +96,19 @@ def _onnx_file(path: Path) -> Path:
     """The file to serve from a folder that holds exports and no model; else the path itself."""
     if not path.is_dir() or (path / CONFIG_FILE).is_file() or (path / "adapter_config.json").is_file():
         return path
-    return next((path / name for name in (INT8_FILE, FP32_FILE) if (path / name).is_file()), path)
+    exports = RunFolder(path)
+    return next((file for file in (exports.int8_onnx, exports.onnx) if file.is_file()), path)
 
 
 def _load_run(folder: Path, device: torch.device) -> Served:
-    from trainers.config import RunConfig
-    from trainers.model import load_model
-    from trainers.run_folder import read_run
+    from trainers.finished import FinishedRun
 
-    finished = read_run(folder)
-    config = dataclasses.replace(RunConfig.from_dict(finished.config, str(folder)), output_dir=folder)
-    model = load_model(config, tuple(finished.result["labels"]))
+    finished = FinishedRun.open(folder)
+    model, config = finished.model, finished.config
     if config.method == "lora":
         lora_core.eject_lora(lora_core.merge_lora(model))
-    saved = folder / ("adapter" if config.method == "lora" else "best")
-    return _of_model(str(folder), model, saved, device, TextProcessing(config.max_length, config.long_text))
+    processing = TextProcessing(config.max_length, config.long_text)
+    return _of_model(str(folder), model, finished.weights_folder, device, processing)
 
 
 def _load_checkpoint(source: str | Path, task: str | None, device: torch.device) -> Served:
@@ -126,7 +121,7 @@ def _load_checkpoint(source: str | Path, task: str | None, device: torch.device)
 
 
 def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device, processing: TextProcessing) -> Served:
-    reads_text = model.task != "image-classification"
+    reads_text = model.base_model.reads == "text"
     return Served(
         source, model.eval().to(device), model.task, model.labels, device, folder, {},
         max_length=(processing.max_length or model.config.max_tokens) if reads_text else 0,

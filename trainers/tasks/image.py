@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from lora_core.models.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
@@ -10,13 +12,14 @@ from trainers.data.images.batches import ImageBatches, ImageDataset
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
 from trainers.data.images.reader import load_image_datasets
 from trainers.tasks.classification import Classification
-from trainers.tasks.label_scores import LABEL_METRICS
+from trainers.tasks.label_scores import LABEL_METRICS, label_counts
 from trainers.training.losses import training_loss
 
 logger = logging.getLogger("trainers")
 
 SETTINGS = frozenset({"image_size", "augment"})
 METRICS = LABEL_METRICS
+ONE_LABEL: bool = True
 
 
 def load(config: RunConfig) -> dict[str, ImageDataset]:
@@ -60,3 +63,16 @@ def _processing(config: RunConfig, channels: int) -> ImageProcessing:
             f"reads {channels}: the files are not of one model."
         )
     return processing
+
+
+def label_ids(dataset: ImageDataset) -> np.ndarray:
+    """The label id of each example, (N,)."""
+    return dataset.targets
+
+
+counts = label_counts
+
+
+def shown(dataset: ImageDataset, index: int) -> Path | np.ndarray:
+    """The picture of an example: its file, or its pixels."""
+    return dataset.images[index]

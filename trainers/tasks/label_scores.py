@@ -48,3 +48,9 @@ def classification_metrics(gold: np.ndarray, predicted: np.ndarray, labels: Sequ
         },
         "confusion": confusion.tolist(),
     }
+
+
+def label_counts(predicted: list[np.ndarray], gold: list[np.ndarray], labels: Sequence[str]) -> np.ndarray:
+    """(N, L, 3) right, predicted and true examples of each label: ones and zeros."""
+    guess, truth = (np.concatenate(ids)[:, None] == np.arange(len(labels)) for ids in (predicted, gold))  # (N, L)
+    return np.stack((guess & truth, guess, truth), axis=2).astype(np.int64)

@@ -1,5 +1,6 @@
 """What differs between tasks: how data becomes batches, the loss, predictions and scores; the loop knows the rest."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +69,23 @@ class Kind(Protocol):
     """The settings that not every task uses, and this one does."""
     METRICS: tuple[str, ...]
     """The validation scores that can select the best epoch, beside the loss."""
+    ONE_LABEL: bool
+    """Whether an example has just one label; else each of its words has one."""
+
+    def label_ids(self, dataset: Any) -> np.ndarray:
+        """The true label ids of all that is scored in a data set in memory, one example after another."""
+        ...
+
+    def counts(self, predicted: list[np.ndarray], gold: list[np.ndarray], labels: Sequence[str]) -> np.ndarray:
+        """(N, K, 3) right, predicted and true items in each example, from label ids of each: what F1 is made of.
+
+        K is 1 where F1 is over all items, and the number of labels where it is the mean over them.
+        """
+        ...
+
+    def shown(self, dataset: Any, index: int) -> Any:
+        """What people look at of an example: a text, a list of words, or a picture (a file, or its pixels)."""
+        ...
 
     def load(self, config: RunConfig) -> dict[str, Any]:
         """The splits of the run's data, each a Dataset."""

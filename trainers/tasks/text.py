@@ -3,6 +3,8 @@
 import logging
 import sys
 
+import numpy as np
+
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.splits import stratified
@@ -10,7 +12,7 @@ from trainers.data.texts.augment import WordAugmentation
 from trainers.data.texts.encode import EncodedTexts, encode_texts
 from trainers.data.texts.reader import TextDataset, load_text_datasets
 from trainers.tasks.classification import Classification, WindowedClassification
-from trainers.tasks.label_scores import LABEL_METRICS
+from trainers.tasks.label_scores import LABEL_METRICS, label_counts
 from trainers.tasks.token import save_preprocessing, tokenizer_and_length
 from trainers.training.losses import training_loss
 
@@ -23,6 +25,7 @@ SETTINGS = frozenset(
     | {"confusing_words", "confusing_penalty"}
 )
 METRICS = LABEL_METRICS
+ONE_LABEL: bool = True
 
 _KEPT = {"head": "the beginning", "head_tail": "half from each end"}
 
@@ -70,3 +73,16 @@ def task(labels: tuple[str, ...], config: RunConfig, train: EncodedTexts | None 
     """The loss and the scores."""
     kind = WindowedClassification if config.long_text == "windows" else Classification
     return kind(labels, None if train is None else training_loss(config, train.targets, len(labels)))
+
+
+def label_ids(dataset: TextDataset) -> np.ndarray:
+    """The label id of each example, (N,)."""
+    return dataset.targets
+
+
+counts = label_counts
+
+
+def shown(dataset: TextDataset, index: int) -> str:
+    """The text of an example."""
+    return dataset.texts[index]

@@ -16,14 +16,15 @@ from trainers.data.texts.encode import TextProcessing
 from trainers.data.tokenizer import TOKENIZER_FILE, check_vocabulary, load_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
 from trainers.data.tokens.encode import Sentences, load_windows
-from trainers.data.tokens.reader import TokenFile, token_files
+from trainers.data.tokens.reader import TokenDataset, TokenFile, token_files
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
 from trainers.model import tokenizer_folder
-from trainers.tasks.entity_scores import NER_METRICS, ner_metrics
+from trainers.tasks.entity_scores import NER_METRICS, entity_counts, ner_metrics
 from trainers.training.losses import TrainingLoss, training_loss
 
 SETTINGS = frozenset({"max_length", "head", "crf_constraints", "tokenizer", "cache"})
 METRICS = NER_METRICS
+ONE_LABEL: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,3 +147,17 @@ def save_preprocessing(config: RunConfig, folder: Path) -> None:
     """Write the model's tokenizer.json and the run's text_processing.json into ``folder``."""
     load_tokenizer(tokenizer_folder(config)).save(str(folder / TOKENIZER_FILE))
     TextProcessing(config.max_length, config.long_text).save(folder)
+
+
+def label_ids(dataset: TokenDataset) -> np.ndarray:
+    """The label ids of all words that are scored, sentence after sentence."""
+    return np.array([tag for sentence in dataset.tags for tag in sentence if tag != IGNORED_LABEL])
+
+
+counts = entity_counts
+
+
+def shown(dataset: TokenDataset, index: int) -> list[str]:
+    """The words of a sentence that are scored."""
+    words, tags = dataset.words[index], dataset.tags[index]
+    return [word for word, tag in zip(words, tags, strict=True) if tag != IGNORED_LABEL]

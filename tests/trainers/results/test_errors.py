@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 
 from trainers.config import RunConfig
 from trainers.experiment import run
-from trainers.finished import ClassifierRun
+from trainers.finished import FinishedRun
 from trainers.results.errors import analyse, analysis_report, write_analysis
 from trainers.results.vector_map import classifier_vectors, plane_pca, plane_tsne, vectors_picture
 
@@ -43,7 +43,7 @@ def trained(tiny, checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(trained):
-    return ClassifierRun.load(trained / "default")
+    return FinishedRun.open_fast(trained / "default")
 
 
 def test_the_words_and_the_worst_texts(loaded):
@@ -72,7 +72,7 @@ def test_no_errors(loaded):
 
 @pytest.mark.parametrize("head", ["default", "mlp", "attention"])
 def test_vectors_are_what_the_last_layer_reads(trained, head):
-    loaded = ClassifierRun.load(trained / head)
+    loaded = FinishedRun.open_fast(trained / head)
     dataset = loaded.split("test")
     vectors = classifier_vectors(loaded, dataset)
     layer = loaded.model.get_submodule(loaded.model.label_layers[-1])
@@ -121,7 +121,10 @@ def test_no_words_are_taken_from_test_texts(loaded, tmp_path):
 
 
 def test_only_texts(finished, loaded):
+    tokens = FinishedRun.open_fast(finished["lora"])
+    with pytest.raises(ValueError, match="did token-classification: the analysis is for text-classification"):
+        analyse(tokens)
     with pytest.raises(ValueError, match="expected a run that classifies texts"):
-        ClassifierRun.load(finished["lora"])
+        tokens.probabilities(tokens.examples("test"))
     with pytest.raises(ValueError, match="has no dev split; it has train, validation, test"):
         analyse(loaded, split="dev")

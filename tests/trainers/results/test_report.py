@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trainers.cli import main
-from trainers.finished import scored_examples
+from trainers.finished import FinishedRun
 from trainers.results.report import find_mistakes, in_turns, parts, write_report
 from trainers.run_folder import read_run
 
@@ -61,29 +61,26 @@ def test_words_scores_pictures_and_settings(finished, tmp_path):
 
 def test_sentences_with_the_most_wrong_words_come_first(finished, tmp_path):
     folder = copied(finished["head"], tmp_path)
-    run = read_run(folder)
-    scored = scored_examples(run)
-    wrong = [int((guess != true).sum()) for guess, true in zip(scored.predicted, scored.gold, strict=True)]
+    run = FinishedRun.open(folder)
+    wrong = [int((guess != true).sum()) for guess, true in zip(*run.predictions("test"), strict=True)]
     assert max(wrong) > 0  # a head alone on random weights
-    mistakes = find_mistakes(scored, "token-classification", run.result["labels"], limit=3)
+    mistakes = find_mistakes(run, "test", limit=3)
     assert [wrong[mistake.number - 1] for mistake in mistakes] == sorted(wrong, reverse=True)[:3]
     shown = page(folder, errors=3)
     assert f"{sum(map(bool, wrong))} of the test split's examples have an error; 3 are shown" in shown.text
-    first = scored.dataset.words[mistakes[0].number - 1]
+    first = run.examples("test").words[mistakes[0].number - 1]
     assert " ".join(text for text, _ in mistakes[0].true) == " ".join(first)
 
 
 def test_texts_and_images(finished_text, finished_image, tmp_path):
     text = page(shutil.copytree(finished_text, tmp_path / "text"))
-    run = read_run(finished_text)
-    scored = scored_examples(run)
-    wrong = np.flatnonzero(np.concatenate(scored.gold) != np.concatenate(scored.predicted))
+    run = FinishedRun.open(finished_text)
+    wrong = np.flatnonzero(np.not_equal(*map(np.concatenate, run.predictions("test"))))
     assert f"{len(wrong)} of the test split's examples have an error; {len(wrong)} are shown" in text.text
-    assert all(" ".join(scored.dataset.texts[index].split()) in text.text for index in wrong)
+    assert all(" ".join(run.examples("test").texts[index].split()) in text.text for index in wrong)
     assert len(text.sources) == 2
     image = page(shutil.copytree(finished_image, tmp_path / "image"))
-    scored = scored_examples(read_run(finished_image))
-    errors = int((np.concatenate(scored.gold) != np.concatenate(scored.predicted)).sum())
+    errors = int(np.not_equal(*map(np.concatenate, FinishedRun.open(finished_image).predictions("test"))).sum())
     assert len(image.sources) == 2 + errors
 
 

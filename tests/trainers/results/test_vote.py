@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from trainers.config import RunConfig
 from trainers.experiment import run
-from trainers.finished import ClassifierRun, evaluate_run
+from trainers.finished import FinishedRun, evaluate_run
 from trainers.results.vote import fit_weights, vote, vote_table
 from trainers.run_folder import read_predictions
 
@@ -76,7 +76,7 @@ def test_a_member_that_is_certain_and_wrong_costs_nothing_but_its_weight():
 
 
 def test_scores_are_those_of_the_runs_and_of_their_mixtures(members):
-    loaded = [ClassifierRun.load(folder) for folder in members]
+    loaded = [FinishedRun.open_fast(folder) for folder in members]
     found = vote(loaded)
     assert [voter.name for voter in found.voters] == ["full", "lora", "head", "uniform vote", "weighted vote"]
     for folder, voter in zip(members, found.voters, strict=False):
@@ -102,22 +102,24 @@ def test_scores_are_those_of_the_runs_and_of_their_mixtures(members):
 
 
 def test_who_cannot_vote_together(members, texts, checkpoint, finished, tmp_path):
-    full = ClassifierRun.load(members[0])
+    full = FinishedRun.open_fast(members[0])
     with pytest.raises(ValueError, match="at least two runs, but 1 was given"):
         vote([full])
     with pytest.raises(ValueError, match="given more than once"):
         vote([full, full])
     with pytest.raises(ValueError, match="did token-classification: expected a run that classifies texts or images"):
-        ClassifierRun.load(finished["lora"])
+        vote([full, FinishedRun.open_fast(finished["lora"])])
     elsewhere = dataclasses.replace(full, config=dataclasses.replace(full.config, data="other"))
     with pytest.raises(ValueError, match=r"used the data .*texts' but .* 'other': only runs on the same data"):
         vote([full, elsewhere])
-    renamed = dataclasses.replace(full, labels=("a", "b"))
+    result = {**full.run.result, "labels": ["a", "b"]}
+    renamed = dataclasses.replace(full, run=dataclasses.replace(full.run, result=result))
     with pytest.raises(ValueError, match=r"has the labels \['DNA', 'protein'\] but .* has \['a', 'b'\]"):
         vote([full, renamed])
-    datasets = {**full.datasets, "test": dataclasses.replace(full.datasets["test"], targets=np.zeros(30, np.int64))}
+    changed = dataclasses.replace(full.datasets["test"], targets=np.zeros(30, np.int64))
+    full.datasets["test"] = changed
     with pytest.raises(ValueError, match=r"test.jsonl does not hold the examples that .* it has changed"):
-        vote([dataclasses.replace(full, datasets=datasets), ClassifierRun.load(members[1])])
+        vote([full, FinishedRun.open_fast(members[1])])
 
 
 def test_the_example(members, monkeypatch, capsys, tmp_path):

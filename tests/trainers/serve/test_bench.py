@@ -9,10 +9,11 @@ import trainers.serve.bench
 import trainers.serve.bench_worker
 from lora_core.export import export_onnx, read_metadata
 from trainers.cli import main
+from trainers.finished import FinishedRun
 from trainers.run_folder import read_run
 from trainers.serve.bench import Variant, bench_run, bench_table
 from trainers.serve.bench_worker import measure
-from trainers.serve.export import FinishedRun, export_run, is_exported
+from trainers.serve.export import export_run, is_exported
 from trainers.serve.served import load_served
 
 
@@ -113,18 +114,18 @@ def test_a_process_of_its_own_gives_the_same_predictions(run, monkeypatch):
 
 def test_exports_of_other_weights_or_without_a_passed_check_are_made_again(finished, tmp_path, in_one_process):
     run = shutil.copytree(finished["full"], tmp_path / "run")
-    assert not is_exported(FinishedRun.load(run))
+    assert not is_exported(FinishedRun.open(run))
     export_run(run)
-    old = FinishedRun.load(run)
+    old = FinishedRun.open(run)
     assert is_exported(old)
     shutil.copy(finished["head"] / "best" / "model.safetensors", run / "best" / "model.safetensors")
-    assert not is_exported(FinishedRun.load(run))
+    assert not is_exported(FinishedRun.open(run))
     bench_run(run, timed=2, limit=2, rounds=1)
-    assert is_exported(FinishedRun.load(run))
+    assert is_exported(FinishedRun.open(run))
     facts = read_metadata(run / "model.onnx")
     own = {name: facts[name] for name in ("run_config_sha256", "run_weights_sha256")}
-    export_onnx(FinishedRun.load(run).model, run / "model.onnx", metadata=own)  # killed before its check
-    assert not is_exported(FinishedRun.load(run))
+    export_onnx(FinishedRun.open(run).model, run / "model.onnx", metadata=own)  # killed before its check
+    assert not is_exported(FinishedRun.open(run))
 
 
 def test_an_onnx_file_gets_its_inputs_on_the_cpu_whatever_computes(run, in_one_process, monkeypatch):

@@ -9,8 +9,9 @@ import trainers.serve.export
 from lora_core.export import OnnxModel, read_metadata
 from lora_core.export import export_onnx as real_export
 from trainers.cli import main
+from trainers.finished import FinishedRun
 from trainers.serve import pipeline
-from trainers.serve.export import FinishedRun, export_run, export_table
+from trainers.serve.export import export_run, export_table
 
 
 @pytest.fixture
@@ -163,10 +164,10 @@ def test_the_gate_of_int8_scores_both_models_on_the_same_validation_examples(run
 
 
 def test_score_is_that_of_the_run(run):
-    finished = FinishedRun.load(run)
-    data = finished.data("validation", 1000)
+    finished = FinishedRun.open(run)
+    data = finished.sample("validation", 1000)
     assert finished.score(finished.model, data) == pytest.approx(finished.run.result["validation"]["f1"])
     with pytest.raises(ValueError, match="has no tset split"):
-        finished.data("tset", 3)
+        finished.sample("tset", 3)
     with pytest.raises(SystemExit):
         main(["export", str(run / "checkpoints")])

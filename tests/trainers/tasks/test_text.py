@@ -11,7 +11,7 @@ from lora_core.models import build_model, save_pretrained
 from trainers.config import RunConfig
 from trainers.data.texts.reader import TextDataset
 from trainers.experiment import run
-from trainers.finished import ClassifierRun, evaluate_run
+from trainers.finished import FinishedRun, evaluate_run
 from trainers.model import build
 from trainers.results.vector_map import classifier_vectors
 from trainers.run_folder import read_predictions
@@ -114,7 +114,7 @@ def test_texts_in_windows_learn_and_are_predicted_as_in_training(config):
     finished = run(config)
     assert finished.result["test"]["accuracy"] >= 0.9
     assert evaluate_run(config.output_dir) == finished.result["test"]
-    loaded = ClassifierRun.load(config.output_dir)
+    loaded = FinishedRun.open_fast(config.output_dir)
     dataset = loaded.split("test")
     probabilities = loaded.probabilities(dataset)
     data = text.encode(dataset, loaded.model, config)
