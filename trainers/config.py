@@ -116,9 +116,9 @@ class RunConfig(TrainConfig):
     fresh_head: bool = False
     """Start with a new head where the checkpoint has one for other labels."""
     data: str = ""
-    """A folder or file, a name inside $LORA_DATA_DIR, or a hub id such as tner/bionlp2004. Words: JSON lines (tner)
-    or CoNLL; texts: CSV, JSON lines, parquet or a folder for each class; images: MedMNIST .npz, a folder for each
-    class, or CSV of paths."""
+    """A folder or file, a name inside $LORA_DATA_DIR, or a hub id such as tner/bionlp2004. Words: JSON lines (tner),
+    parquet or CoNLL; texts: CSV, JSON lines, parquet or a folder for each class; images: MedMNIST .npz, a folder for
+    each class, or CSV of paths."""
     output_dir: Path = Path("runs/run")
     """The run folder: config.json, metrics.jsonl, checkpoints/, and adapter/ (LoRA) or best/ (otherwise)."""
     method: Literal["lora", "full", "head"] = "lora"

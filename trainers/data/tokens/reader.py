@@ -342,9 +342,9 @@ def tagged_rows(
 
 
 def _check_row(words: Any, tags: Any) -> None:
-    for name, value in (("tokens", words), ("tags", tags)):
-        if not isinstance(value, list):
-            raise ValueError(f"{name} is {short(value)}, expected a list")
+    if not isinstance(words, list) or not isinstance(tags, list):
+        name, value = ("tags", tags) if isinstance(words, list) else ("tokens", words)
+        raise ValueError(f"{name} is {short(value)}, expected a list")
     if len(words) != len(tags):
         raise ValueError(f"{len(words)} tokens but {len(tags)} tags: {short(words)}")
     if not words:
@@ -363,12 +363,11 @@ def _json_rows(file: TaggedFile, progress: tqdm | None) -> Iterator[tuple[int, b
 
 def _json_lists(line: bytes) -> tuple[Any, Any]:
     row = json_row(line)
-    column = next((name for name in TAG_COLUMNS if name in row), None) if isinstance(row, dict) else None
-    if column is None or "tokens" not in row:
-        raise ValueError(
-            f'expected an object {{"tokens": [...], "{TAG_COLUMNS[0]}": [...]}} on one line, got {short(row)}'
-        )
-    return row["tokens"], row[column]
+    if isinstance(row, dict) and "tokens" in row:
+        for column in TAG_COLUMNS:
+            if column in row:
+                return row["tokens"], row[column]
+    raise ValueError(f'expected an object {{"tokens": [...], "{TAG_COLUMNS[0]}": [...]}} on one line, got {short(row)}')
 
 
 def _conll_rows(file: TaggedFile, progress: tqdm | None) -> Iterator[tuple[int, list[bytes]]]:
