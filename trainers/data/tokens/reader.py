@@ -7,7 +7,7 @@ A split lies on disk, is read a sentence at a time and as often as it is needed 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import ne
@@ -31,7 +31,7 @@ from trainers.data.rows import (
 )
 from trainers.data.sources import UNSPLIT
 from trainers.data.tokens.bio import OUTSIDE, is_tag, open_stray, openings, paired_labels
-from trainers.data.tokens.files import TAG_COLUMNS, TaggedFile, find_tagged_source
+from trainers.data.tokens.files import TAG_COLUMNS, Format, TaggedFile, find_tagged_source
 
 logger = logging.getLogger(__name__)
 
@@ -422,7 +422,8 @@ def _parquet_lists(row: ScalarPair) -> tuple[Any, Any]:
     return row[0].as_py(), row[1].as_py()
 
 
-_FORMS: dict[str, tuple[Any, Any]] = {
+Rows = Callable[[TaggedFile, tqdm | None], Iterator[tuple[int, Any]]]
+_FORMS: dict[Format, tuple[Rows, Callable[[Any], tuple[Any, Any]]]] = {
     "json": (_json_rows, _json_lists),
     "conll": (_conll_rows, _conll_lists),
     "parquet": (_parquet_rows, _parquet_lists),
