@@ -293,11 +293,9 @@ class TagIds:
             return [known[tag] for tag in tags]
 
     def _learn(self, tags: list[str]) -> None:
-        for index, tag in enumerate(tags):
+        for tag in tags:
             if not is_tag(tag):
-                raise ValueError(
-                    f"tag {index} is {short(tag)}, which is not in the IOB scheme: expected O, B-TYPE or I-TYPE"
-                )
+                raise ValueError(f"tag {short(tag)} is not in the IOB scheme: expected O, B-TYPE or I-TYPE")
         for tag in tags:
             self._ids.setdefault(tag, len(self._ids))
         self.names = tuple(self._ids)
