@@ -144,9 +144,9 @@ class DataSettings(Settings):
     """What the model learns from."""
 
     data: str = ""
-    """A folder or file, a name inside $LORA_DATA_DIR, or a hub id such as tner/bionlp2004. Words: JSON lines (tner)
-    or CoNLL; texts: CSV, JSON lines, parquet or a folder for each class; images: MedMNIST .npz, a folder for each
-    class, or CSV of paths."""
+    """A folder or file, a name inside $LORA_DATA_DIR, or a hub id such as tner/bionlp2004. Words: JSON lines (tner),
+    parquet or CoNLL; texts: CSV, JSON lines, parquet or a folder for each class; images: MedMNIST .npz, a folder for
+    each class, or CSV of paths."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a damaged row of the data: stop and name it, or count and report it."""
     cache: bool = True

@@ -78,7 +78,7 @@ class Statistics:
 
 
 def statistics(scan: Scan) -> Statistics:
-    """Count."""
+    """The numbers of each split, and what they warn of."""
     split_of_row, usable = scan.split_of_rows(), scan.lengths > 0
     groups = {split: usable & (split_of_row == index) for index, split in enumerate(scan.splits)}
     train = np.unique(scan.fingerprints[groups["train"]]) if "train" in groups else None
@@ -96,12 +96,17 @@ def statistics(scan: Scan) -> Statistics:
             entity_tokens=int(label_counts.sum() - label_counts[scan.labels.index("O")]),
             entities=dict(zip(scan.types, types.tolist(), strict=True)),
             labels=dict(zip(scan.labels, label_counts.tolist(), strict=True)),
-            lengths={"min": int(lengths.min()), "median": float(np.median(lengths)), "mean": float(lengths.mean()),
-                     "p95": float(np.percentile(lengths, 95)), "max": int(lengths.max())},
+            lengths={
+                "min": int(lengths.min()),
+                "median": float(np.median(lengths)),
+                "mean": float(lengths.mean()),
+                "p95": float(np.percentile(lengths, 95)),
+                "max": int(lengths.max()),
+            },
             length_histogram=np.bincount(np.minimum(lengths // 10, 19), minlength=20).tolist(),
             repeated=len(fingerprints) - len(np.unique(fingerprints)),
             seen_in_train=0 if train is None or split == "train" else int(np.isin(fingerprints, train).sum()),
-        )  # fmt: skip
+        )
     types = _by_frequency([split.entities for split in splits.values()])
     labels = _by_frequency([split.labels for split in splits.values()])
     return Statistics(splits, tuple(types), tuple(labels), tuple(_warnings(scan, splits, usable)))
@@ -123,13 +128,15 @@ def _warnings(scan: Scan, splits: dict[str, SplitStatistics], usable: np.ndarray
     for name, split in splits.items():
         if split.seen_in_train:
             share = split.seen_in_train / split.sentences
-            found.append(f"{split.seen_in_train:,} of {split.sentences:,} {name} sentences ({share:.1%}) also stand "
-                         "in the training split.")  # fmt: skip
+            found.append(
+                f"{split.seen_in_train:,} of {split.sentences:,} {name} sentences ({share:.1%}) also stand in the "
+                "training split."
+            )
     for name, split in splits.items():
         found += _thin_types(name, split, splits)
         if split.lengths["max"] > LONG_SENTENCE:
-            found.append(f"The longest {name} sentence has {split.lengths['max']:,} words: "
-                         "it may be cut into several windows.")  # fmt: skip
+            longest = split.lengths["max"]
+            found.append(f"The longest {name} sentence has {longest:,} words: it may be cut into several windows.")
     never = [label for label in scan.labels if not any(split.labels[label] for split in splits.values())]
     if never:
         found.append(f"{len(never)} of {len(scan.labels)} labels never occur: {_listed(never)}.")
@@ -152,26 +159,28 @@ def _thin_types(name: str, split: SplitStatistics, splits: dict[str, SplitStatis
     if missing:
         found.append(f"The {name} split lacks {_listed(missing)}.")
     if thin and name in ("validation", "test"):
-        found.append(f"The {name} split has fewer than {FEW_ENTITIES} entities of {_listed(thin)}: "
-                     "their scores will say little.")  # fmt: skip
+        found.append(
+            f"The {name} split has fewer than {FEW_ENTITIES} entities of {_listed(thin)}: their scores will say little."
+        )
     return found
 
 
 def statistics_table(counted: Statistics) -> str:
     """The numbers as Markdown: tables of the splits, the types and the labels, and the warnings."""
     splits = counted.splits
+    medians = [f"{split.lengths['median']:.0f}, {split.lengths['mean']:.1f}" for split in splits.values()]
+    seen = ["" if name == "train" else f"{split.seen_in_train:,}" for name, split in splits.items()]
     rows = [
         ("sentences", [f"{split.sentences:,}" for split in splits.values()]),
         ("with entities", [f"{s.sentences_with_entities:,} ({s.sentence_coverage:.1%})" for s in splits.values()]),
         ("words", [f"{split.tokens:,}" for split in splits.values()]),
         ("inside entities", [f"{split.entity_tokens:,} ({split.token_coverage:.2%})" for split in splits.values()]),
         ("entities", [f"{sum(split.entities.values()):,}" for split in splits.values()]),
-        ("words a sentence: median, mean", [f"{s.lengths['median']:.0f}, {s.lengths['mean']:.1f}"
-                                            for s in splits.values()]),
+        ("words a sentence: median, mean", medians),
         ("95 in 100 at most, longest", [f"{s.lengths['p95']:.0f}, {s.lengths['max']:,}" for s in splits.values()]),
         ("repeated sentences", [f"{split.repeated:,}" for split in splits.values()]),
-        ("also in train", ["" if name == "train" else f"{split.seen_in_train:,}" for name, split in splits.items()]),
-    ]  # fmt: skip
+        ("also in train", seen),
+    ]
     types = [[kind, *(f"{split.entities[kind]:,}" for split in splits.values())] for kind in counted.types]
     labels = [[label, *(f"{split.labels[label]:,}" for split in splits.values())] for label in counted.labels]
     parts = [

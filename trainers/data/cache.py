@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -20,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from lora_core.files import BLOCK, read_json_object, replacing
+
 logger = logging.getLogger(__name__)
 
 CACHE_DIR_VARIABLE = "LORA_CACHE_DIR"
 FORMAT = 1
 """Raise it when the meaning of stored arrays changes: entries of another format are not found."""
 META_FILE = "meta.json"
-BLOCK = 1 << 20
-"""Bytes that are read at a time."""
 
 Arrays = dict[str, np.ndarray]
 Notes = dict[str, Any]
@@ -90,11 +89,8 @@ def _store(folder: Path, key: dict[str, Any], make: Make) -> None:
     """Write an entry. Only the holder of its lock may."""
     if folder.exists():
         logger.warning("the pre-processed data in %s is damaged and is made again", folder)
-        shutil.rmtree(folder)
-    unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-    unfinished.mkdir()
-    try:
+    with replacing(folder) as unfinished:
+        unfinished.mkdir()
         with ExitStack() as stack:
             files: dict[str, _ArrayFile] = {}
             notes: Notes = {}
@@ -106,17 +102,14 @@ def _store(folder: Path, key: dict[str, Any], make: Make) -> None:
                     files[name].append(array)
             meta = {"key": key, "notes": notes, "arrays": {name: file.finish() for name, file in files.items()}}
         (unfinished / META_FILE).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-        size = sum(path.stat().st_size for path in unfinished.iterdir())
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    size = sum(path.stat().st_size for path in folder.iterdir())
     logger.info("pre-processed data takes %.1f MB in %s", size / 1e6, folder)
 
 
 def _load(folder: Path, key: dict[str, Any]) -> tuple[Arrays, Notes] | None:
     """The arrays, mapped, and the notes of an entry; None when it is not there or not whole."""
     try:
-        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        meta = read_json_object(folder / META_FILE, "It is made again.")
         if meta["key"] != key:
             return None
         arrays = {name: _map(folder / f"{name}.npy", **about) for name, about in meta["arrays"].items()}

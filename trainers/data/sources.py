@@ -37,7 +37,8 @@ def check_one_form(split: str, files: Sequence[Path], where: str | Path) -> None
     """
     stems = [path.name.removesuffix(".gz").rpartition(".")[0] for path in files]
     if len(files) > 1 and not all(any(map(str.isdigit, stem)) for stem in stems):
-        listed = ", ".join(path.name for path in files)
+        names = {path.name for path in files}
+        listed = ", ".join(path.name if len(names) == len(files) else str(path) for path in files)
         raise ValueError(f"{where} holds {listed} for the {split} split. Keep one of them.")
 
 

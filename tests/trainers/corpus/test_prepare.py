@@ -90,9 +90,8 @@ def test_own_splits_named_types_no_empty_sentences(corpus, tmp_path):
 
 def test_the_most_frequent_types_in_order(corpus, tmp_path):
     assert prepared(corpus, tmp_path / "out", top=2)["train"].labels == ("O", "B-Rate", "B-Cap", "I-Cap")
-    assert prepared(corpus, tmp_path / "all")["train"].labels == (
-        "O", "B-Rate", "B-Cap", "I-Cap", "B-Face", "B-Rare",
-    )  # fmt: skip
+    every = ("O", "B-Rate", "B-Cap", "I-Cap", "B-Face", "B-Rare")
+    assert prepared(corpus, tmp_path / "all")["train"].labels == every
 
 
 def test_a_share_of_the_empty_sentences_stays(corpus, tmp_path):
@@ -165,8 +164,8 @@ def test_the_seed_decides_and_the_form_of_the_files_does_not(corpus, tmp_path):
 def test_stray_tags_open_an_entity_and_the_written_tags_are_iob2(tmp_path):
     rows = [("B-Face I-Cap I-Cap O I-Cap", "O B-Cap I-Cap O B-Cap"), ("B-Cap I-Cap B-Cap", "B-Cap I-Cap B-Cap")] * 5
     tokens = [[f"{number}-{place}" for place, _ in enumerate(tags.split())] for number, (tags, _) in enumerate(rows)]
-    text = [json.dumps({"tokens": words, "ner_tags": tags.split()}) + "\n"
-            for words, (tags, _) in zip(tokens, rows, strict=True)]  # fmt: skip
+    pairs_of = zip(tokens, rows, strict=True)
+    text = [json.dumps({"tokens": words, "ner_tags": tags.split()}) + "\n" for words, (tags, _) in pairs_of]
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.jsonl").write_text("".join(text))
     found = prepared(tmp_path, tmp_path / "out", types=("Cap",))
@@ -188,10 +187,9 @@ def test_bad_rows_are_left_out_when_told_to(corpus, tmp_path):
 
 def test_done_is_done_and_another_preparation_needs_another_folder(corpus, tmp_path):
     out = prepare(corpus, tmp_path / "out", Preparation(top=2))
-    assert {path.name for path in out.iterdir()} == {
-        "train.json", "valid.json", "test.json", "label.json", "preparation.json",
-        *(f"{name}.{suffix}" for name in ("statistics", "source_statistics") for suffix in ("md", "json", "png")),
-    }  # fmt: skip
+    names = {f"{name}.{suffix}" for name in ("statistics", "source_statistics") for suffix in ("md", "json", "png")}
+    names |= {f"{name}.json" for name in ("train", "valid", "test", "label", "preparation")}
+    assert {path.name for path in out.iterdir()} == names
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert prepare(corpus, out, Preparation(top=2)) == out
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before

@@ -1,1 +1,4 @@
-"""Sentences whose words have labels: files, rows, pieces of words, windows."""
+"""Sentences whose words have labels: where their files lie, rows, BIO tags, pieces of words, windows.
+
+May import trainers.data; texts (for pieces and windows), tasks, runs, what serves and reports, and trainers.corpus
+import it."""

@@ -44,7 +44,8 @@ def load_windows(
     With `cache` they are mapped from disk (see trainers/data/cache.py) and made only when they are not there; without,
     they are made in memory. Bad rows that the split leaves out are reported either way.
 
-    Raises ValueError for what the source and `encode_tokens` refuse.
+    Raises:
+        ValueError: there are too many labels, or the source or `encode_tokens` refuses something.
     """
     if len(source.labels) > MOST_LABELS:
         raise ValueError(f"there are {len(source.labels)} labels, but at most {MOST_LABELS} can be stored.")

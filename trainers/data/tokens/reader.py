@@ -7,7 +7,7 @@ A split lies on disk, is read a sentence at a time and as often as it is needed 
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import ne
@@ -31,7 +31,7 @@ from trainers.data.rows import (
 )
 from trainers.data.sources import UNSPLIT
 from trainers.data.tokens.bio import OUTSIDE, is_tag, open_stray, openings, paired_labels
-from trainers.data.tokens.files import TAG_COLUMNS, TaggedFile, find_tagged_source
+from trainers.data.tokens.files import TAG_COLUMNS, Format, TaggedFile, find_tagged_source
 
 logger = logging.getLogger(__name__)
 
@@ -330,11 +330,9 @@ class TagIds:
             return [known[tag] for tag in tags]
 
     def _learn(self, tags: list[str]) -> None:
-        for index, tag in enumerate(tags):
+        for tag in tags:
             if not is_tag(tag):
-                raise ValueError(
-                    f"tag {index} is {short(tag)}, which is not in the IOB scheme: expected O, B-TYPE or I-TYPE"
-                )
+                raise ValueError(f"tag {short(tag)} is not in the IOB scheme: expected O, B-TYPE or I-TYPE")
         for tag in tags:
             self._ids.setdefault(tag, len(self._ids))
         self.names = tuple(self._ids)
@@ -379,9 +377,9 @@ def tagged_rows(
 
 
 def _check_row(words: Any, tags: Any) -> None:
-    for name, value in (("tokens", words), ("tags", tags)):
-        if not isinstance(value, list):
-            raise ValueError(f"{name} is {short(value)}, expected a list")
+    if not isinstance(words, list) or not isinstance(tags, list):
+        name, value = ("tags", tags) if isinstance(words, list) else ("tokens", words)
+        raise ValueError(f"{name} is {short(value)}, expected a list")
     if len(words) != len(tags):
         raise ValueError(f"{len(words)} tokens but {len(tags)} tags: {short(words)}")
     if not words:
@@ -400,12 +398,11 @@ def _json_rows(file: TaggedFile, progress: tqdm | None) -> Iterator[tuple[int, b
 
 def _json_lists(line: bytes) -> tuple[Any, Any]:
     row = json_row(line)
-    column = next((name for name in TAG_COLUMNS if name in row), None) if isinstance(row, dict) else None
-    if column is None or "tokens" not in row:
-        raise ValueError(
-            f'expected an object {{"tokens": [...], "{TAG_COLUMNS[0]}": [...]}} on one line, got {short(row)}'
-        )
-    return row["tokens"], row[column]
+    if isinstance(row, dict) and "tokens" in row:
+        for column in TAG_COLUMNS:
+            if column in row:
+                return row["tokens"], row[column]
+    raise ValueError(f'expected an object {{"tokens": [...], "{TAG_COLUMNS[0]}": [...]}} on one line, got {short(row)}')
 
 
 def _conll_rows(file: TaggedFile, progress: tqdm | None) -> Iterator[tuple[int, list[bytes]]]:
@@ -460,7 +457,8 @@ def _parquet_lists(row: ScalarPair) -> tuple[Any, Any]:
     return row[0].as_py(), row[1].as_py()
 
 
-_FORMS: dict[str, tuple[Any, Any]] = {
+Rows = Callable[[TaggedFile, tqdm | None], Iterator[tuple[int, Any]]]
+_FORMS: dict[Format, tuple[Rows, Callable[[Any], tuple[Any, Any]]]] = {
     "json": (_json_rows, _json_lists),
     "conll": (_conll_rows, _conll_lists),
     "parquet": (_parquet_rows, _parquet_lists),

@@ -3,7 +3,7 @@
 A window is one model input: special tokens around the pieces of consecutive words. A sentence that fits is
 one window; a longer one is cut on word borders into windows that overlap, and each word is predicted in the
 window where it stands most central. So every word gets exactly one prediction, made with context on both
-sides.
+sides. Where to cut, and which window predicts which word, is decided by `cut_sentence`.
 
 All windows lie one after another in flat arrays. Legend: N windows, B batch, T longest window of the batch.
 """
@@ -18,8 +18,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from trainers.data.tokens.pieces import WordPieces, WordTable
-
-# DOC """Where to cut sentences into windows, and which window predicts which word."""
 
 IGNORED_LABEL = -100
 """Label of a position that is not predicted; torch's cross_entropy leaves it out."""
@@ -86,9 +84,15 @@ class TokenWindows:
     def words_from(self, predictions: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Per-position predictions to per-word predictions, each word exactly once.
 
-        `predictions`: one array per window, in window order, of shape (T, ...) with T at least the window's
-        length (padding behind it is ignored): label ids (T,) or scores (T, L). Returns one array (words, ...)
-        per sentence.
+        Args:
+            predictions: one array per window, in window order, of shape (T, ...) with T at least the window's length
+                (padding behind it is ignored): label ids (T,) or scores (T, L).
+
+        Returns:
+            One array (words, ...) per sentence.
+
+        Raises:
+            ValueError: there is not one array per window, or one is too short.
         """
         if len(predictions) != len(self):
             raise ValueError(f"words_from got predictions for {len(predictions)} windows, expected {len(self)}.")
@@ -116,11 +120,18 @@ def encode_tokens(
 ) -> TokenWindows:
     """Tokenise sentences of words, align their label ids, cut what exceeds `max_length` into windows.
 
-    `words`: sentences of words; `tags`: one label id per word (-100: not scored), or None for text without
-    labels; `max_length`: positions of a window, special tokens included. A word without pieces (say, one
-    control character) becomes the unknown token; a word longer than a whole window keeps the pieces that fit.
-    An empty sentence becomes a window of special tokens alone. Raises ValueError for words that are no
-    strings, and for tags that do not fit.
+    A word without pieces (say, one control character) becomes the unknown token; a word longer than a whole window
+    keeps the pieces that fit. An empty sentence becomes a window of special tokens alone.
+
+    Args:
+        words: sentences of words.
+        tags: one label id per word (-100: not scored), or None for text without labels.
+        tokenizer: makes pieces of words.
+        max_length: positions of a window, special tokens included.
+        pad_token_id: fills short windows up in a batch.
+
+    Raises:
+        ValueError: a word is no string, or the tags do not fit.
     """
     return encode_chunk(words, tags, WordTable(tokenizer, max_length), pad_token_id)
 

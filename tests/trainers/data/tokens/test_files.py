@@ -86,7 +86,7 @@ def test_one_file_is_not_split(tmp_path):
         ),
         (
             {"a__test_dot_json": LINE, "b__test_dot_json": LINE},
-            "holds test.json, test.json for the test split. Keep one",
+            r"holds .*/a/test.json, .*/b/test.json for the test split. Keep one",
         ),
         (
             {"dev_dot_json": LINE, "validation_dot_json": LINE},

@@ -89,3 +89,44 @@ def test_a_file_without_a_usable_sentence_is_refused(tner):
     (tner / "train.json").write_text("bad\n")
     with pytest.raises(ValueError, match="holds no usable sentence"):
         sentences(token_files(tner, on_bad_row="skip")["train"])
+
+
+@pytest.mark.parametrize("tag", ["I-ORG", "B-LOC"])
+def test_a_name_that_the_data_does_not_declare_is_refused_when_it_is_read(tner, tag):
+    with (tner / "train.json").open("a") as file:
+        file.write('\n{"tokens": ["EU", "in"], "tags": ["B-ORG", "O"]}\n')
+        json.dump({"tokens": ["Rome"], "tags": [tag]}, file)
+    rows = token_files(tner)["train"].sentences(BadRows("error"))
+    assert [next(rows) for _ in range(3)] == [*ROWS, (["EU", "in"], [1, 0])]
+    with pytest.raises(ValueError, match=rf"train.json has labels that are not among .*: \['{tag}'\]"):
+        next(rows)
+
+
+def test_names_in_json_lines_are_read_as_those_of_conll(tmp_path, caplog):
+    (tmp_path / "train.jsonl").write_text('{"tokens": ["a", "b", "c"], "ner_tags": ["I-X", "I-X", "I-Y"]}\n')
+    (tmp_path / "test.jsonl").write_text('{"tokens": ["d"], "ner_tags": ["B-A"]}\n')
+    files = token_files(tmp_path)
+    assert files["train"].labels == ("O", "B-A", "I-A", "B-X", "I-X", "B-Y", "I-Y")
+    assert sentences(files["train"]) == [(["a", "b", "c"], [3, 4, 5])]
+    assert caplog.messages == [
+        f"{tmp_path}/train.jsonl: 2 tags I- that continue nothing became B- (IOB2)",
+        f"{tmp_path}/test.jsonl has labels that the training split lacks: B-A, I-A",
+    ]
+
+
+def test_the_names_beside_conll_files_do_not_change_its_labels(conll):
+    (conll / "label.json").write_text('{"O": 0, "B-LOC": 1}')
+    assert token_files(conll)["train"].labels == ("O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER")
+
+
+def test_shards_are_one_split_and_each_must_hold_a_sentence(tner):
+    key = token_files(tner)["train"].content_key()
+    (tner / "train.json").rename(tner / "train-0.json")
+    (tner / "train-1.json").write_text('{"tokens": ["a"], "tags": [0]}')
+    file = token_files(tner)["train"]
+    assert sentences(file) == [*ROWS, (["a"], [0])]
+    assert file.in_memory().source == f"{tner}/train-0.json, {tner}/train-1.json"
+    assert file.content_key()["files"][0] == key["files"][0]
+    (tner / "train-1.json").write_text("\n")
+    with pytest.raises(ValueError, match=r"train-1.json holds no usable sentence"):
+        sentences(file)

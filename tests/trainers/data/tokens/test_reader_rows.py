@@ -78,7 +78,7 @@ def test_unwanted_rows_are_not_parsed(tmp_path):
 
 
 BAD = [
-    ('{"tokens": ["5"], "ner_tags": ["S-Rate"]}', "tag 0 is 'S-Rate', which is not in the IOB scheme"),
+    ('{"tokens": ["5"], "ner_tags": ["S-Rate"]}', "tag 'S-Rate' is not in the IOB scheme"),
     ('{"tokens": ["5"], "ner_tags": ["B-Rate", "O"]}', "1 tokens but 2 tags"),
     ('{"tokens": [], "ner_tags": []}', "an empty sentence"),
     ('{"tokens": ["5", 7], "ner_tags": ["O", "O"]}', "token 1 is 7, expected a string"),
