@@ -24,7 +24,7 @@ from lora_core.config import TASK_TYPES, LoRAConfig
 from lora_core.inject import add_exactly, eject_lora
 from lora_core.layers import model_modules
 from lora_core.targets import attention_outputs, preset_of, without_idle_patterns
-from lora_core.updates import Adapter, ThirdsAdapter
+from lora_core.updates import ThirdsUpdate, Update
 from lora_core.vit_names import NEW_MARK, OLD_MARK, any_path, to_new_name, to_old_name
 
 # DOC """What PEFT's adapter files say, in this library's terms and back: keys, ranks and scalings,
@@ -55,7 +55,9 @@ def adapter_tensors(model: nn.Module, adapter_name: str = "default") -> dict[str
     tensors = {}
     for path, host in hosts(model):
         if adapter_name in host.lora:
-            tensors |= {f"{path}.{name}": tensor for name, tensor in host.adapter(adapter_name).file_tensors().items()}
+            tensors |= {
+                f"{path}.{name}": tensor for name, tensor in host.update_of(adapter_name).file_tensors().items()
+            }
     return tensors | record.saved
 
 
@@ -137,7 +139,7 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, 
 def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file: Path) -> None:
     """Copy the file's tensors into the adapter, or raise with every difference listed."""
     own = {f"{path}.{name}": tensor for path, host in hosts(model) if adapter_name in host.lora
-           for name, tensor in host.adapter(adapter_name).named_tensors().items()}  # fmt: skip
+           for name, tensor in host.update_of(adapter_name).named_tensors().items()}  # fmt: skip
     own |= record_of(model, adapter_name).saved
     expected = {key: own[path] for path, key in file_keys(model, adapter_name, own).items()}
     problems = [f"  missing: {key} {tuple(tensor.shape)}" for key, tensor in expected.items() if key not in tensors]
@@ -219,13 +221,13 @@ def file_config(model: nn.Module, adapter_name: str) -> LoRAConfig:
     """
     record = record_of(model, adapter_name)
     config, outputs = record.config, set(attention_outputs(model).values())
-    adapters = {path: host.adapter(adapter_name) for path, host in hosts(model) if path in record.targets}
+    adapters = {path: host.update_of(adapter_name) for path, host in hosts(model) if path in record.targets}
     sizes = {
         path: (_file_rank(adapter), float(adapter.scaling)) for path, adapter in adapters.items() if path not in outputs
     }
     if any((config.rank_of(path), config.scaling_of(path)) != size for path, size in sizes.items()):
         config = explicit_config(config, sizes)
-    if any(isinstance(adapter, ThirdsAdapter) for adapter in adapters.values()):
+    if any(isinstance(adapter, ThirdsUpdate) for adapter in adapters.values()):
         config = explicit_targets(config, sizes)
     elif preset_of(config.target_modules, [path for path, _ in model_modules(model)]) is not None:
         config = dataclasses.replace(config, target_modules=tuple(sorted(sizes)))
@@ -298,7 +300,7 @@ def refuse_non_finite(tensors: Mapping[str, Tensor], consequence: str) -> None:
             raise ValueError(f"{consequence}: {key} holds NaN or infinity.")
 
 
-def _file_rank(adapter: Adapter) -> int:
+def _file_rank(adapter: Update) -> int:
     return adapter.file_tensors()[adapter.factor_names[0]].shape[0]
 
 

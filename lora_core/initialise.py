@@ -6,21 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from lora_core.config import LoRAConfig
-from lora_core.updates import Adapter, Conv2dAdapter, EmbeddingAdapter, LinearAdapter
+from lora_core.updates import Conv2dUpdate, EmbeddingUpdate, LinearUpdate, Update
 
 
 @torch.no_grad()
-def initialise(adapter: Adapter, matrix: Tensor, config: LoRAConfig) -> None:
+def initialise(adapter: Update, matrix: Tensor, config: LoRAConfig) -> None:
     """Fill ``adapter`` for the frozen weight ``matrix`` (out, in) of its layer, by ``config.init_lora_weights``.
 
     Raises:
         ValueError: the scheme is not defined for this kind of layer, or the rank is too large for it.
     """
     scheme = config.initialisation
-    if isinstance(adapter, EmbeddingAdapter):
+    if isinstance(adapter, EmbeddingUpdate):
         _start_embedding(adapter, scheme)
     else:
-        if isinstance(adapter, Conv2dAdapter) and scheme not in _START_BY_SHAPE:
+        if isinstance(adapter, Conv2dUpdate) and scheme not in _START_BY_SHAPE:
             raise ValueError(
                 f"init_lora_weights={scheme!r} is not defined for a convolution; use 'gaussian' or exclude it."
             )
@@ -29,7 +29,7 @@ def initialise(adapter: Adapter, matrix: Tensor, config: LoRAConfig) -> None:
             nn.init.zeros_(bias)
         for a, b, weight in adapter.blocks(matrix):
             _fill(a, b, weight, adapter, config)
-        if isinstance(adapter, LinearAdapter) and (scheme == "olora" or scheme.startswith("pissa")):
+        if isinstance(adapter, LinearUpdate) and (scheme == "olora" or scheme.startswith("pissa")):
             adapter.keep_start()
     if adapter.lora_magnitude_vector is not None and not matrix.is_meta:
         adapter.lora_magnitude_vector.copy_(adapter.row_norms(matrix))
@@ -38,7 +38,7 @@ def initialise(adapter: Adapter, matrix: Tensor, config: LoRAConfig) -> None:
 _START_BY_SHAPE = ("gaussian", "kaiming", "random")
 
 
-def _fill(a: Tensor, b: Tensor, weight: Tensor, adapter: Adapter, config: LoRAConfig) -> None:
+def _fill(a: Tensor, b: Tensor, weight: Tensor, adapter: Update, config: LoRAConfig) -> None:
     match config.initialisation:
         case "gaussian":
             nn.init.normal_(a, std=1 / adapter.r)
@@ -57,7 +57,7 @@ def _fill(a: Tensor, b: Tensor, weight: Tensor, adapter: Adapter, config: LoRACo
             _pissa(a, b, weight, float(adapter.scaling), config.pissa_iterations)
 
 
-def _start_embedding(adapter: EmbeddingAdapter, scheme: str) -> None:
+def _start_embedding(adapter: EmbeddingUpdate, scheme: str) -> None:
     """A of zeros and B of ones' spread, as PEFT starts an embedding; "random" draws both."""
     if scheme not in _START_BY_SHAPE:
         raise ValueError(f"init_lora_weights={scheme!r} is not defined for an embedding; use 'gaussian' or exclude it.")

@@ -25,7 +25,7 @@ from lora_core.targets import (
     input_embedding,
     split_thirds,
 )
-from lora_core.updates import Adapter, TokenRows
+from lora_core.updates import TokenRows, Update
 
 logger = logging.getLogger("lora_core")
 
@@ -114,7 +114,7 @@ def add_exactly(
     saved = find_saved(model, config, tuple(targets))
     base = {key: state.base.get(key, get(model, key)) for key in saved}
     new = {
-        path: _new_adapter(model.get_submodule(path), named, config, adapter_dtype, part)
+        path: _new_update(model.get_submodule(path), named, config, adapter_dtype, part)
         for path, (named, part) in targets.items()
     }
     if config.trainable_token_indices:
@@ -135,7 +135,7 @@ def add_exactly(
         )
 
 
-def install(model: nn.Module, adapter_name: str, record: AdapterRecord, adapters: dict[str, Adapter]) -> None:
+def install(model: nn.Module, adapter_name: str, record: AdapterRecord, adapters: dict[str, Update]) -> None:
     """Put built adapters, by the path of their layer, into the model, without making them act.
 
     Nothing here can fail for a reason that a user could mend, so a refused injection leaves the model as it was.
@@ -207,9 +207,9 @@ def check_new_name(model: nn.Module, name: str) -> None:
         )
 
 
-def _new_adapter(
+def _new_update(
     layer: nn.Module, path: str, config: LoRAConfig, dtype: torch.dtype | None, thirds: tuple[str, ...]
-) -> Adapter:
+) -> Update:
     """The adapter for ``layer``, initialised, on its device."""
     kind = host_class(layer)
     assert kind is not None
@@ -221,7 +221,7 @@ def _new_adapter(
                 "its query, key and value projections are separate (kdim or vdim). Exclude it by exclude_modules."
             )
         with torch.device(weight.device):
-            adapter = kind.new_adapter(
+            adapter = kind.new_update(
                 cast(LoRALayer, layer),  # not a host yet; its own sizes are all that is read
                 r=config.rank_of(path), scaling=config.scaling_of(path), lora_dropout=config.lora_dropout,
                 use_dora=config.use_dora, lora_bias=config.lora_bias, dtype=_dtype(weight, dtype), **part)  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_core.layers import LoRALayer
-from lora_core.updates import Adapter, LinearAdapter
+from lora_core.updates import LinearUpdate, Update
 
 
 class LoRAMultiheadAttention(LoRALayer, nn.MultiheadAttention):
@@ -23,7 +23,7 @@ class LoRAMultiheadAttention(LoRALayer, nn.MultiheadAttention):
     weight_name = "in_proj_weight"
     bias_name = "in_proj_bias"
 
-    def new_adapter(self, *, use_dora: bool, lora_bias: bool, **options) -> Adapter:
+    def new_update(self, *, use_dora: bool, lora_bias: bool, **options) -> Update:
         if self.bias_k is not None or self.add_zero_attn:
             raise ValueError(
                 "nn.MultiheadAttention with add_bias_kv or add_zero_attn cannot be adapted; "
@@ -33,7 +33,7 @@ class LoRAMultiheadAttention(LoRALayer, nn.MultiheadAttention):
             raise ValueError(
                 "nn.MultiheadAttention takes neither use_dora nor lora_bias, as in PEFT; exclude it by exclude_modules."
             )
-        return LinearAdapter(self.embed_dim, 3 * self.embed_dim, use_dora=False, lora_bias=False, **options)
+        return LinearUpdate(self.embed_dim, 3 * self.embed_dim, use_dora=False, lora_bias=False, **options)
 
     def forward(
         self,

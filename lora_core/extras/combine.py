@@ -20,7 +20,7 @@ from lora_core.checkpoint import explicit_config, explicit_targets
 from lora_core.inject import check_new_name, install
 from lora_core.layers import LoRALayer
 from lora_core.targets import attention_outputs
-from lora_core.updates import Adapter, TokenRows
+from lora_core.updates import TokenRows, Update
 
 PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 COMBINATIONS = ("linear", "cat", "svd", *PRUNING)
@@ -57,9 +57,11 @@ def combine_adapters(
     records = {name: record_of(model, name) for name in names}
     saved = _saved_once(records)
     generator = torch.Generator().manual_seed(seed)
-    adapters: dict[str, Adapter] = {}
+    adapters: dict[str, Update] = {}
     for path, host in hosts(model):
-        parts = [(host.adapter(name), weight) for name, weight in zip(names, weights, strict=True) if name in host.lora]
+        parts = [
+            (host.update_of(name), weight) for name, weight in zip(names, weights, strict=True) if name in host.lora
+        ]
         if parts:
             try:
                 a, b = _combined(
@@ -85,7 +87,7 @@ def combine_adapters(
 
 
 def _combined(
-    parts: list[Adapter],
+    parts: list[Update],
     weights: list[float],
     combination: str,
     density: float | None,
@@ -149,9 +151,9 @@ def _truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return vh[:rank] @ q_a.T, q_b @ (u[:, :rank] * s[:rank])
 
 
-def _plain_adapter(host: LoRALayer, a: Tensor, b: Tensor, like: Adapter) -> Adapter:
+def _plain_adapter(host: LoRALayer, a: Tensor, b: Tensor, like: Update) -> Update:
     with torch.device(a.device):
-        adapter = host.new_adapter(r=a.shape[0], scaling=1.0, lora_dropout=like.lora_dropout.p, use_dora=False,
+        adapter = host.new_update(r=a.shape[0], scaling=1.0, lora_dropout=like.lora_dropout.p, use_dora=False,
                                    lora_bias=False, dtype=next(like.parameters()).dtype)  # fmt: skip
     tensors = adapter.named_tensors()
     for name, factor in zip(adapter.factor_names, (a, b), strict=True):
@@ -190,5 +192,5 @@ def _check(
         raise ValueError(f'rank is for "svd" and must be at least 1, but it is {rank!r} for {combination!r}.')
 
 
-def _has_bias(part: Adapter) -> bool:
+def _has_bias(part: Update) -> bool:
     return getattr(getattr(part, "lora_B", None), "bias", None) is not None

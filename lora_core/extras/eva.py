@@ -15,7 +15,7 @@ from lora_core.adapters import disable_adapters, hosts, record_of, set_adapter, 
 from lora_core.checkpoint import explicit_config, explicit_targets
 from lora_core.layers import LoRALayer
 from lora_core.targets import attention_outputs
-from lora_core.updates import LinearAdapter
+from lora_core.updates import LinearUpdate
 
 
 @torch.no_grad()
@@ -43,10 +43,10 @@ def initialise_eva(
     record = record_of(model, adapter_name)
     outputs = set(attention_outputs(model).values())
     layers: dict[str, LoRALayer] = {}
-    old: dict[str, LinearAdapter] = {}
+    old: dict[str, LinearUpdate] = {}
     for path, host in hosts(model):
-        adapter = host.adapter(adapter_name) if adapter_name in host.lora and path not in outputs else None
-        if type(adapter) is LinearAdapter:
+        adapter = host.update_of(adapter_name) if adapter_name in host.lora and path not in outputs else None
+        if type(adapter) is LinearUpdate:
             layers[path], old[path] = host, adapter
     if not layers:
         raise ValueError(f"Adapter {adapter_name!r} adapts no linear layer, so EVA has nothing to set.")
@@ -67,7 +67,7 @@ def initialise_eva(
             del host.lora[adapter_name]
             if not host.lora:
                 host.release()
-    left = {path: host.adapter(adapter_name) for path, host in hosts(model) if adapter_name in host.lora}
+    left = {path: host.update_of(adapter_name) for path, host in hosts(model) if adapter_name in host.lora}
     record.targets = tuple(path for path in record.targets if path in left)
     sizes = {path: (left[path].r, float(left[path].scaling)) for path in record.targets if path not in outputs}
     record.config = explicit_config(record.config, sizes)
@@ -161,12 +161,12 @@ def _redistribute(shares: Mapping[str, Tensor], ranks: Mapping[str, int], rho: f
     return {path: counts[path] for path in ranks}
 
 
-def _started(host: LoRALayer, old: LinearAdapter, directions: Tensor) -> LinearAdapter:
+def _started(host: LoRALayer, old: LinearUpdate, directions: Tensor) -> LinearUpdate:
     with torch.device(directions.device):
-        new = host.new_adapter(r=len(directions), scaling=float(old.scaling), lora_dropout=old.lora_dropout.p,
+        new = host.new_update(r=len(directions), scaling=float(old.scaling), lora_dropout=old.lora_dropout.p,
                                use_dora=old.lora_magnitude_vector is not None,
                                lora_bias=old.lora_B.bias is not None, dtype=old.lora_A.weight.dtype)  # fmt: skip
-    assert isinstance(new, LinearAdapter)
+    assert isinstance(new, LinearUpdate)
     new.lora_A.weight.copy_(directions)
     nn.init.zeros_(new.lora_B.weight)
     if new.lora_B.bias is not None:

@@ -11,7 +11,7 @@ from lora_core.adapters import hosts, record_of, state_of
 from lora_core.checkpoint import explicit_targets, file_keys, read_adapter, refuse_non_finite
 from lora_core.layers import LoRALayer
 from lora_core.targets import attention_outputs
-from lora_core.updates import Adapter, Conv2dAdapter, ThirdsAdapter
+from lora_core.updates import Conv2dUpdate, ThirdsUpdate, Update
 
 
 def prepare_hotswap(model: nn.Module, max_rank: int, adapter_name: str = "default") -> nn.Module:
@@ -28,7 +28,7 @@ def prepare_hotswap(model: nn.Module, max_rank: int, adapter_name: str = "defaul
         host, adapter = slot.host, slot.adapter
         if adapter.r > max_rank:
             raise ValueError(f"max_rank is {max_rank}, but adapter {adapter_name!r} has a layer of rank {adapter.r}.")
-        if isinstance(adapter, Conv2dAdapter) and adapter.lora_B.groups > 1:
+        if isinstance(adapter, Conv2dUpdate) and adapter.lora_B.groups > 1:
             raise ValueError(
                 "The adapter of a grouped convolution cannot be padded: its rank is split among the groups."
             )
@@ -92,7 +92,7 @@ class _Slot:
     """An adapter of one layer, and its parameters under PEFT's names."""
 
     host: LoRALayer
-    adapter: Adapter
+    adapter: Update
     own: dict[str, Tensor]
 
 
@@ -102,8 +102,8 @@ def _slots(model: nn.Module, adapter_name: str) -> dict[str, _Slot]:
     found = {path: host for path, host in hosts(model) if adapter_name in host.lora}
     if any(adapter_name in host.merged_adapters for host in found.values()):
         raise ValueError(f"Adapter {adapter_name!r} is merged. Call lora_core.unmerge_lora(model) first.")
-    adapters = {path: host.adapter(adapter_name) for path, host in found.items()}
-    special = any(isinstance(a, ThirdsAdapter) or getattr(a, "start_A", None) is not None for a in adapters.values())
+    adapters = {path: host.update_of(adapter_name) for path, host in found.items()}
+    special = any(isinstance(a, ThirdsUpdate) or getattr(a, "start_A", None) is not None for a in adapters.values())
     if special or record.config.trainable_token_indices:
         raise ValueError(
             f"Adapter {adapter_name!r} has a form that a file cannot replace in place (PiSSA, OLoRA, thirds of a fused "
@@ -112,12 +112,12 @@ def _slots(model: nn.Module, adapter_name: str) -> dict[str, _Slot]:
     return {path: _Slot(host, adapters[path], adapters[path].named_tensors()) for path, host in found.items()}
 
 
-def _resized(host: LoRALayer, adapter: Adapter, rank: int) -> Adapter:
+def _resized(host: LoRALayer, adapter: Update, rank: int) -> Update:
     """A copy of ``adapter`` with room for ``rank``."""
     old = adapter.named_tensors()
     first = old[adapter.factor_names[0]]
     with torch.device(first.device):
-        new = host.new_adapter(r=rank, scaling=float(adapter.scaling), lora_dropout=adapter.lora_dropout.p,
+        new = host.new_update(r=rank, scaling=float(adapter.scaling), lora_dropout=adapter.lora_dropout.p,
                                dtype=first.dtype, use_dora=adapter.lora_magnitude_vector is not None,
                                lora_bias="lora_B.bias" in old)  # fmt: skip
     new.r = adapter.r

@@ -15,7 +15,7 @@ def summary(model: nn.Module) -> str:
     for path, host in hosts(model):
         shape = "×".join(str(n) for n in getattr(host, host.weight_name).shape)
         for name in host.lora:
-            adapter = host.adapter(name)
+            adapter = host.update_of(name)
             trainable = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
             acts = "merged" if name in host.merged_adapters else "active" if name in host.active_adapters else "waiting"
             kind, scaling = host.original_class.__name__, f"{float(adapter.scaling):g}"
