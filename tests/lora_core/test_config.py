@@ -55,9 +55,9 @@ def test_rank_and_alpha_patterns_match_as_in_peft(ranks, alphas, rank, alpha):
 @pytest.mark.parametrize("r", [0, -1, 2.0, True, "8", None])
 def test_rank_must_be_a_positive_whole_number(r):
     """Property 10, for r and for rank_pattern."""
-    with pytest.raises(ValueError, match="r must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="r (must|is .* should) be a whole number"):
         LoRAConfig(r=r)
-    with pytest.raises(ValueError, match=r"rank_pattern\['query'\] must be a whole number"):
+    with pytest.raises(ValueError, match=r"rank_pattern.*(must be a whole number|should be whole numbers)"):
         LoRAConfig(rank_pattern={"query": r})
 
 
@@ -202,10 +202,10 @@ def test_a_feature_that_would_change_results_is_refused(field):
         (b"\xff\xfe\x00", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b'{"r": ' + b"9" * 5000 + b"}", "is not JSON"),
-        (b"[1, 2]", "must hold a JSON object"),
+        (b"[1, 2]", "holds list instead of a JSON object"),
         (b"{}", "peft_type must be 'LORA'"),
         (b'{"peft_type": "IA3"}', "peft_type must be 'LORA'"),
-        (b'{"peft_type": "LORA", "r": "4"}', "r must be a whole number"),
+        (b'{"peft_type": "LORA", "r": "4"}', "r is '4', but it should be a whole number"),
         (b'{"peft_type": "LORA", "target_modules": 7}', "target_modules"),
         (b'{"peft_type": "LORA", "rank_pattern": [1]}', "rank_pattern"),
         (b'{"peft_type": "LORA", "lora_dropout": {}}', "lora_dropout"),
