@@ -81,7 +81,7 @@ class LoRALayer(nn.Module):
         raise NotImplementedError
 
     def new_update_like(self, old: Update, r: int, **changes) -> Update:
-        """An uninitialised update of rank ``r`` that is in all else as ``old``, but for ``changes``, and on its device."""
+        """An uninitialised update of rank ``r`` on the device of ``old``, and as it in all but ``changes``."""
         like = next(old.parameters())
         options = {
             "scaling": float(old.scaling),

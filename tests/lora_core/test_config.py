@@ -55,7 +55,7 @@ def test_rank_and_alpha_patterns_match_as_in_peft(ranks, alphas, rank, alpha):
 @pytest.mark.parametrize("r", [0, -1, 2.0, True, "8", None])
 def test_rank_must_be_a_positive_whole_number(r):
     """Property 10, for r and for rank_pattern."""
-    with pytest.raises(ValueError, match="r (must|is .* should) be a whole number"):
+    with pytest.raises(ValueError, match=r"r (must|is .* should) be a whole number"):
         LoRAConfig(r=r)
     with pytest.raises(ValueError, match=r"rank_pattern.*(must be a whole number|should be whole numbers)"):
         LoRAConfig(rank_pattern={"query": r})
