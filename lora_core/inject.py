@@ -1,4 +1,8 @@
-"""Put adapters into a model, and take them out."""
+"""Put adapters into a model, and take them out.
+
+In reading order: `inject_lora` and `add_adapter`, which build an adapter (`add_exactly`) and install it (`install`);
+`eject_lora`; `parameter_counts`; names, and how one update is made.
+"""
 
 import dataclasses
 import logging
@@ -56,11 +60,12 @@ def inject_lora(
     Args:
         model: any module; nn.Linear, nn.Embedding, nn.Conv2d, nn.MultiheadAttention (input and output projection
             together) and transformers' Conv1D can be adapted, and thirds of a fused qkv Linear ("qkv.q", "qkv.v").
-        r, lora_alpha, lora_dropout, target_modules, modules_to_save, bias, init_lora_weights, options: the fields
-            of LoRAConfig, which says what each means.
+        r, lora_alpha, lora_dropout, target_modules, modules_to_save, bias, init_lora_weights: fields of LoRAConfig,
+            which says what each means.
         config: all of them in one object instead; it is not changed.
         adapter_name: name of this adapter.
         adapter_dtype: dtype of A and B; None means fp32 on a half-precision base, else the base's.
+        options: further fields of LoRAConfig.
 
     Raises:
         ValueError: a pattern that matches nothing (with the nearest names), a model without known attention (with
@@ -68,8 +73,8 @@ def inject_lora(
             unchanged then.
     """
     options |= {"target_modules": target_modules, "modules_to_save": modules_to_save}
-    fields = LoRAConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, bias=bias,
-                        init_lora_weights=init_lora_weights, **options)  # fmt: skip
+    options |= {"bias": bias, "init_lora_weights": init_lora_weights}
+    fields = LoRAConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, **options)
     if config is None:
         config = fields
     elif fields != LoRAConfig():
@@ -90,7 +95,17 @@ def add_adapter(
     trainable: bool = True,
     **fields,
 ) -> None:
-    """Add an adapter without making it act; arguments and errors as for ``inject_lora``."""
+    """Add an adapter without making it act.
+
+    Args:
+        model: as for `inject_lora`, and so are config and adapter_dtype.
+        adapter_name: name of this adapter.
+        trainable: whether it is trained when it acts.
+        fields: fields of LoRAConfig, in place of ``config``.
+
+    Raises:
+        ValueError: as for `inject_lora`; the model is unchanged then.
+    """
     if config is not None and fields:
         raise ValueError(f"Give either config or single fields, not both; the fields are {sorted(fields)}.")
     config = LoRAConfig(**fields) if config is None else config
@@ -135,8 +150,8 @@ def add_exactly(
         )
 
 
-def install(model: nn.Module, adapter_name: str, record: AdapterRecord, adapters: dict[str, Update]) -> None:
-    """Put built adapters, by the path of their layer, into the model, without making them act.
+def install(model: nn.Module, adapter_name: str, record: AdapterRecord, updates: dict[str, Update]) -> None:
+    """Put the updates of a new adapter, by the path of their layer, into the model, without making them act.
 
     Nothing here can fail for a reason that a user could mend, so a refused injection leaves the model as it was.
     """
@@ -145,12 +160,12 @@ def install(model: nn.Module, adapter_name: str, record: AdapterRecord, adapters
     )
     if not state.adapters:
         model.requires_grad_(False)
-    for path, adapter in adapters.items():
+    for path, update in updates.items():
         layer = model.get_submodule(path)
         kind = host_class(layer)
         assert kind is not None
         host = layer if isinstance(layer, LoRALayer) else kind.adopt(layer)
-        host.lora[adapter_name] = adapter.train(host.training)
+        host.lora[adapter_name] = update.train(host.training)
     for key in record.saved:
         state.base.setdefault(key, get(model, key))
     for path in half_modules(model, record.saved, state.base):
@@ -158,7 +173,7 @@ def install(model: nn.Module, adapter_name: str, record: AdapterRecord, adapters
             first = next(key for key in record.saved if key.rpartition(".")[0] == path)
             state.bridges[path] = bridge(model.get_submodule(path), state.base[first].dtype)
     state.adapters[adapter_name] = record
-    state.fast_paths |= block_fast_paths(model)
+    state.fast_paths |= block_fast_paths(model, {host for _, host in hosts(model)})
     setattr(model, STATE, state)
     set_adapter(model, state.active)
 
@@ -195,7 +210,11 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 
 def check_new_name(model: nn.Module, name: str) -> None:
-    """ValueError unless ``name`` can be the name of a further adapter."""
+    """Check that ``name`` can be the name of a further adapter.
+
+    Raises:
+        ValueError: torch's modules cannot have a child of that name, or there is such an adapter.
+    """
     if not _NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
         raise ValueError(
             f"An adapter's name may hold letters, digits, '_' and '-' and must not be an attribute of torch's modules, "
@@ -210,7 +229,7 @@ def check_new_name(model: nn.Module, name: str) -> None:
 def _new_update(
     layer: nn.Module, path: str, config: LoRAConfig, dtype: torch.dtype | None, thirds: tuple[str, ...]
 ) -> Update:
-    """The adapter for ``layer``, initialised, on its device."""
+    """The update for ``layer``, initialised, on its device."""
     kind = host_class(layer)
     assert kind is not None
     weight = getattr(layer, kind.weight_name)
@@ -221,14 +240,20 @@ def _new_update(
                 "its query, key and value projections are separate (kdim or vdim). Exclude it by exclude_modules."
             )
         with torch.device(weight.device):
-            adapter = kind.new_update(
+            update = kind.new_update(
                 cast(LoRALayer, layer),  # not a host yet; its own sizes are all that is read
-                r=config.rank_of(path), scaling=config.scaling_of(path), lora_dropout=config.lora_dropout,
-                use_dora=config.use_dora, lora_bias=config.lora_bias, dtype=_dtype(weight, dtype), **part)  # fmt: skip
-        initialise(adapter, kind.matrix(weight), config)
+                r=config.rank_of(path),
+                scaling=config.scaling_of(path),
+                lora_dropout=config.lora_dropout,
+                use_dora=config.use_dora,
+                lora_bias=config.lora_bias,
+                dtype=_dtype(weight, dtype),
+                **part,
+            )
+        initialise(update, kind.matrix(weight), config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return adapter
+    return update
 
 
 def _dtype(weight: Tensor, wanted: torch.dtype | None) -> torch.dtype:

@@ -8,6 +8,7 @@ Shapes: B batch, T target tokens, S source tokens, E embed_dim, H heads, D = E /
 """
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -90,15 +91,21 @@ class LoRAMultiheadAttention(LoRALayer, nn.MultiheadAttention):
         return total
 
 
-def block_fast_paths(model: nn.Module) -> dict[tuple[str, str], object]:
-    """Make torch's transformer encoders call their layers in every mode; returns {(path, attribute): its old value}.
+def block_fast_paths(model: nn.Module, called: Collection[nn.Module]) -> dict[tuple[str, str], object]:
+    """Make torch's transformer encoders call the modules in them in every mode.
 
-    The two attributes serve torch for nothing but the choice of the fast path.
+    Args:
+        model: where the encoders are.
+        called: the modules that must be called; encoders without any of them stay fast.
+
+    Returns:
+        {(path, attribute): its old value}, for `restore_fast_paths`. The two attributes serve torch for nothing but
+        the choice of the fast path.
     """
     old: dict[tuple[str, str], object] = {}
     for path, module in model.named_modules():
         attribute = _FAST_PATH_SWITCHES.get(next((c for c in _FAST_PATH_SWITCHES if isinstance(module, c)), object))
-        if attribute and getattr(module, attribute, False) and any(isinstance(m, LoRALayer) for m in module.modules()):
+        if attribute and getattr(module, attribute, False) and any(inner in called for inner in module.modules()):
             old[path, attribute] = getattr(module, attribute)
             setattr(module, attribute, False)
     return old

@@ -151,7 +151,8 @@ def _matches(model: nn.Module, adaptable: list[str], targets: Names) -> list[str
     for query, key, value, output in ATTENTION_NAMES:
         names = {"qv": (query, value), "qkv": (query, key, value), "attention": (query, key, value, output)}[preset]
         if all(Pattern((name,)).matches_any(linear) for name in names):
-            return [path for path in linear if Pattern(names).matches(path)]
+            projections = Pattern(names)
+            return [path for path in linear if projections.matches(path)]
     fused = fused_layers(model) & set(adaptable)
     if fused:
         thirds = {f"{path}.{third}" for path in fused for third in ("q", "v" if preset == "qv" else "k", "v")}
@@ -194,7 +195,8 @@ def _named(field: str, names: str | Sequence[str], paths: list[str]) -> list[str
         for name in names:
             if not Pattern((name,)).matches_any(paths):
                 raise _no_match(field, name, paths)
-    return [path for path in paths if Pattern(names).matches(path)]
+    pattern = Pattern(names)
+    return [path for path in paths if pattern.matches(path)]
 
 
 def _by_layer(paths: list[str], indices: Sequence[int], pattern: Names) -> list[str]:

@@ -21,8 +21,16 @@ QV = ["query", "value"]
 def adapter(weight: torch.Tensor, r: int, **fields) -> LinearUpdate:
     config = LoRAConfig(r=r, **fields)
     rows, columns = weight.shape
-    made = LinearUpdate(columns, rows, r=r, scaling=config.scaling_of("x"), lora_dropout=0.0, use_dora=False,
-                         lora_bias=False, dtype=torch.float32)  # fmt: skip
+    made = LinearUpdate(
+        columns,
+        rows,
+        r=r,
+        scaling=config.scaling_of("x"),
+        lora_dropout=0.0,
+        use_dora=False,
+        lora_bias=False,
+        dtype=torch.float32,
+    )
     torch.manual_seed(0)
     initialise(made, weight, config)
     return made
