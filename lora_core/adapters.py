@@ -35,8 +35,9 @@ class AdapterRecord:
     targets: tuple[str, ...]
     """Paths of the adapted layers."""
     saved: dict[str, Tensor] = field(default_factory=dict)
-    """Parameters and buffers owned in full, by their path in the model."""
+    """Parameters and buffers owned in full, by their path in the model; they are there while the adapter acts."""
     trainable: bool = True
+    """Whether it is trained when it acts."""
 
 
 @dataclass
@@ -44,9 +45,11 @@ class LoRAState:
     """What a model remembers of its adapters; the attribute ``lora_state`` of the injected model."""
 
     adapters: dict[str, AdapterRecord] = field(default_factory=dict)
+    """Every adapter by name, in the order of their coming."""
     base: dict[str, Tensor] = field(default_factory=dict)
     """The base model's own tensor for every path that some adapter owns in full."""
     active: tuple[str, ...] = ()
+    """Names of the adapters that act."""
     fast_paths: dict[tuple[str, str], object] = field(default_factory=dict)
     """What multihead.py switched off in torch's transformer encoders, with the old values."""
     was_trainable: dict[str, bool] = field(default_factory=dict)
@@ -58,7 +61,11 @@ class LoRAState:
 
 
 def state_of(model: nn.Module) -> LoRAState:
-    """The adapters of ``model``; ValueError when it has none."""
+    """What ``model`` remembers of its adapters.
+
+    Raises:
+        ValueError: it has none.
+    """
     state = getattr(model, STATE, None)
     if state is None:
         raise ValueError(
@@ -76,7 +83,11 @@ def hosts(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
 
 
 def record_of(model: nn.Module, adapter_name: str) -> AdapterRecord:
-    """The record of one adapter; ValueError that lists the names when it is unknown."""
+    """The record of one adapter.
+
+    Raises:
+        ValueError: there is no adapter of that name; the message lists the names.
+    """
     adapters = state_of(model).adapters
     if adapter_name not in adapters:
         raise ValueError(f"There is no adapter {adapter_name!r}; the model has {sorted(adapters)}.")
@@ -124,14 +135,14 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
         host.active_adapters = host.merged_adapters = ()
         host.row_adapters = None
         exchange_frozen(host)
-    swapped = {key: get(model, key) for key in state.base}
+    swapped = {key: get_tensor(model, key) for key in state.base}
     try:
         for key, tensor in state.base.items():
-            put(model, key, tensor)
+            put_tensor(model, key, tensor)
         yield
     finally:
         for key, tensor in swapped.items():
-            put(model, key, tensor)
+            put_tensor(model, key, tensor)
         for host, active, merged, rows in before:
             host.active_adapters, host.merged_adapters, host.row_adapters = active, merged, rows
             exchange_frozen(host)
@@ -163,7 +174,7 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
         if name in adapter_names
     }
     by_rows = [_ByRows(model, path, rows_of) for path in _modules_by_rows(model, records)] if len(rows_of) > 1 else []
-    placed = {key: get(model, key) for key in state.base}
+    placed = {key: get_tensor(model, key) for key in state.base}
     tensors = [*placed.values(), *(tensor for record in records.values() for tensor in record.saved.values())]
     tensors += [parameter for host in layers for parameter in host.lora.parameters()]
     trainable = {tensor: tensor.requires_grad for tensor in tensors if isinstance(tensor, nn.Parameter)}
@@ -189,7 +200,7 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
         for host in layers:
             host.row_adapters = None
         for key, tensor in placed.items():
-            put(model, key, tensor)
+            put_tensor(model, key, tensor)
         for parameter, flag in trainable.items():
             parameter.requires_grad_(flag)
 
@@ -220,6 +231,11 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
 
 
 def _check_combination(records: dict[str, AdapterRecord]) -> None:
+    """Check that adapters can act together.
+
+    Raises:
+        ValueError: one uses DoRA, or two train the same tensor or token.
+    """
     dora = [name for name, record in records.items() if record.config.use_dora]
     if dora:
         raise ValueError(f"Adapters {dora} use DoRA, which rescales the whole layer, so they cannot act with others.")
@@ -251,13 +267,13 @@ def exchange_frozen(host: LoRALayer) -> None:
         setattr(host, name, waiting)
 
 
-def get(model: nn.Module, path: str) -> Tensor:
+def get_tensor(model: nn.Module, path: str) -> Tensor:
     """The parameter or buffer at ``path``."""
     parent, _, leaf = path.rpartition(".")
     return getattr(model.get_submodule(parent), leaf)
 
 
-def put(model: nn.Module, path: str, tensor: Tensor) -> None:
+def put_tensor(model: nn.Module, path: str, tensor: Tensor) -> None:
     """Put a parameter or buffer at ``path``, on the device of the one that it replaces."""
     parent, _, leaf = path.rpartition(".")
     module = model.get_submodule(parent)
@@ -276,7 +292,7 @@ def _put_owned(model: nn.Module, state: LoRAState, acting: dict[str, AdapterReco
     for key, base in state.base.items():
         tensor, record = owned.get(key, (base, None))
         _set_trainable([tensor], record is not None and record.trainable)
-        put(model, key, tensor)
+        put_tensor(model, key, tensor)
 
 
 def _set_trainable(tensors: Iterable[Tensor], trainable: bool) -> None:
@@ -362,29 +378,29 @@ class _ByRows:
                 host.row_adapters = None
                 host.active_adapters = () if name is None or name not in host.lora else (name,)
             for key in self.keys:
-                put(self.model, key, saved.get(key, state.base[key]))
+                put_tensor(self.model, key, saved.get(key, state.base[key]))
             yield
         finally:
             for host, active, rows in before:
                 host.active_adapters, host.row_adapters = active, rows
             for key in self.keys:
-                put(self.model, key, state.base[key])
+                put_tensor(self.model, key, state.base[key])
 
     def _joined(self, results: list[Any]) -> Any:
         """The results of all adapters as one, the rows in the order of the batch."""
         first = results[0]
-        if isinstance(first, Tensor):
-            rows_of = list(self.rows_of.values())
-            if all(part.dim() and len(part) == len(rows) for part, rows in zip(results, rows_of, strict=True)):
-                return torch.cat(results)[torch.cat(rows_of).argsort()]
-        elif first is None:
+        if first is None:
             return None
-        elif isinstance(first, dict) and type(first) is not dict:
-            return type(first)(**{key: self._joined([part[key] for part in results]) for key in first})
-        elif isinstance(first, dict):
-            return {key: self._joined([part[key] for part in results]) for key in first}
-        elif type(first) in (tuple, list):
+        if isinstance(first, dict):
+            whole = {key: self._joined([part[key] for part in results]) for key in first}
+            return whole if type(first) is dict else type(first)(**whole)  # a ModelOutput of transformers
+        if type(first) in (tuple, list):
             return type(first)(self._joined(list(parts)) for parts in zip(*results, strict=True))
+        rows_of = list(self.rows_of.values())
+        if isinstance(first, Tensor) and all(
+            part.dim() and len(part) == len(rows) for part, rows in zip(results, rows_of, strict=True)
+        ):
+            return torch.cat(results)[torch.cat(rows_of).argsort()]
         raise ValueError(
             f"{self.path or 'The model'} returns a {type(first).__name__} that has no row for each of the batch, so "
             "adapters that own a head or biases in it cannot be mixed. Run each adapter in a batch of its own."

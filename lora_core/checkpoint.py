@@ -209,7 +209,7 @@ def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file:
 
 
 def _unset_start(config: LoRAConfig) -> LoRAConfig:
-    """The same adapter with the cheapest start that its weights can replace.
+    """``config`` with the cheapest start that an adapter's weights from a file can replace.
 
     PEFT's own unconverted PiSSA and OLoRA files are factors beside a base from which the start was taken away, so
     they start the same way here.

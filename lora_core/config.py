@@ -170,7 +170,7 @@ class LoRAConfig:
         return self.alpha_of(path) / (math.sqrt(r) if self.use_rslora else r)
 
     def with_alphas(self) -> "LoRAConfig":
-        """The same choices with every alpha stated, since a file has no "as large as the rank"."""
+        """This config with every alpha stated, since a file has no "as large as the rank"."""
         if self.lora_alpha is not None:
             return self
         by_rank = {pattern: r for pattern, r in self.rank_pattern.items() if pattern not in self.alpha_pattern}
@@ -360,6 +360,7 @@ _NAMES = {
     str: ("a string", "strings"),
     bool: ("true or false", "true or false"),
     Path: ("a path", "paths"),
+    tuple: ("a list", "lists"),
 }
 """What a type is called in a message, one and several."""
 

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lora_core.adapters import STATE, AdapterRecord, LoRAState, get, hosts, remove_bridge, set_adapter, state_of
+from lora_core.adapters import STATE, AdapterRecord, LoRAState, get_tensor, hosts, remove_bridge, set_adapter, state_of
 from lora_core.config import LoRAConfig
 from lora_core.half_precision import HALF, bridge, half_modules
 from lora_core.initialise import initialise
@@ -127,7 +127,7 @@ def add_exactly(
     targets = {path: (path, part) for path, part in thirds.items()}  # where the patterns look the rank up, and thirds
     targets |= {outputs[path]: (path, ()) for path in thirds if path in outputs}
     saved = find_saved(model, config, tuple(targets))
-    base = {key: state.base.get(key, get(model, key)) for key in saved}
+    base = {key: state.base.get(key, get_tensor(model, key)) for key in saved}
     new = {
         path: _new_update(model.get_submodule(path), named, config, adapter_dtype, part)
         for path, (named, part) in targets.items()
@@ -167,7 +167,7 @@ def install(model: nn.Module, adapter_name: str, record: AdapterRecord, updates:
         host = layer if isinstance(layer, LoRALayer) else kind.adopt(layer)
         host.lora[adapter_name] = update.train(host.training)
     for key in record.saved:
-        state.base.setdefault(key, get(model, key))
+        state.base.setdefault(key, get_tensor(model, key))
     for path in half_modules(model, record.saved, state.base):
         if path not in state.bridges:
             first = next(key for key in record.saved if key.rpartition(".")[0] == path)
@@ -193,7 +193,7 @@ def eject_lora(model: nn.Module) -> nn.Module:
     restore_fast_paths(model, state.fast_paths)
     for key, base in state.base.items():
         if key.rpartition(".")[0] in state.bridges:  # a head trained in fp32 stays after a merge: round it
-            tensor = get(model, key)
+            tensor = get_tensor(model, key)
             tensor.data = tensor.data.to(base.dtype)
     for path in list(state.bridges):
         remove_bridge(state, path)

@@ -16,7 +16,7 @@ from lora_core.updates import Conv2dUpdate, EmbeddingUpdate, LinearUpdate, Third
 
 
 class LoRALayer(nn.Module):
-    """What every host adds to the layer it adapts: its adapters and which of them act.
+    """What every host adds to the layer it adapts: the updates of adapters, and which of them act.
 
     Attributes:
         lora: the update of each adapter, by the adapter's name.
@@ -28,7 +28,8 @@ class LoRALayer(nn.Module):
 
     weight_name = "weight"
     bias_name = "bias"
-    transposed = False  # the weight is (in, out)
+    transposed = False
+    """Whether the weight is (in, out)."""
     bias: nn.Parameter | None
     lora: nn.ModuleDict
     original_class: type[nn.Module]

@@ -361,6 +361,16 @@ def test_a_mixed_batch_trains_each_adapters_own_head_and_biases(owner, names, tw
             assert parameter.grad is None or not parameter.grad.any()
 
 
+def test_a_mixed_batch_does_not_train_an_adapter_that_is_not_to_be_trained(make, run):
+    model = inject_lora(make("ours"), adapter_name="a", bias="all")
+    add_adapter(model, "b", bias="all", trainable=False)
+    with mixed_batch(model, ["a", "b", None, "b"]):
+        run(model).sum().backward()
+    records = model.lora_state.adapters
+    assert records["a"].saved["classifier.weight"].grad is not None
+    assert all(tensor.grad is None for tensor in records["b"].saved.values())
+
+
 def test_batch_norm_keeps_each_adapters_statistics(two, run):
     """Owned buffers change by the rows of their own adapter, as in a run with it alone."""
     settings = {"target_modules": ["inner"], "modules_to_save": ["norm", "head"]}
