@@ -64,15 +64,9 @@ FAMILIES = {
 
 
 @pytest.fixture(scope="module")
-def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Prints past pytest's capture."""
-    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
-
-    def write(text: str) -> None:
-        with capture.global_and_fixture_disabled():
-            print(f"\n{text}")
-
-    return write
+def show(publish: Callable[[list[str]], None]) -> Callable[[str], None]:
+    """Publishes a text."""
+    return lambda text: publish(text.splitlines())
 
 
 @pytest.fixture(scope="module")

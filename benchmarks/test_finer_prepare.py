@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -116,17 +115,7 @@ def measured(code: str, corpus: Path, output: Path) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def report(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Lines that are printed at the end."""
-    lines: list[str] = []
-    yield lines
-    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print("\n" + "\n".join(lines))
-
-
-def test_preparation(corpus: Path, tmp_path: Path, benchmark: Any, report: list[str]) -> None:
+def test_preparation(corpus: Path, tmp_path: Path, benchmark: Any, table: list[str]) -> None:
     sentences, size = sum(SENTENCES.values()), sum(path.stat().st_size for path in corpus.iterdir())
     ours = benchmark.pedantic(measured, args=(OURS, corpus, tmp_path / "ours"), rounds=1)
     theirs = measured(THEIRS, corpus, tmp_path / "theirs")
@@ -139,12 +128,12 @@ def test_preparation(corpus: Path, tmp_path: Path, benchmark: Any, report: list[
     assert SCALE > 1 or growth < GROWTH
     for name, figures in (("ours", ours), ("datasets", theirs)):
         seconds = figures["seconds"]
-        report.append(
+        table.append(
             f"{name:<9} {sentences / seconds:>9,.0f} sentences/s, {size / seconds / 1e6:6.1f} MB/s, {seconds:6.1f} s "
             f"({figures['cpu']:.1f} s CPU), peak {figures['peak'] / 1e6:,.0f} MB, "
             f"of which before the work {figures['before'] / 1e6:,.0f} MB"
         )
-    report.append(
+    table.append(
         f"{sentences:,} sentences, {size / 1e6:,.0f} MB; time {theirs['seconds'] / ours['seconds']:.2f}x, "
         f"CPU time {theirs['cpu'] / ours['cpu']:.2f}x, memory {ours['peak'] / theirs['peak']:.2f}x of datasets; "
         f"ours on a tenth: peak {less['peak'] / 1e6:,.0f} MB, so {growth:.0f} bytes a sentence"

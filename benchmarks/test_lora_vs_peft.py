@@ -46,14 +46,12 @@ def base() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, float, float]]]:
+def table(publish: Callable[[list[str]], None]) -> Iterator[list[tuple[str, float, float]]]:
     """Rows (what, our seconds, PEFT's seconds), printed when all are measured."""
     rows: list[tuple[str, float, float]] = []
     yield rows
     lines = [f"{what:<34}{ours * 1e3:>12.2f}{theirs * 1e3:>12.2f}{theirs / ours:>9.2f}" for what, ours, theirs in rows]
-    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print("\n" + "\n".join([f"{'':<34}{'ours, ms':>12}{'PEFT, ms':>12}{'ratio':>9}", *lines]))
+    publish([f"{'':<34}{'ours, ms':>12}{'PEFT, ms':>12}{'ratio':>9}", *lines])
 
 
 @pytest.fixture

@@ -150,9 +150,11 @@ def tokenizer() -> Any:
 
 def windows(corpus: Path, fast: Any, cache: bool) -> Any:
     from trainers.data.tokens.encode import load_windows
+    from trainers.data.tokens.files import TaggedFile
     from trainers.data.tokens.reader import TokenFile
 
-    return load_windows(TokenFile(corpus, "tner", LABELS, LABELS, "error"), fast, MAX_LENGTH, 0, cache=cache)
+    file = TokenFile((TaggedFile(corpus, "", "train", "json"),), LABELS, LABELS, "error")
+    return load_windows(file, fast, MAX_LENGTH, 0, cache=cache)
 
 
 def ours(corpus: Path, folder: Path, processes: int) -> Figures:

@@ -132,7 +132,7 @@ def sentence_lengths(count: int) -> np.ndarray:
     if os.environ.get("LORA_DATA_DIR"):
         from lora_core.models import resolve
         from trainers.data.tokenizer import load_tokenizer
-        from trainers.data.tokens.files import load_token_datasets
+        from trainers.data.tokens.reader import load_token_datasets
         from trainers.data.tokens.windows import encode_tokens
 
         train = load_token_datasets("bionlp2004")["train"]
@@ -310,19 +310,8 @@ def spread(values: list[float]) -> str:
     return f"{(max(values) - min(values)) / statistics.median(values):>7.0%}"
 
 
-@pytest.fixture
-def show(request: pytest.FixtureRequest) -> Callable[[list[str]], None]:
-    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
-
-    def lines(text: list[str]) -> None:
-        with capture.global_and_fixture_disabled():
-            print("\n" + "\n".join(text))
-
-    return lines
-
-
 @pytest.mark.parametrize("size_name", SIZES)
-def test_training(size_name, show, benchmark):
+def test_training(size_name, publish, benchmark):
     size, rows = SIZES[size_name], ROWS[size_name]
     names = [name for name in CONTESTANTS if any(name in row for row in rows)]
     processes = {name: Process(size_name, name) for name in names}
@@ -370,7 +359,7 @@ def test_training(size_name, show, benchmark):
             text.append(
                 f"{'':<{len(size_name) + 34}}{name:<58}{statistics.median(shares):>8.2f}{spread(shares)}{aim:>7}"
             )
-    show(text)
+    publish(text)
 
 
 def profile(name: str) -> None:

@@ -50,15 +50,13 @@ class Pair(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, float, float]]]:
+def table(publish: Callable[[list[str]], None]) -> Iterator[list[tuple[str, float, float]]]:
     """Rows (what, our seconds, their seconds), printed when all are measured."""
     rows: list[tuple[str, float, float]] = []
     yield rows
     head = f"{f'ViT-base, {BATCH} images':<44}{'ours, ms':>12}{'PEFT, ms':>12}{'ratio':>9}"
     lines = [f"{what:<44}{ours * 1e3:>12.1f}{theirs * 1e3:>12.1f}{theirs / ours:>9.2f}" for what, ours, theirs in rows]
-    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print("\n" + "\n".join([head, *lines]))
+    publish([head, *lines])
 
 
 @pytest.fixture

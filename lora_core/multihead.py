@@ -68,13 +68,15 @@ class LoRAMultiheadAttention(LoRALayer, nn.MultiheadAttention):
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Projected query, key and value, (B, T or S, E). Inputs that are the same object are projected once."""
-        thirds = {}
-        for x in (query, key, value):
-            if id(x) not in thirds:
-                rows = x.unsqueeze(0) if x.dim() == 2 else x if self.batch_first else x.transpose(0, 1)
-                fused = self.adapted(rows, F.linear(rows, self.in_proj_weight, self.in_proj_bias))
-                thirds[id(x)] = fused.chunk(3, dim=-1)
-        return tuple(thirds[id(x)][i] for i, x in enumerate((query, key, value)))
+        q = self._fused(query)
+        k = q if key is query else self._fused(key)
+        v = q if value is query else k if value is key else self._fused(value)
+        return tuple(fused.chunk(3, dim=-1)[i] for i, fused in enumerate((q, k, v)))
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """All three projections of one input, (B, T or S, 3 E)."""
+        rows = x.unsqueeze(0) if x.dim() == 2 else x if self.batch_first else x.transpose(0, 1)
+        return self.adapted(rows, F.linear(rows, self.in_proj_weight, self.in_proj_bias))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)

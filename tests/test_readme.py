@@ -1,31 +1,63 @@
-"""The README's Python snippets run as they stand, and say what they print."""
+"""The READMEs' Python snippets run as they stand and print what they say; what they name is there."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+READMES = ["README.md", *(f"{folder}/README.md" for folder in ("lora_core", "trainers", "examples", "benchmarks"))]
 
 
-def test_python_snippets_run_and_print_what_they_say(tmp_path, monkeypatch, capsys):
+def text_of(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+SNIPPETS = [
+    pytest.param(snippet, id=f"{name}-{number}")
+    for name in READMES
+    for number, snippet in enumerate(re.findall(r"```python\n(.*?)```", text_of(name), flags=re.DOTALL), start=1)
+]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_a_snippet_runs_and_prints_what_it_says(snippet, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    assert snippets
-    for snippet in snippets:
-        promised = re.findall(r"print\(.*\)\s+# (\([\d, ]+\))", snippet)
-        exec(compile(snippet, "README.md", "exec"), {})
-        assert promised
-        assert capsys.readouterr().out.split("\n")[: len(promised)] == promised
+    promised = re.findall(r"print\(.*\)\s+# (.+)", snippet)
+    assert promised
+    exec(compile(snippet, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(promised)
+    for line, promise in zip(printed, promised, strict=True):
+        assert line
+        assert promise.startswith(line), (line, promise)
+
+
+def test_the_door_is_narrow_enough_to_read():
+    assert len(text_of("README.md").splitlines()) <= 130
 
 
 def test_install_commands_name_extras_that_exist():
-    extras = set(re.findall(r"-e '\.\[(\w+)\]'", TEXT))
-    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert extras == {"demo", "test"}
+    extras = {extra for name in READMES for extra in re.findall(r"-e '\.\[(\w+)\]'", text_of(name))}
+    pyproject = text_of("pyproject.toml")
+    assert extras >= {"demo", "test"}
     for extra in extras:
         assert re.search(rf"^{extra} = \[", pyproject, flags=re.MULTILINE)
 
 
-def test_files_that_the_readme_names_exist():
-    for path in re.findall(r"\]\(([\w/.]+)\)|\b(examples/[\w/]+\.(?:py|toml|png))", TEXT):
-        assert (ROOT / "".join(path)).is_file(), path
+@pytest.mark.parametrize("name", READMES)
+def test_files_that_a_readme_names_exist(name):
+    for link in re.findall(r"\]\(([\w/.-]+)\)", text_of(name)):
+        assert (ROOT / name).parent.joinpath(link).exists(), link
+    for path in re.findall(r"\b(examples/[\w/]+\.(?:py|toml|png))", text_of(name)):
+        assert (ROOT / path).is_file(), path
+
+
+def test_settings_that_a_readme_names_are_settings():
+    """Every long flag in a README is one of a verb, or of an example."""
+    sources = [*(ROOT / "trainers").glob("*.py"), *(ROOT / "examples").glob("*.py")]
+    known = set(re.findall(r"\b\w+\b", " ".join(path.read_text(encoding="utf-8") for path in sources)))
+    for name in READMES:
+        for flag in re.findall(r"(?<![\w-])--([a-z][\w-]+)", text_of(name)):
+            if flag not in ("nproc-per-node",):
+                assert flag.removeprefix("no-").replace("-", "_") in known, (name, flag)

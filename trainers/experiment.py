@@ -25,6 +25,22 @@ from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_
 logger = logging.getLogger("trainers")
 
 
+def train(datasets: Mapping[str, Any], **settings: Any) -> Run:
+    """Train and test a model on data in memory, and return what the run folder now holds.
+
+        run = trainers.train({"train": ..., "validation": ...}, output_dir="runs/mine", epochs=5)
+        ner = trainers.pipeline(model=run.folder)
+
+    Args:
+        datasets: as for `run`.
+        settings: fields of RunConfig; output_dir may be a string, target_modules a list.
+
+    Raises:
+        ValueError: as `run`, or a setting is unknown (with the nearest name).
+    """
+    return run(RunConfig.from_dict(settings, "trainers.train"), datasets)
+
+
 def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
     """Train and test a model as ``config`` says, and return what the run folder now holds.
 
@@ -53,6 +69,7 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
         if split not in datasets:
             raise ValueError(f"{config.data or 'The data'} has no {split} split; it has {', '.join(datasets)}.")
     labels = datasets["train"].labels
+    datasets = {split: dataset.with_labels(labels) for split, dataset in datasets.items()}
     if is_scratch(config) and checkpoint is None:
         world.from_main(lambda: write_vocabulary(config, datasets["train"]))
     model = build(config, labels)

@@ -11,13 +11,14 @@ import torch
 
 import lora_core
 from lora_core.models import build_model, config_from_dict, load_pretrained
-from lora_core.models.crf import CRFHead, iob2_transitions
+from lora_core.models.crf import CRFHead
 from lora_core.models.heads import AttentionPooling
 from lora_core.models.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.texts.reader import TextDataset
 from trainers.data.tokenizer import PAD, build_vocabulary, load_tokenizer
+from trainers.data.tokens.bio import iob2_transitions
 from trainers.data.tokens.reader import TokenDataset
 from trainers.run_folder import RunFolder
 
@@ -108,7 +109,7 @@ def prepare_head(model: TaskModel, config: RunConfig) -> None:
         if not isinstance(head, CRFHead):
             raise ValueError(f"crf_constraints is set, but the head is {config.head!r}. Use head crf.")
         with torch.no_grad():
-            head.constrain(iob2_transitions(model.labels))
+            head.constrain(torch.from_numpy(iob2_transitions(model.labels)))
 
 
 def _token_ids(config: RunConfig) -> list[int]:

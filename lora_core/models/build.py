@@ -120,7 +120,7 @@ def build_model(
         if labels is None:
             raise ValueError(f"{task} needs labels: a list of names in the order of the logits")
         model = assemble(config, task, check_labels(labels), head=head)
-    device = torch.get_default_device()
+    device = torch.empty(0).device  # torch 2.6's get_default_device does not see `with torch.device(...)`
     if device.type != "meta":
         model.to_empty(device=device)
         initialise(model, model.state_dict(), seed)

@@ -6,7 +6,7 @@ positions of `mask` alone, in order; what lies between them (special tokens, fur
 Shapes: B texts, T tokens (padded), W chained positions of the longest chain, L labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -61,19 +61,6 @@ def split_scores(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scores = scores.float()
     tokens = scores.shape[1] - 1 - scores.shape[2]
     return scores[:, :tokens], scores[0, tokens], scores[0, tokens + 1 :]
-
-
-def iob2_transitions(labels: Sequence[str]) -> Tensor:
-    """True (L, L) where IOB2 lets label j follow label i: I-X follows B-X and I-X alone, all else follows anything.
-
-    How a chain begins is left to the start scores: a window of a long sentence may begin inside an entity.
-    """
-    allowed = torch.ones(len(labels), len(labels), dtype=torch.bool)
-    for column, label in enumerate(labels):
-        if label.startswith("I-"):
-            for row, before in enumerate(labels):
-                allowed[row, column] = before in (f"B-{label[2:]}", label)
-    return allowed
 
 
 def crf_log_likelihood(emissions: Tensor, start: Tensor, transitions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def _fill(model: Encoder | TaskModel, found: dict[str, Tensor], folder: Path) ->
     if not pooler:
         found = {name: tensor for name, tensor in found.items() if not name.startswith(f"{prefix}pooler.")}
     _check_fit({name: tensor for name, tensor in wanted.items() if name not in lacking}, found, folder)
-    model.to_empty(device=torch.get_default_device())
+    model.to_empty(device=torch.empty(0).device)
     for name, tensor in model.state_dict().items():
         if name not in lacking:
             # A copy even of float32: the file's memory is unaligned, and lost if the file is cut short.

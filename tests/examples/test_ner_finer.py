@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from trainers.data.tokens.files import load_token_datasets
+from trainers.data.tokens.reader import load_token_datasets
 from trainers.run_folder import read_run
 
 ROOT = Path(__file__).resolve().parents[2]

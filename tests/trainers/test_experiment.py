@@ -13,7 +13,7 @@ from lora_core.kernels.fused import product_dtype
 from lora_core.models import load_pretrained
 from trainers.config import RunConfig
 from trainers.data.tokenizer import load_tokenizer
-from trainers.data.tokens.files import load_token_datasets
+from trainers.data.tokens.reader import load_token_datasets
 from trainers.data.tokens.windows import TokenWindows, encode_tokens
 from trainers.experiment import run
 from trainers.finished import evaluate_run

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import json
 import logging
-import os
+import re
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +16,23 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from lora_core.files import read_json_object, replacing, sha256_of_file, write_json
 from trainers.corpus.scan import Scan, scan
 from trainers.corpus.statistics import Statistics, statistics, write_statistics
-from trainers.data.cache import file_digest
 from trainers.data.rows import BadRows, OnBadRow
 from trainers.data.sources import UNSPLIT
 from trainers.data.splits import repeat_rare_types, stratified_split
-from trainers.data.tokens.files import find_tagged_source
-from trainers.data.tokens.reader import TaggedSource, TagIds, tagged_rows
+from trainers.data.tokens.bio import OUTSIDE, entity_type, open_stray, openings
+from trainers.data.tokens.files import TaggedSource, find_tagged_source
+from trainers.data.tokens.reader import TagIds, tagged_rows
 
 logger = logging.getLogger(__name__)
 
 RECORD = "preparation.json"
 FILE_OF_SPLIT = {"train": "train.json", "validation": "valid.json", "test": "test.json"}
 DROPPED = -1
+_UNFINISHED = re.compile(r"^\.(.+)\.\d+$")
+"""A file that `replacing` had not finished when the process was killed: the name that it would have got."""
 
 
 @dataclass(frozen=True)
@@ -65,24 +68,39 @@ class Preparation:
 
 
 def prepare(
-    source: str | Path, folder: str | Path, settings: Preparation, *, label_file: str | Path = "",
+    source: str | Path,
+    folder: str | Path,
+    settings: Preparation,
+    *,
+    label_file: str | Path = "",
     on_bad_row: OnBadRow = "error",
-) -> Path:  # fmt: skip
+) -> Path:
     """Write train.json, valid.json, test.json and label.json (the tner layout) for `lora-core train --data FOLDER`.
 
-    `source` and `label_file` as in `find_tagged_source`. Beside them go the statistics of the corpus
-    (source_statistics.md, .json, .png) and of what was prepared (statistics.*), and preparation.json. Sentences of
-    the same words go into the same split when splits are drawn. A folder that holds this preparation is left as it is.
+    Beside them go the statistics of the corpus (source_statistics.md, .json, .png) and of what was prepared
+    (statistics.*), and preparation.json. Sentences of the same words go into the same split when splits are drawn. A
+    folder that holds this preparation is left as it is.
 
-    Returns the folder. Raises ValueError for a folder that holds something else, or was prepared before the source
-    changed, and for what the corpus cannot give.
+    Args:
+        source: the corpus, as `find_tagged_source` finds it.
+        folder: where the files go.
+        settings: what becomes of the corpus.
+        label_file: names of the tag ids, where the corpus does not give them.
+        on_bad_row: "skip" leaves out rows that cannot be used, and reports them through logging.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the folder holds something else, or was prepared before the source changed; or the corpus cannot
+            give what is asked of it.
     """
     folder = Path(folder)
     origin = {"source": str(source), "label_file": str(label_file)}
     record = json.loads(json.dumps({**origin, "settings": dataclasses.asdict(settings)}))
     done = _is_prepared(folder, record)
     found = find_tagged_source(source, label_file)
-    digests = [file_digest(path) for path in dict.fromkeys(file.path for file in found.files)]
+    digests = [sha256_of_file(path) for path in dict.fromkeys(file.path for file in found.files)]
     record["contents"] = {"files": digests, "names": found.names and list(found.names)}
     if done:
         if _read_record(folder).get("contents", record["contents"]) != record["contents"]:
@@ -98,12 +116,11 @@ def prepare(
     split_of_row, repeats = _plan(scanned, types, settings)
     labels = _labels(scanned, types)
     files = _write_splits(found, scanned, labels, split_of_row, repeats, folder)
-    names = json.dumps({label: index for index, label in enumerate(labels)}, indent=2)
-    (folder / "label.json").write_text(names + "\n", encoding="utf-8")
+    write_json(folder / "label.json", {label: index for index, label in enumerate(labels)})
     prepared = find_tagged_source(folder)
     write_statistics(statistics(scan(prepared, BadRows("error"))), folder)
     record["files"] = {path.name: path.stat().st_size for path in files}
-    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / RECORD, record)
     return folder
 
 
@@ -167,22 +184,29 @@ def _plan(scanned: Scan, types: tuple[str, ...], settings: Preparation) -> tuple
 
 def _labels(scanned: Scan, types: tuple[str, ...]) -> tuple[str, ...]:
     """O, then B-X for each type X, followed by I-X if that occurs."""
-    used = {label for label, count in zip(scanned.labels, scanned.label_counts.sum(0), strict=True) if count}
-    return ("O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI" if prefix == "B" or f"I-{kind}" in used))
+    counts = zip(scanned.labels, scanned.label_counts.sum(0), strict=True)
+    used = {entity_type(label) for label, count in counts if count and label.startswith("I")}
+    return (OUTSIDE, *(f"{prefix}-{kind}" for kind in types for prefix in "BI" if prefix == "B" or kind in used))
 
 
 def _write_splits(
-    found: TaggedSource, scanned: Scan, labels: tuple[str, ...], split_of_row: np.ndarray, repeats: np.ndarray,
+    found: TaggedSource,
+    scanned: Scan,
+    labels: tuple[str, ...],
+    split_of_row: np.ndarray,
+    repeats: np.ndarray,
     folder: Path,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """The second pass. Files appear under their names when all are complete."""
     paths = [folder / name for name in FILE_OF_SPLIT.values()]
-    new_id = np.array([labels.index(name) if name in labels else 0 for name in scanned.labels])
-    opening = {index: labels.index(f"B-{name[2:]}") for index, name in enumerate(labels) if name.startswith("I-")}
+    ids = {name: index for index, name in enumerate(labels)}
+    new_id = np.array([ids.get(f"{name[0]}-{entity_type(name)}", 0) for name in scanned.labels])
+    opening = openings(labels)
     tag_ids, skip_bad = TagIds(scanned.labels), BadRows("skip")
     size = sum(file.path.stat().st_size for file in found.files)
     with ExitStack() as stack:
-        outputs = [stack.enter_context(path.with_suffix(".tmp").open("w", encoding="utf-8")) for path in paths]
+        unfinished = [stack.enter_context(replacing(path)) for path in paths]
+        outputs = [stack.enter_context(path.open("w", encoding="utf-8")) for path in unfinished]
         progress = stack.enter_context(
             closing(tqdm(total=size, desc="writing", unit="B", unit_scale=True, disable=None))
         )
@@ -191,28 +215,15 @@ def _write_splits(
             for place, words, tags in tagged_rows(file, tag_ids, skip_bad, progress, wanted):
                 chosen = new_id[tags].tolist()
                 if opening:
-                    chosen = _open_stray(chosen, opening)
+                    chosen = open_stray(chosen, opening)
                 line = json.dumps({"tokens": words, "tags": chosen}, ensure_ascii=False) + "\n"
                 row = start + place
                 outputs[split_of_row[row]].write(line * int(repeats[row]))
-    for path in paths:
-        os.replace(path.with_suffix(".tmp"), path)
     return paths
 
 
-def _open_stray(tags: list[int], opening: dict[int, int]) -> list[int]:
-    """An I- that continues nothing of its type becomes B-; ``opening`` maps the ids of I- labels to those of B-."""
-    written, previous = [], 0
-    for tag in tags:
-        begin = opening.get(tag)
-        stray = begin is not None and previous not in (begin, tag)
-        written.append(begin if stray else tag)
-        previous = tag
-    return written
-
-
 def _read_record(folder: Path) -> dict:
-    return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return read_json_object(folder / RECORD, f"Delete {folder}, or prepare into another folder.")
 
 
 def _is_prepared(folder: Path, record: dict) -> bool:
@@ -220,10 +231,10 @@ def _is_prepared(folder: Path, record: dict) -> bool:
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     if not (folder / RECORD).is_file():
-        leftovers = {"source_statistics.md", "source_statistics.json", "source_statistics.png", "label.json",
-                     "statistics.md", "statistics.json", "statistics.png",
-                     *FILE_OF_SPLIT.values(), *(f"{split}.tmp" for split in ("train", "valid", "test"))}  # fmt: skip
-        if (folder / "source_statistics.md").is_file() and {path.name for path in folder.iterdir()} <= leftovers:
+        known = {f"{name}.{suffix}" for name in ("source_statistics", "statistics") for suffix in ("md", "json", "png")}
+        known |= {"label.json", *FILE_OF_SPLIT.values()}
+        names = {_UNFINISHED.sub(r"\1", path.name) for path in folder.iterdir()}
+        if "source_statistics.md" in names <= known:
             return False  # an interrupted preparation: begin again
         raise ValueError(f"{folder} holds other files; prepare into an empty folder.")
     old = _read_record(folder)
@@ -233,6 +244,8 @@ def _is_prepared(folder: Path, record: dict) -> bool:
         raise ValueError(f"{folder} holds a preparation with other {', '.join(changed)}: prepare into another folder.")
     for name, size in old["files"].items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise ValueError(f"{folder / name} is missing or was changed since it was prepared: delete {folder}, or "
-                             "prepare into another folder.")  # fmt: skip
+            raise ValueError(
+                f"{folder / name} is missing or was changed since it was prepared: delete {folder}, or prepare into "
+                "another folder."
+            )
     return True

@@ -15,7 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from trainers.data.rows import BadRows
-from trainers.data.tokens.reader import TaggedFile, TaggedSource, TagIds, tagged_rows
+from trainers.data.tokens.bio import entity_type, entity_types
+from trainers.data.tokens.files import TaggedFile, TaggedSource
+from trainers.data.tokens.reader import TagIds, tagged_rows
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def scan(source: TaggedSource, bad_rows: BadRows) -> Scan:
             offsets.append(len(rows.lengths))
             counts.append(rows.label_counts)
     labels = tag_ids.names
-    types = tuple(sorted({name[2:] for name in labels if name != "O"}))
+    types = tuple(sorted(entity_types(labels)))
     kinds = np.array([types.index(name) for name in rows.types], dtype=np.uint16)
     return Scan(
         source.files,
@@ -141,5 +143,6 @@ class _Rows:
 
     def _learn_tags(self) -> None:
         for name in self._tag_ids.names[len(self._begins) :]:
-            self._begins.append(name.startswith("B-"))
-            self._type_of_tag.append(-1 if name == "O" else self.types.setdefault(name[2:], len(self.types)))
+            kind = entity_type(name)
+            self._begins.append(name.startswith("B"))
+            self._type_of_tag.append(-1 if kind is None else self.types.setdefault(kind, len(self.types)))

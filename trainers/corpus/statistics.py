@@ -1,26 +1,28 @@
-"""What a corpus of tagged sentences holds, split by split, and what in it may spoil an experiment."""
+"""What a corpus of tagged sentences holds, split by split, and what in it may spoil an experiment.
+
+As numbers, as Markdown, and as a picture: entities by type, lengths of sentences, and how much of it is entities.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lora_core.files import replacing, write_json, write_text
 from trainers.corpus.scan import Scan
 from trainers.show import COLOURS, blank_figure, markdown_table, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-# DOC """The picture of a corpus: entities by type, lengths of sentences, and how much of it is entities."""
-
 FEW_ENTITIES = 20
 """A type with fewer entities in a split that scores has a score that says little."""
+MAX_TYPES = 20
+"""Entity types with bars of their own in the picture; more would not be readable."""
 LONG_SENTENCE = 300
 """Words that hardly any model of 512 positions takes in one window."""
 
@@ -184,23 +186,15 @@ def statistics_table(counted: Statistics) -> str:
 
 def write_statistics(counted: Statistics, folder: str | Path, name: str = "statistics") -> list[Path]:
     """Write `name`.md, .json and .png into a folder; return their paths."""
-
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    table, figures, picture = (folder / f"{name}.{suffix}" for suffix in ("md", "json", "png"))
-    table.write_text(statistics_table(counted), encoding="utf-8")
-    text = json.dumps(dataclasses.asdict(counted), indent=2, ensure_ascii=False)
-    figures.write_text(text + "\n", encoding="utf-8")
-    plot_statistics(counted, picture)
-    return [table, figures, picture]
+    table = write_text(folder / f"{name}.md", statistics_table(counted))
+    figures = write_json(folder / f"{name}.json", dataclasses.asdict(counted))
+    plot_statistics(counted, folder / f"{name}.png")
+    return [table, figures, folder / f"{name}.png"]
 
 
 def _listed(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-MAX_TYPES = 20
-"""Entity types with bars of their own; more would not be readable."""
 
 
 def plot_statistics(counted: Statistics, path: str | Path) -> None:
@@ -218,7 +212,8 @@ def plot_statistics(counted: Statistics, path: str | Path) -> None:
     for axes in (bars, lengths, coverage):
         plain_axes(axes, "x" if axes is bars else "y")
     figure.legend(*lengths.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")
 
 
 def _plot_types(counted: Statistics, types: tuple[str, ...], axes: Axes) -> None:

@@ -40,25 +40,16 @@ def cache_dir() -> Path:
     return Path(os.environ.get(CACHE_DIR_VARIABLE) or Path.home() / ".cache" / "lora-core")
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def cached_arrays(kind: str, key: dict[str, Any], make: Make) -> tuple[Arrays, Notes]:
     """The arrays and notes of `key`, mapped from disk; made first when they are not there.
 
     Args:
         kind: a word for the entry's name.
         key: what the arrays depend on, as JSON can hold it.
-        make: gives the arrays, chunk after chunk, each of at least one element.
+        make: gives the arrays, chunk after chunk, each of at least one element. What it raises is passed on.
 
-    Raises what `make` raises. A damaged entry is made again. Where the folder cannot be written, the arrays are made
-    in memory, and a warning says so.
+    A damaged entry is made again. Where the folder cannot be written, the arrays are made in memory, and a warning
+    says so.
     """
     key = json.loads(json.dumps({"format": FORMAT, **key}))
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
@@ -73,9 +64,13 @@ def cached_arrays(kind: str, key: dict[str, Any], make: Make) -> tuple[Arrays, N
                 _store(folder, key, make)
                 found = _load(folder, key)
     except OSError as error:
-        logger.warning("pre-processed data cannot be kept in %s (%s) and is made again in every run: set %s to a "
-                       "folder that can be written, or leave the cache out", folder.parent, error,
-                       CACHE_DIR_VARIABLE)  # fmt: skip
+        logger.warning(
+            "pre-processed data cannot be kept in %s (%s) and is made again in every run: set %s to a folder that can "
+            "be written, or leave the cache out",
+            folder.parent,
+            error,
+            CACHE_DIR_VARIABLE,
+        )
         return arrays_in_memory(make)
     if found is None:
         raise OSError(

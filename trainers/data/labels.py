@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lora_core.files import read_json_object
 from trainers.data.rows import short
 
 
@@ -40,6 +42,23 @@ class LabelNames:
                 return self.names[index]
         ids = f"{self.first_id} to {self.first_id + len(self.names) - 1}"
         raise ValueError(f"the label is {short(label)}, expected one of {', '.join(self.names)}, or an id from {ids}")
+
+
+def read_label_names(path: Path) -> tuple[str, ...]:
+    """The names in a file {"O": 0, "B-X": 1, ...}, in order of their ids.
+
+    Raises:
+        ValueError: it holds something else, or the ids are not 0, 1, ..., each once.
+    """
+    wanted = 'Expected label names with their ids: {"O": 0, "B-X": 1, ...}.'
+    ids = read_json_object(path, wanted)
+    if not ids or any(type(index) is not int for index in ids.values()):
+        raise ValueError(f"{path} holds {short(ids)}. {wanted}")
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise ValueError(
+            f"{path} gives the ids {short(sorted(ids.values()))}, expected 0 to {len(ids) - 1}, each once."
+        )
+    return tuple(sorted(ids, key=ids.__getitem__))
 
 
 def sorted_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -1,24 +1,28 @@
-"""Lines of a data file, and what becomes of the ones that cannot be used."""
+"""Rows of data files, whatever they hold: of plain, gzipped and zipped lines and of parquet; and the bad ones."""
 
+import gzip
 import json
 import logging
+import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, get_args
 
-# DOC """Tagged sentences in parquet files, read with pyarrow: the only module that needs it."""
+from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
 OnBadRow = Literal["error", "skip"]
 
-TAG_COLUMNS = ("ner_tags", "tags")
-"""Columns that can hold the tags of words, the first that is there."""
-
 NAMED_ROWS = 5
 """Bad rows that the report names; the rest it only counts."""
+SHOW_EVERY = 2000
+"""Lines between two movements of a progress bar."""
+BATCH = 1024
+"""Rows of a parquet file in memory at a time."""
 
 
 @dataclass
@@ -28,6 +32,10 @@ class BadRows:
     on_bad_row: OnBadRow
     count: int = 0
     first: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.on_bad_row not in get_args(OnBadRow):
+            raise ValueError(f"on_bad_row={self.on_bad_row!r}: expected 'error' or 'skip'.")
 
     def add(self, file: Path | str, line: int | None, problem: str) -> None:
         """A bad line of a file, or with `line` None a file that is bad as a whole."""
@@ -39,22 +47,60 @@ class BadRows:
             self.first.append(where)
 
     def report(self) -> None:
+        """Log how many rows were left out, and the first of them; nothing if there were none."""
         if self.count:
             more = "; ..." if self.count > len(self.first) else ""
             logger.warning("left out %d bad rows: %s%s", self.count, "; ".join(self.first), more)
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers from 1, as bytes, without byte order mark and line end.
+def numbered_lines(path: Path, member: str = "", progress: tqdm | None = None) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers from 1, as bytes without byte order mark and line end; unzipped if the name ends in .gz.
 
     Bytes, so that only a newline ends a line (str.splitlines also breaks at characters that stand in texts),
     and so that a byte that is not UTF-8 spoils one row and not the file.
+
+    Args:
+        path: the file, or a zip.
+        member: the file inside the zip; empty for a file of its own.
+        progress: counts bytes of the file at `path`.
+
+    Raises:
+        ValueError: the file cannot be unpacked.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            yield number, line.rstrip(b"\r\n")
+    bar = _FileBar(path, progress)
+    with ExitStack() as stack:
+        stored = stack.enter_context(path.open("rb"))
+        lines: IO[bytes] | gzip.GzipFile = stored
+        try:
+            if member:
+                lines = stack.enter_context(stack.enter_context(zipfile.ZipFile(stored)).open(member))
+            if (member or path.name).endswith(".gz"):
+                lines = stack.enter_context(gzip.GzipFile(fileobj=lines))
+            for number, line in enumerate(lines, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                elif number % SHOW_EVERY == 0:
+                    bar.move_to(stored.tell())
+                yield number, line.rstrip(b"\r\n")
+        except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
+            where = f"{path}:{member}" if member else path
+            raise ValueError(f"{where} is damaged or cut short: {error}. Fetch it again.") from error
+    bar.move_to(bar.size)
+
+
+def json_row(line: bytes) -> Any:
+    """The value on one line of JSON lines.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8.
+    """
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error})") from error
+    except (ValueError, RecursionError) as error:
+        array = "; expected an object a line, not an array of them" if line.lstrip().startswith(b"[") else ""
+        raise ValueError(f"not JSON ({error}): {short(line)}{array}") from error
 
 
 def short(value: object) -> str:
@@ -64,7 +110,11 @@ def short(value: object) -> str:
 
 
 def refuse_lone_surrogates(text: str) -> None:
-    """Raise ValueError for half of a surrogate pair: JSON can spell it, no tokenizer takes it."""
+    """Nothing, unless the text holds half of a surrogate pair: JSON can spell it, no tokenizer takes it.
+
+    Raises:
+        ValueError: it does.
+    """
     if text.isascii():
         return
     try:
@@ -73,58 +123,45 @@ def refuse_lone_surrogates(text: str) -> None:
         raise ValueError(f"the text holds {text[error.start]!r}, half of a character") from error
 
 
-BATCH = 1024
-"""Rows in memory at a time."""
-
-
-def metadata(path: Path) -> Any:
+def parquet_metadata(path: Path) -> Any:
     """What the hub's libraries wrote about the columns; None where they did not."""
-    schema = open_parquet(path).schema_arrow
+    schema = _open_parquet(path).schema_arrow
     return json.loads((schema.metadata or {}).get(b"huggingface", b"null"))
 
 
-def parquet_rows(path: Path) -> Iterator[tuple[int, "ParquetRow", float]]:
-    """Number, row, and the share of the file that is read, for every row. Lists are made when a row is parsed."""
-    file = open_parquet(path)
-    columns = ["tokens", next((name for name in TAG_COLUMNS if name in file.schema_arrow.names), TAG_COLUMNS[0])]
-    if missing := [name for name in columns if name not in file.schema_arrow.names]:
-        raise ValueError(f"{path} has the columns {file.schema_arrow.names}, but lacks {missing}.")
-    number, total = 0, max(file.metadata.num_rows, 1)
+def parquet_columns(path: Path) -> list[str]:
+    """The names of the columns of a parquet file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return _open_parquet(path).schema_arrow.names
+
+
+def parquet_batches(path: Path, columns: list[str], progress: tqdm | None = None) -> Iterator[Any]:
+    """The pyarrow record batches of some columns, in order; `progress` counts bytes of the file."""
+    file = _open_parquet(path)
+    bar, read = _FileBar(path, progress), 0
     for batch in file.iter_batches(batch_size=BATCH, columns=columns):
-        words, tags = _Lists(batch.column("tokens")), _Lists(batch.column(columns[1]))
-        for row in range(batch.num_rows):
-            number += 1
-            yield number, ParquetRow(words, tags, row), number / total
+        yield batch
+        read += batch.num_rows
+        bar.move_to(bar.size * read // file.metadata.num_rows)
 
 
-class ParquetRow:
-    """One row of a batch."""
+class _FileBar:
+    """The part of one file in a progress bar of bytes, if there is a bar."""
 
-    __slots__ = ("_row", "_tags", "_words")
+    def __init__(self, path: Path, progress: tqdm | None) -> None:
+        self.size, self._shown, self._progress = path.stat().st_size, 0, progress
 
-    def __init__(self, words: "_Lists", tags: "_Lists", row: int) -> None:
-        self._words, self._tags, self._row = words, tags, row
-
-    def lists(self) -> tuple[Any, Any]:
-        """Words and tags; None for a list that is missing."""
-        return self._words.get(self._row), self._tags.get(self._row)
-
-
-class _Lists:
-    """A column of lists, turned into Python objects for the whole batch when the first row is asked for."""
-
-    def __init__(self, column: Any) -> None:
-        self._column = column
-
-    @cached_property
-    def _rows(self) -> list[Any]:
-        return self._column.to_pylist()
-
-    def get(self, row: int) -> Any:
-        return self._rows[row]
+    def move_to(self, place: int) -> None:
+        """Show that so many bytes are read. Never back: the directory of a zip, at its end, is read first."""
+        if self._progress is not None and place > self._shown:
+            self._progress.update(place - self._shown)
+            self._shown = place
 
 
-def open_parquet(path: Path) -> Any:
+def _open_parquet(path: Path) -> Any:
     """A pyarrow ParquetFile. Raises ValueError for a damaged file, ModuleNotFoundError with the remedy."""
     try:
         import pyarrow

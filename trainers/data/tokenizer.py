@@ -1,4 +1,7 @@
-"""A checkpoint's own tokenizer, set up so that words which are already split tokenise like running text."""
+"""A model's tokenizer: the one of its checkpoint, or for a model that starts from nothing one made of its texts.
+
+A checkpoint's is set up so that words which are already split tokenise like running text.
+"""
 
 import json
 from collections.abc import Iterator
@@ -14,8 +17,15 @@ from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from tokenizers.processors import BertProcessing, RobertaProcessing
 from tokenizers.trainers import WordLevelTrainer
 
-# DOC """Models that start from nothing: their vocabulary, from the training texts or from another
-# model, and their sizes."""
+from lora_core.files import read_json_object
+
+TOKENIZER_FILE = "tokenizer.json"
+"""The name beside a model's weights, and in the metadata of an ONNX file."""
+PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[SEP]"
+FETCH = "Fetch the file again."
+LEAST_COUNT = 2
+"""How often a word must occur in the training texts to get an embedding of its own."""
+MOST_WORDS = 50_000
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -25,11 +35,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     `vocab.json` + `merges.txt` (RoBERTa). Byte-level tokenizers get `add_prefix_space=True`: their vocabulary
     marks the start of a word by the space before it, which a list of words no longer has.
 
-    Raises ValueError when the folder holds none of these, or a file that cannot be read as a tokenizer.
+    Raises:
+        ValueError: the folder holds none of these, or a file that cannot be read as a tokenizer.
     """
     folder = Path(folder)
-    if (folder / "tokenizer.json").is_file():
-        return _from_json(folder / "tokenizer.json")
+    if (folder / TOKENIZER_FILE).is_file():
+        return _from_json(folder / TOKENIZER_FILE)
     if (folder / "vocab.txt").is_file():
         build = _bert
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -45,7 +56,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raise ValueError when the tokenizer can produce an id that a model of `vocab_size` embeddings lacks."""
+    """Check that a model of `vocab_size` embeddings has one for every id that the tokenizer can produce.
+
+    Raises:
+        ValueError: it has not.
+    """
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     token = max(vocabulary, key=vocabulary.__getitem__)
     if vocabulary[token] >= vocab_size:
@@ -55,8 +70,27 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
         )
 
 
+def build_vocabulary(texts: Iterator[str]) -> Tokenizer:
+    """A tokenizer whose tokens are the lower-cased words and punctuation marks that the texts hold more than once.
+
+    Every text ends in [SEP], so none is empty. The same texts give the same ids.
+    """
+    tokenizer = Tokenizer(WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [PAD, UNKNOWN, END]
+    trainer = WordLevelTrainer(
+        vocab_size=MOST_WORDS, min_frequency=LEAST_COUNT, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
+    return tokenizer
+
+
 def _from_json(path: Path) -> Tokenizer:
-    data = _read_object(path)
+    data = read_json_object(path, FETCH)
     if "model" not in data:
         raise ValueError(f"{path} is not a tokenizer of the tokenizers library: it has no 'model' entry.")
     data["padding"] = data["truncation"] = None
@@ -103,7 +137,7 @@ def _bert(folder: Path, config: dict[str, Any]) -> Tokenizer:
 
 
 def _roberta(folder: Path, config: dict[str, Any]) -> Tokenizer:
-    vocabulary = _read_object(folder / "vocab.json")
+    vocabulary = read_json_object(folder / "vocab.json", FETCH)
     special = _special_tokens(
         config, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>", mask_token="<mask>"
     )
@@ -122,18 +156,7 @@ def _roberta(folder: Path, config: dict[str, Any]) -> Tokenizer:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    return _read_object(path) if path.is_file() else {}
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; ValueError for a file that is cut short, or holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON in UTF-8 ({error}). Fetch the file again.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds {type(value).__name__} instead of a JSON object. Fetch the file again.")
-    return value
+    return read_json_object(path, FETCH) if path.is_file() else {}
 
 
 def _special_tokens(config: dict[str, Any], **defaults: str) -> dict[str, str]:
@@ -157,34 +180,9 @@ def _refuse_added_tokens(folder: Path, tokenizer: Tokenizer) -> None:
     path = folder / "added_tokens.json"
     if not path.is_file():
         return
-    added = [token for token in _read_object(path) if tokenizer.token_to_id(token) is None]
+    added = [token for token in read_json_object(path, FETCH) if tokenizer.token_to_id(token) is None]
     if added:
         raise ValueError(
             f"{path} adds tokens that the vocabulary lacks ({added[:5]}), which only a tokenizer.json can "
             f"carry. Write one: transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
         )
-
-
-TOKENIZER_FILE = "tokenizer.json"
-"""The name beside a model's weights, and in the metadata of an ONNX file."""
-PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[SEP]"
-LEAST_COUNT = 2
-"""How often a word must occur in the training texts to get an embedding of its own."""
-MOST_WORDS = 50_000
-
-
-def build_vocabulary(texts: Iterator[str]) -> Tokenizer:
-    """A tokenizer whose tokens are the lower-cased words and punctuation marks that the texts hold more than once.
-
-    Every text ends in [SEP], so none is empty. The same texts give the same ids.
-    """
-    tokenizer = Tokenizer(WordLevel(unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(texts, WordLevelTrainer(
-        vocab_size=MOST_WORDS, min_frequency=LEAST_COUNT, special_tokens=[PAD, UNKNOWN, END], show_progress=False
-    ))  # fmt: skip
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
-    )
-    return tokenizer

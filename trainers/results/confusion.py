@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from trainers.data.images.decode import decode
+from trainers.data.tokens.bio import entity_types, find_entities
 from trainers.finished import scored_examples
 from trainers.run_folder import Run, read_predictions, read_run
 from trainers.show import RIGHT, WRONG, blank_figure
-from trainers.tasks.entity_scores import find_entities
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,11 +42,6 @@ def entity_confusion(gold: list[list[str]], predicted: list[list[str]], types: S
         for span in true.keys() | guessed.keys():
             matrix[true.get(span, len(types)), guessed.get(span, len(types))] += 1
     return matrix
-
-
-def entity_types(labels: Sequence[str]) -> list[str]:
-    """The K types of BIO labels, in their order."""
-    return list(dict.fromkeys(label[2:] or "_" for label in labels if label != "O"))
 
 
 def write_confusion(runs: Sequence[Run], folder: str | Path, split: str = "test") -> list[Path]:

@@ -16,12 +16,12 @@ import numpy as np
 
 from trainers.config import RunConfig
 from trainers.data.images.decode import decode
+from trainers.data.tokens.bio import entity_types, find_entities
 from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.finished import Scored, scored_examples
-from trainers.results.confusion import NO_ENTITY, confusion_picture, entity_confusion, entity_types
+from trainers.results.confusion import NO_ENTITY, confusion_picture, entity_confusion
 from trainers.run_folder import Run, has_predictions, read_predictions, read_run
 from trainers.show import COLOURS, blank_figure, duration, plain_axes
-from trainers.tasks.entity_scores import find_entities
 
 REPORT_FILE = "report.html"
 SHOWN_CHARACTERS = 600

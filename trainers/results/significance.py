@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainers.config import RESUME_MAY_CHANGE
+from trainers.data.tokens.bio import find_entities
 from trainers.run_folder import Run, read_predictions
 from trainers.show import markdown_table
-from trainers.tasks.entity_scores import find_entities
 
 # DOC """Runs that differ in nothing but their seed, taken together: is a difference of F1 more than
 # the chance of a seed?

@@ -3,7 +3,6 @@
 Legend: P pieces, W words, L labels.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypedDict, get_args
 
@@ -11,12 +10,12 @@ import numpy as np
 
 from lora_core.models.crf import marginals, split_scores, viterbi
 from trainers.data.tokenizer import check_vocabulary
+from trainers.data.tokens.bio import bio_labels, find_entities
 from trainers.data.tokens.pieces import WordTable
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows, encode_chunk
 from trainers.serve.pipeline import Pipeline
 from trainers.serve.raw_text import Span, split_text
 from trainers.serve.served import Served
-from trainers.tasks.entity_scores import find_entities
 
 # DOC """Named entities in running text or in lists of words.
 #
@@ -43,20 +42,6 @@ class Entity(_Entity, total=False):
 
     words: tuple[int, int]
     """For a list of words: (first word, one past the last) of the entity."""
-
-
-def bio_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels in BIO, row by row, for a model that was trained with another scheme.
-
-    In BIOES and BILOU, the last word (E-, L-) continues an entity and a single word (S-, U-) opens one. Labels
-    without any scheme, such as `PER`, become `I-PER`: neighbours with the same label are one entity. `B` and `I` alone
-    stay: they mark entities of the type `_`, as in the scores.
-    """
-    tagged = [re.fullmatch(r"[BI]|[BIESLU]-.+", label) for label in labels if label != "O"]
-    if not all(tagged):
-        return tuple(label if label == "O" else f"I-{label}" for label in labels)
-    to_bio = {"B": "B", "S": "B", "U": "B", "I": "I", "E": "I", "L": "I"}
-    return tuple(label if label in ("O", "B", "I") else f"{to_bio[label[0]]}-{label[2:]}" for label in labels)
 
 
 def word_labels(scores: np.ndarray, counts: np.ndarray, strategy: Strategy) -> tuple[np.ndarray, np.ndarray]:

@@ -24,10 +24,10 @@ from lora_core.export import (
     verify_score,
 )
 from lora_core.export.write import move, remove
+from lora_core.files import sha256_of_file
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.batches import Data
-from trainers.data.cache import file_digest
 from trainers.data.images.processing import PREPROCESSOR_FILE
 from trainers.data.splits import sample
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
@@ -206,8 +206,8 @@ def _metadata(finished: FinishedRun) -> dict[str, str]:
 def _origin(finished: FinishedRun) -> dict[str, str]:
     """What tells this run, trained as it is now, from any other."""
     (weights,) = finished.weights_folder.glob("*.safetensors")
-    return {"run_config_sha256": file_digest(finished.run.files.settings),
-            "run_weights_sha256": file_digest(weights)}  # fmt: skip
+    return {"run_config_sha256": sha256_of_file(finished.run.files.settings),
+            "run_weights_sha256": sha256_of_file(weights)}  # fmt: skip
 
 
 def _parity_batches(model: TaskModel, data: Data) -> list[Mapping[str, Tensor]]:

@@ -9,34 +9,16 @@ In both, a predicted entity is right when its type, its first word and its last 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
+
+from trainers.data.tokens.bio import Entity, find_entities, is_tag
 
 NER_METRICS: tuple[str, ...] = (
     *("f1", "precision", "recall", "macro_f1", "accuracy"),
     *("strict_f1", "strict_precision", "strict_recall", "strict_macro_f1"),
 )
 """The scores of `ner_metrics` that are one number."""
-Entity = tuple[str, int, int]  # (type, first word, one past the last word)
-
-
-def find_entities(tags: Sequence[str], *, strict: bool) -> set[Entity]:
-    """Entities of one sentence as (type, first word, one past the last word).
-
-    A tag without a type (`B`, `I`) has the type `_`. With `strict`, a stray `I-` is ignored.
-    """
-    found: set[Entity] = set()
-    start, open_type = -1, None
-    for position, tag in enumerate([*tags, "O"]):
-        prefix, type_name = tag[0], tag[2:] or "_"
-        if prefix == "I" and type_name == open_type:
-            continue
-        if open_type is not None:
-            found.add((open_type, start, position))
-            open_type = None
-        if prefix == "B" or (prefix == "I" and not strict):
-            start, open_type = position, type_name
-    return found
 
 
 def ner_metrics(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, Any]:
@@ -113,7 +95,7 @@ def _check(gold: list[list[str]], predicted: list[list[str]]) -> None:
                 "pass exactly one tag per word."
             )
         for tag in {*gold_tags, *predicted_tags}:
-            if tag not in ("O", "B", "I") and not (tag.startswith(("B-", "I-")) and len(tag) > 2):
+            if not is_tag(tag):
                 raise ValueError(
                     f"Sentence {index} has the tag {tag!r}; expected 'O', 'B-type' or 'I-type'. "
                     "Convert other schemes (IOBES, BILOU) to BIO first."

@@ -9,14 +9,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_core.models.crf import crf_log_likelihood, iob2_transitions, split_scores, viterbi
+from lora_core.models.crf import crf_log_likelihood, split_scores, viterbi
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.texts.encode import TextProcessing
-from trainers.data.tokenizer import check_vocabulary, load_tokenizer
+from trainers.data.tokenizer import TOKENIZER_FILE, check_vocabulary, load_tokenizer
+from trainers.data.tokens.bio import iob2_transitions
 from trainers.data.tokens.encode import Sentences, load_windows
-from trainers.data.tokens.files import token_files
-from trainers.data.tokens.reader import TokenFile
+from trainers.data.tokens.reader import TokenFile, token_files
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
 from trainers.model import tokenizer_folder
 from trainers.tasks.entity_scores import NER_METRICS, ner_metrics
@@ -131,7 +131,7 @@ def _check_iob2(labels: tuple[str, ...], data: TokenWindows) -> None:
     (scored,) = np.nonzero(data.labels != IGNORED_LABEL)
     window = np.searchsorted(data.offsets, scored, side="right") - 1
     ids = data.labels[scored]
-    allowed = iob2_transitions(labels).numpy()
+    allowed = iob2_transitions(labels)
     (wrong,) = np.nonzero((window[:-1] == window[1:]) & ~allowed[ids[:-1], ids[1:]])
     if len(wrong):
         first = wrong[0]
@@ -144,5 +144,5 @@ def _check_iob2(labels: tuple[str, ...], data: TokenWindows) -> None:
 
 def save_preprocessing(config: RunConfig, folder: Path) -> None:
     """Write the model's tokenizer.json and the run's text_processing.json into ``folder``."""
-    load_tokenizer(tokenizer_folder(config)).save(str(folder / "tokenizer.json"))
+    load_tokenizer(tokenizer_folder(config)).save(str(folder / TOKENIZER_FILE))
     TextProcessing(config.max_length, config.long_text).save(folder)

@@ -32,7 +32,7 @@ def injected(model: nn.Module, **fields) -> nn.Module:
 def compare(gradients, shared_dropout, assert_same):
     """The plain model and its fused copy give the same logits and gradients."""
 
-    def run(model: nn.Module, batch: dict, tolerance: float = 1e-5) -> None:
+    def run(model: nn.Module, batch: dict, tolerance: float = 2e-5) -> None:
         fused = fuse(copy.deepcopy(model))
         shared_dropout()
         expected = gradients(model, batch)
@@ -412,7 +412,7 @@ def test_biases_that_differ_by_row_take_the_plain_layers(make, inputs, caplog):
     assert "has a forward of its own" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace", "ignore::torch.jit.TracerWarning")
 def test_compiling_and_tracing_see_the_plain_layers(make, inputs, caplog):
     model = fuse(make("bert").eval())
     batch = inputs("bert", (5, 5))

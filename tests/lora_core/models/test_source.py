@@ -5,6 +5,7 @@ import json
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,13 +101,14 @@ def test_only_needed_files_are_asked_of_the_hub(monkeypatch, tmp_path):
 
 
 def test_a_model_that_the_hub_does_not_have_is_named(monkeypatch):
-    import httpx2
     import huggingface_hub
 
     def snapshot_download(repo_id, *, local_files_only=False, **options):
         if local_files_only:
             raise huggingface_hub.errors.LocalEntryNotFoundError("not cached")
-        response = httpx2.Response(404, request=httpx2.Request("GET", "https://huggingface.co"))
+        response = SimpleNamespace(
+            status_code=404, headers={}, request=None
+        )  # the hub's HTTP library is another by version
         raise huggingface_hub.errors.RepositoryNotFoundError("no", response=response)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)

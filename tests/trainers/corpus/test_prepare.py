@@ -12,7 +12,8 @@ from trainers.corpus.prepare import Preparation, prepare
 from trainers.corpus.scan import scan
 from trainers.corpus.statistics import statistics
 from trainers.data.rows import BadRows
-from trainers.data.tokens.files import find_tagged_source, load_token_datasets
+from trainers.data.tokens.files import find_tagged_source
+from trainers.data.tokens.reader import load_token_datasets
 
 TYPES = ["Rate", "Cap", "Face", "Rare"]
 SHARES = [0.5, 0.3, 0.15, 0.05]
@@ -236,7 +237,7 @@ def test_an_interrupted_preparation_begins_again_and_foreign_files_are_left_alon
     out = prepare(corpus, tmp_path / "out", Preparation(top=2))
     expected = {path.name: path.read_bytes() for path in out.glob("*.json")}
     (out / "preparation.json").unlink()
-    (out / "valid.json").rename(out / "valid.tmp")
+    (out / "valid.json").rename(out / ".valid.json.4711")  # as a killed process leaves it
     prepare(corpus, out, Preparation(top=2))
     assert {path.name: path.read_bytes() for path in out.glob("*.json")} == expected
     (out / "preparation.json").unlink()

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from trainers.corpus.scan import scan
 from trainers.data.rows import BadRows
+from trainers.data.tokens.bio import find_entities
 from trainers.data.tokens.files import find_tagged_source
-from trainers.tasks.entity_scores import find_entities
 
 TAGS = ["O", "O", "B-a", "I-a", "B-b", "I-b"]
 SENTENCES = st.lists(

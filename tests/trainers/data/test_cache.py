@@ -1,4 +1,3 @@
-import hashlib
 import logging
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.data.cache import BLOCK, arrays_in_memory, cache_dir, cached_arrays, file_digest
+from trainers.data.cache import BLOCK, arrays_in_memory, cache_dir, cached_arrays
 
 CHUNKS = [
     {"ids": np.array([1, 2, 3], dtype=np.uint16), "counts": np.array([4], dtype=np.int64)},
@@ -207,12 +206,6 @@ def test_arrays_stay_usable_when_the_cache_is_deleted(folder):
     arrays, notes = cached_arrays("tokens", {"a": 1}, Maker())
     shutil.rmtree(folder)
     assert_right(arrays, notes)
-
-
-def test_the_digest_is_that_of_the_whole_file(tmp_path):
-    content = bytes(range(256)) * (BLOCK // 100)
-    (tmp_path / "x").write_bytes(content)
-    assert file_digest(tmp_path / "x") == hashlib.sha256(content).hexdigest()
 
 
 def test_the_size_is_reported(folder, caplog):

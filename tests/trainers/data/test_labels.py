@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainers.data.labels import LabelNames, label_ids, labels_from_list, relabel, sorted_names
+from trainers.data.labels import LabelNames, label_ids, labels_from_list, read_label_names, relabel, sorted_names
 
 ANY = LabelNames(None)
 
@@ -70,3 +70,27 @@ def test_only_labels_that_occur_must_be_known():
     assert relabel(np.zeros(0, dtype=np.int64), (), new, "here").tolist() == []
     with pytest.raises(ValueError, match=r"here has labels that are not among \['pos', 'neg'\]: \['unused'\]"):
         relabel(np.array([0, 2, 2]), own, new, "here")
+
+
+def test_labels_stand_in_order_of_their_ids(tmp_path):
+    path = tmp_path / "label.json"
+    path.write_text('\ufeff{"B-X": 1, "O": 0, "I-X": 2}', encoding="utf-8")
+    assert read_label_names(path) == ("O", "B-X", "I-X")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not JSON in UTF-8"),
+        (b'{"\xe9t\xe9": 0}', "is not JSON in UTF-8"),
+        (b"[]", r"holds list instead of a JSON object. Expected label names with their ids: \{\"O\": 0"),
+        (b"{}", "Expected label names with their ids"),
+        (b'{"0": "O"}', r"holds \{'0': 'O'\}. Expected label names with their ids"),
+        (b'{"O": 0, "B-X": 2}', r"gives the ids \[0, 2\], expected 0 to 1"),
+        (b'{"O": 0, "B-X": 0}', r"gives the ids \[0, 0\]"),
+    ],
+)
+def test_bad_label_files_are_refused(tmp_path, content, message):
+    (tmp_path / "label.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_label_names(tmp_path / "label.json")

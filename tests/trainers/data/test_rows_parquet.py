@@ -1,7 +1,6 @@
 import sys
 
 import pytest
-from tqdm import tqdm
 
 from trainers.data.rows import BadRows
 from trainers.data.tokens.files import find_tagged_source
@@ -18,7 +17,7 @@ ROWS = {"id": [0, 1, 2], "tokens": [["5", "%"], ["None"], ["three", "quarters"]]
 def read(folder, on_bad_row="error"):
     source = find_tagged_source(folder)
     tag_ids, bad_rows = TagIds(source.names), BadRows(on_bad_row)
-    rows = [row for file in source.files for row in tagged_rows(file, tag_ids, bad_rows, tqdm(disable=True))]
+    rows = [row for file in source.files for row in tagged_rows(file, tag_ids, bad_rows)]
     return rows, source.names, bad_rows
 
 

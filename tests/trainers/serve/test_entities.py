@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.serve.entities import bio_labels, find_spans, word_labels
+from trainers.serve.entities import find_spans, word_labels
 from trainers.serve.raw_text import split_text
 
 
@@ -30,21 +30,6 @@ def test_word_labels(strategy, counts, seed):
     expected = list(brute_force(scores, counts, strategy))
     assert ids.tolist() == [label for label, _ in expected]
     np.testing.assert_allclose(found, [score for _, score in expected], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        (("O", "B-DNA", "I-DNA"), ("O", "B-DNA", "I-DNA")),
-        (("B-A", "I-A", "E-A", "S-A", "O"), ("B-A", "I-A", "I-A", "B-A", "O")),
-        (("O", "L-A", "U-A-x"), ("O", "I-A", "B-A-x")),
-        (("O", "PER", "E-mail"), ("O", "I-PER", "I-E-mail")),
-        (("O", "B", "I"), ("O", "B", "I")),
-        (("LABEL_0", "LABEL_1"), ("I-LABEL_0", "I-LABEL_1")),
-    ],
-)
-def test_labels_of_other_schemes(labels, expected):
-    assert bio_labels(labels) == expected
 
 
 def groups(tags, strict=False):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from lora_core.models import load_pretrained, resolve, save_pretrained
 from trainers.config import RunConfig
 from trainers.data.tokenizer import load_tokenizer
+from trainers.data.tokens.bio import bio_labels
 from trainers.data.tokens.windows import encode_tokens
 from trainers.loop import predict
 from trainers.serve import pipeline
-from trainers.serve.entities import bio_labels
 from trainers.serve.pipeline import CHUNK_ITEMS
 from trainers.tasks.token import TokenClassification
 

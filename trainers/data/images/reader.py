@@ -38,8 +38,6 @@ def load_image_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") -
         ValueError: there is no such data set, it is in another form, or with ``on_bad_row="error"`` a picture or a
             line cannot be used; the message names it.
     """
-    if on_bad_row not in ("error", "skip"):
-        raise ValueError(f"on_bad_row={on_bad_row!r}: expected 'error' or 'skip'.")
     bad_rows = BadRows(on_bad_row)
     datasets = _read(find_source(source, PATTERNS, "a folder, an .npz or CSV file"), bad_rows)
     bad_rows.report()

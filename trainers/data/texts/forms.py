@@ -4,17 +4,21 @@ Every reader gives (text, label name) for each usable row. What labels are calle
 """
 
 import csv
-import gzip
-import json
-import zlib
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from trainers.data.labels import LabelNames
-from trainers.data.rows import BadRows, metadata, open_parquet, refuse_lone_surrogates, short
-from trainers.data.tokens.reader import read_label_names
+from trainers.data.labels import LabelNames, read_label_names
+from trainers.data.rows import (
+    BadRows,
+    json_row,
+    numbered_lines,
+    parquet_batches,
+    parquet_columns,
+    parquet_metadata,
+    refuse_lone_surrogates,
+    short,
+)
 
 Row = tuple[str, str]
 """A text and the name of its label."""
@@ -68,11 +72,11 @@ def csv_rows(path: Path, labels: LabelNames, bad_rows: BadRows) -> Iterator[Row]
 
 def json_rows(path: Path, labels: LabelNames, bad_rows: BadRows) -> Iterator[Row]:
     """Rows of JSON lines such as {"text": ..., "label": ...}; a file that ends in .gz is gzipped."""
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if not line.strip():
             continue
         try:
-            row = _parse(line)
+            row = json_row(line)
             columns = choose_columns(list(row)) if isinstance(row, dict) else None
             if columns is None:
                 raise ValueError(f'expected an object {{"text": ..., "label": ...}} on one line, got {short(row)}')
@@ -85,12 +89,11 @@ def json_rows(path: Path, labels: LabelNames, bad_rows: BadRows) -> Iterator[Row
 
 def parquet_rows(path: Path, labels: LabelNames, bad_rows: BadRows) -> Iterator[Row]:
     """Rows of a parquet file with such columns; the rows are numbered from 1."""
-    file = open_parquet(path)
-    columns = choose_columns(file.schema_arrow.names)
+    names = parquet_columns(path)
+    columns = choose_columns(names)
     if columns is None:
-        raise ValueError(f"{path} has the columns {file.schema_arrow.names}, but {_WANTED}.")
-    batches = file.iter_batches(columns=[*columns[0], columns[1]])
-    rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+        raise ValueError(f"{path} has the columns {names}, but {_WANTED}.")
+    rows = (row for batch in parquet_batches(path, [*columns[0], columns[1]]) for row in batch.to_pylist())
     for number, row in enumerate(rows, start=1):
         try:
             parsed = text_of([row[name] for name in columns[0]]), labels.name_of(row[columns[1]])
@@ -198,30 +201,11 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 def _names_in_parquet(path: Path) -> tuple[str, ...] | None:
     """Class names of the label column, where the hub's libraries wrote them."""
-    features = ((metadata(path) or {}).get("info") or {}).get("features") or {}
+    features = ((parquet_metadata(path) or {}).get("info") or {}).get("features") or {}
     for name, feature in features.items():
         if name.lower() in LABEL_COLUMNS and isinstance(feature, dict) and feature.get("names"):
             return tuple(feature["names"])
     return None
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers from 1, without byte order mark and line end; unzipped if the name ends in .gz."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                yield number, (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n")
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path} is damaged or cut short: {error}. Fetch it again.") from error
-
-
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error})") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error}): {short(line)}") from error
 
 
 def _from_utf8(cell: str) -> str:

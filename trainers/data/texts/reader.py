@@ -138,12 +138,10 @@ def load_text_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") ->
         ValueError: there is no such data set, it is in another form, or with ``on_bad_row="error"`` a row cannot be
             used; the message names file, line and value.
     """
-    if on_bad_row not in ("error", "skip"):
-        raise ValueError(f"on_bad_row={on_bad_row!r}: expected 'error' or 'skip'.")
+    bad_rows = BadRows(on_bad_row)
     folder = find_source(source, _patterns(), "a folder")
     files = _split_files(folder)
     declared = declared_names(next(iter(files.values()))[0], folder)
-    bad_rows = BadRows(on_bad_row)
     rows: dict[str, list[Row]] = {}
     for split, paths in files.items():
         rows[split] = list(chain.from_iterable(READERS[_form(path)](path, declared, bad_rows) for path in paths))

@@ -1,47 +1,49 @@
-"""A split of tagged sentences: on disk, read a sentence at a time and as often as it is needed, or in memory."""
+"""Tagged sentences: the rows of any file, one after another in bounded memory, and the splits of a data set.
 
-import gzip
+A split lies on disk, is read a sentence at a time and as often as it is needed (`TokenFile`), or is in memory
+(`TokenDataset`). All that reads tagged files reads them here.
+"""
+
 import hashlib
 import json
 import logging
-import re
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import ne
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from trainers.data.cache import file_digest
+from lora_core.files import sha256_of_file
+from trainers.data.labels import label_ids, relabel
 from trainers.data.rows import (
-    TAG_COLUMNS,
     BadRows,
     OnBadRow,
-    ParquetRow,
+    json_row,
     numbered_lines,
-    parquet_rows,
+    parquet_batches,
+    parquet_columns,
     refuse_lone_surrogates,
     short,
 )
-
-# DOC """CoNLL files: a word a line, first column the word, last its tag; blank lines between sentences."""
-
-# DOC """The tner layout: JSON lines {"tokens": [...], "tags": [...]}, and label.json that names the tags."""
-
-# DOC """The sentences of tagged files one after another, in bounded memory, however large the files."""
+from trainers.data.sources import UNSPLIT
+from trainers.data.tokens.bio import OUTSIDE, is_tag, open_stray, openings, paired_labels
+from trainers.data.tokens.files import TAG_COLUMNS, TaggedFile, find_tagged_source
 
 logger = logging.getLogger(__name__)
+
+Sentence = tuple[list[str], list[int]]
+"""Words, and the label id of each."""
+ScalarPair = tuple[Any, Any]
+"""Words and tags of a parquet file's row, as pyarrow scalars, which become lists when they are asked to."""
 
 
 @dataclass(frozen=True)
 class TokenDataset:
-    """One split of a token classification data set."""
+    """One split of a token classification data set, in memory."""
 
     words: list[list[str]]
     """Sentences of words."""
@@ -52,6 +54,43 @@ class TokenDataset:
     source: str
     """The file that the split was read from."""
 
+    @classmethod
+    def from_lists(
+        cls,
+        words: Iterable[Sequence[str]],
+        tags: Iterable[Sequence[str | int]],
+        *,
+        names: Sequence[str] | None = None,
+        source: str = "sentences in memory",
+    ) -> "TokenDataset":
+        """A split of your own sentences.
+
+        Args:
+            words: N lists of words.
+            tags: N lists with a tag in BIO for each word: its name, or its id among ``names``.
+            names: the tags in order of their ids; None: O, then B-X and I-X for every type X that occurs, sorted.
+            source: what messages call these sentences.
+
+        Raises:
+            ValueError: there is not one tag for each word, or no sentence; a word is no string; or a tag is not in BIO,
+                or not among ``names``.
+        """
+        words, tags = [list(sentence) for sentence in words], [list(sentence) for sentence in tags]
+        if len(words) != len(tags) or not words:
+            raise ValueError(f"{source}: {len(words)} sentences and {len(tags)} lists of tags, expected one for each.")
+        if names is None:
+            names = paired_labels({tag for sentence in tags for tag in sentence if isinstance(tag, str)})
+        tag_ids, ids = TagIds(tuple(names)), []
+        for index, (sentence, own) in enumerate(zip(words, tags, strict=True)):
+            try:
+                _check_row(sentence, own)
+                ids.append(tag_ids.ids(own))
+            except ValueError as problem:
+                raise ValueError(f"{source}, sentence {index}: {problem}.") from problem
+        if len(tag_ids.names) > len(names):
+            raise ValueError(f"{source}: {short(tag_ids.names[len(names) :])} are not among the names {list(names)}.")
+        return cls(words, ids, tuple(names), source)
+
     def __len__(self) -> int:
         return len(self.words)
 
@@ -60,7 +99,7 @@ class TokenDataset:
         """There are no bad rows left."""
         return "error"
 
-    def sentences(self, bad_rows: BadRows) -> Iterator[tuple[list[str], list[int]]]:
+    def sentences(self, bad_rows: BadRows) -> Iterator[Sentence]:
         """Words and label ids of every sentence, as a `TokenFile` gives them."""
         return zip(self.words, self.tags, strict=True)
 
@@ -72,12 +111,14 @@ class TokenDataset:
         return {"sha256": digest.hexdigest(), "layout": "memory"}
 
     def with_labels(self, labels: tuple[str, ...]) -> "TokenDataset":
-        """The same sentences with the ids of ``labels``. Raises ValueError for a label that is not among them."""
-        unknown = sorted(set(self.labels) - set(labels))
-        if unknown:
-            raise ValueError(f"{self.source} has labels that are not among {list(labels)}: {unknown}.")
-        ids = [labels.index(name) for name in self.labels]
-        tags = [[ids[tag] for tag in sentence] for sentence in self.tags]
+        """The same sentences with the ids of ``labels``.
+
+        Raises:
+            ValueError: a word's label is not among them.
+        """
+        flat = np.fromiter(chain.from_iterable(self.tags), dtype=np.int64)
+        ids = iter(relabel(flat, self.labels, labels, self.source).tolist())
+        tags = [[next(ids) for _ in sentence] for sentence in self.tags]
         return replace(self, tags=tags, labels=labels)
 
     def in_memory(self) -> "TokenDataset":
@@ -87,41 +128,61 @@ class TokenDataset:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """One split of a token classification data set, which need not fit into memory."""
+    """One split of a token classification data set on disk, which need not fit into memory."""
 
-    path: Path
-    """The file."""
-    layout: Literal["tner", "conll"]
-    """JSON lines with tag ids, or a word a line with tag names."""
-    file_labels: tuple[str, ...]
-    """Label names in the order of the ids that stand in the file; of a CoNLL file, the names that do."""
+    files: tuple[TaggedFile, ...]
+    """The file, or the shards in their order."""
+    names: tuple[str, ...]
+    """Label names in the order of the ids that stand in the files. Where names stand there: all that occur."""
     labels: tuple[str, ...]
     """Label names in the order of the ids that `sentences` gives."""
     on_bad_row: OnBadRow
     """What becomes of a row that cannot be used."""
+    to_iob2: bool = False
+    """Whether an I- that continues no entity of its type becomes B-."""
+
+    @property
+    def source(self) -> str:
+        """The files' names, for messages."""
+        return ", ".join(map(str, self.files))
 
     def with_labels(self, labels: tuple[str, ...]) -> "TokenFile":
-        """The same sentences with the ids of ``labels``. Raises ValueError for a label that is not among them."""
-        unknown = sorted(set(self.file_labels) - set(labels))
-        if unknown:
-            raise ValueError(f"{self.path} has labels that are not among {list(labels)}: {unknown}.")
+        """The same sentences with the ids of ``labels``; reading refuses a word whose label is not among them."""
         return replace(self, labels=labels)
 
-    def sentences(self, bad_rows: BadRows) -> Iterator[tuple[list[str], list[int]]]:
-        """Words and label ids of every usable sentence. ValueError for a bad row, or when there is no sentence."""
-        rows = self._tner_rows(bad_rows) if self.layout == "tner" else self._conll_rows(bad_rows)
-        empty = True
-        for row in rows:
-            empty = False
-            yield row
-        if empty:
-            raise ValueError(f"{self.path} holds no usable sentence. Fill the file or remove it.")
+    def sentences(self, bad_rows: BadRows) -> Iterator[Sentence]:
+        """Words and label ids of every usable sentence.
+
+        Raises:
+            ValueError: a row cannot be used and `bad_rows` does not skip such rows; a file has none that can; or a
+                word's label is not among the labels.
+        """
+        tag_ids = TagIds(self.names)
+        opening = openings(self.names) if self.to_iob2 else {}
+        own = self.names
+        new = label_ids(own, self.labels).tolist()
+        same = new == list(range(len(own)))
+        for file in self.files:
+            empty = True
+            for _, words, tags in tagged_rows(file, tag_ids, bad_rows):
+                empty = False
+                if opening:
+                    tags = open_stray(tags, opening)
+                if not same or len(tag_ids.names) > len(own):
+                    tags = self._relabelled(tags, new, tag_ids.names, file)
+                yield words, tags
+            if empty:
+                raise ValueError(f"{file} holds no usable sentence. Fill the file or remove it.")
+
+    def _relabelled(self, tags: list[int], new: list[int], names: tuple[str, ...], file: TaggedFile) -> list[int]:
+        chosen = [new[tag] if tag < len(new) else -1 for tag in tags]
+        return chosen if min(chosen) >= 0 else relabel(np.array(tags), names, self.labels, file).tolist()
 
     def read(self, bad_rows: BadRows) -> TokenDataset:
         """All usable sentences, in memory."""
         sentences = list(self.sentences(bad_rows))
         words, tags = [words for words, _ in sentences], [tags for _, tags in sentences]
-        return TokenDataset(words, tags, self.labels, str(self.path))
+        return TokenDataset(words, tags, self.labels, self.source)
 
     def in_memory(self) -> TokenDataset:
         """All usable sentences, in memory; the bad rows are reported."""
@@ -133,216 +194,92 @@ class TokenFile:
     def content_key(self) -> dict[str, Any]:
         """What the sentences depend on: equal keys give equal sentences."""
         return {
-            "sha256": file_digest(self.path),
-            "layout": self.layout,
-            "file_labels": self.file_labels,
+            "files": [(sha256_of_file(file.path), file.member, file.format) for file in self.files],
+            "names": self.names,
             "labels": self.labels,
             "on_bad_row": self.on_bad_row,
+            "to_iob2": self.to_iob2,
         }
 
-    def _tner_rows(self, bad_rows: BadRows) -> Iterator[tuple[list[str], list[int]]]:
-        rows = read_tner_file(self.path, len(self.file_labels), bad_rows)
-        if self.labels == self.file_labels:
-            yield from rows
-            return
-        ids = [self.labels.index(name) for name in self.file_labels]
-        for words, tags in rows:
-            yield words, [ids[tag] for tag in tags]
 
-    def _conll_rows(self, bad_rows: BadRows) -> Iterator[tuple[list[str], list[int]]]:
-        ids = {name: index for index, name in enumerate(self.labels)}
-        for words, tags in read_conll_file(self.path, bad_rows):
-            yield words, [ids[tag] for tag in as_iob2(tags)]
+def load_token_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[str, TokenDataset]:
+    """Read the splits "train", "validation" and "test" of a data set into memory, those that exist.
+
+    `source` is that of `token_files`. A bad row is reported once, whatever its file.
+    """
+    bad_rows = BadRows(on_bad_row)
+    files = token_files(source, on_bad_row=on_bad_row)
+    datasets = {split: file.read(bad_rows) for split, file in files.items()}
+    bad_rows.report()
+    return datasets
 
 
-def tner_files(files: dict[str, Path], on_bad_row: OnBadRow) -> dict[str, TokenFile]:
-    """The splits of a folder in the tner layout, whose labels stand in label.json."""
-    labels = read_label_file(next(iter(files.values())).parent / "label.json")
-    return {split: TokenFile(path, "tner", labels, labels, on_bad_row) for split, path in files.items()}
+def token_files(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[str, TokenFile]:
+    """The files of the splits "train", "validation" and "test" of a data set, those that exist, not yet read.
 
+    Names that the data declares (`find_tagged_source`) are the labels, in their order, and tags are taken as they are.
+    Without them, and in CoNLL, all files are read once: the labels are O, then B-X and I-X for every type X of any
+    split, sorted by type, and IOB1 becomes IOB2: an I- that continues nothing becomes B-.
 
-def conll_files(files: dict[str, Path], on_bad_row: OnBadRow) -> dict[str, TokenFile]:
-    """The splits of a folder in the CoNLL layout; all files are read once to learn the labels."""
-    found: dict[str, tuple[str, ...]] = {}
-    for split, path in files.items():
-        names: set[str] = set()
-        changed = 0
-        for _, tags in read_conll_file(path, BadRows(on_bad_row)):
-            names.update(tags)
-            changed += sum(map(ne, tags, as_iob2(tags)))
-        found[split] = conll_labels([list(names)])
-        if changed:
-            logger.warning("%s: %d tags I- that continue nothing became B- (IOB2)", path, changed)
-    labels = conll_labels(map(list, found.values()))
-    for split, own in found.items():
-        unknown = sorted(set(own) - set(found.get("train", labels)))
+    Args:
+        source: a folder, or a zip; a name under the folder in the environment variable LORA_DATA_DIR; or a hub data
+            set such as "tner/bionlp2004", for which LORA_DATA_DIR is searched first (also by its last part,
+            "bionlp2004").
+        on_bad_row: "skip" leaves out rows that cannot be used, and reports them through logging.
+
+    Raises:
+        ValueError: there is no data set, or it has no splits. A row that cannot be used raises ValueError, naming file,
+            line and value, when it is read.
+    """
+    BadRows(on_bad_row)  # refuses another word at once
+    found = find_tagged_source(source)
+    splits: dict[str, list[TaggedFile]] = {}
+    for file in found.files:
+        splits.setdefault(file.split, []).append(file)
+    if UNSPLIT in splits:
+        raise ValueError(
+            f"{found.files[0]} is one file, without splits: draw them with `lora-core prepare`, or give a folder with "
+            "files such as train.json, valid.json and test.json."
+        )
+    names = None if found.files[0].format == "conll" else found.names  # tags of CoNLL are names, which tell themselves
+    if names is not None:
+        return {split: TokenFile(tuple(files), names, names, on_bad_row) for split, files in splits.items()}
+    occurring = {split: _occurring_labels(files, on_bad_row) for split, files in splits.items()}
+    for split, own in occurring.items():
+        unknown = sorted(set(own) - set(occurring.get("train", own)))
         if unknown:
-            logger.warning("%s has labels that the training split lacks: %s", files[split], ", ".join(unknown))
-    return {split: TokenFile(path, "conll", found[split], labels, on_bad_row) for split, path in files.items()}
+            listed = ", ".join(map(str, splits[split]))
+            logger.warning("%s has labels that the training split lacks: %s", listed, ", ".join(unknown))
+    labels = paired_labels(chain.from_iterable(occurring.values()))
+    return {split: TokenFile(tuple(files), labels, labels, on_bad_row, True) for split, files in splits.items()}
 
 
-TAG = re.compile(r"O|[BI]-.+")
-
-
-def read_conll_file(path: Path, bad_rows: BadRows) -> Iterator[tuple[list[str], list[str]]]:
-    """Words and tag names of every usable sentence, one after another; a bad line makes its whole sentence unusable."""
-    sentence: list[tuple[str, str]] = []
-    usable = True
-    # One more blank line closes a file that does not end in one.
-    for number, line in chain(numbered_lines(path), [(0, b"")]):
-        if not line.strip() or line.startswith(b"-DOCSTART-"):
-            if sentence and usable:
-                yield [word for word, _ in sentence], [tag for _, tag in sentence]
-            sentence, usable = [], True
-        elif usable:
-            try:
-                sentence.append(parse_conll_line(line))
-            except ValueError as problem:
-                bad_rows.add(path, number, str(problem))
-                usable = False
-
-
-def conll_labels(sentences: Iterable[list[str]]) -> tuple[str, ...]:
-    """O, then B-X and I-X for every type X that occurs, sorted by type."""
-    types = sorted({tag[2:] for sentence in sentences for tag in sentence if tag != "O"})
-    return ("O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI"))
-
-
-def as_iob2(tags: list[str]) -> list[str]:
-    """Tags in IOB2: an I- that continues no entity of its type opens one, as it does in IOB1."""
-    repaired = []
-    previous = "O"
-    for tag in tags:
-        opens = tag.startswith("I-") and previous[2:] != tag[2:]
-        repaired.append(f"B-{tag[2:]}" if opens else tag)
-        previous = tag
-    return repaired
-
-
-def parse_conll_line(line: bytes) -> tuple[str, str]:
-    """Word and tag of one line; ValueError says what is wrong with it."""
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error})") from error
-    # Only tabs or plain spaces part columns: words may hold other white space, such as a no-break space.
-    columns = text.split("\t") if "\t" in text else text.strip(" ").split(" ")
-    word, tag = columns[0].strip(" "), columns[-1].strip(" ")
-    if len(columns) < 2 or not word or not tag:
-        raise ValueError(f"expected a word and a tag, parted by a tab or a space, got {short(text)}")
-    if not TAG.fullmatch(tag):
-        raise ValueError(f"tag {short(tag)} of {short(word)} is not in the IOB scheme: expected O, B-TYPE or I-TYPE")
-    return word, tag
-
-
-IOB_LABEL = re.compile(r"O|[BI](-.+)?")
-
-
-def read_label_file(path: Path) -> tuple[str, ...]:
-    """Names of tags in order of their ids."""
-    names = read_label_names(path)
-    foreign = [name for name in names if not IOB_LABEL.fullmatch(name)]
-    if foreign:
-        raise ValueError(
-            f"{path} has labels outside the IOB scheme: {short(foreign)}; expected O, B-TYPE and I-TYPE. Tags of "
-            f"IOBES and BILOU (S-, E-, U-, L-) must be rewritten first: S- and U- as B-, E- and L- as I-."
-        )
-    return names
-
-
-def read_label_names(path: Path) -> tuple[str, ...]:
-    """Label names of any kind in order of their ids."""
-    if not path.is_file():
-        raise ValueError(f'{path} is missing: the tner layout names its label ids there, as {{"O": 0, "B-X": 1, ...}}.')
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON in UTF-8: {error}.") from error
-    if not isinstance(ids, dict) or not ids or any(type(index) is not int for index in ids.values()):
-        raise ValueError(f'{path} holds {short(ids)}, expected label names with their ids: {{"O": 0, "B-X": 1, ...}}.')
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise ValueError(
-            f"{path} gives the ids {short(sorted(ids.values()))}, expected 0 to {len(ids) - 1}, each once."
-        )
-    return tuple(sorted(ids, key=ids.__getitem__))
-
-
-def read_tner_file(path: Path, num_labels: int, bad_rows: BadRows) -> Iterator[tuple[list[str], list[int]]]:
-    """Words and label ids of every usable row, one after another."""
-    for number, line in numbered_lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = _parse_row(line, num_labels)
-        except ValueError as problem:
-            bad_rows.add(path, number, str(problem))
-            continue
-        yield row
-
-
-def _parse_row(line: bytes, num_labels: int) -> tuple[list[str], list[int]]:
-    """Words and tags of one line; ValueError says what is wrong with it."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error})") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error}): {short(line)}") from error
-    if not isinstance(row, dict) or "tokens" not in row or "tags" not in row:
-        raise ValueError(f'expected an object {{"tokens": [...], "tags": [...]}} on one line, got {short(row)}')
-    words, tags = row["tokens"], row["tags"]
-    for key in ("tokens", "tags"):
-        if not isinstance(row[key], list):
-            raise ValueError(f"{key} is {short(row[key])}, expected a list")
-    if len(words) != len(tags):
-        raise ValueError(f"{len(words)} tokens but {len(tags)} tags: {short(words)}")
-    if not words:
-        raise ValueError("an empty sentence (no tokens)")
-    if set(map(type, words)) != {str}:
-        index, word = next((index, word) for index, word in enumerate(words) if type(word) is not str)
-        raise ValueError(f"token {index} is {short(word)}, expected a string")
-    if set(map(type, tags)) != {int} or min(tags) < 0 or max(tags) >= num_labels:
-        known = range(num_labels)
-        index, tag = next((index, tag) for index, tag in enumerate(tags) if type(tag) is not int or tag not in known)
-        raise ValueError(f"tag {index} is {short(tag)}, expected a label id of label.json (0 to {num_labels - 1})")
-    refuse_lone_surrogates("".join(words))
-    return words, tags
-
-
-SHOW_EVERY = 2000
-"""Rows between two movements of the progress bar."""
-
-Raw = bytes | list[bytes] | ParquetRow
-Format = Literal["json", "conll", "parquet"]
-
-
-@dataclass(frozen=True)
-class TaggedFile:
-    """One file of sentences, or one file inside a zip."""
-
-    path: Path
-    member: str
-    """Name inside the zip; empty for a file of its own."""
-    split: str
-    """train, validation or test; or all, when the source is one file."""
-    format: Format
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.member}" if self.member else str(self.path)
-
-
-@dataclass(frozen=True)
-class TaggedSource:
-    """The files of a corpus, and the names of its tags."""
-
-    files: tuple[TaggedFile, ...]
-    """Training files first."""
-    names: tuple[str, ...] | None
-    """Name of each tag id, where the corpus says so. None: the tags must be names themselves."""
+def _occurring_labels(files: Sequence[TaggedFile], on_bad_row: OnBadRow) -> tuple[str, ...]:
+    """O, and B-X and I-X for every type X of some files' tags. What `TokenFile` will have to repair is logged."""
+    tag_ids = TagIds(None)
+    for file in files:
+        changed = 0
+        opening: dict[str, str] = {}
+        for _, _, ids in tagged_rows(file, tag_ids, BadRows(on_bad_row)):
+            tags = [tag_ids.names[index] for index in ids]
+            opening.update({tag: f"B{tag[1:]}" for tag in tags if tag[0] == "I"})
+            changed += sum(map(ne, tags, open_stray(tags, opening)))
+        if changed:
+            logger.warning("%s: %d tags I- that continue nothing became B- (IOB2)", file, changed)
+    return paired_labels(tag_ids.names)
 
 
 class UnnamedTags(ValueError):
     """The tags are ids that nothing names: not one row is at fault but the corpus."""
+
+
+class BadLine(ValueError):
+    """What is wrong with a row of several lines, and in which of them."""
+
+    def __init__(self, problem: str, place: int) -> None:
+        super().__init__(problem)
+        self.place = place
+        """Lines before it in the row."""
 
 
 class TagIds:
@@ -350,24 +287,25 @@ class TagIds:
 
     def __init__(self, declared: tuple[str, ...] | None) -> None:
         self._declared = declared
-        self._ids = {name: index for index, name in enumerate(declared or ("O",))}
-        for name in self._ids:
-            if not TAG.fullmatch(name):
+        self._ids = {name: index for index, name in enumerate(declared or (OUTSIDE,))}
+        self.names = tuple(self._ids)
+        """All names met so far; the index is the id."""
+        for name in self.names:
+            if not is_tag(name):
                 raise ValueError(f"the tag name {short(name)} is not in the IOB scheme: expected O, B-TYPE or I-TYPE.")
         if declared and len(self._ids) < len(declared):
             twice = next(name for name in declared if declared.count(name) > 1)
             raise ValueError(f"the tag names have {twice!r} twice: every id needs a name of its own.")
-        if "O" not in self._ids:
+        if OUTSIDE not in self._ids:
             raise ValueError(f"the tag names {short(declared)} lack 'O', the tag of words outside all entities.")
-        self.outside = self._ids["O"]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All names met so far; the index is the id."""
-        return tuple(self._ids)
+        self.outside = self._ids[OUTSIDE]
 
     def ids(self, tags: list[Any]) -> list[int]:
-        """One id per tag; ValueError says which tag is wrong."""
+        """One id per tag.
+
+        Raises:
+            ValueError: a tag is neither a name in BIO nor an id. The message says which.
+        """
         kinds = set(map(type, tags))
         if kinds == {int}:
             if self._declared is None:
@@ -376,59 +314,71 @@ class TagIds:
                     "folder of the data, or give a label file."
                 )
             if min(tags) < 0 or max(tags) >= len(self._declared):
-                wrong = next(tag for tag in tags if not 0 <= tag < len(self._declared))
-                raise ValueError(f"tag {wrong} is not an id of the {len(self._declared)} names")
+                index, tag = next((index, tag) for index, tag in enumerate(tags) if not 0 <= tag < len(self._declared))
+                raise ValueError(f"tag {index} is {tag}, expected a label id from 0 to {len(self._declared) - 1}")
             return tags
         if kinds != {str}:
+            for index, tag in enumerate(tags):
+                if type(tag) not in (int, str):
+                    raise ValueError(f"tag {index} is {short(tag)}, expected a name, or a label id")
             raise ValueError(f"the tags are {short(tags)}, expected names, or ids")
         known = self._ids
         try:
             return [known[tag] for tag in tags]
         except KeyError:
-            for tag in tags:
-                if not TAG.fullmatch(tag):
-                    raise ValueError(
-                        f"tag {short(tag)} is not in the IOB scheme: expected O, B-TYPE or I-TYPE"
-                    ) from None
-                known.setdefault(tag, len(known))
+            self._learn(tags)
             return [known[tag] for tag in tags]
+
+    def _learn(self, tags: list[str]) -> None:
+        for index, tag in enumerate(tags):
+            if not is_tag(tag):
+                raise ValueError(
+                    f"tag {index} is {short(tag)}, which is not in the IOB scheme: expected O, B-TYPE or I-TYPE"
+                )
+        for tag in tags:
+            self._ids.setdefault(tag, len(self._ids))
+        self.names = tuple(self._ids)
 
 
 def tagged_rows(
-    file: TaggedFile, tag_ids: TagIds, bad_rows: BadRows, progress: tqdm, wanted: np.ndarray | None = None
+    file: TaggedFile,
+    tag_ids: TagIds,
+    bad_rows: BadRows,
+    progress: tqdm | None = None,
+    wanted: np.ndarray | None = None,
 ) -> Iterator[tuple[int, list[str], list[int]]]:
     """Place among all rows of the file, words, and tag ids of every usable row.
 
-    `wanted` (rows,) bool: other rows, and those behind its end, are passed over without being parsed. `progress`
-    counts bytes of the file.
+    Args:
+        file: the file.
+        tag_ids: the ids of tags, which learn names that are new.
+        bad_rows: takes the rows that cannot be used.
+        progress: counts bytes of the file.
+        wanted: (rows,) bool: other rows, and those behind its end, are passed over without being parsed.
 
-    Raises ValueError for a row that cannot be used, if `bad_rows` does not skip such rows, and for ids without names.
+    Raises:
+        ValueError: a row cannot be used and `bad_rows` does not skip such rows; tags are ids without names; or the file
+            is damaged.
     """
-    size, shown = file.path.stat().st_size, 0
-    for place, (line, raw, done) in enumerate(_raw_rows(file)):
-        if place % SHOW_EVERY == 0:
-            progress.update(int(done * size) - shown)
-            shown = int(done * size)
+    rows, parse = _FORMS[file.format]
+    for place, (number, raw) in enumerate(rows(file, progress)):
         if wanted is not None and (place >= len(wanted) or not wanted[place]):
             continue
         try:
-            words, tags = _parse(raw)
-            yield place, words, tag_ids.ids(tags)
+            words, tags = parse(raw)
+            _check_row(words, tags)
+            ids = tag_ids.ids(tags)
         except UnnamedTags as problem:
-            raise ValueError(f"{file}:{line}: {problem}") from problem
+            raise ValueError(f"{file}:{number}: {problem}") from problem
+        except BadLine as problem:
+            bad_rows.add(str(file), number + problem.place, str(problem))
         except ValueError as problem:
-            bad_rows.add(str(file), line, str(problem))
-    progress.update(size - shown)
+            bad_rows.add(str(file), number, str(problem))
+        else:
+            yield place, words, ids
 
 
-def _parse(raw: Raw) -> tuple[list[str], list[Any]]:
-    """Words and tags; ValueError says what is wrong with the row."""
-    if isinstance(raw, bytes):
-        words, tags = _json_lists(raw)
-    elif isinstance(raw, ParquetRow):
-        words, tags = raw.lists()
-    else:
-        words, tags = _conll_lists(raw)
+def _check_row(words: Any, tags: Any) -> None:
     for name, value in (("tokens", words), ("tags", tags)):
         if not isinstance(value, list):
             raise ValueError(f"{name} is {short(value)}, expected a list")
@@ -437,20 +387,19 @@ def _parse(raw: Raw) -> tuple[list[str], list[Any]]:
     if not words:
         raise ValueError("an empty sentence (no tokens)")
     if set(map(type, words)) != {str}:
-        wrong = next(word for word in words if type(word) is not str)
-        raise ValueError(f"token {words.index(wrong)} is {short(wrong)}, expected a string")
+        index, word = next((index, word) for index, word in enumerate(words) if type(word) is not str)
+        raise ValueError(f"token {index} is {short(word)}, expected a string")
     refuse_lone_surrogates("".join(words))
-    return words, tags
+
+
+def _json_rows(file: TaggedFile, progress: tqdm | None) -> Iterator[tuple[int, bytes]]:
+    for number, line in numbered_lines(file.path, file.member, progress):
+        if line.strip():
+            yield number, line
 
 
 def _json_lists(line: bytes) -> tuple[Any, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error})") from error
-    except (ValueError, RecursionError) as error:
-        array = "; expected an object a line, not an array of them" if line.lstrip().startswith(b"[") else ""
-        raise ValueError(f"not JSON ({error}): {short(line)}{array}") from error
+    row = json_row(line)
     column = next((name for name in TAG_COLUMNS if name in row), None) if isinstance(row, dict) else None
     if column is None or "tokens" not in row:
         raise ValueError(
@@ -459,58 +408,61 @@ def _json_lists(line: bytes) -> tuple[Any, Any]:
     return row["tokens"], row[column]
 
 
-def _conll_lists(lines: list[bytes]) -> tuple[list[str], list[str]]:
-    words, tags = [], []
-    for number, line in enumerate(lines, start=1):
-        try:
-            word, tag = parse_conll_line(line)
-        except ValueError as problem:
-            raise ValueError(f"in line {number} of the sentence that begins here: {problem}") from problem
-        words.append(word)
-        tags.append(tag)
-    return words, tags
-
-
-def _raw_rows(file: TaggedFile) -> Iterator[tuple[int, Raw, float]]:
-    """Line number, row, and the share of the file that has been read."""
-    if file.format == "parquet":
-        yield from parquet_rows(file.path)
-        return
-    with ExitStack() as stack:
-        stored = stack.enter_context(file.path.open("rb"))
-        lines: IO[bytes] | gzip.GzipFile = stored
-        size = max(file.path.stat().st_size, 1)
-        try:
-            if file.member:
-                lines = stack.enter_context(stack.enter_context(zipfile.ZipFile(stored)).open(file.member))
-            if (file.member or file.path.name).endswith(".gz"):
-                lines = stack.enter_context(gzip.GzipFile(fileobj=lines))
-            rows = _json_lines(lines) if file.format == "json" else _conll_blocks(lines)
-            for number, raw in rows:
-                yield number, raw, stored.tell() / size
-        except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(
-                f"{file} cannot be unpacked ({error}): it is cut short or damaged. Fetch it again."
-            ) from error
-
-
-def _json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    for number, line in enumerate(lines, start=1):
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if line.strip():
-            yield number, line
-
-
-def _conll_blocks(lines: Iterable[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+def _conll_rows(file: TaggedFile, progress: tqdm | None) -> Iterator[tuple[int, list[bytes]]]:
     """The lines of each sentence, and the number of the first."""
     block: list[bytes] = []
     number = 0
-    for number, line in enumerate(lines, start=1):
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+    for number, line in numbered_lines(file.path, file.member, progress):
         if line.strip() and not line.startswith(b"-DOCSTART-"):
-            block.append(line.rstrip(b"\r\n"))
+            block.append(line)
         elif block:
             yield number - len(block), block
             block = []
     if block:
         yield number - len(block) + 1, block
+
+
+def _conll_lists(lines: list[bytes]) -> tuple[list[str], list[str]]:
+    """Words and tags of a sentence: a word a line, in the first column, and its tag in the last."""
+    words, tags = [], []
+    for place, line in enumerate(lines):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadLine(f"not UTF-8 ({error})", place) from error
+        # Only tabs or plain spaces part columns: words may hold other white space, such as a no-break space.
+        columns = text.split("\t") if "\t" in text else text.strip(" ").split(" ")
+        word, tag = columns[0].strip(" "), columns[-1].strip(" ")
+        if len(columns) < 2 or not word or not tag:
+            raise BadLine(f"expected a word and a tag, parted by a tab or a space, got {short(text)}", place)
+        if not is_tag(tag):
+            raise BadLine(
+                f"tag {short(tag)} of {short(word)} is not in the IOB scheme: expected O, B-TYPE or I-TYPE", place
+            )
+        words.append(word)
+        tags.append(tag)
+    return words, tags
+
+
+def _parquet_rows(file: TaggedFile, progress: tqdm | None) -> Iterator[tuple[int, ScalarPair]]:
+    names = parquet_columns(file.path)
+    columns = ["tokens", next((name for name in TAG_COLUMNS if name in names), TAG_COLUMNS[0])]
+    if missing := [name for name in columns if name not in names]:
+        raise ValueError(f"{file} has the columns {names}, but lacks {missing}.")
+    number = 0
+    for batch in parquet_batches(file.path, columns, progress):
+        for row in zip(batch.column(columns[0]), batch.column(columns[1]), strict=True):
+            number += 1
+            yield number, row
+
+
+def _parquet_lists(row: ScalarPair) -> tuple[Any, Any]:
+    return row[0].as_py(), row[1].as_py()
+
+
+_FORMS: dict[str, tuple[Any, Any]] = {
+    "json": (_json_rows, _json_lists),
+    "conll": (_conll_rows, _conll_lists),
+    "parquet": (_parquet_rows, _parquet_lists),
+}
+"""For each form what gives the rows with their numbers, and what makes words and tags of a row."""

@@ -15,8 +15,8 @@ from tokenizers.processors import BertProcessing
 
 from trainers.data.tokens import encode as preprocess
 from trainers.data.tokens.encode import load_windows
-from trainers.data.tokens.files import load_token_datasets, token_files
-from trainers.data.tokens.reader import TokenFile
+from trainers.data.tokens.files import TaggedFile
+from trainers.data.tokens.reader import TokenFile, load_token_datasets, token_files
 from trainers.data.tokens.windows import encode_tokens
 
 LABELS = ("O", "B-X", "I-X")
@@ -40,7 +40,7 @@ def write(folder, sentences, extra=""):
     path = folder / "train.json"
     rows = [{"tokens": [word for word, _ in row], "tags": [tag for _, tag in row]} for row in sentences]
     path.write_text("\n".join(map(json.dumps, rows)) + extra)
-    return TokenFile(path, "tner", LABELS, LABELS, "error")
+    return TokenFile((TaggedFile(path, "", "train", "json"),), LABELS, LABELS, "error")
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,7 @@ import zipfile
 
 import pytest
 
-from trainers.data.tokens.files import find_tagged_source
-from trainers.data.tokens.reader import TaggedFile
+from trainers.data.tokens.files import TaggedFile, find_tagged_source
 
 LINE = '{"id": "0", "tokens": ["5", "%"], "ner_tags": [1, 0]}\n'
 NAMES = ("O", "B-Rate", "I-Rate")
@@ -81,9 +80,18 @@ def test_one_file_is_not_split(tmp_path):
     ("files", "message"),
     [
         ({"notes_dot_md": "x", "other_dot_jsonl": LINE}, "holds no tagged sentences: expected files of the splits"),
-        ({"train_dot_jsonl": LINE, "train_dot_conll": LINE}, "several files claim the train split"),
-        ({"a__test_dot_json": LINE, "b__test_dot_json": LINE}, "several files claim the test split"),
-        ({"dev_dot_json": LINE, "validation_dot_json": LINE}, "several files claim the validation split"),
+        (
+            {"train_dot_jsonl": LINE, "train_dot_conll": LINE},
+            "holds train.conll, train.jsonl for the train split. Keep one",
+        ),
+        (
+            {"a__test_dot_json": LINE, "b__test_dot_json": LINE},
+            "holds test.json, test.json for the test split. Keep one",
+        ),
+        (
+            {"dev_dot_json": LINE, "validation_dot_json": LINE},
+            "holds dev.json, validation.json for the validation split. Keep one",
+        ),
         ({"train_dot_zip": "PK"}, "train.zip is not a zip file"),
     ],
 )
@@ -95,7 +103,9 @@ def test_what_is_no_corpus_or_two(tmp_path, files, message):
 def test_a_zip_beside_its_own_content_counts_nothing_twice(tmp_path):
     with zipfile.ZipFile(tmp_path / "finer139.zip", "w") as archive:
         archive.writestr("train.jsonl", LINE)
-    with pytest.raises(ValueError, match=r"several files claim the train split: .*finer139.zip:train.jsonl"):
+    with pytest.raises(
+        ValueError, match=r"holds the train split in several places: .*finer139.zip:train.jsonl, .*/train.jsonl\. Keep"
+    ):
         found(tmp_path, train_dot_jsonl=LINE)
 
 
@@ -158,7 +168,13 @@ def test_names_from_a_file_that_the_user_names_come_first(tmp_path, name, conten
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not JSON in UTF-8"), ("[1, 2]", "expected .*O"), ("3", "expected .*O"), (None, "does not exist")],
+    [
+        ("{", "is not JSON in UTF-8"),
+        ("[", "is not JSON in UTF-8"),
+        ("[1, 2]", "expected .*O"),
+        ("3", "Expected .*O"),
+        (None, "does not exist"),
+    ],
 )
 def test_wrong_name_files(tmp_path, content, message):
     found(tmp_path, train_dot_jsonl=LINE)
@@ -166,6 +182,31 @@ def test_wrong_name_files(tmp_path, content, message):
         (tmp_path / "names.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         find_tagged_source(tmp_path, tmp_path / "names.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"O": 0, "S-X": 1, "B-X": 2, "I-X": 3, "E-X": 4}', r"outside the IOB scheme: \['S-X', 'E-X'\].*rewritten"),
+        ('{"LOC": 0, "O": 1}', r"outside the IOB scheme: \['LOC'\]"),
+    ],
+)
+def test_labels_of_another_scheme_are_refused(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        found(tmp_path, train_dot_json=LINE, label_dot_json=content)
+
+
+def test_the_nearest_files_count(tmp_path):
+    found(tmp_path, deep__er__train_dot_json=LINE, deep__er__test_dot_json=LINE)
+    assert [file.path.parent.name for file in find_tagged_source(tmp_path).files] == ["er", "er"]
+    assert splits(found(tmp_path, dataset__train_dot_json=LINE)) == [("train", "json", "train.json", "")]
+    source = found(tmp_path, test_dot_conll="a O")
+    assert splits(source) == [("test", "conll", "test.conll", "")]
+
+
+def test_files_of_several_forms_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"mixes files of several forms: train.jsonl, test.conll. Keep one form"):
+        found(tmp_path, train_dot_jsonl=LINE, test_dot_conll="a O")
 
 
 def test_a_card_that_is_no_yaml(tmp_path):
@@ -186,7 +227,7 @@ def test_the_hub_is_asked_for_the_zip_and_its_like(tmp_path, monkeypatch):
     assert splits(find_tagged_source("nlpaueb/finer-139")) == [("train", "json", "train.jsonl.gz", "")]
     ((repo_id, patterns),) = calls
     assert repo_id == "nlpaueb/finer-139"
-    assert {"*.zip", "*.parquet", "README.md"} <= set(patterns)
+    assert {"*.zip", "*train*.parquet", "README.md"} <= set(patterns)
 
 
 def test_a_copy_under_the_data_folder_comes_first(tmp_path, monkeypatch):

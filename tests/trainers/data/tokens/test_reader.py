@@ -3,7 +3,7 @@ import json
 import pytest
 
 from trainers.data.rows import BadRows
-from trainers.data.tokens.files import load_token_datasets, token_files
+from trainers.data.tokens.reader import load_token_datasets, token_files
 
 ROWS = [(["EU", "rejects"], [1, 0]), (["Peter"], [2])]
 LABELS = ("O", "B-ORG", "B-PER")
@@ -65,8 +65,12 @@ def test_other_labels_give_their_ids(request, layout):
     names = ("B-PER", "X", "I-PER", "I-ORG", "B-ORG", "I-LOC", "B-LOC", "O")
     assert [tags for _, tags in sentences(file.with_labels(names))] == [[4, 7], [0]]
     assert file.with_labels(names).labels == names
-    with pytest.raises(ValueError, match=r"labels that are not among \['O'\]: \['B-ORG', "):
-        file.with_labels(("O",))
+    assert [tags for _, tags in sentences(file.with_labels(("B-ORG", "B-PER", "O")))] == [[0, 2], [1]]
+    with pytest.raises(ValueError, match=r"train\.\w+ has labels that are not among \['O'\]: \['B-ORG'\]"):
+        sentences(file.with_labels(("O",)))
+    with pytest.raises(ValueError, match=r"train\.\w+ has labels that are not among \['O'\]: \['B-ORG', 'B-PER'\]"):
+        file.in_memory().with_labels(("O",))
+    assert file.in_memory().with_labels(names) == file.with_labels(names).in_memory()
 
 
 def test_the_content_key_tells_what_the_sentences_depend_on(tner, tmp_path):

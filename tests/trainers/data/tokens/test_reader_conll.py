@@ -1,52 +1,17 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from seqeval.metrics.sequence_labeling import get_entities
-from seqeval.scheme import IOB1, IOB2, Entities
 
 from trainers.data.rows import BadRows
-from trainers.data.tokens.reader import as_iob2, conll_labels, read_conll_file
+from trainers.data.tokens.files import TaggedFile
+from trainers.data.tokens.reader import TagIds, tagged_rows
 
 
 def read_all(path, bad_rows):
-    """Words and tags of all usable sentences."""
-    rows = list(read_conll_file(path, bad_rows))
-    return [words for words, _ in rows], [tags for _, tags in rows]
-
-
-TAGS = st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y"]), min_size=1, max_size=12)
-
-
-def entities(tags: list[str], scheme) -> set[tuple[str, int, int]]:
-    return {(entity.tag, entity.start, entity.end) for entity in Entities([tags], scheme).entities[0]}
-
-
-@given(TAGS)
-def test_repair_keeps_the_entities_and_makes_them_valid_iob2(tags):
-    repaired = as_iob2(tags)
-    assert get_entities(repaired) == get_entities(tags)
-    assert entities(repaired, IOB2) == {(kind, start, end + 1) for kind, start, end in get_entities(tags)}
-    assert as_iob2(repaired) == repaired
-
-
-def test_iob1_becomes_iob2():
-    iob1 = ["I-X", "I-X", "B-X", "O", "I-Y", "I-X"]
-    repaired = as_iob2(iob1)
-    assert repaired == ["B-X", "I-X", "B-X", "O", "B-Y", "B-X"]
-    assert entities(iob1, IOB1) == entities(repaired, IOB2)
-
-
-def test_labels_are_o_then_pairs_sorted_by_type():
-    assert conll_labels([["I-b", "O"], ["B-a-c"], ["B-B"]]) == (
-        "O",
-        "B-B",
-        "I-B",
-        "B-a-c",
-        "I-a-c",
-        "B-b",
-        "I-b",
-    )
-    assert conll_labels([["O"]]) == ("O",)
+    """Words and tag names of all usable sentences."""
+    tag_ids = TagIds(None)
+    rows = list(tagged_rows(TaggedFile(path, "", "train", "conll"), tag_ids, bad_rows))
+    return [words for _, words, _ in rows], [[tag_ids.names[tag] for tag in tags] for _, _, tags in rows]
 
 
 EXPECTED = ([["EU", "rejects"], ["Peter"]], [["B-ORG", "O"], ["B-PER"]])
@@ -122,3 +87,11 @@ def test_what_is_written_is_read(tmp_path_factory, sentences):
     path.write_text(text, encoding="utf-8")
     words, tags = read_all(path, BadRows("error"))
     assert [list(zip(*pair, strict=True)) for pair in zip(words, tags, strict=True)] == sentences
+
+
+def test_a_bad_line_is_named_and_its_sentence_keeps_its_place(tmp_path):
+    (tmp_path / "train.conll").write_text("a O\n\nb O\nc X-Rate\n\nd O\n")
+    file = TaggedFile(tmp_path / "train.conll", "", "train", "conll")
+    with pytest.raises(ValueError, match=r"train.conll:4: tag 'X-Rate' of 'c' is not in the IOB scheme"):
+        list(tagged_rows(file, TagIds(None), BadRows("error")))
+    assert [place for place, _, _ in tagged_rows(file, TagIds(None), BadRows("skip"))] == [0, 2]

@@ -12,7 +12,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing, TemplateProcessing
 
-from trainers.data.tokens.files import load_token_datasets
+from trainers.data.tokens.reader import load_token_datasets
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows, encode_tokens
 
 UNKNOWN, OPEN, CLOSE, PAD = 0, 1, 2, 3

@@ -8,9 +8,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import filter_repo_objects
 
-from trainers.data.tokens.files import load_token_datasets
-from trainers.data.tokens.reader import TokenDataset
+from trainers.data.tokens.reader import TokenDataset, load_token_datasets
 
 ROW = {"tokens": ["EU", "rejects"], "tags": [1, 0]}
 LABELS = {"O": 0, "B-ORG": 1, "I-ORG": 2}
@@ -114,18 +114,18 @@ def test_skipped_rows_of_all_files_are_reported_once(tmp_path, caplog, layout):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no data set: expected train.json"),
-        ({"README_md": "hello"}, "holds no data set"),
-        ({"train_json": "{}"}, "label.json is missing"),
+        ({}, "holds no tagged sentences: expected files of the splits, such as train.json"),
+        ({"README_md": "hello"}, "holds no tagged sentences"),
+        ({"train_json": json.dumps(ROW)}, "train.json:1: the tags are ids, but nothing names them: put label.json"),
         (
             {"train_txt": "a O", "train_conll": "a O"},
-            r"several files for the train split: train.conll, train.txt",
+            "holds train.conll, train.txt for the train split. Keep one of them",
         ),
         (
             {"valid_txt": "a O", "dev_txt": "a O"},
-            "several files for the validation split: valid.txt, dev.txt",
+            "holds dev.txt, valid.txt for the validation split. Keep one of them",
         ),
-        ({"train_json": "{}", "test_txt": "a O"}, r"mixes JSON lines and CoNLL files: train.json, test.txt"),
+        ({"train_json": "{}", "test_txt": "a O"}, "mixes files of several forms: train.json, test.txt. Keep one form"),
         ({"train_txt": "\n\n"}, "train.txt holds no usable sentence"),
         ({"train_txt": "-DOCSTART- O\n"}, "train.txt holds no usable sentence"),
     ],
@@ -183,8 +183,9 @@ def test_a_hub_data_set_is_downloaded_with_the_files_needed_only(tmp_path, monke
     assert list(load_token_datasets("tner/bionlp2004")) == ["train", "validation", "test"]
     ((repo_id, keywords),) = calls
     assert (repo_id, keywords["repo_type"]) == ("tner/bionlp2004", "dataset")
-    assert {"dataset/label.json", "dataset/valid.json", "train.conll"} <= set(keywords["allow_patterns"])
-    assert not any("*" in pattern for pattern in keywords["allow_patterns"])
+    wanted = ("dataset/label.json", "dataset/valid.json", "train.conll", "data/train-00000-of-00001.parquet", "Dev.txt")
+    unwanted = ("model.bin", "script.py", "other.json", "notes.txt", "train.csv")
+    assert list(filter_repo_objects([*wanted, *unwanted], allow_patterns=keywords["allow_patterns"])) == list(wanted)
 
 
 @pytest.fixture
