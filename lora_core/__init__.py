@@ -1,7 +1,19 @@
 """LoRA for encoder models, written by hand: inject, train, merge, save and load in PEFT's format.
 
-Read config, updates, layers, targets, inject, adapters, merge, checkpoint, in this order. The rooms beside them: extras
-(what a reader who came for LoRA may skip), models, kernels, export. lora_core knows nothing of data or training.
+Read the files of this folder in the order of their imports:
+
+    config           what to adapt and how, and adapter_config.json
+    updates          the low-rank arithmetic: one small module for each adapter and layer
+    layers           the hosts: layers that hold updates (multihead: torch's nn.MultiheadAttention)
+    adapters         several adapters on one model: set, disable, mix in a batch, delete
+    targets          which layers a config means
+    initialise       how A and B start
+    inject           put adapters in, take them out
+    merge            put updates into the weights, take them out again
+    checkpoint       adapters on disk, in PEFT's format
+
+What they share: dropout, half_precision, files, vit_names. The rooms beside them: extras (what a reader who came for
+LoRA may skip), models, kernels, export. lora_core knows nothing of data or training.
 
 Names are imported when they are first used, so that programs which need no torch can use lora_core.files without it.
 """
@@ -47,8 +59,19 @@ __all__ = [
 ]
 
 
-_FILES = ("inject", "adapters", "checkpoint", "config", "merge",
-          "extras.combine", "extras.eva", "extras.hotswap", "extras.lora_plus", "extras.summary")  # fmt: skip
+_FILES = (
+    "inject",
+    "adapters",
+    "checkpoint",
+    "config",
+    "merge",
+    "extras.combine",
+    "extras.eva",
+    "extras.hotswap",
+    "extras.lora_plus",
+    "extras.summary",
+)
+"""Where the names are looked for, in this order."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,15 @@
 """Several adapters on one base model: add (inject.py), set, disable, mix in a batch, delete.
 
-An adapter owns low-rank factors inside the host layers and, as whole tensors, what it trains in full: the task
-head (modules_to_save) and bias vectors. Of those whole tensors the model holds just one at a time, in its
-usual place; the other adapters' and the base model's own wait in LoRAState and are put in place on a switch.
-So every count of parameters is true, and `disable_adapters` gives back the base model exactly.
+An adapter owns updates inside the host layers and, as whole tensors, what it trains in full: the task head
+(modules_to_save) and bias vectors. Of those whole tensors the model holds just one at a time, in its usual place; the
+other adapters' and the base model's own wait in LoRAState and are put in place on a switch. So every count of
+parameters is true, and `disable_adapters` gives back the base model exactly.
+
+In reading order: what a model remembers of its adapters; the four verbs; single tensors in and out of a model; how
+whole tensors differ by row in a mixed batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lora_core.config import LoRAConfig
+from lora_core.config import LoRAConfig, Pattern
+from lora_core.half_precision import in_own_dtype
 from lora_core.layers import LoRALayer, model_modules
+from lora_core.multihead import block_fast_paths, restore_fast_paths
 
 STATE = "lora_state"
+"""Attribute of an injected model that holds its LoRAState."""
 
 
 @dataclass
@@ -29,8 +35,9 @@ class AdapterRecord:
     targets: tuple[str, ...]
     """Paths of the adapted layers."""
     saved: dict[str, Tensor] = field(default_factory=dict)
-    """Parameters and buffers owned in full, by their path in the model."""
+    """Parameters and buffers owned in full, by their path in the model; they are there while the adapter acts."""
     trainable: bool = True
+    """Whether it is trained when it acts."""
 
 
 @dataclass
@@ -38,19 +45,27 @@ class LoRAState:
     """What a model remembers of its adapters; the attribute ``lora_state`` of the injected model."""
 
     adapters: dict[str, AdapterRecord] = field(default_factory=dict)
+    """Every adapter by name, in the order of their coming."""
     base: dict[str, Tensor] = field(default_factory=dict)
     """The base model's own tensor for every path that some adapter owns in full."""
     active: tuple[str, ...] = ()
+    """Names of the adapters that act."""
     fast_paths: dict[tuple[str, str], object] = field(default_factory=dict)
     """What multihead.py switched off in torch's transformer encoders, with the old values."""
     was_trainable: dict[str, bool] = field(default_factory=dict)
     """requires_grad of the base model's parameters before the first injection."""
     bridges: dict[str, tuple[RemovableHandle, RemovableHandle]] = field(default_factory=dict)
-    """Hooks of the modules that are trained in fp32 in a half-precision model, by path (see wide.py)."""
+    """Hooks of the modules that are trained in fp32 in a half-precision model, by path (half_precision.py)."""
+    by_rows: bool = False
+    """Whether a mixed batch is under way in which heads or biases differ by row."""
 
 
 def state_of(model: nn.Module) -> LoRAState:
-    """The adapters of ``model``; ValueError when it has none."""
+    """What ``model`` remembers of its adapters.
+
+    Raises:
+        ValueError: it has none.
+    """
     state = getattr(model, STATE, None)
     if state is None:
         raise ValueError(
@@ -68,7 +83,11 @@ def hosts(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
 
 
 def record_of(model: nn.Module, adapter_name: str) -> AdapterRecord:
-    """The record of one adapter; ValueError that lists the names when it is unknown."""
+    """The record of one adapter.
+
+    Raises:
+        ValueError: there is no adapter of that name; the message lists the names.
+    """
     adapters = state_of(model).adapters
     if adapter_name not in adapters:
         raise ValueError(f"There is no adapter {adapter_name!r}; the model has {sorted(adapters)}.")
@@ -97,8 +116,8 @@ def set_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
     state.active = names
     for _, host in hosts(model):
         host.active_adapters = tuple(name for name in names if name in host.lora)
-        for name, adapter in host.lora.items():
-            adapter.requires_grad_(name in names and state.adapters[name].trainable)
+        for name, update in host.lora.items():
+            update.requires_grad_(name in names and state.adapters[name].trainable)
     _put_owned(model, state, records)
 
 
@@ -109,63 +128,79 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
     On leaving, by an exception too, everything is as it was before.
     """
     state = state_of(model)
+    by_rows, state.by_rows = state.by_rows, False
     layers = [host for _, host in hosts(model)]
     before = [(host, host.active_adapters, host.merged_adapters, host.row_adapters) for host in layers]
     for host in layers:
         host.active_adapters = host.merged_adapters = ()
         host.row_adapters = None
         exchange_frozen(host)
-    swapped = {key: get(model, key) for key in state.base}
+    swapped = {key: get_tensor(model, key) for key in state.base}
     try:
         for key, tensor in state.base.items():
-            put(model, key, tensor)
+            put_tensor(model, key, tensor)
         yield
     finally:
         for key, tensor in swapped.items():
-            put(model, key, tensor)
+            put_tensor(model, key, tensor)
         for host, active, merged, rows in before:
             host.active_adapters, host.merged_adapters, host.row_adapters = active, merged, rows
             exchange_frozen(host)
+        state.by_rows = by_rows
 
 
 @contextmanager
 def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterator[None]:
     """Within the context, row i of every batch is computed by adapter ``adapter_names[i]`` (None: the base model).
 
-    Works in training and evaluation. Heads and biases cannot differ by row: the adapters named must own none, or
-    all be the same one.
+    Works in training (call backward within the context) and evaluation. Low-rank updates are added to the rows that
+    they are for. A module of which adapters own a head or biases runs once for each adapter, on its rows; its first
+    dimension must be the batch.
 
     Raises:
-        ValueError: an unknown name, adapters that own whole tensors, or merged adapters.
+        ValueError: an unknown name, merged adapters, or adapters that own a part of an nn.MultiheadAttention which it
+            never calls. In a forward pass: a number of rows that is not that of the names.
     """
     state = state_of(model)
     names = sorted({name for name in adapter_names if name is not None})
-    owners = [name for name in names if record_of(model, name).saved]
-    if owners and (len(names) > 1 or None in adapter_names):
-        raise ValueError(
-            f"Adapters {owners} own a head or biases, which cannot differ by row. Run them in batches of their own."
-        )
+    records = {name: record_of(model, name) for name in names}
     layers = [host for _, host in hosts(model)]
     if any(host.merged_adapters for host in layers):
         raise ValueError("Adapters are merged. Call lora_core.unmerge_lora(model) before a mixed batch.")
     device = next(model.parameters()).device
-    rows = [
-        (name, torch.tensor([i for i, n in enumerate(adapter_names) if n == name], device=device)) for name in names
-    ]
-    trainable = {parameter: parameter.requires_grad for host in layers for parameter in host.lora.parameters()}
-    swapped = {key: (tensor := get(model, key), tensor.requires_grad) for key in state.base}
+    rows_of = {
+        name: torch.tensor([row for row, wanted in enumerate(adapter_names) if wanted == name], device=device)
+        for name in (*names, None)
+        if name in adapter_names
+    }
+    by_rows = [_ByRows(model, path, rows_of) for path in _modules_by_rows(model, records)] if len(rows_of) > 1 else []
+    placed = {key: get_tensor(model, key) for key in state.base}
+    tensors = [*placed.values(), *(tensor for record in records.values() for tensor in record.saved.values())]
+    tensors += [parameter for host in layers for parameter in host.lora.parameters()]
+    trainable = {tensor: tensor.requires_grad for tensor in tensors if isinstance(tensor, nn.Parameter)}
+    fast_paths: dict[tuple[str, str], object] = {}
     try:
-        _put_owned(model, state, {name: state.adapters[name] for name in names})
+        _put_owned(model, state, {} if by_rows else records)
+        for record in records.values():
+            _set_trainable(record.saved.values(), record.trainable)
         for host in layers:
-            host.row_adapters = (len(adapter_names), rows)
-            for name, adapter in host.lora.items():
-                adapter.requires_grad_(name in names and state.adapters[name].trainable)
+            host.row_adapters = (len(adapter_names), [(name, rows_of[name]) for name in names])
+            for name, update in host.lora.items():
+                update.requires_grad_(name in names and state.adapters[name].trainable)
+        fast_paths = block_fast_paths(model, {part.module for part in by_rows})
+        for part in by_rows:
+            part.module.forward = part
+        state.by_rows = bool(by_rows)
         yield
     finally:
+        state.by_rows = False
+        for part in by_rows:
+            part.give_back()
+        restore_fast_paths(model, fast_paths)
         for host in layers:
             host.row_adapters = None
-        for key, (tensor, flag) in swapped.items():
-            put(model, key, tensor.requires_grad_(flag))
+        for key, tensor in placed.items():
+            put_tensor(model, key, tensor)
         for parameter, flag in trainable.items():
             parameter.requires_grad_(flag)
 
@@ -195,6 +230,30 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
         remove_bridge(state, path)
 
 
+def _check_combination(records: dict[str, AdapterRecord]) -> None:
+    """Check that adapters can act together.
+
+    Raises:
+        ValueError: one uses DoRA, or two train the same tensor or token.
+    """
+    dora = [name for name, record in records.items() if record.config.use_dora]
+    if dora:
+        raise ValueError(f"Adapters {dora} use DoRA, which rescales the whole layer, so they cannot act with others.")
+    owner: dict[str, str] = {}
+    for name, record in records.items():
+        for key in record.saved:
+            if key in owner:
+                raise ValueError(f"Adapters {owner[key]!r} and {name!r} both own {key!r}, so they cannot act together.")
+            owner[key] = name
+        for token in record.config.trainable_token_indices or ():
+            if f"token {token}" in owner:
+                other = owner[f"token {token}"]
+                raise ValueError(
+                    f"Adapters {other!r} and {name!r} both train token {token}, so they cannot act together."
+                )
+            owner[f"token {token}"] = name
+
+
 def remove_bridge(state: LoRAState, path: str) -> None:
     """Take the hooks for half precision off the module at ``path``."""
     for handle in state.bridges.pop(path):
@@ -208,13 +267,13 @@ def exchange_frozen(host: LoRALayer) -> None:
         setattr(host, name, waiting)
 
 
-def get(model: nn.Module, path: str) -> Tensor:
+def get_tensor(model: nn.Module, path: str) -> Tensor:
     """The parameter or buffer at ``path``."""
     parent, _, leaf = path.rpartition(".")
     return getattr(model.get_submodule(parent), leaf)
 
 
-def put(model: nn.Module, path: str, tensor: Tensor) -> None:
+def put_tensor(model: nn.Module, path: str, tensor: Tensor) -> None:
     """Put a parameter or buffer at ``path``, on the device of the one that it replaces."""
     parent, _, leaf = path.rpartition(".")
     module = model.get_submodule(parent)
@@ -232,25 +291,133 @@ def _put_owned(model: nn.Module, state: LoRAState, acting: dict[str, AdapterReco
     owned = {key: (tensor, record) for record in acting.values() for key, tensor in record.saved.items()}
     for key, base in state.base.items():
         tensor, record = owned.get(key, (base, None))
+        _set_trainable([tensor], record is not None and record.trainable)
+        put_tensor(model, key, tensor)
+
+
+def _set_trainable(tensors: Iterable[Tensor], trainable: bool) -> None:
+    """Set requires_grad of the parameters among ``tensors``; the others are buffers."""
+    for tensor in tensors:
         if isinstance(tensor, nn.Parameter):
-            tensor.requires_grad_(record is not None and record.trainable)
-        put(model, key, tensor)
+            tensor.requires_grad_(trainable)
 
 
-def _check_combination(records: dict[str, AdapterRecord]) -> None:
-    dora = [name for name, record in records.items() if record.config.use_dora]
-    if dora:
-        raise ValueError(f"Adapters {dora} use DoRA, which rescales the whole layer, so they cannot act with others.")
-    owner: dict[str, str] = {}
-    for name, record in records.items():
-        for key in record.saved:
-            if key in owner:
-                raise ValueError(f"Adapters {owner[key]!r} and {name!r} both own {key!r}, so they cannot act together.")
-            owner[key] = name
-        for token in record.config.trainable_token_indices or ():
-            if f"token {token}" in owner:
-                other = owner[f"token {token}"]
-                raise ValueError(
-                    f"Adapters {other!r} and {name!r} both train token {token}, so they cannot act together."
-                )
-            owner[f"token {token}"] = name
+def _modules_by_rows(model: nn.Module, records: dict[str, AdapterRecord]) -> list[str]:
+    """Paths of the modules that run once for each adapter of a mixed batch; none of them lies in another.
+
+    They are the modules to save of the adapters, and for a bias the module that adds it.
+    """
+    keys = {key for record in records.values() for key in record.saved}
+    modules = {key.rpartition(".")[0] for key in keys}
+    for record in records.values():
+        saved = Pattern(record.config.modules_to_save)
+        for path, _ in model_modules(model):
+            if saved.matches(path) and any(key.startswith(f"{path}.") for key in keys):
+                modules.add(path)
+    outermost: list[str] = []
+    for path in sorted(modules, key=len):
+        if not any(_lies_in(path, outer) for outer in outermost):
+            outermost.append(path)
+    for path, module in model_modules(model):
+        unseen = [inner for inner in outermost if inner != path and _lies_in(inner, path)]
+        if isinstance(module, nn.MultiheadAttention) and not isinstance(module, LoRALayer) and unseen:
+            raise ValueError(
+                f"Adapters {sorted(records)} own a head or biases in {unseen[0]}, which {path} never calls, so they "
+                "cannot differ by row. Run each adapter in a batch of its own, or adapt the attention too."
+            )
+    return outermost
+
+
+class _ByRows:
+    """The forward of a module while the rows of its batch belong to several adapters.
+
+    It calls the module's own forward once for each adapter, on the adapter's rows, as if that adapter acted alone.
+    """
+
+    def __init__(self, model: nn.Module, path: str, rows_of: dict[str | None, Tensor]) -> None:
+        self.model, self.path, self.rows_of = model, path, rows_of
+        self.module = model.get_submodule(path)
+        self.forward = self.module.forward
+        self.replaced = vars(self.module).get("forward")
+        self.hosts = [module for module in self.module.modules() if isinstance(module, LoRALayer)]
+        self.keys = [key for key in state_of(model).base if _lies_in(key, path)]
+
+    def give_back(self) -> None:
+        """Let the module have its forward back."""
+        vars(self.module).pop("forward", None)
+        if self.replaced is not None:
+            self.module.forward = self.replaced
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        state = state_of(self.model)
+        if not state.by_rows:  # within disable_adapters
+            return self.forward(*args, **kwargs)
+        count = sum(map(len, self.rows_of.values()))
+        sizes = [len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()]
+        if count not in sizes:
+            raise ValueError(
+                f"mixed_batch was given {count} adapter names, but {self.path or 'the model'}, where adapters own a "
+                f"head or biases, sees {sizes[0] if sizes else 'no'} rows. Give one name for each row of the batch. A "
+                "module whose first dimension is not the batch cannot be mixed: run each adapter in its own batch."
+            )
+        results = []
+        for name, rows in self.rows_of.items():
+            with self._alone(state, name):
+                own = _rows(args, rows, count)
+                own = in_own_dtype(self.module, own) if self.path in state.bridges else own
+                results.append(self.forward(*own, **_rows(kwargs, rows, count)))
+        return self._joined(results)
+
+    @contextmanager
+    def _alone(self, state: LoRAState, name: str | None) -> Iterator[None]:
+        """Within the context the module is as the adapter alone makes it."""
+        saved = {} if name is None else state.adapters[name].saved
+        before = [(host, host.active_adapters, host.row_adapters) for host in self.hosts]
+        try:
+            for host in self.hosts:
+                host.row_adapters = None
+                host.active_adapters = () if name is None or name not in host.lora else (name,)
+            for key in self.keys:
+                put_tensor(self.model, key, saved.get(key, state.base[key]))
+            yield
+        finally:
+            for host, active, rows in before:
+                host.active_adapters, host.row_adapters = active, rows
+            for key in self.keys:
+                put_tensor(self.model, key, state.base[key])
+
+    def _joined(self, results: list[Any]) -> Any:
+        """The results of all adapters as one, the rows in the order of the batch."""
+        first = results[0]
+        if first is None:
+            return None
+        if isinstance(first, dict):
+            whole = {key: self._joined([part[key] for part in results]) for key in first}
+            return whole if type(first) is dict else type(first)(**whole)  # a ModelOutput of transformers
+        if type(first) in (tuple, list):
+            return type(first)(self._joined(list(parts)) for parts in zip(*results, strict=True))
+        rows_of = list(self.rows_of.values())
+        if isinstance(first, Tensor) and all(
+            part.dim() and len(part) == len(rows) for part, rows in zip(results, rows_of, strict=True)
+        ):
+            return torch.cat(results)[torch.cat(rows_of).argsort()]
+        raise ValueError(
+            f"{self.path or 'The model'} returns a {type(first).__name__} that has no row for each of the batch, so "
+            "adapters that own a head or biases in it cannot be mixed. Run each adapter in a batch of its own."
+        )
+
+
+def _rows(value: Any, rows: Tensor, count: int) -> Any:
+    """``rows`` of the tensors in a module's arguments whose first dimension is the batch; the others as they are."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.dim() and len(value) == count else value
+    if type(value) in (tuple, list):
+        return type(value)(_rows(part, rows, count) for part in value)
+    if type(value) is dict:
+        return {key: _rows(part, rows, count) for key, part in value.items()}
+    return value
+
+
+def _lies_in(path: str, outer: str) -> bool:
+    """Whether ``path`` is ``outer`` or lies in it."""
+    return not outer or f"{path}.".startswith(f"{outer}.")

@@ -4,12 +4,14 @@ A key is `base_model.model.` + the path in the model + the tensor's name, withou
 `base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight`. Saved modules and biases stand under
 their own path, except that the bias of an adapted layer has `base_layer.` before it, as PEFT's wrapper has. Every
 adapter is written in a plain form that needs only the untouched base, whatever it started from.
+
+In reading order: writing an adapter; reading one; PEFT's keys; the config as the file needs it; the names that
+transformers 5 gave to vision transformers (vit_names.py).
 """
 
 import dataclasses
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,20 +22,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora_core.adapters import delete_adapter, hosts, record_of, set_adapter, state_of
-from lora_core.config import TASK_TYPES, LoRAConfig
+from lora_core.config import TASK_TYPES, LoRAConfig, Pattern
+from lora_core.files import replacing
 from lora_core.inject import add_exactly, eject_lora
 from lora_core.layers import model_modules
 from lora_core.targets import attention_outputs, preset_of, without_idle_patterns
-from lora_core.updates import Adapter, ThirdsAdapter
+from lora_core.updates import ThirdsUpdate
 from lora_core.vit_names import NEW_MARK, OLD_MARK, any_path, to_new_name, to_old_name
 
-# DOC """What PEFT's adapter files say, in this library's terms and back: keys, ranks and scalings,
-# names of targets."""
-
-# DOC """The two sets of module names of vision transformers: transformers 5 renamed what checkpoints
-# and adapters had."""
-
 logger = logging.getLogger("lora_core")
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+PREFIX = "base_model.model."
+"""Start of every key: the model inside PEFT's two wrappers."""
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -55,14 +57,16 @@ def adapter_tensors(model: nn.Module, adapter_name: str = "default") -> dict[str
     tensors = {}
     for path, host in hosts(model):
         if adapter_name in host.lora:
-            tensors |= {f"{path}.{name}": tensor for name, tensor in host.adapter(adapter_name).file_tensors().items()}
+            tensors |= {
+                f"{path}.{name}": tensor for name, tensor in host.update_of(adapter_name).file_tensors().items()
+            }
     return tensors | record.saved
 
 
 def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "default") -> Path:
     """Write one adapter into ``folder``, in PEFT's format, and return the folder.
 
-    Files of an earlier save are replaced one by one, each atomically, weights first.
+    Files of an earlier save are replaced one by one, each as a whole, weights first.
 
     Raises:
         ValueError: no such adapter, or a tensor holds NaN or infinity (named).
@@ -78,20 +82,21 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
         file_config(model, adapter_name), inference_mode=True, task_type=config.task_type or task_type
     )
     tensors, config = for_transformers(model, tensors, config)
-    weights = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
-    try:
-        save_file(tensors, weights, metadata={"format": "pt"})
-        os.replace(weights, folder / WEIGHTS_FILE)
-    finally:
-        weights.unlink(missing_ok=True)
+    with replacing(folder / WEIGHTS_FILE) as new:
+        save_file(tensors, new, metadata={"format": "pt"})
     config.save(folder)
     return folder
 
 
 def load_adapter(
-    model: nn.Module, folder: str | Path, adapter_name: str = "default", *, trainable: bool = True, active: bool = True,
+    model: nn.Module,
+    folder: str | Path,
+    adapter_name: str = "default",
+    *,
+    trainable: bool = True,
+    active: bool = True,
     adapter_dtype: torch.dtype | None = None,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """Add the adapter saved in ``folder`` to ``model``, in place, and return the model. Reads local files only.
 
     Args:
@@ -125,7 +130,11 @@ def load_adapter(
 
 
 def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, Tensor]]:
-    """An adapter's config and tensors from disk, under this model's names and PEFT's keys; errors of load_adapter."""
+    """An adapter's config and tensors from disk, under this model's names and PEFT's keys.
+
+    Raises:
+        ValueError: a file is missing or damaged, or holds an adapter of another kind.
+    """
     config, tensors = LoRAConfig.load(folder), read_weights(folder)
     tensors, config = in_names_of((path for path, _ in model_modules(model)), tensors, config)
     names = saved_modules(model, config.modules_to_save or (), tensors)
@@ -134,11 +143,46 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, 
     return without_idle_patterns(model, config), tensors
 
 
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of adapter_model.safetensors in ``folder``, less the copies of the head of PEFT's bias="all"."""
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        remedy = (
+            " Convert adapter_model.bin with PEFT: pickles are not read here."
+            if file.with_suffix(".bin").is_file()
+            else ""
+        )
+        raise ValueError(f"{file} does not exist.{remedy}")
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}). Copy or save it again.") from error
+    copies = (".modules_to_save.", ".original_module.")
+    return {key: tensor for key, tensor in tensors.items() if not any(part in key for part in copies)}
+
+
+def refuse_non_finite(tensors: Mapping[str, Tensor], consequence: str) -> None:
+    """Check that tensors hold numbers only.
+
+    Raises:
+        ValueError: one holds NaN or infinity; the message is ``consequence`` and its name.
+    """
+    for key, tensor in tensors.items():
+        suspect = not math.isfinite(tensor.sum(dtype=torch.float64))  # cheaper; a sum can also be too large
+        if suspect and not torch.isfinite(tensor).all():
+            raise ValueError(f"{consequence}: {key} holds NaN or infinity.")
+
+
 def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file: Path) -> None:
-    """Copy the file's tensors into the adapter, or raise with every difference listed."""
-    own = {f"{path}.{name}": tensor for path, host in hosts(model) if adapter_name in host.lora
-           for name, tensor in host.adapter(adapter_name).named_tensors().items()}  # fmt: skip
-    own |= record_of(model, adapter_name).saved
+    """Copy the file's tensors into the adapter.
+
+    Raises:
+        ValueError: they do not fit; every difference is listed.
+    """
+    own = dict(record_of(model, adapter_name).saved)
+    for path, host in hosts(model):
+        if adapter_name in host.lora:
+            own |= {f"{path}.{name}": tensor for name, tensor in host.update_of(adapter_name).named_tensors().items()}
     expected = {key: own[path] for path, key in file_keys(model, adapter_name, own).items()}
     problems = [f"  missing: {key} {tuple(tensor.shape)}" for key, tensor in expected.items() if key not in tensors]
     problems += [f"  unknown: {key} {tuple(tensor.shape)}" for key, tensor in tensors.items() if key not in expected]
@@ -165,7 +209,7 @@ def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file:
 
 
 def _unset_start(config: LoRAConfig) -> LoRAConfig:
-    """The same adapter with the cheapest start that its weights can replace.
+    """``config`` with the cheapest start that an adapter's weights from a file can replace.
 
     PEFT's own unconverted PiSSA and OLoRA files are factors beside a base from which the start was taken away, so
     they start the same way here.
@@ -178,11 +222,6 @@ def _unset_start(config: LoRAConfig) -> LoRAConfig:
             )
         return config
     return dataclasses.replace(config, init_lora_weights="gaussian")
-
-
-WEIGHTS_FILE = "adapter_model.safetensors"
-
-PREFIX = "base_model.model."
 
 
 def file_keys(model: nn.Module, adapter_name: str, keys: Iterable[str]) -> dict[str, str]:
@@ -211,50 +250,6 @@ def counts_twice(key: str) -> bool:
     return ".base_layer.out_proj.lora_B." in key
 
 
-def file_config(model: nn.Module, adapter_name: str) -> LoRAConfig:
-    """The adapter's config as its file needs it: targets that PEFT knows, and the ranks and scalings that it has now.
-
-    These differ from the config's where the file holds a plain adapter in place of another form: PiSSA and OLoRA
-    have twice the rank, n thirds of a fused layer n times.
-    """
-    record = record_of(model, adapter_name)
-    config, outputs = record.config, set(attention_outputs(model).values())
-    adapters = {path: host.adapter(adapter_name) for path, host in hosts(model) if path in record.targets}
-    sizes = {
-        path: (_file_rank(adapter), float(adapter.scaling)) for path, adapter in adapters.items() if path not in outputs
-    }
-    if any((config.rank_of(path), config.scaling_of(path)) != size for path, size in sizes.items()):
-        config = explicit_config(config, sizes)
-    if any(isinstance(adapter, ThirdsAdapter) for adapter in adapters.values()):
-        config = explicit_targets(config, sizes)
-    elif preset_of(config.target_modules, [path for path, _ in model_modules(model)]) is not None:
-        config = dataclasses.replace(config, target_modules=tuple(sorted(sizes)))
-    if config.initialisation in ("eva", "olora") or config.initialisation.startswith("pissa"):
-        config = dataclasses.replace(
-            config, init_lora_weights=True
-        )  # the file holds a plain adapter of the untouched base
-    return config
-
-
-def explicit_config(config: LoRAConfig, sizes: Mapping[str, tuple[int, float]]) -> LoRAConfig:
-    """``config`` with the ranks and scalings of ``sizes``, by path; the commonest of each needs no pattern."""
-    ranks = {path: r for path, (r, _) in sizes.items()}
-    alphas = {path: _tidy(scaling * (math.sqrt(r) if config.use_rslora else r)) for path, (r, scaling) in sizes.items()}
-    r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-    # A pattern also matches longer paths of the same end, here and in PEFT; ^ keeps it from them.
-    keys = {path: f"^{path}" if any(other.endswith(f".{path}") for other in sizes) else path for path in sizes}
-    return dataclasses.replace(
-        config, r=int(r), lora_alpha=alpha,
-        rank_pattern={keys[path]: value for path, value in ranks.items() if value != r},
-        alpha_pattern={keys[path]: value for path, value in alphas.items() if value != alpha})  # fmt: skip
-
-
-def explicit_targets(config: LoRAConfig, paths: Iterable[str]) -> LoRAConfig:
-    """``config`` that adapts just the layers at ``paths``."""
-    return dataclasses.replace(config, target_modules=tuple(sorted(paths)), exclude_modules=None,
-                               layers_to_transform=None, layers_pattern=None)  # fmt: skip
-
-
 def saved_modules(model: nn.Module, names: Sequence[str], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """A file's modules_to_save in this model's terms.
 
@@ -266,40 +261,54 @@ def saved_modules(model: nn.Module, names: Sequence[str], tensors: Mapping[str, 
     found = []
     for name in names:
         ends = [path for path in paths if path.endswith(name)]
-        exact = [path for path in ends if path == name or path.endswith(f".{name}")]
+        exact = [path for path in ends if Pattern((name,)).matches(path)]
         found += [name] if exact else []
-        found += [p for p in ends if p not in exact and any(key.startswith(f"{PREFIX}{p}.") for key in tensors)]
+        for path in ends:
+            if path not in exact and any(key.startswith(f"{PREFIX}{path}.") for key in tensors):
+                found.append(path)
     return tuple(dict.fromkeys(found))
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of adapter_model.safetensors in ``folder``, less the copies of the head of PEFT's bias="all"."""
-    file = folder / WEIGHTS_FILE
-    if not file.is_file():
-        remedy = (
-            " Convert adapter_model.bin with PEFT: pickles are not read here."
-            if file.with_suffix(".bin").is_file()
-            else ""
-        )
-        raise ValueError(f"{file} does not exist.{remedy}")
-    try:
-        tensors = load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}). Copy or save it again.") from error
-    copies = (".modules_to_save.", ".original_module.")
-    return {key: tensor for key, tensor in tensors.items() if not any(part in key for part in copies)}
+def file_config(model: nn.Module, adapter_name: str) -> LoRAConfig:
+    """The adapter's config as its file needs it: targets that PEFT knows, and the ranks and scalings that it has now.
+
+    These differ from the config's where the file holds a plain adapter in place of another form: PiSSA and OLoRA
+    have twice the rank, n thirds of a fused layer n times.
+    """
+    record = record_of(model, adapter_name)
+    config, outputs = record.config, set(attention_outputs(model).values())
+    updates = {path: host.update_of(adapter_name) for path, host in hosts(model) if path in record.targets}
+    sizes = {}
+    for path, update in updates.items():
+        if path not in outputs:
+            rank = len(update.file_tensors()[update.factor_names[0]])
+            sizes[path] = rank, float(update.scaling)
+    if any((config.rank_of(path), config.scaling_of(path)) != size for path, size in sizes.items()):
+        config = explicit_config(config, sizes)
+    if any(isinstance(update, ThirdsUpdate) for update in updates.values()):
+        config = explicit_targets(config, sizes)
+    elif preset_of(config.target_modules, [path for path, _ in model_modules(model)]) is not None:
+        config = dataclasses.replace(config, target_modules=tuple(sorted(sizes)))
+    if config.initialisation in ("eva", "olora") or config.initialisation.startswith("pissa"):
+        # The file holds a plain adapter of the untouched base.
+        config = dataclasses.replace(config, init_lora_weights=True)
+    return config
 
 
-def refuse_non_finite(tensors: Mapping[str, Tensor], consequence: str) -> None:
-    """ValueError that names the first tensor with NaN or infinity."""
-    for key, tensor in tensors.items():
-        suspect = not math.isfinite(tensor.sum(dtype=torch.float64))  # cheaper; a sum can also be too large
-        if suspect and not torch.isfinite(tensor).all():
-            raise ValueError(f"{consequence}: {key} holds NaN or infinity.")
-
-
-def _file_rank(adapter: Adapter) -> int:
-    return adapter.file_tensors()[adapter.factor_names[0]].shape[0]
+def explicit_config(config: LoRAConfig, sizes: Mapping[str, tuple[int, float]]) -> LoRAConfig:
+    """``config`` with the ranks and scalings of ``sizes``, by path; the commonest of each needs no pattern."""
+    ranks = {path: r for path, (r, _) in sizes.items()}
+    alphas = {path: _tidy(scaling * (math.sqrt(r) if config.use_rslora else r)) for path, (r, scaling) in sizes.items()}
+    r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    # A pattern also matches longer paths of the same end, here and in PEFT; ^ keeps it from them.
+    keys = {path: f"^{path}" if any(other.endswith(f".{path}") for other in sizes) else path for path in sizes}
+    return dataclasses.replace(
+        config,
+        r=int(r),
+        lora_alpha=alpha,
+        rank_pattern={keys[path]: value for path, value in ranks.items() if value != r},
+        alpha_pattern={keys[path]: value for path, value in alphas.items() if value != alpha},
+    )
 
 
 def _tidy(alpha: float) -> float:
@@ -307,10 +316,21 @@ def _tidy(alpha: float) -> float:
     return round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha
 
 
+def explicit_targets(config: LoRAConfig, paths: Iterable[str]) -> LoRAConfig:
+    """``config`` that adapts just the layers at ``paths``."""
+    return dataclasses.replace(
+        config,
+        target_modules=tuple(sorted(paths)),
+        exclude_modules=None,
+        layers_to_transform=None,
+        layers_pattern=None,
+    )
+
+
 def in_names_of(
     model_paths: Iterable[str], tensors: Mapping[str, Tensor], config: LoRAConfig
 ) -> tuple[dict[str, Tensor], LoRAConfig]:
-    """An adapter file's tensors and config under the names that the model has, where both differ only in the set."""
+    """An adapter file's tensors and config under the model's names, where transformers 5 renamed one of the two."""
     paths = list(model_paths)
     keys = [key.removeprefix(PREFIX) for key in tensors]
     if any_path(NEW_MARK, paths) and any_path(OLD_MARK, keys):

@@ -1,21 +1,28 @@
-"""LoRAConfig: what to adapt and how, and its form on disk (PEFT's adapter_config.json)."""
+"""LoRAConfig: what to adapt and how, and its form on disk (PEFT's adapter_config.json).
+
+Below it: Pattern, which paths of modules the names in a config mean, and check_types, the type check of every dataclass
+of settings here and above. The package begins here; updates.py is next.
+"""
 
 import dataclasses
 import json
 import logging
 import math
-import os
 import re
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+from lora_core.files import read_json_object, write_text
 
 logger = logging.getLogger("lora_core")
 
 CONFIG_FILE = "adapter_config.json"
 
 Names = str | tuple[str, ...] | None
+"""Modules by name, as `Pattern` reads them."""
 
 TASK_TYPES = {
     "token-classification": "TOKEN_CLS",
@@ -90,36 +97,35 @@ class LoRAConfig:
             if value is not None:
                 object.__setattr__(self, name, (value,) if isinstance(value, int) else _as_tuple(name, value) or None)
         for name in ("rank_pattern", "alpha_pattern"):
-            if not isinstance(getattr(self, name), dict):
-                raise ValueError(f"{name} must map patterns to values, but it is {getattr(self, name)!r}.")
-            object.__setattr__(self, name, dict(getattr(self, name)))
+            if isinstance(getattr(self, name), dict):
+                object.__setattr__(self, name, dict(getattr(self, name)))
         self._validate()
 
     def _validate(self) -> None:
+        check_types(self)
         for where, r in [("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())]:
-            if isinstance(r, bool) or not isinstance(r, int) or r <= 0:
-                raise ValueError(f"{where} must be a whole number of at least 1, but it is {r!r}.")
+            if r < 1:
+                raise ValueError(f"{where} must be a whole number of at least 1, but it is {r}.")
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
             names = getattr(self, name)
-            if isinstance(names, tuple) and not all(isinstance(part, str) and part for part in names):
+            if isinstance(names, tuple) and "" in names:
                 raise ValueError(f"{name} must hold names of modules, but it is {names!r}.")
         for name in ("layers_to_transform", "trainable_token_indices"):
-            if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in getattr(self, name) or ()):
+            if any(number < 0 for number in getattr(self, name) or ()):
                 raise ValueError(f"{name} must hold whole numbers from 0, but it is {getattr(self, name)!r}.")
-        for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "inference_mode"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, but it is {getattr(self, name)!r}.")
         alphas = [("lora_alpha", self.alpha), *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items())]
         for where, alpha in alphas:
-            if not _is_number(alpha) or not math.isfinite(alpha):
+            if not math.isfinite(alpha):
                 raise ValueError(f"{where} must be a finite number, but it is {alpha!r}.")
-        for name in ("target_modules", "exclude_modules"):
-            if isinstance(getattr(self, name), str):
-                _check_pattern(name, getattr(self, name))
+        expressions = [(name, getattr(self, name), Pattern) for name in ("target_modules", "exclude_modules")]
         for name in ("rank_pattern", "alpha_pattern"):
-            for pattern in getattr(self, name):
-                _check_pattern(name, pattern)
-        if not _is_number(self.lora_dropout) or not 0.0 <= self.lora_dropout < 1.0:
+            expressions += [(name, key, Pattern.at_end) for key in getattr(self, name)]
+        for name, expression, compiled in expressions:
+            try:
+                compiled(expression)
+            except re.error as error:
+                raise ValueError(f"{name}: {expression!r} is not a regular expression: {error}.") from error
+        if not 0.0 <= self.lora_dropout < 1.0:
             raise ValueError(f"lora_dropout must be at least 0 and below 1, but it is {self.lora_dropout!r}.")
         if self.bias not in ("none", "all", "lora_only"):
             raise ValueError(f'bias must be "none", "all" or "lora_only", but it is {self.bias!r}.')
@@ -151,12 +157,12 @@ class LoRAConfig:
 
     def rank_of(self, path: str) -> int:
         """Rank of the module at ``path``, rank_pattern considered."""
-        return _by_pattern(self.rank_pattern, path, self.r)
+        return next((r for key, r in self.rank_pattern.items() if Pattern.at_end(key).matches(path)), self.r)
 
     def alpha_of(self, path: str) -> float:
         """lora_alpha of the module at ``path``, alpha_pattern considered."""
         default = self.rank_of(path) if self.lora_alpha is None else self.lora_alpha
-        return _by_pattern(self.alpha_pattern, path, default)
+        return next((alpha for key, alpha in self.alpha_pattern.items() if Pattern.at_end(key).matches(path)), default)
 
     def scaling_of(self, path: str) -> float:
         """Factor of the update B @ A at ``path``: alpha / r, or alpha / sqrt(r) with use_rslora."""
@@ -164,7 +170,7 @@ class LoRAConfig:
         return self.alpha_of(path) / (math.sqrt(r) if self.use_rslora else r)
 
     def with_alphas(self) -> "LoRAConfig":
-        """The same choices with every alpha stated, since a file has no "as large as the rank"."""
+        """This config with every alpha stated, since a file has no "as large as the rank"."""
         if self.lora_alpha is not None:
             return self
         by_rank = {pattern: r for pattern, r in self.rank_pattern.items() if pattern not in self.alpha_pattern}
@@ -221,13 +227,9 @@ class LoRAConfig:
             raise ValueError(f"{where}: {error}") from error
 
     def save(self, folder: Path) -> None:
-        """Write adapter_config.json into ``folder``, atomically."""
-        new = folder / f".{CONFIG_FILE}.{os.getpid()}"
-        try:
-            new.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            os.replace(new, folder / CONFIG_FILE)
-        finally:
-            new.unlink(missing_ok=True)
+        """Write adapter_config.json into ``folder``, whole or not at all."""
+        # In ASCII, since PEFT reads it in the encoding of the user's locale.
+        write_text(folder / CONFIG_FILE, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "LoRAConfig":
@@ -241,12 +243,7 @@ class LoRAConfig:
             inner = sorted(str(found.parent) for found in folder.glob(f"*/{CONFIG_FILE}"))
             remedy = f" There are adapters in {', '.join(inner)}; name one of them." if inner else ""
             raise ValueError(f"{path} does not exist; {folder} is not a folder that an adapter was saved in.{remedy}")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, numbers or nesting without end
-            raise ValueError(f"{path} is not JSON: {error}.") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold a JSON object, but it holds a {type(values).__name__}.")
+        values = read_json_object(path, "Save or copy the adapter again.")
         return cls.from_dict(values, where=str(path))
 
 
@@ -294,29 +291,49 @@ def _as_tuple(field: str, value: Any) -> tuple:
     return tuple(value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+class Pattern:
+    """Which paths of modules the names in a config mean.
 
+    Args:
+        names: one string is a regular expression that must match a whole path. Several are ends of paths: "query" and
+            "self.query" both match "layer.0.attention.self.query". None, or an empty tuple, matches nothing.
 
-def _check_pattern(field: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{field}: {pattern!r} is not a regular expression: {error}.") from error
+    Raises:
+        re.error: the string is not a regular expression.
+    """
 
+    def __init__(self, names: str | Iterable[str] | None) -> None:
+        if names is not None and not isinstance(names, str):
+            names = rf"(.*\.)?({'|'.join(ends)})" if (ends := [re.escape(name) for name in names]) else None
+        self.expression = None if names is None else re.compile(names)
 
-def _by_pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
-    for pattern, value in patterns.items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", path):
-            return value
-    return default
+    @classmethod
+    def at_end(cls, expression: str) -> "Pattern":
+        """The paths that a regular expression matches as a whole or from after a dot on, as in rank_pattern."""
+        return cls(rf"(.*\.)?({expression})")
+
+    def matches(self, path: str) -> bool:
+        """Whether the module at ``path`` is meant."""
+        return self.expression is not None and self.expression.fullmatch(path) is not None
+
+    def matches_any(self, paths: Iterable[str]) -> bool:
+        """Whether any of the modules at ``paths`` is meant."""
+        return any(self.matches(path) for path in paths)
+
+    def contains(self, path: str) -> bool:
+        """Whether ``path`` is, or lies in, a module that is meant."""
+        parts = path.split(".")
+        return self.matches_any(".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
 
 
 def check_types(settings: Any) -> None:
-    """Raise ValueError for a field of a dataclass whose value is not of the type that its annotation names.
+    """Check the values of a dataclass against the types that its annotations name.
 
-    Known are str, bool, int, float (an int does where a float is expected, as in TOML and JSON), Path, Literal, unions
-    and tuple[..., ...].
+    Known are str, bool, int, float (an int does where a float is expected, as in TOML and JSON), Path, Literal, unions,
+    tuple[..., ...] and dict.
+
+    Raises:
+        ValueError: a field holds something else; the message names it, its value and what it should be.
     """
     for name, hint in typing.get_type_hints(type(settings)).items():
         if typing.get_origin(hint) is not ClassVar and not _fits(getattr(settings, name), hint):
@@ -324,15 +341,28 @@ def check_types(settings: Any) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether ``value`` has the type of a field; an int does for a float, as in TOML and JSON."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return value in arguments
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        pairs = value.items() if isinstance(value, dict) else [(None, None)]
+        return all(_fits(key, arguments[0]) and _fits(item, arguments[1]) for key, item in pairs)
     if arguments:
         return any(_fits(value, option) for option in arguments)
     return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
+
+
+_NAMES = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("a string", "strings"),
+    bool: ("true or false", "true or false"),
+    Path: ("a path", "paths"),
+    tuple: ("a list", "lists"),
+}
+"""What a type is called in a message, one and several."""
 
 
 def _describe(hint: Any) -> str:
@@ -340,6 +370,7 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(arguments)}"
     if origin is tuple:
-        return "a list of strings"
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}
-    return " or ".join(names[option] for option in arguments or (hint,) if option in names)
+        return f"a list of {_NAMES[arguments[0]][1]}"
+    if origin is dict:
+        return f"{_NAMES[arguments[1]][1]} by name"
+    return " or ".join(_describe(option) for option in arguments if option is not type(None)) or _NAMES[hint][0]

@@ -1,4 +1,8 @@
-"""Trained modules in fp32 inside a model in half precision, whose small steps half precision would round away."""
+"""Modules that are trained in fp32 inside a model in half precision, which would round small steps away.
+
+A head, or another module of which an adapter owns every parameter, is held in fp32 then, and two hooks are its bridge
+to the model around it: they cast its inputs to its own dtype and its output back.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import TypeGuard
@@ -18,15 +22,18 @@ class DtypeBridge:
 
     def widen(self, module: nn.Module, args: tuple) -> tuple:
         """Forward pre-hook."""
-        own = next(module.parameters(recurse=False)).dtype
-        for arg in args:
-            if _is_floating(arg):
-                self.outside = arg.dtype
-        return tuple(arg.to(own) if _is_floating(arg) else arg for arg in args)
+        self.outside = next((arg.dtype for arg in args if _is_floating(arg)), self.outside)
+        return in_own_dtype(module, args)
 
     def narrow(self, module: nn.Module, args: tuple, output: object) -> object:
         """Forward hook."""
         return output.to(self.outside) if _is_floating(output) else output
+
+
+def in_own_dtype(module: nn.Module, args: tuple) -> tuple:
+    """Positional arguments of ``module``, the floating ones in the dtype of its parameters."""
+    own = next(module.parameters(recurse=False)).dtype
+    return tuple(arg.to(own) if _is_floating(arg) else arg for arg in args)
 
 
 def half_modules(model: nn.Module, saved: Iterable[str], base: Mapping[str, Tensor]) -> list[str]:

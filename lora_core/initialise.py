@@ -1,4 +1,4 @@
-"""How adapters start: each scheme fills A and B, for PiSSA and OLoRA from the frozen weight."""
+"""How updates start: each scheme fills A and B, for PiSSA and OLoRA from the frozen weight."""
 
 import math
 
@@ -6,42 +6,41 @@ import torch
 from torch import Tensor, nn
 
 from lora_core.config import LoRAConfig
-from lora_core.updates import Adapter, Conv2dAdapter, EmbeddingAdapter, LinearAdapter
+from lora_core.updates import Conv2dUpdate, EmbeddingUpdate, LinearUpdate, Update
 
 
 @torch.no_grad()
-def initialise(adapter: Adapter, matrix: Tensor, config: LoRAConfig) -> None:
-    """Fill ``adapter`` for the frozen weight ``matrix`` (out, in) of its layer, by ``config.init_lora_weights``.
+def initialise(update: Update, matrix: Tensor, config: LoRAConfig) -> None:
+    """Fill ``update`` for the frozen weight ``matrix`` (out, in) of its layer, by ``config.init_lora_weights``.
 
     Raises:
         ValueError: the scheme is not defined for this kind of layer, or the rank is too large for it.
     """
     scheme = config.initialisation
-    if isinstance(adapter, EmbeddingAdapter):
-        _start_embedding(adapter, scheme)
+    if isinstance(update, EmbeddingUpdate):
+        _start_embedding(update, scheme)
     else:
-        if isinstance(adapter, Conv2dAdapter) and scheme not in _START_BY_SHAPE:
+        if isinstance(update, Conv2dUpdate) and scheme not in _START_BY_SHAPE:
             raise ValueError(
                 f"init_lora_weights={scheme!r} is not defined for a convolution; use 'gaussian' or exclude it."
             )
-        bias = getattr(getattr(adapter, "lora_B", None), "bias", None)
-        if bias is not None:
-            nn.init.zeros_(bias)
-        for a, b, weight in adapter.blocks(matrix):
-            _fill(a, b, weight, adapter, config)
-        if isinstance(adapter, LinearAdapter) and (scheme == "olora" or scheme.startswith("pissa")):
-            adapter.keep_start()
-    if adapter.lora_magnitude_vector is not None and not matrix.is_meta:
-        adapter.lora_magnitude_vector.copy_(adapter.row_norms(matrix))
+        if update.bias is not None:
+            nn.init.zeros_(update.bias)
+        for a, b, weight in update.blocks(matrix):
+            _fill(a, b, weight, update, config)
+        if isinstance(update, LinearUpdate) and (scheme == "olora" or scheme.startswith("pissa")):
+            update.keep_start()
+    if update.lora_magnitude_vector is not None and not matrix.is_meta:
+        update.lora_magnitude_vector.copy_(update.row_norms(matrix))
 
 
 _START_BY_SHAPE = ("gaussian", "kaiming", "random")
 
 
-def _fill(a: Tensor, b: Tensor, weight: Tensor, adapter: Adapter, config: LoRAConfig) -> None:
+def _fill(a: Tensor, b: Tensor, weight: Tensor, update: Update, config: LoRAConfig) -> None:
     match config.initialisation:
         case "gaussian":
-            nn.init.normal_(a, std=1 / adapter.r)
+            nn.init.normal_(a, std=1 / update.r)
             nn.init.zeros_(b)
         case "kaiming" | "eva":  # eva: until eva.py replaces A by what the data says
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
@@ -54,18 +53,18 @@ def _fill(a: Tensor, b: Tensor, weight: Tensor, adapter: Adapter, config: LoRACo
         case "olora":
             _olora(a, b, weight)
         case _:
-            _pissa(a, b, weight, float(adapter.scaling), config.pissa_iterations)
+            _pissa(a, b, weight, float(update.scaling), config.pissa_iterations)
 
 
-def _start_embedding(adapter: EmbeddingAdapter, scheme: str) -> None:
+def _start_embedding(update: EmbeddingUpdate, scheme: str) -> None:
     """A of zeros and B of ones' spread, as PEFT starts an embedding; "random" draws both."""
     if scheme not in _START_BY_SHAPE:
         raise ValueError(f"init_lora_weights={scheme!r} is not defined for an embedding; use 'gaussian' or exclude it.")
     if scheme == "random":
-        nn.init.normal_(adapter.lora_embedding_A)
+        nn.init.normal_(update.lora_embedding_A)
     else:
-        nn.init.zeros_(adapter.lora_embedding_A)
-    nn.init.normal_(adapter.lora_embedding_B)
+        nn.init.zeros_(update.lora_embedding_A)
+    nn.init.normal_(update.lora_embedding_B)
 
 
 def _orthogonal(a: Tensor, b: Tensor) -> None:

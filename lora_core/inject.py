@@ -1,4 +1,8 @@
-"""Put adapters into a model, and take them out."""
+"""Put adapters into a model, and take them out.
+
+In reading order: `inject_lora` and `add_adapter`, which build an adapter (`add_exactly`) and install it (`install`);
+`eject_lora`; `parameter_counts`; names, and how one update is made.
+"""
 
 import dataclasses
 import logging
@@ -9,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lora_core.adapters import STATE, AdapterRecord, LoRAState, get, hosts, remove_bridge, set_adapter, state_of
+from lora_core.adapters import STATE, AdapterRecord, LoRAState, get_tensor, hosts, remove_bridge, set_adapter, state_of
 from lora_core.config import LoRAConfig
 from lora_core.half_precision import HALF, bridge, half_modules
 from lora_core.initialise import initialise
@@ -25,7 +29,7 @@ from lora_core.targets import (
     input_embedding,
     split_thirds,
 )
-from lora_core.updates import Adapter, TokenRows
+from lora_core.updates import TokenRows, Update
 
 logger = logging.getLogger("lora_core")
 
@@ -56,11 +60,12 @@ def inject_lora(
     Args:
         model: any module; nn.Linear, nn.Embedding, nn.Conv2d, nn.MultiheadAttention (input and output projection
             together) and transformers' Conv1D can be adapted, and thirds of a fused qkv Linear ("qkv.q", "qkv.v").
-        r, lora_alpha, lora_dropout, target_modules, modules_to_save, bias, init_lora_weights, options: the fields
-            of LoRAConfig, which says what each means.
+        r, lora_alpha, lora_dropout, target_modules, modules_to_save, bias, init_lora_weights: fields of LoRAConfig,
+            which says what each means.
         config: all of them in one object instead; it is not changed.
         adapter_name: name of this adapter.
         adapter_dtype: dtype of A and B; None means fp32 on a half-precision base, else the base's.
+        options: further fields of LoRAConfig.
 
     Raises:
         ValueError: a pattern that matches nothing (with the nearest names), a model without known attention (with
@@ -68,8 +73,8 @@ def inject_lora(
             unchanged then.
     """
     options |= {"target_modules": target_modules, "modules_to_save": modules_to_save}
-    fields = LoRAConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, bias=bias,
-                        init_lora_weights=init_lora_weights, **options)  # fmt: skip
+    options |= {"bias": bias, "init_lora_weights": init_lora_weights}
+    fields = LoRAConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, **options)
     if config is None:
         config = fields
     elif fields != LoRAConfig():
@@ -90,7 +95,17 @@ def add_adapter(
     trainable: bool = True,
     **fields,
 ) -> None:
-    """Add an adapter without making it act; arguments and errors as for ``inject_lora``."""
+    """Add an adapter without making it act.
+
+    Args:
+        model: as for `inject_lora`, and so are config and adapter_dtype.
+        adapter_name: name of this adapter.
+        trainable: whether it is trained when it acts.
+        fields: fields of LoRAConfig, in place of ``config``.
+
+    Raises:
+        ValueError: as for `inject_lora`; the model is unchanged then.
+    """
     if config is not None and fields:
         raise ValueError(f"Give either config or single fields, not both; the fields are {sorted(fields)}.")
     config = LoRAConfig(**fields) if config is None else config
@@ -112,9 +127,9 @@ def add_exactly(
     targets = {path: (path, part) for path, part in thirds.items()}  # where the patterns look the rank up, and thirds
     targets |= {outputs[path]: (path, ()) for path in thirds if path in outputs}
     saved = find_saved(model, config, tuple(targets))
-    base = {key: state.base.get(key, get(model, key)) for key in saved}
+    base = {key: state.base.get(key, get_tensor(model, key)) for key in saved}
     new = {
-        path: _new_adapter(model.get_submodule(path), named, config, adapter_dtype, part)
+        path: _new_update(model.get_submodule(path), named, config, adapter_dtype, part)
         for path, (named, part) in targets.items()
     }
     if config.trainable_token_indices:
@@ -135,8 +150,8 @@ def add_exactly(
         )
 
 
-def install(model: nn.Module, adapter_name: str, record: AdapterRecord, adapters: dict[str, Adapter]) -> None:
-    """Put built adapters, by the path of their layer, into the model, without making them act.
+def install(model: nn.Module, adapter_name: str, record: AdapterRecord, updates: dict[str, Update]) -> None:
+    """Put the updates of a new adapter, by the path of their layer, into the model, without making them act.
 
     Nothing here can fail for a reason that a user could mend, so a refused injection leaves the model as it was.
     """
@@ -145,20 +160,20 @@ def install(model: nn.Module, adapter_name: str, record: AdapterRecord, adapters
     )
     if not state.adapters:
         model.requires_grad_(False)
-    for path, adapter in adapters.items():
+    for path, update in updates.items():
         layer = model.get_submodule(path)
         kind = host_class(layer)
         assert kind is not None
         host = layer if isinstance(layer, LoRALayer) else kind.adopt(layer)
-        host.lora[adapter_name] = adapter.train(host.training)
+        host.lora[adapter_name] = update.train(host.training)
     for key in record.saved:
-        state.base.setdefault(key, get(model, key))
+        state.base.setdefault(key, get_tensor(model, key))
     for path in half_modules(model, record.saved, state.base):
         if path not in state.bridges:
             first = next(key for key in record.saved if key.rpartition(".")[0] == path)
             state.bridges[path] = bridge(model.get_submodule(path), state.base[first].dtype)
     state.adapters[adapter_name] = record
-    state.fast_paths |= block_fast_paths(model)
+    state.fast_paths |= block_fast_paths(model, {host for _, host in hosts(model)})
     setattr(model, STATE, state)
     set_adapter(model, state.active)
 
@@ -178,7 +193,7 @@ def eject_lora(model: nn.Module) -> nn.Module:
     restore_fast_paths(model, state.fast_paths)
     for key, base in state.base.items():
         if key.rpartition(".")[0] in state.bridges:  # a head trained in fp32 stays after a merge: round it
-            tensor = get(model, key)
+            tensor = get_tensor(model, key)
             tensor.data = tensor.data.to(base.dtype)
     for path in list(state.bridges):
         remove_bridge(state, path)
@@ -195,7 +210,11 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 
 def check_new_name(model: nn.Module, name: str) -> None:
-    """ValueError unless ``name`` can be the name of a further adapter."""
+    """Check that ``name`` can be the name of a further adapter.
+
+    Raises:
+        ValueError: torch's modules cannot have a child of that name, or there is such an adapter.
+    """
     if not _NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
         raise ValueError(
             f"An adapter's name may hold letters, digits, '_' and '-' and must not be an attribute of torch's modules, "
@@ -207,10 +226,10 @@ def check_new_name(model: nn.Module, name: str) -> None:
         )
 
 
-def _new_adapter(
+def _new_update(
     layer: nn.Module, path: str, config: LoRAConfig, dtype: torch.dtype | None, thirds: tuple[str, ...]
-) -> Adapter:
-    """The adapter for ``layer``, initialised, on its device."""
+) -> Update:
+    """The update for ``layer``, initialised, on its device."""
     kind = host_class(layer)
     assert kind is not None
     weight = getattr(layer, kind.weight_name)
@@ -221,14 +240,20 @@ def _new_adapter(
                 "its query, key and value projections are separate (kdim or vdim). Exclude it by exclude_modules."
             )
         with torch.device(weight.device):
-            adapter = kind.new_adapter(
+            update = kind.new_update(
                 cast(LoRALayer, layer),  # not a host yet; its own sizes are all that is read
-                r=config.rank_of(path), scaling=config.scaling_of(path), lora_dropout=config.lora_dropout,
-                use_dora=config.use_dora, lora_bias=config.lora_bias, dtype=_dtype(weight, dtype), **part)  # fmt: skip
-        initialise(adapter, kind.matrix(weight), config)
+                r=config.rank_of(path),
+                scaling=config.scaling_of(path),
+                lora_dropout=config.lora_dropout,
+                use_dora=config.use_dora,
+                lora_bias=config.lora_bias,
+                dtype=_dtype(weight, dtype),
+                **part,
+            )
+        initialise(update, kind.matrix(weight), config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return adapter
+    return update
 
 
 def _dtype(weight: Tensor, wanted: torch.dtype | None) -> torch.dtype:

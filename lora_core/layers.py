@@ -2,8 +2,8 @@
 
 A host (LoRALinear, LoRAEmbedding, LoRAConv2d, LoRAConv1D; LoRAMultiheadAttention in multihead.py) subclasses the
 layer that it adapts and keeps its `weight` and `bias`, so the model's own state-dict keys never change; `adopt`
-turns a layer into its host in place, which keeps every reference to the layer and its hooks. Each adapter is one
-small module in the host's `lora`.
+turns a layer into its host in place, which keeps every reference to the layer and its hooks. The updates of all its
+adapters lie in the host's `lora`, by the adapter's name.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_core.updates import Adapter, Conv2dAdapter, EmbeddingAdapter, LinearAdapter, ThirdsAdapter
+from lora_core.updates import Conv2dUpdate, EmbeddingUpdate, LinearUpdate, ThirdsUpdate, Update
 
 
 class LoRALayer(nn.Module):
-    """What every host adds to the layer it adapts: its adapters and which of them act.
+    """What every host adds to the layer it adapts: the updates of adapters, and which of them act.
 
     Attributes:
-        lora: adapters by name.
+        lora: the update of each adapter, by the adapter's name.
         active_adapters: names that act on every row, in order.
         row_adapters: number of rows of a mixed batch and its (name, row indices) pairs; replaces
             active_adapters while set.
@@ -28,7 +28,8 @@ class LoRALayer(nn.Module):
 
     weight_name = "weight"
     bias_name = "bias"
-    transposed = False  # the weight is (in, out)
+    transposed = False
+    """Whether the weight is (in, out)."""
     bias: nn.Parameter | None
     lora: nn.ModuleDict
     original_class: type[nn.Module]
@@ -51,10 +52,10 @@ class LoRALayer(nn.Module):
         layer.frozen = {}
         return layer
 
-    def adapter(self, name: str) -> Adapter:
-        """One of this layer's adapters."""
+    def update_of(self, name: str) -> Update:
+        """This layer's update of the adapter ``name``."""
         found = self.lora[name]
-        assert isinstance(found, Adapter)
+        assert isinstance(found, Update)
         return found
 
     def release(self) -> nn.Module:
@@ -74,10 +75,24 @@ class LoRALayer(nn.Module):
         """The layer's own weight as (out, in)."""
         return self.matrix(getattr(self, self.weight_name))
 
-    def new_adapter(self, *, r: int, scaling: float, lora_dropout: float, use_dora: bool, lora_bias: bool,
-                    dtype: torch.dtype) -> Adapter:  # fmt: skip
-        """An uninitialised adapter that fits this layer."""
+    def new_update(
+        self, *, r: int, scaling: float, lora_dropout: float, use_dora: bool, lora_bias: bool, dtype: torch.dtype
+    ) -> Update:
+        """An uninitialised update that fits this layer."""
         raise NotImplementedError
+
+    def new_update_like(self, old: Update, r: int, **changes) -> Update:
+        """An uninitialised update of rank ``r`` on the device of ``old``, and as it in all but ``changes``."""
+        like = next(old.parameters())
+        options = {
+            "scaling": float(old.scaling),
+            "lora_dropout": old.lora_dropout.p,
+            "use_dora": old.lora_magnitude_vector is not None,
+            "lora_bias": old.bias is not None,
+            "dtype": like.dtype,
+        }
+        with torch.device(like.device):
+            return self.new_update(r=r, **(options | changes)).train(old.training)
 
     def adapted(self, x: Tensor, out: Tensor) -> Tensor:
         """``out``, the frozen layer's output for ``x``, with the acting adapters applied; dtype kept."""
@@ -88,7 +103,7 @@ class LoRALayer(nn.Module):
                     "Call lora_core.unmerge_lora(model) before training, or model.eval() for inference."
                 )
             return out
-        dtype = out.dtype
+        dtype, matrix, bias = out.dtype, self.weight_matrix(), getattr(self, self.bias_name)
         if self.row_adapters is not None:
             count, rows_of = self.row_adapters
             if len(x) != count:
@@ -98,11 +113,11 @@ class LoRALayer(nn.Module):
                 )
             for name, rows in rows_of:
                 if name in self.lora:
-                    new = self.lora[name](x[rows], out[rows], self)
+                    new = self.lora[name](x[rows], out[rows], matrix, bias)
                     out = out.index_copy(0, rows, new.to(out.dtype))
             return out
         for name in self.active_adapters:
-            out = self.lora[name](x, out, self)
+            out = self.lora[name](x, out, matrix, bias)
         return out.to(dtype)
 
     def merged_parameters(self, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -113,15 +128,14 @@ class LoRALayer(nn.Module):
         matrix = self.matrix(weight).to(wide)
         wide_bias = None if bias is None else bias.detach().to(wide)
         for name in names:
-            adapter = self.adapter(name)
-            matrix = adapter.merged_matrix(matrix).detach()
-            lora_bias = getattr(getattr(adapter, "lora_B", None), "bias", None)
-            if lora_bias is not None:
+            update = self.update_of(name)
+            matrix = update.merged_matrix(matrix).detach()
+            if update.bias is not None:
                 if wide_bias is None:
                     raise ValueError(
                         f"Adapter {name!r} has a bias (lora_bias), but the layer has none to merge it into."
                     )
-                wide_bias = wide_bias + adapter.scaling * lora_bias.detach().to(wide)
+                wide_bias = wide_bias + update.scaling * update.bias.detach().to(wide)
         merged = matrix.T.contiguous() if self.transposed else matrix.view_as(weight)
         parameters = {self.weight_name: merged.to(weight.dtype)}
         if bias is not None and wide_bias is not None:
@@ -135,29 +149,13 @@ class LoRALayer(nn.Module):
         return self
 
 
-def model_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Path and module of everything in ``model`` but what lies in adapters, in the order of ``named_modules``."""
-    seen: set[nn.Module] = set()
-    waiting = [("", model)]
-    while waiting:
-        path, module = waiting.pop()
-        if module in seen:
-            continue
-        seen.add(module)
-        yield path, module
-        prefix, host = f"{path}." if path else "", isinstance(module, LoRALayer)
-        children = [(prefix + name, child) for name, child in module._modules.items()
-                    if child is not None and not (host and name == "lora")]  # fmt: skip
-        waiting += reversed(children)
-
-
 class LoRALinear(LoRALayer, nn.Linear):
     """nn.Linear with adapters. Input (..., in_features), output (..., out_features)."""
 
-    def new_adapter(self, *, thirds: tuple[str, ...] = (), **options) -> Adapter:
+    def new_update(self, *, thirds: tuple[str, ...] = (), **options) -> Update:
         if thirds:
-            return ThirdsAdapter(self.in_features, self.out_features, thirds=thirds, **options)
-        return LinearAdapter(self.in_features, self.out_features, **options)
+            return ThirdsUpdate(self.in_features, self.out_features, thirds=thirds, **options)
+        return LinearUpdate(self.in_features, self.out_features, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.adapted(x, F.linear(x, self.weight, self.bias))
@@ -169,8 +167,8 @@ class LoRAConv1D(LoRALayer):
     transposed = True
     weight: nn.Parameter
 
-    def new_adapter(self, **options) -> Adapter:
-        return LinearAdapter(*self.weight.shape, **options)
+    def new_update(self, **options) -> Update:
+        return LinearUpdate(*self.weight.shape, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.adapted(x, F.linear(x, self.weight.T, self.bias))
@@ -185,10 +183,10 @@ class LoRAEmbedding(LoRALayer, nn.Embedding):
     transposed = True
     bias = None
 
-    def new_adapter(self, *, lora_dropout: float, lora_bias: bool, **options) -> Adapter:
+    def new_update(self, *, lora_dropout: float, lora_bias: bool, **options) -> Update:
         if lora_bias:
             raise ValueError("lora_bias is not defined for an embedding; leave it out of target_modules.")
-        return EmbeddingAdapter(self.num_embeddings, self.embedding_dim, **options)
+        return EmbeddingUpdate(self.num_embeddings, self.embedding_dim, padding_idx=self.padding_idx, **options)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.adapted(ids, nn.Embedding.forward(self, ids))
@@ -197,8 +195,27 @@ class LoRAEmbedding(LoRALayer, nn.Embedding):
 class LoRAConv2d(LoRALayer, nn.Conv2d):
     """nn.Conv2d with adapters. Input (B, in, H, W), output (B, out, H', W')."""
 
-    def new_adapter(self, **options) -> Adapter:
-        return Conv2dAdapter(self, **options)
+    def new_update(self, **options) -> Update:
+        return Conv2dUpdate(self, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.adapted(x, nn.Conv2d.forward(self, x))
+
+
+def model_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Path and module of everything in ``model`` but what lies in adapters, in the order of ``named_modules``."""
+    seen: set[nn.Module] = set()
+    waiting = [("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        yield path, module
+        prefix, is_host = f"{path}." if path else "", isinstance(module, LoRALayer)
+        children = [
+            (prefix + name, child)
+            for name, child in module._modules.items()
+            if child is not None and not (is_host and name == "lora")
+        ]
+        waiting += reversed(children)

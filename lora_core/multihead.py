@@ -8,13 +8,14 @@ Shapes: B batch, T target tokens, S source tokens, E embed_dim, H heads, D = E /
 """
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_core.layers import LoRALayer
-from lora_core.updates import Adapter, LinearAdapter
+from lora_core.updates import LinearUpdate, Update
 
 
 class LoRAMultiheadAttention(LoRALayer, nn.MultiheadAttention):
@@ -23,7 +24,7 @@ class LoRAMultiheadAttention(LoRALayer, nn.MultiheadAttention):
     weight_name = "in_proj_weight"
     bias_name = "in_proj_bias"
 
-    def new_adapter(self, *, use_dora: bool, lora_bias: bool, **options) -> Adapter:
+    def new_update(self, *, use_dora: bool, lora_bias: bool, **options) -> Update:
         if self.bias_k is not None or self.add_zero_attn:
             raise ValueError(
                 "nn.MultiheadAttention with add_bias_kv or add_zero_attn cannot be adapted; "
@@ -33,7 +34,7 @@ class LoRAMultiheadAttention(LoRALayer, nn.MultiheadAttention):
             raise ValueError(
                 "nn.MultiheadAttention takes neither use_dora nor lora_bias, as in PEFT; exclude it by exclude_modules."
             )
-        return LinearAdapter(self.embed_dim, 3 * self.embed_dim, use_dora=False, lora_bias=False, **options)
+        return LinearUpdate(self.embed_dim, 3 * self.embed_dim, use_dora=False, lora_bias=False, **options)
 
     def forward(
         self,
@@ -92,15 +93,21 @@ class LoRAMultiheadAttention(LoRALayer, nn.MultiheadAttention):
         return total
 
 
-def block_fast_paths(model: nn.Module) -> dict[tuple[str, str], object]:
-    """Make torch's transformer encoders call their layers in every mode; returns {(path, attribute): its old value}.
+def block_fast_paths(model: nn.Module, called: Collection[nn.Module]) -> dict[tuple[str, str], object]:
+    """Make torch's transformer encoders call the modules in them in every mode.
 
-    The two attributes serve torch for nothing but the choice of the fast path.
+    Args:
+        model: where the encoders are.
+        called: the modules that must be called; encoders without any of them stay fast.
+
+    Returns:
+        {(path, attribute): its old value}, for `restore_fast_paths`. The two attributes serve torch for nothing but
+        the choice of the fast path.
     """
     old: dict[tuple[str, str], object] = {}
     for path, module in model.named_modules():
         attribute = _FAST_PATH_SWITCHES.get(next((c for c in _FAST_PATH_SWITCHES if isinstance(module, c)), object))
-        if attribute and getattr(module, attribute, False) and any(isinstance(m, LoRALayer) for m in module.modules()):
+        if attribute and getattr(module, attribute, False) and any(inner in called for inner in module.modules()):
             old[path, attribute] = getattr(module, attribute)
             setattr(module, attribute, False)
     return old

@@ -1,28 +1,20 @@
-"""Which layers of a model an adapter goes into, and which tensors it owns in full."""
+"""Which layers of a model an adapter goes into, which host adapts each, and which tensors the adapter owns in full.
+
+In reading order: `find_targets`, the layers that a config names; `find_saved`, the tensors owned in full; what is known
+of models and their layers (heads, hosts, fused query-key-value layers, the input embedding); errors.
+"""
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from torch import nn
 
-from lora_core.config import LoRAConfig, Names
+from lora_core.config import LoRAConfig, Names, Pattern
 from lora_core.layers import LoRAConv1D, LoRAConv2d, LoRAEmbedding, LoRALayer, LoRALinear, model_modules
 from lora_core.multihead import LoRAMultiheadAttention
 from lora_core.updates import THIRDS
-
-# DOC """Which host adapts which kind of layer."""
-
-# DOC """LoRA on chosen thirds of one fused query-key-value Linear, as timm's vision transformers have it.
-#
-# The Linear's output holds queries, keys and values one after the other. A target such as `attn.qkv.q` adapts only the
-# first third of its rows. On disk that is an ordinary adapter of the whole Linear (which PEFT loads): the A factors
-# stacked, the B factors on the diagonal of a block matrix. Loaded from there it is an ordinary one.
-# """
-
-# DOC """Rows of the input embedding that are trained in full: new tokens, without training the whole table."""
 
 ATTENTION_NAMES = (
     # query, key, value, output projection
@@ -39,8 +31,21 @@ FUSED_OUTPUTS = ("attn.proj", "attn.Wo")
 """Output projections beside fused query-key-value layers: timm, ModernBERT."""
 
 PRESETS = ("qv", "qkv", "attention", "all-linear")
+"""Values of target_modules that are no pattern."""
 
 _HEAD_NAMES = ("classifier", "pre_classifier", "score", "qa_outputs", "head", "heads", "fc", "lm_head")
+"""Names of task heads in the field."""
+
+_FUSED_NAMES = ("qkv", "Wqkv")
+"""Names of layers that hold query, key and value projections one after the other: timm, ModernBERT."""
+
+HOSTS: dict[type[nn.Module], type[LoRALayer]] = {
+    nn.Linear: LoRALinear,
+    nn.Embedding: LoRAEmbedding,
+    nn.Conv2d: LoRAConv2d,
+    nn.MultiheadAttention: LoRAMultiheadAttention,
+}
+"""The host that adapts each kind of layer; transformers' Conv1D, which need not be installed, has LoRAConv1D."""
 
 
 def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
@@ -53,25 +58,24 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     if not adaptable:
         kinds = ", ".join(cls.__name__ for cls in HOSTS)
         raise ValueError(f"{type(model).__name__} has no layer that LoRA can adapt ({kinds}).")
-    saved = set(head_names(model) if config.modules_to_save is None else config.modules_to_save)
+    saved = Pattern(_saved_names(model, config))
     refused = _refused(model, config, saved)
     if refused:
         raise ValueError(f"target_modules: {refused}")
-    targets = _matches(model, adaptable, config.target_modules)
-    targets = [path for path in targets if not _within(path, saved)]
+    targets = [path for path in _matches(model, adaptable, config.target_modules) if not saved.contains(path)]
     if config.exclude_modules is not None:
         odd = [path for path, module in model_modules(model) if refusal(path, module)]
-        excluded = set(_by_names(config.exclude_modules, [*adaptable, *odd], "exclude_modules"))
+        excluded = set(_named("exclude_modules", config.exclude_modules, [*adaptable, *odd]))
         targets = [path for path in targets if path not in excluded]
     if config.layers_to_transform is not None:
         targets = _by_layer(targets, config.layers_to_transform, config.layers_pattern)
     if not targets:
         raise ValueError(f"exclude_modules {config.exclude_modules!r} and modules_to_save leave no layer to adapt.")
     layers = split_thirds(targets, fused_layers(model))
-    for name, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
-        for pattern in patterns:
-            if not any(re.fullmatch(rf"(.*\.)?({pattern})", path) for path in layers):
-                raise _no_match(name, pattern, targets)
+    for field in ("rank_pattern", "alpha_pattern"):
+        for key in getattr(config, field):
+            if not Pattern.at_end(key).matches_any(layers):
+                raise _no_match(field, key, targets)
     return targets
 
 
@@ -84,37 +88,137 @@ def without_idle_patterns(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
 
     def used(names: Names) -> Names:
         if isinstance(names, str):
-            return names if any(re.fullmatch(names, path) for path in paths) else None
-        return tuple(name for name in names or () if any(_suffix_match(path, (name,)) for path in paths)) or None
+            return names if Pattern(names).matches_any(paths) else None
+        return tuple(name for name in names or () if Pattern((name,)).matches_any(paths)) or None
 
     indices = [i for i in config.layers_to_transform or () if any(f".{i}." in f".{path}." for path in paths)]
     kept = dataclasses.replace(
-        config, target_modules=used(config.target_modules) or config.target_modules,
-        exclude_modules=used(config.exclude_modules), layers_to_transform=tuple(indices) or config.layers_to_transform,
-        rank_pattern={}, alpha_pattern={})  # fmt: skip
-    layers = split_thirds(find_targets(model, kept), fused_layers(model))
-    ranks, alphas = (
-        {
-            key: value
-            for key, value in patterns.items()
-            if any(re.fullmatch(rf"(.*\.)?({key})", path) for path in layers)
-        }
-        for patterns in (config.rank_pattern, config.alpha_pattern)
+        config,
+        target_modules=used(config.target_modules) or config.target_modules,
+        exclude_modules=used(config.exclude_modules),
+        layers_to_transform=tuple(indices) or config.layers_to_transform,
+        rank_pattern={},
+        alpha_pattern={},
     )
+    layers = split_thirds(find_targets(model, kept), fused_layers(model))
+    ranks = {key: r for key, r in config.rank_pattern.items() if Pattern.at_end(key).matches_any(layers)}
+    alphas = {key: alpha for key, alpha in config.alpha_pattern.items() if Pattern.at_end(key).matches_any(layers)}
     return dataclasses.replace(kept, rank_pattern=ranks, alpha_pattern=alphas)
+
+
+def _adaptable(model: nn.Module) -> list[str]:
+    """Paths that targets can name: adaptable layers, and the thirds of fused ones."""
+    outputs = set(attention_outputs(model).values())
+    paths = []
+    for path, module in model_modules(model):
+        if path and host_class(module) is not None and path not in outputs:
+            paths.append(path)
+            if is_fused_qkv(path, module):
+                paths += [f"{path}.{third}" for third in THIRDS]
+    return paths
+
+
+def _refused(model: nn.Module, config: LoRAConfig, saved: Pattern) -> str | None:
+    """Why a layer that the targets name and nothing excludes cannot be adapted; None when all can."""
+    outputs = {output: path for path, output in attention_outputs(model).items()}
+    excluded, named = Pattern(config.exclude_modules), Pattern(config.target_modules)
+    for path, module in model_modules(model):
+        if saved.contains(path) or excluded.matches(path):
+            continue
+        if path in outputs and not _is_preset(config.target_modules) and named.matches(path):
+            return f"{path} is never called by its nn.MultiheadAttention. Target {outputs[path]}, which adapts both."
+        why = refusal(path, module)
+        wanted = config.target_modules == "all-linear" and isinstance(module, nn.Linear)
+        if why is not None and (wanted or named.matches(path)):
+            return why
+    return None
+
+
+def _is_preset(names: Names) -> bool:
+    return names is None or (isinstance(names, str) and names in PRESETS)
+
+
+def _matches(model: nn.Module, adaptable: list[str], targets: Names) -> list[str]:
+    preset = preset_of(targets, adaptable)
+    if preset is None:
+        assert targets is not None
+        return _named("target_modules", targets, adaptable)
+    modules = dict(model_modules(model))
+    linear = [path for path in adaptable if _is_linear(modules.get(path))]
+    if preset == "all-linear":
+        heads = Pattern(head_names(model))
+        return [path for path in linear if not heads.contains(path)]
+    for query, key, value, output in ATTENTION_NAMES:
+        names = {"qv": (query, value), "qkv": (query, key, value), "attention": (query, key, value, output)}[preset]
+        if all(Pattern((name,)).matches_any(linear) for name in names):
+            projections = Pattern(names)
+            return [path for path in linear if projections.matches(path)]
+    fused = fused_layers(model) & set(adaptable)
+    if fused:
+        thirds = {f"{path}.{third}" for path in fused for third in ("q", "v" if preset == "qv" else "k", "v")}
+        outputs = Pattern(FUSED_OUTPUTS if preset == "attention" else ())
+        return [path for path in adaptable if path in thirds or outputs.matches(path)]
+    whole = [path for path in adaptable if isinstance(modules.get(path), nn.MultiheadAttention)]
+    if whole and preset == "attention":
+        return whole
+    remedy = (
+        'nn.MultiheadAttention is adapted as a whole: target_modules="attention".'
+        if whole
+        else f"Its linear layers end in: {', '.join(_endings(linear))}."
+    )
+    raise ValueError(
+        f"{type(model).__name__} has no attention projections under a known name, so target_modules must say what "
+        f"to adapt. {remedy}"
+    )
+
+
+def preset_of(targets: Names, adaptable: Sequence[str]) -> str | None:
+    """The preset that ``targets`` names; None for patterns. A list of one name means the layer of that name, if any."""
+    if isinstance(targets, tuple) and len(targets) == 1 and not Pattern(targets).matches_any(adaptable):
+        targets = targets[0]
+    preset = "qv" if targets is None else targets
+    return preset if isinstance(preset, str) and preset in PRESETS else None
+
+
+def _is_linear(module: nn.Module | None) -> bool:
+    """Whether a layer is a matrix for "all-linear": nn.Linear, transformers' Conv1D, nn.MultiheadAttention."""
+    return module is not None and host_class(module) in (LoRALinear, LoRAConv1D, LoRAMultiheadAttention)
+
+
+def _named(field: str, names: str | Sequence[str], paths: list[str]) -> list[str]:
+    """The ``paths`` that the names in a field of the config mean; each name must mean at least one."""
+    if isinstance(names, str):
+        hint = "A single string is a regular expression for a whole path; give a list to match suffixes. "
+        if not Pattern(names).matches_any(paths):
+            raise _no_match(field, names, paths, hint)
+    else:
+        for name in names:
+            if not Pattern((name,)).matches_any(paths):
+                raise _no_match(field, name, paths)
+    pattern = Pattern(names)
+    return [path for path in paths if pattern.matches(path)]
+
+
+def _by_layer(paths: list[str], indices: Sequence[int], pattern: Names) -> list[str]:
+    lists = None if pattern is None else (pattern,) if isinstance(pattern, str) else tuple(pattern)
+    found: dict[int, list[str]] = {}
+    for path in paths:
+        parts = path.split(".")
+        for before, part in pairwise(parts):
+            if part.isdigit() and (lists is None or before in lists):
+                found.setdefault(int(part), []).append(path)
+                break
+    missing = sorted(set(indices) - set(found))
+    if missing:
+        raise ValueError(f"layers_to_transform: no adapted layer has index {missing}; there are {sorted(found)}.")
+    chosen = {path for index in indices for path in found[index]}
+    return [path for path in paths if path in chosen]
 
 
 def find_saved(model: nn.Module, config: LoRAConfig, targets: Sequence[str]) -> list[str]:
     """Paths of the parameters and buffers that an adapter owns in full: saved modules, and biases by ``bias``."""
-    inside = _adapter_prefixes(model)
     paths = [path for path, _ in model_modules(model) if path]
-    names = head_names(model) if config.modules_to_save is None else config.modules_to_save
-    modules = []
-    for name in names:
-        found = [path for path in paths if _suffix_match(path, (name,))]
-        if not found:
-            raise _no_match("modules_to_save", name, paths)
-        modules += found
+    modules = _named("modules_to_save", _saved_names(model, config), paths)
     for path in modules:
         module = model.get_submodule(path)
         if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
@@ -122,15 +226,20 @@ def find_saved(model: nn.Module, config: LoRAConfig, targets: Sequence[str]) -> 
                 f"modules_to_save: {path} is a {type(module).__name__}, which has no forward. "
                 "Name the modules inside it."
             )
-    wanted = [f"{path}." for path in modules]
-    own = [name for name in model.state_dict(keep_vars=True) if not name.startswith(inside)]
-    keys = [name for name in own if name.startswith(tuple(wanted))] if wanted else []
+    inside_updates = tuple(f"{path}.lora." for path, module in model_modules(model) if isinstance(module, LoRALayer))
+    own = [key for key in model.state_dict(keep_vars=True) if not key.startswith(inside_updates)]
+    keys = [key for key in own if key.startswith(tuple(f"{path}." for path in modules))]
     if config.bias != "none":
-        biases = [name for name in own if name == "bias" or name.endswith(".bias")]
+        biases = [key for key in own if key == "bias" or key.endswith(".bias")]
         if config.bias == "lora_only":
-            biases = [name for name in biases if name.rpartition(".")[0] in set(targets)]
-        keys += [name for name in biases if name not in set(keys)]
+            biases = [key for key in biases if key.rpartition(".")[0] in targets]
+        keys += [key for key in biases if key not in set(keys)]
     return keys
+
+
+def _saved_names(model: nn.Module, config: LoRAConfig) -> tuple[str, ...]:
+    """Names of the modules to train in full: None in the config means the head."""
+    return head_names(model) if config.modules_to_save is None else config.modules_to_save
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
@@ -163,160 +272,6 @@ def attention_outputs(model: nn.Module) -> dict[str, str]:
     return {path: f"{path}.out_proj" for path, m in model_modules(model) if isinstance(m, nn.MultiheadAttention)}
 
 
-def _adaptable(model: nn.Module) -> list[str]:
-    """Paths that targets can name: adaptable layers, and the thirds of fused ones."""
-    outputs = set(attention_outputs(model).values())
-    paths = []
-    for path, module in model_modules(model):
-        if path and host_class(module) is not None and path not in outputs:
-            paths.append(path)
-            if is_fused_qkv(path, module):
-                paths += [f"{path}.{third}" for third in THIRDS]
-    return paths
-
-
-def _refused(model: nn.Module, config: LoRAConfig, saved: Iterable[str]) -> str | None:
-    """Why a layer that the targets name and nothing excludes cannot be adapted; None when all can."""
-    outputs = {output: path for path, output in attention_outputs(model).items()}
-    for path, module in model_modules(model):
-        if _within(path, saved) or _named(path, config.exclude_modules):
-            continue
-        if path in outputs and not _is_preset(config.target_modules) and _named(path, config.target_modules):
-            return f"{path} is never called by its nn.MultiheadAttention. Target {outputs[path]}, which adapts both."
-        why = refusal(path, module)
-        wanted = config.target_modules == "all-linear" and isinstance(module, nn.Linear)
-        if why is not None and (wanted or _named(path, config.target_modules)):
-            return why
-    return None
-
-
-def _named(path: str, names: Names) -> bool:
-    """Whether a regular expression (one string) or suffixes (a sequence) match ``path``."""
-    if names is None:
-        return False
-    return re.fullmatch(names, path) is not None if isinstance(names, str) else _suffix_match(path, names)
-
-
-def _is_preset(names: Names) -> bool:
-    return names is None or (isinstance(names, str) and names in PRESETS)
-
-
-def _matches(model: nn.Module, adaptable: list[str], targets: Names) -> list[str]:
-    preset = preset_of(targets, adaptable)
-    if preset is None:
-        assert targets is not None
-        return _by_names(targets, adaptable, "target_modules")
-    modules = dict(model_modules(model))
-    linear = [path for path in adaptable if _is_linear(modules.get(path))]
-    if preset == "all-linear":
-        heads = head_names(model)
-        return [path for path in linear if not _within(path, heads)]
-    for query, key, value, output in ATTENTION_NAMES:
-        names = {"qv": (query, value), "qkv": (query, key, value), "attention": (query, key, value, output)}[preset]
-        if all(any(_suffix_match(path, (name,)) for path in linear) for name in names):
-            return [path for path in linear if _suffix_match(path, names)]
-    fused = fused_layers(model) & set(adaptable)
-    if fused:
-        thirds = {f"{path}.{third}" for path in fused for third in ("q", "v" if preset == "qv" else "k", "v")}
-        outputs = FUSED_OUTPUTS if preset == "attention" else ()
-        return [path for path in adaptable if path in thirds or _suffix_match(path, outputs)]
-    whole = [path for path in adaptable if isinstance(modules.get(path), nn.MultiheadAttention)]
-    if whole and preset == "attention":
-        return whole
-    remedy = (
-        'nn.MultiheadAttention is adapted as a whole: target_modules="attention".'
-        if whole
-        else f"Its linear layers end in: {', '.join(_endings(linear))}."
-    )
-    raise ValueError(
-        f"{type(model).__name__} has no attention projections under a known name, so target_modules must say what "
-        f"to adapt. {remedy}"
-    )
-
-
-def preset_of(targets: Names, adaptable: Sequence[str]) -> str | None:
-    """The preset that ``targets`` names; None for patterns. A list of one name means the layer of that name, if any."""
-    if isinstance(targets, tuple) and len(targets) == 1 and not any(_suffix_match(path, targets) for path in adaptable):
-        targets = targets[0]
-    preset = "qv" if targets is None else targets
-    return preset if isinstance(preset, str) and preset in PRESETS else None
-
-
-def _is_linear(module: nn.Module | None) -> bool:
-    """Whether a layer is a matrix for "all-linear": nn.Linear, transformers' Conv1D, nn.MultiheadAttention."""
-    return module is not None and host_class(module) in (LoRALinear, LoRAConv1D, LoRAMultiheadAttention)
-
-
-def _by_names(names: str | Sequence[str], paths: list[str], field: str) -> list[str]:
-    """Paths that a regular expression (one string) or suffixes (a sequence) match; an error for one without any."""
-    if isinstance(names, str):
-        found = [path for path in paths if re.fullmatch(names, path)]
-        if not found:
-            raise _no_match(
-                field,
-                names,
-                paths,
-                "A single string is a regular expression for a whole path; give a list to match suffixes. ",
-            )
-        return found
-    for name in names:
-        if not any(_suffix_match(path, (name,)) for path in paths):
-            raise _no_match(field, name, paths)
-    return [path for path in paths if _suffix_match(path, names)]
-
-
-def _by_layer(paths: list[str], indices: Sequence[int], pattern: Names) -> list[str]:
-    lists = None if pattern is None else (pattern,) if isinstance(pattern, str) else tuple(pattern)
-    found: dict[int, list[str]] = {}
-    for path in paths:
-        parts = path.split(".")
-        for before, part in pairwise(parts):
-            if part.isdigit() and (lists is None or before in lists):
-                found.setdefault(int(part), []).append(path)
-                break
-    missing = sorted(set(indices) - set(found))
-    if missing:
-        raise ValueError(f"layers_to_transform: no adapted layer has index {missing}; there are {sorted(found)}.")
-    chosen = {path for index in indices for path in found[index]}
-    return [path for path in paths if path in chosen]
-
-
-def _suffix_match(path: str, names: Iterable[str]) -> bool:
-    return any(path == name or path.endswith(f".{name}") for name in names)
-
-
-def _within(path: str, names: Iterable[str]) -> bool:
-    """Whether ``path`` is, or lies in, a module that one of the suffixes ``names`` matches."""
-    parts = path.split(".")
-    return any(_suffix_match(".".join(parts[:depth]), names) for depth in range(1, len(parts) + 1))
-
-
-def _adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Starts of the paths that lie inside adapters; a second adapter must not adapt the first."""
-    return tuple(f"{path}.lora." for path, module in model_modules(model) if isinstance(module, LoRALayer))
-
-
-def _endings(paths: Iterable[str]) -> list[str]:
-    """Distinct last names of paths, without layer indices, in order."""
-    return list(
-        dict.fromkeys(path.rpartition(".")[2] if not path.rpartition(".")[2].isdigit() else path for path in paths)
-    )
-
-
-def _no_match(field: str, pattern: str, paths: Sequence[str], hint: str = "") -> ValueError:
-    names = list(dict.fromkeys([*_endings(paths), *paths]))
-    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or _endings(paths)[:20]
-    return ValueError(f"{field}: {pattern!r} matches nothing. {hint}Nearest names: {', '.join(near)}.")
-
-
-HOSTS: dict[type[nn.Module], type[LoRALayer]] = {
-    nn.Linear: LoRALinear,
-    nn.Embedding: LoRAEmbedding,
-    nn.Conv2d: LoRAConv2d,
-    nn.MultiheadAttention: LoRAMultiheadAttention,
-}
-
-
 def host_class(layer: nn.Module) -> type[LoRALayer] | None:
     """The host of ``layer``; None when there is none for what it computes."""
     if isinstance(layer, LoRALayer):
@@ -345,11 +300,8 @@ def _own_forward(layer: nn.Module) -> bool:
     return changed or "forward" in vars(layer) or hasattr(layer, "parametrizations")
 
 
-_FUSED_NAMES = ("qkv", "Wqkv")
-
-
 def is_fused_qkv(path: str, module: nn.Module) -> bool:
-    """Whether the layer at ``path`` holds query, key and value projections one after the other (timm, ModernBERT)."""
+    """Whether the layer at ``path`` holds query, key and value projections one after the other."""
     named = path.rpartition(".")[2] in _FUSED_NAMES
     return named and isinstance(module, nn.Linear) and module.out_features % 3 == 0
 
@@ -376,3 +328,18 @@ def input_embedding(model: nn.Module) -> str:
         if isinstance(module, nn.Embedding) and (wanted is None or module is wanted):
             return path
     raise ValueError(f"{type(model).__name__} has no nn.Embedding, so trainable_token_indices has no rows to train.")
+
+
+def _endings(paths: Iterable[str]) -> list[str]:
+    """Distinct last names of paths, without layer indices, in order."""
+    endings = []
+    for path in paths:
+        name = path.rpartition(".")[2]
+        endings.append(path if name.isdigit() else name)
+    return list(dict.fromkeys(endings))
+
+
+def _no_match(field: str, pattern: str, paths: Sequence[str], hint: str = "") -> ValueError:
+    names = list(dict.fromkeys([*_endings(paths), *paths]))
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or _endings(paths)[:20]
+    return ValueError(f"{field}: {pattern!r} matches nothing. {hint}Nearest names: {', '.join(near)}.")

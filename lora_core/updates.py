@@ -1,9 +1,14 @@
-"""Low-rank updates: one small module per adapter and layer, inside the layer's host (layers.py).
+"""Low-rank updates: one small module for each adapter of each adapted layer, inside the layer's host (layers.py).
 
     update(x) = scaling * B A dropout(x)          A (r, in), B (out, r)
 
-An update sees the frozen weight as a matrix (out, in), whatever the layer's own layout is. Parameters bear the
-names of PEFT's files: `query.lora.default.lora_A.weight`.
+An update is called as `update(x, out, matrix, bias)`: the layer's input, the frozen layer's output for it, and the
+layer's own weight and bias, which DoRA needs. It sees the frozen weight as a matrix (out, in), whatever the layer's own
+layout is. Parameters bear the names of PEFT's files: `query.lora.default.lora_A.weight`.
+
+In reading order: `Update`, what all have in common; `LinearUpdate`, the usual one; `ThirdsUpdate` of chosen thirds of a
+fused query-key-value layer; `EmbeddingUpdate`; `Conv2dUpdate`; and `TokenRows`, which is not of low rank: rows of the
+input embedding, trained in full.
 
 LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685. DoRA: Liu et al. 2024, https://arxiv.org/abs/2402.09353.
 
@@ -11,7 +16,7 @@ Shapes: B batch, T tokens, r rank; a leading `...` is any number of dimensions.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,30 +24,26 @@ from torch.nn import functional as F
 
 from lora_core.dropout import Dropout
 
-if TYPE_CHECKING:
-    from lora_core.layers import LoRAEmbedding, LoRALayer
-
-# DOC """LoRA on chosen thirds of one fused query-key-value Linear, as timm's vision transformers have it.
-#
-# The Linear's output holds queries, keys and values one after the other. A target such as `attn.qkv.q` adapts only the
-# first third of its rows. On disk that is an ordinary adapter of the whole Linear (which PEFT loads): the A factors
-# stacked, the B factors on the diagonal of a block matrix. Loaded from there it is an ordinary one.
-# """
-
-# DOC """Rows of the input embedding that are trained in full: new tokens, without training the whole table."""
+THIRDS = ("q", "k", "v")
+"""Names of the thirds of a fused query-key-value layer, in the order of its rows."""
 
 
-class Adapter(nn.Module):
+class Update(nn.Module):
     """One low-rank update of one layer; subclasses know the layer's kind.
 
     Args:
-        r: rank. scaling: factor of the update. lora_dropout: probability on the input of A.
+        r: rank.
+        scaling: factor of the update.
+        lora_dropout: probability of dropping an element of A's input.
         magnitude: length of DoRA's magnitude vector, None for plain LoRA.
+        dtype: of the parameters.
     """
 
     factor_names = ("lora_A.weight", "lora_B.weight")
+    """PEFT's names of A and B."""
     lora_magnitude_vector: nn.Parameter | None
     scaling: float | Tensor
+    """A tensor once a hotswap is prepared, so that torch.compile takes it for no constant."""
 
     def __init__(self, r: int, scaling: float, lora_dropout: float, magnitude: int | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -51,6 +52,16 @@ class Adapter(nn.Module):
         self.lora_dropout = Dropout(lora_dropout)
         vector = None if magnitude is None else nn.Parameter(torch.empty(magnitude, dtype=dtype))
         self.register_parameter("lora_magnitude_vector", vector)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of B, (out,), which lora_bias asks for; None without one."""
+        return getattr(getattr(self, "lora_B", None), "bias", None)
+
+    @property
+    def has_start(self) -> bool:
+        """Whether the update began away from zero and its start is subtracted (PiSSA, OLoRA)."""
+        return getattr(self, "start_A", None) is not None
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A as (r, in) and B as (out, r), so that the update of the weight's matrix is scaling * B @ A."""
@@ -101,7 +112,7 @@ class Adapter(nn.Module):
         return merged
 
 
-class LinearAdapter(Adapter):
+class LinearUpdate(Update):
     """``lora_A`` (r, in) and ``lora_B`` (out, r) of a linear layer.
 
     PiSSA and OLoRA start away from zero. The factors they start from, kept in ``start_A`` and ``start_B``, are
@@ -111,8 +122,18 @@ class LinearAdapter(Adapter):
     start_A: Tensor | None
     start_B: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int, *, r: int, scaling: float, lora_dropout: float,
-                 use_dora: bool, lora_bias: bool, dtype: torch.dtype) -> None:  # fmt: skip
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        r: int,
+        scaling: float,
+        lora_dropout: float,
+        use_dora: bool,
+        lora_bias: bool,
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__(r, scaling, lora_dropout, out_features if use_dora else None, dtype)
         self.lora_A = nn.Linear(in_features, r, bias=False, dtype=dtype)
         self.lora_B = nn.Linear(r, out_features, bias=lora_bias, dtype=dtype)
@@ -140,105 +161,41 @@ class LinearAdapter(Adapter):
             tensors["lora_A.weight"], tensors["lora_B.weight"] = self.factors()
         return tensors
 
-    def update(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         """scaling * B A x, (..., out), without dropout and start."""
         return F.linear(F.linear(x, self.lora_A.weight) * self.scaling, self.lora_B.weight)  # r is small: scale there
 
-    def forward(self, x: Tensor, out: Tensor, host: "LoRALayer") -> Tensor:
-        """Output of the adapted layer, (..., out), from its input and the frozen layer's output."""
+    def forward(self, x: Tensor, out: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        """Output of the adapted layer, (..., out).
+
+        Args:
+            x: its input, (..., in).
+            out: the frozen layer's output, (..., out).
+            matrix: the frozen layer's weight, (out, in).
+            bias: the frozen layer's bias, (out,).
+        """
         x = cast(x, self.lora_A.weight.dtype)
-        update = self.update(self.lora_dropout(x))
+        update = self.product(self.lora_dropout(x))
         if self.start_A is not None and self.start_B is not None:
             update = update - F.linear(F.linear(x, self.start_A) * self.scaling, self.start_B)
         if self.lora_B.bias is not None:
             update = update + self.scaling * self.lora_B.bias
         if self.lora_magnitude_vector is None:
             return out + update
-        scale = self.magnitude_scale(host.weight_matrix())
-        if host.bias is None:
+        scale = self.magnitude_scale(matrix)
+        if bias is None:
             return (out + update) * scale
-        return torch.addcmul(host.bias * (1 - scale), out + update, scale)  # the bias itself is not rescaled
+        return torch.addcmul(bias * (1 - scale), out + update, scale)  # the bias itself is not rescaled
 
 
-class EmbeddingAdapter(Adapter):
-    """``lora_embedding_A`` (r, num_embeddings) and ``lora_embedding_B`` (embedding_dim, r)."""
+class ThirdsUpdate(LinearUpdate):
+    """Updates of n chosen thirds of a fused layer: ``lora_A`` (n r, in) and ``lora_B`` (n out / 3, r).
 
-    factor_names = ("lora_embedding_A", "lora_embedding_B")
-
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, r: int, scaling: float, use_dora: bool,
-                 dtype: torch.dtype) -> None:  # fmt: skip
-        super().__init__(r, scaling, 0.0, embedding_dim if use_dora else None, dtype)
-        self.lora_embedding_A = nn.Parameter(torch.empty(r, num_embeddings, dtype=dtype))
-        self.lora_embedding_B = nn.Parameter(torch.empty(embedding_dim, r, dtype=dtype))
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        return self.lora_embedding_A, self.lora_embedding_B
-
-    def forward(self, ids: Tensor, out: Tensor, host: "LoRAEmbedding") -> Tensor:
-        """Embeddings of ``ids`` (...), as (..., embedding_dim)."""
-        rows = F.embedding(ids, self.lora_embedding_A.T, host.padding_idx)  # (..., r)
-        out = out + F.linear(rows * self.scaling, self.lora_embedding_B)
-        return out if self.lora_magnitude_vector is None else out * self.magnitude_scale(host.weight_matrix())
-
-
-class Conv2dAdapter(Adapter):
-    """``lora_A`` (r, in, kh, kw) with the layer's geometry, then ``lora_B`` (out, r / groups, 1, 1)."""
-
-    def __init__(self, conv: nn.Conv2d, *, r: int, scaling: float, lora_dropout: float, use_dora: bool,
-                 lora_bias: bool, dtype: torch.dtype) -> None:  # fmt: skip
-        if r % conv.groups:
-            raise ValueError(f"The rank must be divisible by the convolution's {conv.groups} groups, but r is {r}.")
-        if use_dora and conv.groups > 1:
-            raise ValueError("use_dora is not defined for a grouped convolution; exclude it by exclude_modules.")
-        super().__init__(r, scaling, lora_dropout, conv.out_channels if use_dora else None, dtype)
-        geometry: dict[str, Any] = {
-            "kernel_size": conv.kernel_size,
-            "stride": conv.stride,
-            "padding": conv.padding,
-            "dilation": conv.dilation,
-        }
-        self.lora_A = nn.Conv2d(conv.in_channels, r, **geometry, bias=False,
-                                padding_mode=conv.padding_mode, dtype=dtype)  # fmt: skip
-        self.lora_B = nn.Conv2d(r, conv.out_channels, 1, groups=conv.groups, bias=lora_bias, dtype=dtype)
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        if self.lora_B.groups > 1:
-            raise ValueError(
-                "A grouped convolution cannot take its adapter into its weight: A reads every channel, a grouped "
-                "weight only its own group's. Keep the adapter unmerged, or leave the layer out of target_modules."
-            )
-        return self.lora_A.weight.flatten(1), self.lora_B.weight.flatten(1)
-
-    def blocks(self, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        yield self.lora_A.weight, self.lora_B.weight, matrix
-
-    def named_tensors(self) -> dict[str, Tensor]:
-        tensors = super().named_tensors()
-        if self.lora_magnitude_vector is not None:
-            tensors["lora_magnitude_vector"] = self.lora_magnitude_vector.view(1, -1, 1, 1)  # PEFT's form
-        return tensors
-
-    def forward(self, x: Tensor, out: Tensor, host: "LoRALayer") -> Tensor:
-        """Output of the adapted convolution, (B, out, H', W')."""
-        x = cast(self.lora_dropout(x), self.lora_A.weight.dtype)
-        out = out + self.lora_B(self.lora_A(x)) * self.scaling
-        if self.lora_magnitude_vector is None:
-            return out
-        scale = self.magnitude_scale(host.weight_matrix())[:, None, None]  # (out, 1, 1)
-        out = out * scale
-        return out if host.bias is None else out + host.bias[:, None, None] * (1 - scale)
-
-
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` in the adapter's dtype, unless autocast chooses dtypes anyway."""
-    return x if x.dtype == dtype or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
-
-
-THIRDS = ("q", "k", "v")
-
-
-class ThirdsAdapter(LinearAdapter):
-    """Updates of some thirds of a fused layer: ``lora_A`` (n r, in) and ``lora_B`` (n out / 3, r) for n thirds."""
+    The output of one Linear, `qkv`, holds queries, keys and values one after the other, as timm's vision transformers
+    have it. A target such as `attn.qkv.q` adapts only the first third of its rows. On disk that is an ordinary adapter
+    of the whole Linear (which PEFT loads): the A factors stacked, the B factors on the diagonal of a block matrix.
+    Loaded from there it is an ordinary one.
+    """
 
     def __init__(self, in_features: int, out_features: int, *, thirds: Sequence[str], r: int, **options) -> None:
         if options["lora_bias"]:
@@ -270,17 +227,113 @@ class ThirdsAdapter(LinearAdapter):
         tensors["lora_A.weight"], tensors["lora_B.weight"] = self.factors()
         return tensors
 
-    def update(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         hidden = (F.linear(x, self.lora_A.weight) * self.scaling).chunk(len(self.thirds), dim=-1)  # (..., r) each
         parts = [F.linear(h, b) for h, b in zip(hidden, self.lora_B.weight.chunk(len(self.thirds)), strict=True)]
         zero = torch.zeros_like(parts[0])
         return torch.cat([parts[self.thirds.index(i)] if i in self.thirds else zero for i in range(3)], dim=-1)
 
 
-class TokenRows(Adapter):
-    """``trainable_tokens_delta`` (n, embedding_dim): the rows themselves (in spite of PEFT's name) of n token ids."""
+class EmbeddingUpdate(Update):
+    """``lora_embedding_A`` (r, num_embeddings) and ``lora_embedding_B`` (embedding_dim, r).
+
+    The row of ``padding_idx`` in A.T gets no gradient.
+    """
+
+    factor_names = ("lora_embedding_A", "lora_embedding_B")
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        padding_idx: int | None,
+        r: int,
+        scaling: float,
+        use_dora: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(r, scaling, 0.0, embedding_dim if use_dora else None, dtype)
+        self.padding_idx = padding_idx
+        self.lora_embedding_A = nn.Parameter(torch.empty(r, num_embeddings, dtype=dtype))
+        self.lora_embedding_B = nn.Parameter(torch.empty(embedding_dim, r, dtype=dtype))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_embedding_A, self.lora_embedding_B
+
+    def forward(self, ids: Tensor, out: Tensor, matrix: Tensor, bias: None) -> Tensor:
+        """Embeddings of ``ids`` (...), as (..., embedding_dim); ``matrix`` is (embedding_dim, num_embeddings)."""
+        rows = F.embedding(ids, self.lora_embedding_A.T, self.padding_idx)  # (..., r)
+        out = out + F.linear(rows * self.scaling, self.lora_embedding_B)
+        return out if self.lora_magnitude_vector is None else out * self.magnitude_scale(matrix)
+
+
+class Conv2dUpdate(Update):
+    """``lora_A`` (r, in, kh, kw) with the layer's geometry, then ``lora_B`` (out, r / groups, 1, 1)."""
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        *,
+        r: int,
+        scaling: float,
+        lora_dropout: float,
+        use_dora: bool,
+        lora_bias: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        if r % conv.groups:
+            raise ValueError(f"The rank must be divisible by the convolution's {conv.groups} groups, but r is {r}.")
+        if use_dora and conv.groups > 1:
+            raise ValueError("use_dora is not defined for a grouped convolution; exclude it by exclude_modules.")
+        super().__init__(r, scaling, lora_dropout, conv.out_channels if use_dora else None, dtype)
+        geometry: dict[str, Any] = {
+            "kernel_size": conv.kernel_size,
+            "stride": conv.stride,
+            "padding": conv.padding,
+            "dilation": conv.dilation,
+            "padding_mode": conv.padding_mode,
+        }
+        self.lora_A = nn.Conv2d(conv.in_channels, r, **geometry, bias=False, dtype=dtype)
+        self.lora_B = nn.Conv2d(r, conv.out_channels, 1, groups=conv.groups, bias=lora_bias, dtype=dtype)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        if self.lora_B.groups > 1:
+            raise ValueError(
+                "A grouped convolution cannot take its adapter into its weight: A reads every channel, a grouped "
+                "weight only its own group's. Keep the adapter unmerged, or leave the layer out of target_modules."
+            )
+        return self.lora_A.weight.flatten(1), self.lora_B.weight.flatten(1)
+
+    def blocks(self, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        yield self.lora_A.weight, self.lora_B.weight, matrix
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        tensors = super().named_tensors()
+        if self.lora_magnitude_vector is not None:
+            tensors["lora_magnitude_vector"] = self.lora_magnitude_vector.view(1, -1, 1, 1)  # PEFT's form
+        return tensors
+
+    def forward(self, x: Tensor, out: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        """Output of the adapted convolution, (B, out, H', W'); ``matrix`` is (out, in * kh * kw)."""
+        x = cast(self.lora_dropout(x), self.lora_A.weight.dtype)
+        out = out + self.lora_B(self.lora_A(x)) * self.scaling
+        if self.lora_magnitude_vector is None:
+            return out
+        scale = self.magnitude_scale(matrix)[:, None, None]  # (out, 1, 1)
+        out = out * scale
+        return out if bias is None else out + bias[:, None, None] * (1 - scale)
+
+
+class TokenRows(Update):
+    """Rows of the input embedding that are trained in full: new tokens, without training the whole table.
+
+    ``trainable_tokens_delta`` (n, embedding_dim) are the rows of n token ids, not what is added to them, in spite of
+    PEFT's name. As an update it has neither A nor B.
+    """
 
     row_of: Tensor
+    """The row of every token id, -1 for one that is not trained, (num_embeddings,)."""
 
     def __init__(self, embedding: nn.Embedding, token_ids: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__(len(token_ids), 1.0, 0.0, None, dtype)
@@ -311,8 +364,13 @@ class TokenRows(Adapter):
     def merged_matrix(self, matrix: Tensor) -> Tensor:
         return matrix.index_copy(1, self.token_ids(), self.trainable_tokens_delta.T.to(matrix.dtype))
 
-    def forward(self, ids: Tensor, out: Tensor, host: nn.Module) -> Tensor:
+    def forward(self, ids: Tensor, out: Tensor, matrix: Tensor, bias: None) -> Tensor:
         """Embeddings of ``ids`` (...), as (..., embedding_dim), own rows in place of the table's."""
         row = self.row_of[ids]  # (...), -1 for a token that is not ours
         own = F.embedding(row.clamp(min=0), self.trainable_tokens_delta)
         return torch.where((row >= 0)[..., None], own.to(out.dtype), out)
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in the adapter's dtype, unless autocast chooses dtypes anyway."""
+    return x if x.dtype == dtype or torch.is_autocast_enabled(x.device.type) else x.to(dtype)

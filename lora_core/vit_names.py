@@ -13,6 +13,7 @@ _NAMES = {
 }
 """Inside a layer: the names before transformers 5 and since."""
 
+# Paths by which a model or a file shows the names that it has.
 OLD_MARK = re.compile(r"(.*\.)?encoder\.layer\.\d+\.attention\.attention\.(query|key|value)(\..*)?")
 NEW_MARK = re.compile(r"(.*\.)?(?<!encoder\.)layers\.\d+\.(attention\.[qkvo]_proj|mlp\.fc[12])(\..*)?")
 
@@ -23,7 +24,7 @@ def to_new_name(path: str) -> str:
 
 
 def to_old_name(path: str) -> str:
-    """The other way round."""
+    """`vit.layers.0.attention.q_proj` as `vit.encoder.layer.0.attention.attention.query`; other paths stay."""
     return _rename(path, "layers", "encoder.layer", {new: old for old, new in _NAMES.items()})
 
 
@@ -39,4 +40,5 @@ def _rename(path: str, layers: str, new_layers: str, names: Mapping[str, str]) -
 
 
 def any_path(mark: re.Pattern[str], paths: Iterable[str]) -> bool:
+    """Whether any of ``paths`` has the names that ``mark`` stands for."""
     return any(mark.fullmatch(path) for path in paths)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lora_core.adapters import exchange_frozen, hosts, record_of, state_of
 from lora_core.layers import LoRALayer, LoRALinear, model_modules
 from lora_core.models.task_model import TaskModel
-from lora_core.updates import LinearAdapter
+from lora_core.updates import LinearUpdate
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def adapter_parameters(model: TaskModel, adapter_name: str) -> Parameters:
     for path in _adapted(model, (adapter_name,)):
         host = model.get_submodule(path)
         assert isinstance(host, LoRALinear)
-        adapter = host.adapter(adapter_name)
-        assert isinstance(adapter, LinearAdapter)
+        adapter = host.update_of(adapter_name)
+        assert isinstance(adapter, LinearUpdate)
         a, b = adapter.factors()
         scaling = np.float32(adapter.scaling)
         factors[path] = (_numpy(a).T, _numpy(b).T * scaling)
@@ -131,8 +131,8 @@ def _adapted(model: TaskModel, adapter_names: tuple[str, ...]) -> list[str]:
         for name in adapter_names:
             if name not in host.lora:
                 continue
-            adapter = host.adapter(name)
-            if not isinstance(host, LoRALinear) or not isinstance(adapter, LinearAdapter):
+            adapter = host.update_of(name)
+            if not isinstance(host, LoRALinear) or not isinstance(adapter, LinearUpdate):
                 raise ValueError(
                     f"Adapter {name!r} adapts {path}, a {host.original_class.__name__}; only updates of linear layers "
                     "can be switched in an ONNX base. Export it merged, with export_onnx."
@@ -152,7 +152,7 @@ def _settable(model: TaskModel, adapter_names: tuple[str, ...]) -> frozenset[str
     owned = {path for name in adapter_names for path in record_of(model, name).saved}
     for path, host in hosts(model):
         for name in adapter_names:
-            if name in host.lora and getattr(getattr(host.adapter(name), "lora_B", None), "bias", None) is not None:
+            if name in host.lora and host.update_of(name).bias is not None:
                 owned.add(f"{path}.bias")
     head = {path for path in model.state_dict() if model.in_head(path)}
     return frozenset(owned | {path for path in head if ".lora." not in path})

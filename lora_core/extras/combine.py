@@ -20,7 +20,7 @@ from lora_core.checkpoint import explicit_config, explicit_targets
 from lora_core.inject import check_new_name, install
 from lora_core.layers import LoRALayer
 from lora_core.targets import attention_outputs
-from lora_core.updates import Adapter, TokenRows
+from lora_core.updates import TokenRows, Update
 
 PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 COMBINATIONS = ("linear", "cat", "svd", *PRUNING)
@@ -57,46 +57,49 @@ def combine_adapters(
     records = {name: record_of(model, name) for name in names}
     saved = _saved_once(records)
     generator = torch.Generator().manual_seed(seed)
-    adapters: dict[str, Adapter] = {}
+    updates: dict[str, Update] = {}
     for path, host in hosts(model):
-        parts = [(host.adapter(name), weight) for name, weight in zip(names, weights, strict=True) if name in host.lora]
+        parts = [
+            (host.update_of(name), weight) for name, weight in zip(names, weights, strict=True) if name in host.lora
+        ]
         if parts:
             try:
-                a, b = _combined(
-                    [part for part, _ in parts], [w for _, w in parts], combination, density, rank, generator
-                )
-                adapters[path] = _plain_adapter(host, a, b, like=parts[0][0])
+                a, b = _combined(parts, combination, density, rank, generator)
+                updates[path] = _plain_update(host, a, b, like=parts[0][0])
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
     first = records[names[0]]
     outputs = set(attention_outputs(model).values())  # adapted with their attention, which is the target
-    sizes = {path: (adapter.r, 1.0) for path, adapter in adapters.items() if path not in outputs}
+    sizes = {path: (update.r, 1.0) for path, update in updates.items() if path not in outputs}
     config = explicit_targets(explicit_config(dataclasses.replace(first.config, use_rslora=False), sizes), sizes)
     configs = [record.config for record in records.values()]
+    modules = [module for each in configs for module in each.modules_to_save or ()]
     config = dataclasses.replace(
         config,
         init_lora_weights=True,
-        modules_to_save=tuple(dict.fromkeys(name for each in configs for name in each.modules_to_save or ())),
+        modules_to_save=tuple(dict.fromkeys(modules)),
         bias=next((each.bias for each in configs if each.bias != "none"), "none"),
     )
     trainable = all(record.trainable for record in records.values())
-    install(model, new_name, AdapterRecord(config, tuple(adapters), saved, trainable), adapters)
+    install(model, new_name, AdapterRecord(config, tuple(updates), saved, trainable), updates)
     return model
 
 
 def _combined(
-    parts: list[Adapter],
-    weights: list[float],
+    parts: Sequence[tuple[Update, float]],
     combination: str,
     density: float | None,
     rank: int | None,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """A (r, in) and B (out, r) of the result, in fp32; its scaling is 1."""
-    if any(isinstance(part, TokenRows) or part.lora_magnitude_vector is not None or _has_bias(part) for part in parts):
-        raise ValueError("Adapters with DoRA, lora_bias or trainable_token_indices cannot be combined.")
-    a_s, b_s = zip(*((a.float(), b.float()) for a, b in (part.factors() for part in parts)), strict=True)
-    factors = [weight * float(part.scaling) for part, weight in zip(parts, weights, strict=True)]
+    """A (r, in) and B (out, r) of the weighted updates' combination, in fp32; its scaling is 1."""
+    updates = [update for update, _ in parts]
+    for update in updates:
+        if isinstance(update, TokenRows) or update.lora_magnitude_vector is not None or update.bias is not None:
+            raise ValueError("Adapters with DoRA, lora_bias or trainable_token_indices cannot be combined.")
+    a_s, b_s = zip(*(update.factors() for update in updates), strict=True)
+    a_s, b_s = [a.float() for a in a_s], [b.float() for b in b_s]
+    factors = [weight * float(update.scaling) for update, weight in parts]
     if combination in ("cat", "svd"):
         a = torch.cat([f * a for f, a in zip(factors, a_s, strict=True)])
         b = torch.cat(b_s, dim=1)
@@ -106,23 +109,22 @@ def _combined(
             f"{combination!r} mixes factors, which must have one rank, but they have {[a.shape[0] for a in a_s]}. "
             'Use "cat" or "svd".'
         )
-    if any(getattr(part, "start_A", None) is not None for part in parts):
+    if any(update.has_start for update in updates):
         raise ValueError(f'{combination!r} cannot mix factors that PiSSA or OLoRA started. Use "cat" or "svd".')
     roots = [math.sqrt(abs(f)) for f in factors]
     signed = [math.copysign(root, f) for root, f in zip(roots, factors, strict=True)]
-    mix = [_mixed(list(tensors), w, combination, density, generator) for tensors, w in ((a_s, signed), (b_s, roots))]
-    return mix[0], mix[1]
+    a = _mixed(a_s, signed, combination, density, generator)
+    return a, _mixed(b_s, roots, combination, density, generator)
 
 
 def _mixed(
     tensors: list[Tensor], weights: list[float], combination: str, density: float | None, generator: torch.Generator
 ) -> Tensor:
+    """The weighted factors, all A or all B, as one."""
     if density is not None and density < 1 and combination != "linear":
         if combination.startswith("dare"):
-            tensors = [
-                t * torch.bernoulli(torch.full(t.shape, density), generator=generator).to(t.device) / density
-                for t in tensors
-            ]
+            masks = [torch.bernoulli(torch.full(t.shape, density), generator=generator) for t in tensors]
+            tensors = [t * mask.to(t.device) / density for t, mask in zip(tensors, masks, strict=True)]
         else:
             tensors = [_largest(t, density) for t in tensors]
     stacked = torch.stack(tensors)  # (number of adapters, ...)
@@ -149,14 +151,12 @@ def _truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return vh[:rank] @ q_a.T, q_b @ (u[:, :rank] * s[:rank])
 
 
-def _plain_adapter(host: LoRALayer, a: Tensor, b: Tensor, like: Adapter) -> Adapter:
-    with torch.device(a.device):
-        adapter = host.new_adapter(r=a.shape[0], scaling=1.0, lora_dropout=like.lora_dropout.p, use_dora=False,
-                                   lora_bias=False, dtype=next(like.parameters()).dtype)  # fmt: skip
-    tensors = adapter.named_tensors()
-    for name, factor in zip(adapter.factor_names, (a, b), strict=True):
+def _plain_update(host: LoRALayer, a: Tensor, b: Tensor, like: Update) -> Update:
+    update = host.new_update_like(like, a.shape[0], scaling=1.0)
+    tensors = update.named_tensors()
+    for name, factor in zip(update.factor_names, (a, b), strict=True):
         tensors[name].copy_(factor.view_as(tensors[name]))
-    return adapter
+    return update
 
 
 def _saved_once(records: dict[str, AdapterRecord]) -> dict[str, Tensor]:
@@ -188,7 +188,3 @@ def _check(
         raise ValueError(f"density is for {', '.join(PRUNING)}; {combination!r} keeps every entry.")
     if rank is not None and (combination != "svd" or rank < 1):
         raise ValueError(f'rank is for "svd" and must be at least 1, but it is {rank!r} for {combination!r}.')
-
-
-def _has_bias(part: Adapter) -> bool:
-    return getattr(getattr(part, "lora_B", None), "bias", None) is not None

@@ -15,7 +15,7 @@ from lora_core.adapters import disable_adapters, hosts, record_of, set_adapter, 
 from lora_core.checkpoint import explicit_config, explicit_targets
 from lora_core.layers import LoRALayer
 from lora_core.targets import attention_outputs
-from lora_core.updates import LinearAdapter
+from lora_core.updates import LinearUpdate
 
 
 @torch.no_grad()
@@ -43,20 +43,20 @@ def initialise_eva(
     record = record_of(model, adapter_name)
     outputs = set(attention_outputs(model).values())
     layers: dict[str, LoRALayer] = {}
-    old: dict[str, LinearAdapter] = {}
+    old: dict[str, LinearUpdate] = {}
     for path, host in hosts(model):
-        adapter = host.adapter(adapter_name) if adapter_name in host.lora and path not in outputs else None
-        if type(adapter) is LinearAdapter:
-            layers[path], old[path] = host, adapter
+        update = host.lora[adapter_name] if adapter_name in host.lora and path not in outputs else None
+        if type(update) is LinearUpdate:
+            layers[path], old[path] = host, update
     if not layers:
         raise ValueError(f"Adapter {adapter_name!r} adapts no linear layer, so EVA has nothing to set.")
-    if any(adapter.lora_B.weight.any() or adapter.start_A is not None for adapter in old.values()):
+    if any(update.lora_B.weight.any() or update.has_start for update in old.values()):
         raise ValueError(
             f'Adapter {adapter_name!r} is not fresh: inject it with init_lora_weights="eva" and set it before training.'
         )
     if rho < 1:
         raise ValueError(f"rho must be at least 1, but it is {rho}.")
-    ranks = {path: adapter.r for path, adapter in old.items()}
+    ranks = {path: update.r for path, update in old.items()}
     moments, same = _observe(model, layers, batches, forward or _call)
     directions = {path: moment.directions() for path, moment in moments.items()}
     new_ranks = _redistribute({path: directions[same[path]][0] for path in layers}, ranks, rho)
@@ -67,7 +67,7 @@ def initialise_eva(
             del host.lora[adapter_name]
             if not host.lora:
                 host.release()
-    left = {path: host.adapter(adapter_name) for path, host in hosts(model) if adapter_name in host.lora}
+    left = {path: host.update_of(adapter_name) for path, host in hosts(model) if adapter_name in host.lora}
     record.targets = tuple(path for path in record.targets if path in left)
     sizes = {path: (left[path].r, float(left[path].scaling)) for path in record.targets if path not in outputs}
     record.config = explicit_config(record.config, sizes)
@@ -133,9 +133,8 @@ def _observe(
         model.eval()
         with disable_adapters(model):
             for batch in batches:
-                mask[:] = (
-                    [batch["attention_mask"].bool()] if isinstance(batch, Mapping) and "attention_mask" in batch else []
-                )
+                masked = isinstance(batch, Mapping) and "attention_mask" in batch
+                mask[:] = [batch["attention_mask"].bool()] if masked else []
                 forward(model, batch)
                 last.clear()
     finally:
@@ -153,27 +152,25 @@ def _redistribute(shares: Mapping[str, Tensor], ranks: Mapping[str, int], rho: f
     """Ranks with the same sum that take the directions of the largest shares first."""
     if rho == 1:
         return dict(ranks)
-    candidates = [
-        (float(share), path) for path in ranks for share in shares[path][: round(ranks[path] * rho)]
-    ]  # fmt: skip
+    candidates = []
+    for path, rank in ranks.items():
+        candidates += [(float(share), path) for share in shares[path][: round(rank * rho)]]
     candidates.sort(key=lambda candidate: -candidate[0])
     counts = Counter(path for _, path in candidates[: sum(ranks.values())])
     return {path: counts[path] for path in ranks}
 
 
-def _started(host: LoRALayer, old: LinearAdapter, directions: Tensor) -> LinearAdapter:
-    with torch.device(directions.device):
-        new = host.new_adapter(r=len(directions), scaling=float(old.scaling), lora_dropout=old.lora_dropout.p,
-                               use_dora=old.lora_magnitude_vector is not None,
-                               lora_bias=old.lora_B.bias is not None, dtype=old.lora_A.weight.dtype)  # fmt: skip
-    assert isinstance(new, LinearAdapter)
+def _started(host: LoRALayer, old: LinearUpdate, directions: Tensor) -> LinearUpdate:
+    """A fresh update as ``old``, but with the rows of ``directions`` (r, in) as A."""
+    new = host.new_update_like(old, len(directions))
+    assert isinstance(new, LinearUpdate)
     new.lora_A.weight.copy_(directions)
     nn.init.zeros_(new.lora_B.weight)
     if new.lora_B.bias is not None:
         nn.init.zeros_(new.lora_B.bias)
     if new.lora_magnitude_vector is not None and old.lora_magnitude_vector is not None:
         new.lora_magnitude_vector.copy_(old.lora_magnitude_vector)
-    return new.train(old.training)
+    return new
 
 
 def _call(model: nn.Module, batch: Any) -> Any:

@@ -11,7 +11,7 @@ from lora_core.adapters import hosts, record_of, state_of
 from lora_core.checkpoint import explicit_targets, file_keys, read_adapter, refuse_non_finite
 from lora_core.layers import LoRALayer
 from lora_core.targets import attention_outputs
-from lora_core.updates import Adapter, Conv2dAdapter, ThirdsAdapter
+from lora_core.updates import Conv2dUpdate, ThirdsUpdate, Update
 
 
 def prepare_hotswap(model: nn.Module, max_rank: int, adapter_name: str = "default") -> nn.Module:
@@ -25,19 +25,19 @@ def prepare_hotswap(model: nn.Module, max_rank: int, adapter_name: str = "defaul
     """
     new = {}
     for slot in _slots(model, adapter_name).values():
-        host, adapter = slot.host, slot.adapter
-        if adapter.r > max_rank:
-            raise ValueError(f"max_rank is {max_rank}, but adapter {adapter_name!r} has a layer of rank {adapter.r}.")
-        if isinstance(adapter, Conv2dAdapter) and adapter.lora_B.groups > 1:
+        host, update = slot.host, slot.update
+        if update.r > max_rank:
+            raise ValueError(f"max_rank is {max_rank}, but adapter {adapter_name!r} has a layer of rank {update.r}.")
+        if isinstance(update, Conv2dUpdate) and update.lora_B.groups > 1:
             raise ValueError(
                 "The adapter of a grouped convolution cannot be padded: its rank is split among the groups."
             )
-        new[host] = _resized(host, adapter, max_rank)
+        new[host] = _resized(host, update, max_rank)
         del new[host].scaling
-        scaling = torch.tensor(float(adapter.scaling), device=next(adapter.parameters()).device)
+        scaling = torch.tensor(float(update.scaling), device=next(update.parameters()).device)
         new[host].register_buffer("scaling", scaling, persistent=False)
-    for host, adapter in new.items():
-        host.lora[adapter_name] = adapter
+    for host, update in new.items():
+        host.lora[adapter_name] = update
     return model
 
 
@@ -89,10 +89,10 @@ def hotswap_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "d
 
 @dataclass(frozen=True)
 class _Slot:
-    """An adapter of one layer, and its parameters under PEFT's names."""
+    """The adapter's update of one layer, and its parameters under PEFT's names."""
 
     host: LoRALayer
-    adapter: Adapter
+    update: Update
     own: dict[str, Tensor]
 
 
@@ -102,64 +102,59 @@ def _slots(model: nn.Module, adapter_name: str) -> dict[str, _Slot]:
     found = {path: host for path, host in hosts(model) if adapter_name in host.lora}
     if any(adapter_name in host.merged_adapters for host in found.values()):
         raise ValueError(f"Adapter {adapter_name!r} is merged. Call lora_core.unmerge_lora(model) first.")
-    adapters = {path: host.adapter(adapter_name) for path, host in found.items()}
-    special = any(isinstance(a, ThirdsAdapter) or getattr(a, "start_A", None) is not None for a in adapters.values())
+    updates = {path: host.update_of(adapter_name) for path, host in found.items()}
+    special = any(isinstance(update, ThirdsUpdate) or update.has_start for update in updates.values())
     if special or record.config.trainable_token_indices:
         raise ValueError(
             f"Adapter {adapter_name!r} has a form that a file cannot replace in place (PiSSA, OLoRA, thirds of a fused "
             "layer, token rows). Save it and load it again: files hold the plain form."
         )
-    return {path: _Slot(host, adapters[path], adapters[path].named_tensors()) for path, host in found.items()}
+    return {path: _Slot(host, updates[path], updates[path].named_tensors()) for path, host in found.items()}
 
 
-def _resized(host: LoRALayer, adapter: Adapter, rank: int) -> Adapter:
-    """A copy of ``adapter`` with room for ``rank``."""
-    old = adapter.named_tensors()
-    first = old[adapter.factor_names[0]]
-    with torch.device(first.device):
-        new = host.new_adapter(r=rank, scaling=float(adapter.scaling), lora_dropout=adapter.lora_dropout.p,
-                               dtype=first.dtype, use_dora=adapter.lora_magnitude_vector is not None,
-                               lora_bias="lora_B.bias" in old)  # fmt: skip
-    new.r = adapter.r
+def _resized(host: LoRALayer, update: Update, rank: int) -> Update:
+    """A copy of ``update`` with room for ``rank``."""
+    old, new = update.named_tensors(), host.new_update_like(update, rank)
+    new.r = update.r
     for name, tensor in new.named_tensors().items():
         _copy_into(tensor, old[name])
         tensor.requires_grad_(old[name].requires_grad)
-    return new.train(adapter.training)
+    return new
 
 
 def _write(slot: _Slot, adapter_name: str, found: dict[str, Tensor], scaling: float) -> None:
-    """Put a file's tensors for one layer into its adapter; none means an update of zero."""
-    adapter, own = slot.adapter, slot.own
-    a, b = adapter.factor_names
+    """Put a file's tensors for one layer into its update; none means an update of zero."""
+    update, own = slot.update, slot.own
+    a, b = update.factor_names
     if not found:
         own[b].zero_()
-        if adapter.lora_magnitude_vector is not None:
-            adapter.lora_magnitude_vector.copy_(adapter.row_norms(slot.host.weight_matrix()))
+        if update.lora_magnitude_vector is not None:
+            update.lora_magnitude_vector.copy_(update.row_norms(slot.host.weight_matrix()))
         return
     rank = found[a].shape[0]
-    if isinstance(adapter.scaling, Tensor):
-        adapter.scaling.fill_(scaling)
+    if isinstance(update.scaling, Tensor):
+        update.scaling.fill_(scaling)
     else:
-        if adapter.r != rank:
-            adapter = slot.host.lora[adapter_name] = _resized(slot.host, adapter, rank)
-            own = adapter.named_tensors()
-        adapter.scaling = scaling
-    adapter.r = rank
+        if update.r != rank:
+            update = slot.host.lora[adapter_name] = _resized(slot.host, update, rank)
+            own = update.named_tensors()
+        update.scaling = scaling
+    update.r = rank
     for name, tensor in own.items():
         _copy_into(tensor, found[name])
 
 
 def _misfit(slot: _Slot, name: str, tensor: Tensor, rank: int, key: str) -> str | None:
-    """What keeps ``tensor`` from being the adapter's ``name``, for an adapter of ``rank``."""
+    """What keeps ``tensor`` from being the update's ``name``, for an update of ``rank``."""
     own = slot.own[name]
-    factors = slot.adapter.factor_names
+    factors = slot.update.factor_names
     wanted = list(own.shape)
     if name in factors:
-        groups = getattr(getattr(slot.adapter, "lora_B", None), "groups", 1)
+        groups = getattr(getattr(slot.update, "lora_B", None), "groups", 1)
         wanted[factors.index(name)] = rank // groups if name == factors[1] else rank
     if list(tensor.shape) != wanted:
         return f"misshapen: {key} is {tuple(tensor.shape)}, the adapter needs {tuple(wanted)}"
-    if isinstance(slot.adapter.scaling, Tensor) and any(n > m for n, m in zip(wanted, own.shape, strict=True)):
+    if isinstance(slot.update.scaling, Tensor) and any(n > m for n, m in zip(wanted, own.shape, strict=True)):
         return f"too large: {key} has rank {rank}, prepare_hotswap made room for {own.shape[factors.index(name)]}"
     return None
 

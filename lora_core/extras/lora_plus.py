@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from lora_core.adapters import state_of
+from lora_core.config import Pattern
 
 
 def lora_plus_groups(
@@ -27,21 +28,23 @@ def lora_plus_groups(
             f"Learning rates must be above 0, but lr={lr}, ratio={ratio} and head_lr={head_lr} give {rates}."
         )
     state = state_of(model)
-    heads = {
-        key
-        for name in state.active
-        for key in state.adapters[name].saved
-        if _inside(key, state.adapters[name].config.modules_to_save or ())
-    }
+    heads: set[str] = set()
+    for name in state.active:
+        modules = Pattern(state.adapters[name].config.modules_to_save)
+        heads |= {key for key in state.adapters[name].saved if modules.contains(key.rpartition(".")[0])}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for path, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((_kind(path, heads), parameter.dim() > 1), []).append(parameter)
     return [
-        {"name": kind if matrix else f"{kind}, vectors", "params": parameters, "lr": rates[kind],
-         "weight_decay": weight_decay if matrix else 0.0}
+        {
+            "name": kind if matrix else f"{kind}, vectors",
+            "params": parameters,
+            "lr": rates[kind],
+            "weight_decay": weight_decay if matrix else 0.0,
+        }
         for (kind, matrix), parameters in sorted(groups.items())
-    ]  # fmt: skip
+    ]
 
 
 def _kind(path: str, heads: set[str]) -> str:
@@ -50,8 +53,3 @@ def _kind(path: str, heads: set[str]) -> str:
     if ".lora_B." in path or path.endswith(".lora_embedding_B"):
         return "B"
     return "A" if ".lora_A." in path or path.endswith(".lora_embedding_A") else "other"
-
-
-def _inside(key: str, modules: tuple[str, ...]) -> bool:
-    """Whether a parameter's path lies in a module that one of the suffixes matches."""
-    return any(f".{module}." in f".{key}" for module in modules)

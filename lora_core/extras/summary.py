@@ -15,27 +15,29 @@ def summary(model: nn.Module) -> str:
     for path, host in hosts(model):
         shape = "×".join(str(n) for n in getattr(host, host.weight_name).shape)
         for name in host.lora:
-            adapter = host.adapter(name)
-            trainable = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+            update = host.update_of(name)
+            trainable = sum(p.numel() for p in update.parameters() if p.requires_grad)
             acts = "merged" if name in host.merged_adapters else "active" if name in host.active_adapters else "waiting"
-            kind, scaling = host.original_class.__name__, f"{float(adapter.scaling):g}"
-            rows.append((path, kind, shape, name, adapter.r, scaling, trainable, acts))
+            kind, scaling = host.original_class.__name__, f"{float(update.scaling):g}"
+            rows.append((path, kind, shape, name, update.r, scaling, trainable, acts))
     for name, record in state.adapters.items():
         for key, tensor in record.saved.items():
             shape = "×".join(str(n) for n in tensor.shape)
             trainable = tensor.numel() if tensor.requires_grad and name in state.active else 0
             acts = "active" if name in state.active else "waiting"
             rows.append((key, "in full", shape, name, "", "", trainable, acts))
-    table = [_TITLES, *(tuple(f"{cell:,}" if isinstance(cell, int) else cell for cell in row) for row in rows)]
+    table: list[tuple[str, ...]] = [_TITLES]
+    for row in rows:
+        table.append(tuple(f"{cell:,}" if isinstance(cell, int) else cell for cell in row))
     widths = [max(len(row[column]) for row in table) for column in range(len(_TITLES))]
-    numeric = [_TITLES.index(title) for title in ("rank", "scaling", "trainable")]
-    lines = [
-        "  ".join(cell.rjust(width) if i in numeric else cell.ljust(width)
-                  for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in table
-    ]  # fmt: skip
-    trainable, total = parameter_counts(model)
+    lines = []
+    for row in table:
+        cells = []
+        for title, cell, width in zip(_TITLES, row, widths, strict=True):
+            cells.append(cell.rjust(width) if title in ("rank", "scaling", "trainable") else cell.ljust(width))
+        lines.append("  ".join(cells).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
     adapters = ", ".join(f"{name} ({'active' if name in state.active else 'waiting'})" for name in state.adapters)
-    return "\n".join([*lines, "", f"adapters: {adapters or 'none'}",
-                      f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.4%})"])  # fmt: skip
+    trainable, total = parameter_counts(model)
+    counts = f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.4%})"
+    return "\n".join([*lines, "", f"adapters: {adapters or 'none'}", counts])

@@ -124,4 +124,6 @@ def obstacle(stack: FusedStack, hidden: Tensor) -> str | None:
                 return f"there is a hook on {path or 'a layer'}"
             if isinstance(module, LoRALayer) and module.row_adapters is not None:
                 return "the batch mixes adapters"
+            if "forward" in vars(module):
+                return f"{path or 'a layer'} has a forward of its own"
     return None

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from lora_core.dropout import drop, keep_mask, too_sparse
 from lora_core.layers import LoRALinear
-from lora_core.updates import LinearAdapter
+from lora_core.updates import LinearUpdate
 
 
 class Update(NamedTuple):
@@ -66,9 +66,9 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
         return False
     if layer.merged_adapters:
         return not layer.training  # in training the layer itself refuses
-    adapters = [layer.adapter(name) for name in layer.active_adapters]
+    adapters = [layer.update_of(name) for name in layer.active_adapters]
     return len(adapters) <= 1 and all(
-        type(adapter) is LinearAdapter
+        type(adapter) is LinearUpdate
         and adapter.start_A is None
         and adapter.lora_magnitude_vector is None
         and adapter.lora_B.bias is None
@@ -82,8 +82,8 @@ def acting_update(layer: nn.Linear) -> Update | None:
     """The adapter that acts on a layer for which ``is_plain``."""
     if not isinstance(layer, LoRALinear) or layer.merged_adapters or not layer.active_adapters:
         return None
-    adapter = layer.adapter(layer.active_adapters[0])
-    assert isinstance(adapter, LinearAdapter)
+    adapter = layer.update_of(layer.active_adapters[0])
+    assert isinstance(adapter, LinearUpdate)
     dropout = adapter.lora_dropout.p if adapter.lora_dropout.training else 0.0
     return Update(adapter.lora_A.weight, adapter.lora_B.weight, float(adapter.scaling), dropout)
 

@@ -11,12 +11,29 @@ from torch import Tensor, nn
 
 from lora_core.models import build_model, config_from_dict
 
-BERT = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 48, "max_position_embeddings": 24, "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0, "initializer_range": 0.3}  # fmt: skip
-DISTILBERT = {"vocab_size": 60, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48,
-              "max_position_embeddings": 24, "dropout": 0.0, "attention_dropout": 0.0,
-              "seq_classif_dropout": 0.0, "initializer_range": 0.3}  # fmt: skip
+BERT = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 24,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.3,
+}
+DISTILBERT = {
+    "vocab_size": 60,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dim": 48,
+    "max_position_embeddings": 24,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "seq_classif_dropout": 0.0,
+    "initializer_range": 0.3,
+}
 LABELS = ("O", "B-DNA", "I-DNA", "B-RNA", "I-RNA")
 
 TRANSFORMERS = {

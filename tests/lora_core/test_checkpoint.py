@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import logging
+import os
 import socket
+import stat
 import struct
 import warnings
 from pathlib import Path
@@ -46,19 +48,32 @@ CASES = {
     "dora convolution": ("conv", {"target_modules": ["first", "second"], "use_dora": True}),
     "lora_bias": ("bert", {"target_modules": ["query"], "task_type": "TOKEN_CLS", "lora_bias": True}),
     "rslora": ("roberta", {"target_modules": QUERY_VALUE, "task_type": "TOKEN_CLS", "use_rslora": True}),
-    "patterns": ("bert", {"target_modules": ["query", "key", "output.dense"], "task_type": "TOKEN_CLS",
-                          "rank_pattern": {"key": 2, r"layer\.1\.output\.dense": 3}, "alpha_pattern": {"query": 3}}),
+    "patterns": (
+        "bert",
+        {
+            "target_modules": ["query", "key", "output.dense"],
+            "task_type": "TOKEN_CLS",
+            "rank_pattern": {"key": 2, r"layer\.1\.output\.dense": 3},
+            "alpha_pattern": {"query": 3},
+        },
+    ),
     "regular expression": ("bert", {"target_modules": r".*layer\.1.*(query|value)", "task_type": "TOKEN_CLS"}),
     "layers": ("bert", {"target_modules": ["query"], "layers_to_transform": [1], "task_type": "TOKEN_CLS"}),
-    "exclusions": ("bert", {"target_modules": ["dense"], "modules_to_save": ["classifier"],
-                            "exclude_modules": ["attention.output.dense", "intermediate.dense"]}),
+    "exclusions": (
+        "bert",
+        {
+            "target_modules": ["dense"],
+            "modules_to_save": ["classifier"],
+            "exclude_modules": ["attention.output.dense", "intermediate.dense"],
+        },
+    ),
     "all linear": ("bert-text", {"target_modules": "all-linear", "task_type": "SEQ_CLS"}),
     "bert text": ("bert-text", {"target_modules": QUERY_VALUE, "task_type": "SEQ_CLS", "bias": "all"}),
     "roberta text": ("roberta-text", {"target_modules": QUERY_VALUE, "task_type": "SEQ_CLS"}),
     "distilbert text": ("distilbert-text", {"target_modules": ["q_lin", "v_lin"], "task_type": "SEQ_CLS"}),
     "question answering": ("bert-question", {"target_modules": QUERY_VALUE, "task_type": "QUESTION_ANS"}),
     "feature extraction": ("bert-encoder", {"target_modules": QUERY_VALUE, "task_type": "FEATURE_EXTRACTION"}),
-}  # fmt: skip
+}
 STRAY = (".modules_to_save.", ".original_module.")
 """Copies of the head that PEFT writes with bias="all"."""
 
@@ -132,8 +147,19 @@ def test_files_agree_key_for_key(case, make, peft_save, peft_load, tmp_path):
     assert {key: t.shape for key, t in ours.items()} == {key: t.shape for key, t in theirs.items()}
     assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
     theirs, ours = (json.loads((tmp_path / name / CONFIG).read_text()) for name in ("theirs", "ours"))
-    for name in ("r", "lora_alpha", "bias", "use_dora", "use_rslora", "lora_bias", "task_type", "peft_type",
-                 "rank_pattern", "alpha_pattern", "inference_mode"):  # fmt: skip
+    for name in (
+        "r",
+        "lora_alpha",
+        "bias",
+        "use_dora",
+        "use_rslora",
+        "lora_bias",
+        "task_type",
+        "peft_type",
+        "rank_pattern",
+        "alpha_pattern",
+        "inference_mode",
+    ):
         assert ours[name] == theirs[name], name
     again = peft_load(make(CASES[case][0]), tmp_path / "ours")
     assert wanted.shape
@@ -184,8 +210,9 @@ def test_the_state_dict_holds_one_adapter_without_its_name(make):
         f"{layer}.{module}.lora_{factor}.weight" for module in ("query", "value") for factor in "AB"
     }
     assert {key for key in keys if "lora" not in key} == {
-        "base_model.model.classifier.weight", "base_model.model.classifier.bias",
-    }  # fmt: skip
+        "base_model.model.classifier.weight",
+        "base_model.model.classifier.bias",
+    }
     assert not [key for key in keys if "medical" in key or "other" in key or "base_layer.weight" in key]
 
 
@@ -494,3 +521,33 @@ def test_a_config_that_contradicts_the_weights_is_refused(saved, make, state, sa
         with pytest.raises(ValueError, match="does not fit"):
             load_adapter(model, saved[0])
         assert same(before, state(model))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_the_permissions_that_the_users_umask_gives(umask, make, tmp_path):
+    """Others may read an adapter in a shared folder, where the user lets them."""
+    before = os.umask(umask)
+    try:
+        folder = save_adapter(inject_lora(make("bert")), tmp_path / "saved")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes == {CONFIG: 0o666 & ~umask, WEIGHTS: 0o666 & ~umask}
+
+
+def test_a_save_is_on_disk_before_it_replaces_the_old_one(make, tmp_path, monkeypatch):
+    """Content first, then the name: a power cut leaves the old adapter or the new one."""
+    model = inject_lora(make("bert"))
+    save_adapter(model, tmp_path)
+    events = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+
+        def note(*args, name=name, original=original):
+            events.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(os, name, note)
+    save_adapter(model, tmp_path)
+    assert events == ["fsync", "replace", "fsync"] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_core import LoRAConfig
-from lora_core.config import CONFIG_FILE
+from lora_core.config import CONFIG_FILE, Pattern
 
 QUERY = "bert.encoder.layer.0.attention.self.query"
 
@@ -55,10 +55,28 @@ def test_rank_and_alpha_patterns_match_as_in_peft(ranks, alphas, rank, alpha):
 @pytest.mark.parametrize("r", [0, -1, 2.0, True, "8", None])
 def test_rank_must_be_a_positive_whole_number(r):
     """Property 10, for r and for rank_pattern."""
-    with pytest.raises(ValueError, match="r must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"r (must|is .* should) be a whole number"):
         LoRAConfig(r=r)
-    with pytest.raises(ValueError, match=r"rank_pattern\['query'\] must be a whole number"):
+    with pytest.raises(ValueError, match=r"rank_pattern.*(must be a whole number|should be whole numbers)"):
         LoRAConfig(rank_pattern={"query": r})
+
+
+@pytest.mark.parametrize(
+    ("names", "matched", "unmatched"),
+    [
+        (("query", "output.dense"), ["query", "a.query", "a.0.output.dense"], ["a.xquery", "query.a", "dense", ""]),
+        (("a.b",), ["a.b", "x.a.b"], ["axb", "x.axb"]),  # a dot is a dot
+        (r".*\.query", ["a.query"], ["query", "a.query.b"]),
+        ((), [], ["", "a"]),
+        (None, [], ["", "a", "None"]),
+    ],
+)
+def test_a_pattern_is_a_regular_expression_or_ends_of_paths(names, matched, unmatched):
+    pattern = Pattern(names)
+    assert [path for path in (*matched, *unmatched) if pattern.matches(path)] == matched
+    assert pattern.matches_any([*unmatched, *matched]) == bool(matched)
+    assert all(pattern.contains(f"{path}.weight") for path in matched)
+    assert not any(pattern.contains(f"{path}.weight") for path in unmatched if "query" not in path)
 
 
 def test_orthogonal_start_refuses_an_odd_rank():
@@ -88,6 +106,9 @@ def test_orthogonal_start_refuses_an_odd_rank():
         {"layers_to_transform": ["0"]},
         {"layers_to_transform": [-1]},
         {"lora_bias": True, "use_dora": True},
+        {"task_type": 3},
+        {"layers_pattern": [1]},
+        {"rank_pattern": ["query"]},
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_field(fields):
@@ -141,9 +162,19 @@ def test_equal_configs_give_equal_files(tmp_path):
 
 
 def test_peft_reads_our_file_without_a_warning(tmp_path):
-    config = LoRAConfig(r=4, lora_alpha=6, lora_dropout=0.1, target_modules=["query", "value"], bias="lora_only",
-                        modules_to_save=["classifier"], rank_pattern={"value": 2}, use_rslora=True,
-                        exclude_modules=["layer.0.query"], layers_to_transform=[1], use_dora=True)  # fmt: skip
+    config = LoRAConfig(
+        r=4,
+        lora_alpha=6,
+        lora_dropout=0.1,
+        target_modules=["query", "value"],
+        bias="lora_only",
+        modules_to_save=["classifier"],
+        rank_pattern={"value": 2},
+        use_rslora=True,
+        exclude_modules=["layer.0.query"],
+        layers_to_transform=[1],
+        use_dora=True,
+    )
     config.save(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -194,6 +225,13 @@ def test_a_feature_that_would_change_results_is_refused(field):
         LoRAConfig.from_dict({"peft_type": "LORA", "r": 4, "target_modules": ["query"], field: [1]})
 
 
+def test_a_config_in_a_language_of_its_own_round_trips_in_ascii(tmp_path):
+    """PEFT reads the file in the encoding of the user's locale."""
+    LoRAConfig(base_model_name_or_path="modèle").save(tmp_path)
+    assert (tmp_path / CONFIG_FILE).read_bytes().isascii()
+    assert LoRAConfig.load(tmp_path).base_model_name_or_path == "modèle"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -202,10 +240,10 @@ def test_a_feature_that_would_change_results_is_refused(field):
         (b"\xff\xfe\x00", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b'{"r": ' + b"9" * 5000 + b"}", "is not JSON"),
-        (b"[1, 2]", "must hold a JSON object"),
+        (b"[1, 2]", "holds list instead of a JSON object"),
         (b"{}", "peft_type must be 'LORA'"),
         (b'{"peft_type": "IA3"}', "peft_type must be 'LORA'"),
-        (b'{"peft_type": "LORA", "r": "4"}', "r must be a whole number"),
+        (b'{"peft_type": "LORA", "r": "4"}', "r is '4', but it should be a whole number"),
         (b'{"peft_type": "LORA", "target_modules": 7}', "target_modules"),
         (b'{"peft_type": "LORA", "rank_pattern": [1]}', "rank_pattern"),
         (b'{"peft_type": "LORA", "lora_dropout": {}}', "lora_dropout"),

@@ -12,17 +12,25 @@ import lora_core
 from lora_core import LoRAConfig, disable_adapters, eject_lora, inject_lora, load_adapter, merge_lora, save_adapter
 from lora_core.adapters import hosts
 from lora_core.initialise import initialise
-from lora_core.updates import LinearAdapter
+from lora_core.updates import LinearUpdate
 
 STARTED = ["pissa", "pissa_niter_16", "olora"]
 QV = ["query", "value"]
 
 
-def adapter(weight: torch.Tensor, r: int, **fields) -> LinearAdapter:
+def adapter(weight: torch.Tensor, r: int, **fields) -> LinearUpdate:
     config = LoRAConfig(r=r, **fields)
     rows, columns = weight.shape
-    made = LinearAdapter(columns, rows, r=r, scaling=config.scaling_of("x"), lora_dropout=0.0, use_dora=False,
-                         lora_bias=False, dtype=torch.float32)  # fmt: skip
+    made = LinearUpdate(
+        columns,
+        rows,
+        r=r,
+        scaling=config.scaling_of("x"),
+        lora_dropout=0.0,
+        use_dora=False,
+        lora_bias=False,
+        dtype=torch.float32,
+    )
     torch.manual_seed(0)
     initialise(made, weight, config)
     return made

@@ -105,9 +105,14 @@ def test_embedding_start():
 
 def test_ranks_and_alphas_by_module_are_those_of_peft(make, peft_model):
     """Property 9, with rslora too."""
-    fields = {"r": 8, "lora_alpha": 12, "target_modules": ["query", "value", "output.dense"], "use_rslora": True,
-              "rank_pattern": {"query": 2, r"layer\.1\.output\.dense": 5},
-              "alpha_pattern": {"layer.0.attention.self.query": 3, "value": 7}}  # fmt: skip
+    fields = {
+        "r": 8,
+        "lora_alpha": 12,
+        "target_modules": ["query", "value", "output.dense"],
+        "use_rslora": True,
+        "rank_pattern": {"query": 2, r"layer\.1\.output\.dense": 5},
+        "alpha_pattern": {"layer.0.attention.self.query": 3, "value": 7},
+    }
     theirs = {
         path.removeprefix("base_model.model."): (m.r["default"], m.scaling["default"])
         for path, m in peft_model(make("bert"), **fields).named_modules()
@@ -326,8 +331,14 @@ def test_saved_modules_are_not_duplicated(make, peft_model):
     assert theirs.get_nb_trainable_parameters() == (lora + head, base + lora + head)
 
 
-ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1,
-           "pad_token_id": 1, "layer_norm_eps": 1e-5}  # fmt: skip
+ROBERTA = {
+    "model_type": "roberta",
+    "vocab_size": 50265,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+    "layer_norm_eps": 1e-5,
+}
 BERT = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
 FULL = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 
@@ -338,12 +349,14 @@ FULL = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, 
         (ROBERTA, "token-classification", 11, {"r": 16, "bias": "all"}, (700_427, 124_653_323)),
         (BERT, "text-classification", 4, {"r": 4, "modules_to_save": ()}, (147_456, 109_632_772)),
         (
-            BERT, "text-classification", 4,
+            BERT,
+            "text-classification",
+            4,
             {"r": 8, "target_modules": ["query"], "modules_to_save": ()},
             (147_456, 109_632_772),
         ),
     ],
-)  # fmt: skip
+)
 def test_parameter_counts_of_full_size_models(values, task, labels, fields, counts):
     with torch.device("meta"):
         config = config_from_dict({**FULL, **values})

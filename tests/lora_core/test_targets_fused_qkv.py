@@ -99,8 +99,17 @@ def test_presets(vit):
     assert whole.lora_B.weight.shape == (36, 4)  # a list names the layer, as in PEFT
 
 
-@pytest.mark.parametrize("fields", [{}, {"use_rslora": True}, {"use_dora": True}, {"init_lora_weights": "pissa"},
-                                    {"rank_pattern": {"blocks.1.attn.qkv": 2}}, {"lora_dropout": 0.1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"rank_pattern": {"blocks.1.attn.qkv": 2}},
+        {"lora_dropout": 0.1},
+    ],
+)
 def test_saved_as_an_ordinary_adapter(fields, vit, randomise, peft_load, tmp_path):
     model = inject_lora(
         vit(), r=3, lora_alpha=5, target_modules=["qkv.q", "qkv.v", "fc1"], modules_to_save=["head"], **fields

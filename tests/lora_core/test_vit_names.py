@@ -27,8 +27,15 @@ PAIRS = {
 def new_vit() -> nn.Module:
     """transformers' own, under the names it has now."""
     torch.manual_seed(0)
-    config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-                                    image_size=8, patch_size=4, num_labels=3)  # fmt: skip
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        image_size=8,
+        patch_size=4,
+        num_labels=3,
+    )
     return transformers.ViTForImageClassification(config).eval()
 
 
@@ -74,8 +81,13 @@ FIELDS = [
 
 def old_words(fields: dict) -> dict:
     """The config as it would have been written for the old names."""
-    names = {"q_proj": "query", "v_proj": "value", "o_proj": "attention.output.dense", "fc1": "intermediate.dense",
-             "fc2": "output.dense"}  # fmt: skip
+    names = {
+        "q_proj": "query",
+        "v_proj": "value",
+        "o_proj": "attention.output.dense",
+        "fc1": "intermediate.dense",
+        "fc2": "output.dense",
+    }
     new = {**fields, "target_modules": [names[name] for name in fields["target_modules"]]}
     if "fc2" in fields["target_modules"]:
         new["exclude_modules"] = ["attention.output.dense"]

@@ -50,8 +50,9 @@ def test_peft_finds_the_same_directions_and_ranks(make, peft_model):
     from peft import EvaConfig, initialize_lora_eva_weights
 
     data = batches(1)
-    theirs = peft_model(make("bert"), r=4, lora_alpha=4, target_modules=TARGETS, init_lora_weights="eva",
-                        eva_config=EvaConfig(rho=2.0))  # fmt: skip
+    theirs = peft_model(
+        make("bert"), r=4, lora_alpha=4, target_modules=TARGETS, init_lora_weights="eva", eva_config=EvaConfig(rho=2.0)
+    )
     initialize_lora_eva_weights(theirs, data, show_progress_bar=False)
     model = initialise_eva(injected(make), data)
     own = {path: host.lora["default"].lora_A.weight for path, host in hosts(model)}

@@ -398,6 +398,20 @@ def test_autocast_and_mixed_batches_take_the_plain_layers(make, inputs, caplog):
     assert ["autocast is on" in reasons[0], reasons[1:]] == [True, ["the batch mixes adapters."]]
 
 
+def test_biases_that_differ_by_row_take_the_plain_layers(make, inputs, caplog):
+    """Also in a stack without an adapted layer, which could not tell that the batch mixes adapters."""
+    model = lora_core.inject_lora(make("bert").eval(), target_modules=["word_embeddings"], bias="all")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+    batch = inputs("bert")
+    with lora_core.mixed_batch(model, ["default", None, "default"]):
+        expected = model(**batch)
+        assert torch.equal(fuse(model)(**batch), expected)
+    assert "has a forward of its own" in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace", "ignore::torch.jit.TracerWarning")
 def test_compiling_and_tracing_see_the_plain_layers(make, inputs, caplog):
     model = fuse(make("bert").eval())
