@@ -1,4 +1,4 @@
-"""Classifiers trained in several ways, each with several seeds: one table with intervals, and pictures.
+"""Classifiers trained in several ways, each with several seeds: one table with intervals, one of memory, and pictures.
 
 A comparison (`compare.py`) puts single runs side by side; an ablation repeats each way of training, because on small
 data two seeds differ as much as two methods.
@@ -21,8 +21,6 @@ from trainers.results.significance import half_width
 from trainers.run_folder import Run, read_run
 from trainers.show import duration, markdown_table
 from trainers.training.distributed import World
-
-# DOC """What the ways of training need in memory, side by side."""
 
 PRELOADED = ["trainers.experiment", "trainers.cli", "torch._dynamo"]
 """Modules that every run or example imports; torch's optimisers bring in the last one."""
@@ -127,11 +125,19 @@ def ablation_table(rows: Sequence[AblationRow], caption: str = "") -> str:
     """A Markdown table; scores in percent, with their intervals when there are several seeds."""
     header = ["model", "training", "r", "alpha", "trainable", "accuracy", "F1", "loss", "time", "peak memory"]
     lines = [
-        [row.model, row.method, *("" if value is None else f"{value:g}" for value in (row.r, row.lora_alpha)),
-         f"{row.trainable:,} ({row.trainable / row.total:.2%})", _shown(row.accuracy, 100), _shown(row.f1, 100),
-         _shown(row.loss, 1), duration(row.seconds), f"{row.peak_memory_bytes / 1e9:.2f} GB"]
+        [
+            row.model,
+            row.method,
+            *("" if value is None else f"{value:g}" for value in (row.r, row.lora_alpha)),
+            f"{row.trainable:,} ({row.trainable / row.total:.2%})",
+            _shown(row.accuracy, 100),
+            _shown(row.f1, 100),
+            _shown(row.loss, 1),
+            duration(row.seconds),
+            f"{row.peak_memory_bytes / 1e9:.2f} GB",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     seeds = len(rows[0].folders)
     of_seeds = f" Mean and 95 % t-interval of {seeds} seeds; time is that of one." if seeds > 1 else ""
     data = f"{Path(rows[0].data).name}, {rows[0].split} split"
@@ -141,7 +147,7 @@ def ablation_table(rows: Sequence[AblationRow], caption: str = "") -> str:
 
 def write_ablation(rows: Sequence[AblationRow], folder: str | Path, caption: str = "") -> list[Path]:
     """Write ablation.md, ablation.json and confusion.png into `folder`; return their paths."""
-    from trainers.results.confusion import confusion_picture  # brings in matplotlib
+    from trainers.results.confusion import confusion_picture
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,8 +191,10 @@ def memory_table(rows: Sequence[AblationRow], reference: int = 0) -> str:
     columns = [name for name in COLUMNS if any(name in peak for peak in peaks)]
     lines = []
     for row, peak in zip(rows, peaks, strict=True):
-        cells = [f"{peak[name] / 1e9:.2f} GB ({peak[name] / peaks[reference][name]:.0%})" if name in peak else ""
-                 for name in columns]  # fmt: skip
+        cells = [
+            f"{peak[name] / 1e9:.2f} GB ({peak[name] / peaks[reference][name]:.0%})" if name in peak else ""
+            for name in columns
+        ]
         lines.append([row.model, row.method, *cells])
     table = markdown_table(["model", "training", *(COLUMNS[name] for name in columns)], lines, left=2)
     return f"{table}\n\n{NOTE} In brackets: against {rows[reference].model}.\n"

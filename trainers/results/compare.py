@@ -1,4 +1,4 @@
-"""Several finished runs side by side: a table, a JSON file and a picture.
+"""Several finished runs side by side: a table, a JSON file, and a picture of validation F1 by epoch and F1 by type.
 
 Only runs on the same data with the same labels can be compared: `data` in `config.json`, `labels` in the
 result event. That the scored sentences are the same shows in the number of gold entities per type.
@@ -24,9 +24,6 @@ from trainers.tasks import kind_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-# DOC """The picture of a comparison: validation F1 by epoch, and F1 by entity type."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,10 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
         else None
         for run in runs
     ]
-    rows = [_row(run, name, split, baseline_f1, difference)
-            for run, name, difference in zip(runs, names, differences, strict=True)]  # fmt: skip
+    rows = [
+        _row(run, name, split, baseline_f1, difference)
+        for run, name, difference in zip(runs, names, differences, strict=True)
+    ]
     support = _support(runs[baseline], split)
     return Comparison(
         data=runs[baseline].config["data"],
@@ -118,8 +117,24 @@ def comparison_table(comparison: Comparison) -> str:
     has_strict = any(row.strict_f1 is not None for row in comparison.rows)
     has_difference = any(row.difference is not None for row in comparison.rows)
     certainty, strict_column = ["95% interval", "McNemar p"] * has_difference, ["strict F1"] * has_strict
-    cells = [["run", "trainable", "total", "val. loss", "precision", "recall", "F1", "difference", *certainty,
-              *strict_column, "accuracy", "time", "tokens/s", "peak memory"]]  # fmt: skip
+    cells = [
+        [
+            "run",
+            "trainable",
+            "total",
+            "val. loss",
+            "precision",
+            "recall",
+            "F1",
+            "difference",
+            *certainty,
+            *strict_column,
+            "accuracy",
+            "time",
+            "tokens/s",
+            "peak memory",
+        ]
+    ]
     for row in comparison.rows:
         scores = [f"{100 * score:.2f}" for score in (row.precision, row.recall, row.f1)]
         difference = "baseline" if row.name == comparison.baseline else f"{row.f1_difference:+.2f}"

@@ -1,4 +1,7 @@
-"""What a tagger takes for what: by word and label, and by entity and type. L labels, K types."""
+"""What a model takes for what: by word and label, by entity and type, as pictures; and samples with their predictions.
+
+Legend: L labels, K types.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,6 @@ from trainers.show import RIGHT, WRONG, blank_figure
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-# DOC """Pictures of what a classifier gets right and wrong: confusion matrices, and samples with their predictions."""
 
 NO_ENTITY = "(no entity)"
 
@@ -37,8 +38,10 @@ def entity_confusion(gold: list[list[str]], predicted: list[list[str]], types: S
     place = {name: index for index, name in enumerate(types)}
     matrix = np.zeros((len(types) + 1, len(types) + 1), dtype=np.int64)
     for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
-        true, guessed = ({(start, end): place[kind] for kind, start, end in find_entities(tags, strict=False)}
-                         for tags in (gold_tags, predicted_tags))  # fmt: skip
+        true, guessed = (
+            {(start, end): place[kind] for kind, start, end in find_entities(tags, strict=False)}
+            for tags in (gold_tags, predicted_tags)
+        )
         for span in true.keys() | guessed.keys():
             matrix[true.get(span, len(types)), guessed.get(span, len(types))] += 1
     return matrix
@@ -76,7 +79,7 @@ MAX_NUMBERED = 12
 
 def confusion_picture(
     matrices: Mapping[str, Sequence[Sequence[int]]], labels: Sequence[str], path: str | Path | BinaryIO
-) -> None:  # fmt: skip
+) -> None:
     """Write confusion matrices, under their names, side by side as a PNG.
 
     Rows are true labels, shades the share of the row.
@@ -145,10 +148,14 @@ def samples_of_run(folder: str | Path, path: str | Path, split: str = "test") ->
     predicted, gold = map(np.concatenate, run.predictions(split))
     chosen = choose_samples(gold, predicted)
     images = [decode(dataset.images[index]) for index in chosen]
-    samples_picture(images, [labels[index] for index in gold[chosen]],
-                    [labels[index] for index in predicted[chosen]], path,
-                    title=f"{len(gold):,} pictures of the {split} split, {np.mean(gold == predicted):.1%} right; "
-                          "wrong ones are shown more often")  # fmt: skip
+    samples_picture(
+        images,
+        [labels[index] for index in gold[chosen]],
+        [labels[index] for index in predicted[chosen]],
+        path,
+        title=f"{len(gold):,} pictures of the {split} split, {np.mean(gold == predicted):.1%} right; "
+        "wrong ones are shown more often",
+    )
 
 
 def choose_samples(gold: np.ndarray, predicted: np.ndarray, count: int = 12, seed: int = 0) -> np.ndarray:

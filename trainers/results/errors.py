@@ -1,4 +1,8 @@
-"""What a finished text classifier gets wrong, and why: pictures, words and a table of its worst errors."""
+"""What a finished text classifier gets wrong, and why: pictures, a table of its worst errors, and the words that lead
+it astray, which set the confused texts of a label apart from its others.
+
+Shapes: N texts, V words of the vocabulary.
+"""
 
 import dataclasses
 import json
@@ -18,11 +22,6 @@ from trainers.tasks import text as text_kind
 from trainers.tasks.label_scores import classification_metrics
 from trainers.tasks.token import tokenizer_and_length
 
-# DOC """Which words lead a text classifier astray: those that set the confused texts of a label apart from its others.
-#
-# Shapes: N texts, V words of the vocabulary.
-# """
-
 Directions = Literal["one", "both"]
 WORD = r"(?u)\b[^\W\d_]{3,}\b"
 """Words that count: letters only, three at least."""
@@ -41,9 +40,15 @@ class ConfusedPair:
 
 
 def confused_pairs(
-    texts: Sequence[str], gold: np.ndarray, predicted: np.ndarray, labels: Sequence[str], *,
-    pairs: int = 1, directions: Directions = "both", words: int = 15,
-) -> list[ConfusedPair]:  # fmt: skip
+    texts: Sequence[str],
+    gold: np.ndarray,
+    predicted: np.ndarray,
+    labels: Sequence[str],
+    *,
+    pairs: int = 1,
+    directions: Directions = "both",
+    words: int = 15,
+) -> list[ConfusedPair]:
     """The most frequent confusions and their words.
 
     A word's score is its mean TF-IDF weight in the confused texts, minus that in the texts of the same true label that
@@ -75,8 +80,14 @@ def confused_pairs(
         if len(recognised):
             score = score - np.asarray(weights[recognised].mean(0)).ravel()
         best = [index for index in np.argsort(-score, kind="stable")[:words] if score[index] > 0]
-        result.append(ConfusedPair(labels[true], labels[guess], len(confused),
-                                   [(str(vocabulary[index]), float(score[index])) for index in best]))  # fmt: skip
+        result.append(
+            ConfusedPair(
+                labels[true],
+                labels[guess],
+                len(confused),
+                [(str(vocabulary[index]), float(score[index])) for index in best],
+            )
+        )
     return result
 
 
@@ -132,9 +143,14 @@ class Analysis:
 
 
 def analyse(
-    run: FinishedRun, split: str = "validation", *, pairs: int = 1, directions: Directions = "both", words: int = 15,
+    run: FinishedRun,
+    split: str = "validation",
+    *,
+    pairs: int = 1,
+    directions: Directions = "both",
+    words: int = 15,
     worst: int = 10,
-) -> Analysis:  # fmt: skip
+) -> Analysis:
     """Look at a run's errors on a split.
 
     Words that are to be used in training (`confusing_words`) must not come from the test split.
@@ -156,11 +172,16 @@ def analyse(
     of_true = probabilities[np.arange(len(dataset)), dataset.targets]
     hardest = np.argsort(of_true, kind="stable")[:worst]
     return Analysis(
-        str(run.run.folder), split, len(dataset), scores["accuracy"], scores["confusion"],
-        confused_pairs(dataset.texts, dataset.targets, predicted, run.labels, pairs=pairs, directions=directions,
-                       words=words),
+        str(run.run.folder),
+        split,
+        len(dataset),
+        scores["accuracy"],
+        scores["confusion"],
+        confused_pairs(
+            dataset.texts, dataset.targets, predicted, run.labels, pairs=pairs, directions=directions, words=words
+        ),
         explain(run, take(dataset, hardest), predicted[hardest], of_true[hardest]),
-    )  # fmt: skip
+    )
 
 
 def explain(run: FinishedRun, dataset: Any, predicted: np.ndarray, of_true: np.ndarray) -> list[WorstText]:
@@ -177,17 +198,25 @@ def explain(run: FinishedRun, dataset: Any, predicted: np.ndarray, of_true: np.n
         own = slice(data.offsets[index], data.offsets[index + 1])
         ids, words = data.input_ids[own].astype(np.int64), data.words[own]
         special = torch.from_numpy(words < 0).to(run.device)
-        attribution = integrated_gradients(run.model, torch.from_numpy(ids).to(run.device), int(guess),
-                                           data.pad_token_id, special)  # fmt: skip
+        attribution = integrated_gradients(
+            run.model, torch.from_numpy(ids).to(run.device), int(guess), data.pad_token_id, special
+        )
         shares = by_word(attribution.tokens, words)
-        names = [tokenizer.decode(ids[words == word].tolist()).replace(" ##", "").strip()
-                 for word in np.unique(words[words >= 0])]  # fmt: skip
+        names = [
+            tokenizer.decode(ids[words == word].tolist()).replace(" ##", "").strip()
+            for word in np.unique(words[words >= 0])
+        ]
         best = np.argsort(-shares, kind="stable")[:SHOWN_WORDS]
-        found.append(WorstText(
-            text, run.labels[true], run.labels[guess], float(of_true[index]),
-            [(names[word], float(shares[word])) for word in best if shares[word] > 0],
-            float(attribution.tokens.sum() / attribution.difference) if attribution.difference else 1.0,
-        ))  # fmt: skip
+        found.append(
+            WorstText(
+                text,
+                run.labels[true],
+                run.labels[guess],
+                float(of_true[index]),
+                [(names[word], float(shares[word])) for word in best if shares[word] > 0],
+                float(attribution.tokens.sum() / attribution.difference) if attribution.difference else 1.0,
+            )
+        )
     return found
 
 
@@ -200,13 +229,24 @@ def analysis_report(analysis: Analysis) -> str:
         parts += [f"{pair.true} taken for {pair.predicted}, {pair.errors} texts: {listed}", ""]
     if not analysis.pairs:
         parts += ["There are no errors.", ""]
-    rows = [[row.true, row.predicted, f"{row.probability:.3f}",
-             ", ".join(f"{word} {share:+.2f}" for word, share in row.words), _excerpt(row.text)]
-            for row in analysis.worst]  # fmt: skip
+    rows = [
+        [
+            row.true,
+            row.predicted,
+            f"{row.probability:.3f}",
+            ", ".join(f"{word} {share:+.2f}" for word, share in row.words),
+            _excerpt(row.text),
+        ]
+        for row in analysis.worst
+    ]
     header = ["true", "predicted", "p(true)", "words for the predicted label", "text"]
-    parts += ["## Texts whose true label was least likely", "", markdown_table(header, rows, left=5), "",
-              "Words: their share in the logit of the predicted label, by integrated gradients against a text of "
-              "padding."]  # fmt: skip
+    parts += [
+        "## Texts whose true label was least likely",
+        "",
+        markdown_table(header, rows, left=5),
+        "",
+        "Words: their share in the logit of the predicted label, by integrated gradients against a text of padding.",
+    ]
     return "\n".join(parts) + "\n"
 
 
@@ -216,7 +256,7 @@ def write_analysis(run: FinishedRun, analysis: Analysis, folder: str | Path, see
     The words are left out where there are no errors, and for the test split: a model that is trained with words of its
     test texts cannot be tested.
     """
-    from trainers.results.confusion import confusion_picture  # brings in matplotlib, as vector_map does
+    from trainers.results.confusion import confusion_picture
     from trainers.results.vector_map import classifier_vectors, vectors_picture
 
     folder = Path(folder)
@@ -232,8 +272,9 @@ def write_analysis(run: FinishedRun, analysis: Analysis, folder: str | Path, see
     confusion_picture({f"{run.run.name}, {analysis.split}": analysis.confusion}, run.labels, confusion)
     dataset = run.examples(analysis.split)
     mapped = sample(dataset, len(dataset), MAPPED, seed)
-    vectors_picture(classifier_vectors(run, mapped), mapped.targets, run.probabilities(mapped).argmax(-1), run.labels,
-                    vectors, seed)  # fmt: skip
+    vectors_picture(
+        classifier_vectors(run, mapped), mapped.targets, run.probabilities(mapped).argmax(-1), run.labels, vectors, seed
+    )
     return [path for path in (report, figures, words, confusion, vectors) if path != words or listed]
 
 

@@ -65,14 +65,28 @@ def write_report(folder: str | Path, errors: int = 20) -> Path:
         mistakes = find_mistakes(finished, split, errors)
     except (ValueError, OSError) as error:  # the rest of the page needs no data
         problem = str(error)
-    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                   undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     page = templates.get_template("report.html.jinja").render(
-        run=run, config=config, split=split, result=run.result, scores=run.result[split],
+        run=run,
+        config=config,
+        split=split,
+        result=run.result,
+        scores=run.result[split],
         score_names={key: name for key, name in SCORES.items() if key in run.result[split]},
-        duration=duration, curves=_curves(run, config.metric) if run.epochs else "", confusion=_confusion(run, split),
-        mistakes=mistakes, wrong=wrong, problem=problem, settings=_settings(config),
-    )  # fmt: skip
+        duration=duration,
+        curves=_curves(run, config.metric) if run.epochs else "",
+        confusion=_confusion(run, split),
+        mistakes=mistakes,
+        wrong=wrong,
+        problem=problem,
+        settings=_settings(config),
+    )
     return write_text(finished.files.report, page)
 
 
@@ -140,8 +154,9 @@ def _curves(run: Run, metric: str) -> str:
     epochs = [event["epoch"] for event in run.epochs]
     losses, scores = figure.subplots(1, 2)
     losses.plot(epochs, [event["train_loss"] for event in run.epochs], "o-", color=COLOURS[0], label="training")
-    losses.plot(epochs, [event["validation"]["loss"] for event in run.epochs], "s-", color=COLOURS[1],
-                label="validation")  # fmt: skip
+    losses.plot(
+        epochs, [event["validation"]["loss"] for event in run.epochs], "s-", color=COLOURS[1], label="validation"
+    )
     losses.set(title="Loss", xlabel="epoch")
     names = dict.fromkeys(["f1", "accuracy", metric if metric != "loss" else "f1"])
     for name, colour in zip(names, COLOURS, strict=False):
@@ -165,8 +180,9 @@ def _confusion(run: Run, split: str) -> str:
     if matrix is None:
         if not has_predictions(run, split):
             return ""
-        predicted, gold = ([[labels[index] for index in sentence] for sentence in ids]
-                           for ids in read_predictions(run.folder, split))  # fmt: skip
+        predicted, gold = (
+            [[labels[index] for index in sentence] for sentence in ids] for ids in read_predictions(run.folder, split)
+        )
         types = entity_types(labels)
         labels, matrix = [*types, NO_ENTITY], entity_confusion(gold, predicted, types).tolist()
     if len(labels) > MAX_CONFUSED:

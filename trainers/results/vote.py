@@ -77,11 +77,16 @@ def vote(runs: Sequence[FinishedRun]) -> Vote:
             ids, other, true = (list(one[:, None]) for one in (of_split["test"], predicted[best]["test"], gold["test"]))
             against = difference(ids, other, true, labels, label_counts)
             interval, p = (against.f1_low, against.f1_high), against.p
-        voters.append(Voter(
-            name, float(weights[position]) if position < len(runs) else None,
-            accuracy={split: scores[split]["accuracy"] for split in SPLITS},
-            f1={split: scores[split]["f1"] for split in SPLITS}, interval=interval, p=p,
-        ))  # fmt: skip
+        voters.append(
+            Voter(
+                name,
+                float(weights[position]) if position < len(runs) else None,
+                accuracy={split: scores[split]["accuracy"] for split in SPLITS},
+                f1={split: scores[split]["f1"] for split in SPLITS},
+                interval=interval,
+                p=p,
+            )
+        )
     return Vote(runs[0].config.data, best, voters)
 
 
@@ -96,11 +101,15 @@ def check_members(runs: Sequence[FinishedRun]) -> None:
         if member.config.task != first.config.task:
             raise ValueError(f"{first.run.folder} did {first.config.task} but {where} {member.config.task}.")
         if Path(member.config.data).name != Path(first.config.data).name:
-            raise ValueError(f"{first.run.folder} used the data {first.config.data!r} but {where} "
-                             f"{member.config.data!r}: only runs on the same data can vote.")  # fmt: skip
+            raise ValueError(
+                f"{first.run.folder} used the data {first.config.data!r} but {where} "
+                f"{member.config.data!r}: only runs on the same data can vote."
+            )
         if member.labels != first.labels:
-            raise ValueError(f"{first.run.folder} has the labels {list(first.labels)} but {where} has "
-                             f"{list(member.labels)}: only runs with the same labels can vote.")  # fmt: skip
+            raise ValueError(
+                f"{first.run.folder} has the labels {list(first.labels)} but {where} has "
+                f"{list(member.labels)}: only runs with the same labels can vote."
+            )
         for split in SPLITS:
             if not np.array_equal(member.examples(split).targets, first.examples(split).targets):
                 raise ValueError(f"The {split} split of {where} holds other examples than that of {first.run.folder}.")
@@ -125,8 +134,16 @@ def fit_weights(probabilities: np.ndarray, gold: np.ndarray) -> np.ndarray:
 
 def vote_table(vote: Vote) -> str:
     """A Markdown table; scores in percent."""
-    header = ["member", "weight", "val. accuracy", "val. F1", "test accuracy", "test F1", "F1 against best",
-              "McNemar p"]  # fmt: skip
+    header = [
+        "member",
+        "weight",
+        "val. accuracy",
+        "val. F1",
+        "test accuracy",
+        "test F1",
+        "F1 against best",
+        "McNemar p",
+    ]
     rows = []
     for voter in vote.voters:
         scores = [f"{100 * of[split]:.2f}" for split in SPLITS for of in (voter.accuracy, voter.f1)]

@@ -23,9 +23,13 @@ PIPELINES: dict[str, type[Pipeline]] = {
 
 
 def pipeline(
-    task: str | None = None, model: str | Path = "", *, device: str | None = None, max_tokens: int | None = None,
+    task: str | None = None,
+    model: str | Path = "",
+    *,
+    device: str | None = None,
+    max_tokens: int | None = None,
     **options: Any,
-) -> Pipeline:  # fmt: skip
+) -> Pipeline:
     """A function from inputs to predictions.
 
     Args:

@@ -89,9 +89,14 @@ class Comparison:
 
 
 def bench_run(
-    folder: str | Path, *, split: str = "test", limit: int | None = None, timed: int = 500, rounds: int = 3,
+    folder: str | Path,
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    timed: int = 500,
+    rounds: int = 3,
     threads: int | None = None,
-) -> Comparison:  # fmt: skip
+) -> Comparison:
     """Measure a finished run in PyTorch and as ONNX, exporting it first where `is_exported` does not hold.
 
     Args:
@@ -113,11 +118,14 @@ def bench_run(
     if not is_exported(finished):
         export_run(folder)
     work = Work(
-        config, finished.task,
+        config,
+        finished.task,
         scored=finished.encode(take(dataset, np.arange(scored))),
         timed=finished.encode(take(dataset, np.arange(timed))),
-        timed_examples=timed, threads=threads or torch.get_num_threads(), rounds=rounds,
-    )  # fmt: skip
+        timed_examples=timed,
+        threads=threads or torch.get_num_threads(),
+        rounds=rounds,
+    )
     weights = sum(tensor.numel() * 4 for name, tensor in finished.model.state_dict().items() if "lora_" not in name)
     variants = _variants(folder)
     measured: list[Measured] = []
@@ -130,31 +138,62 @@ def bench_run(
         size = weights if variant.source == folder else file_size(variant.source)
         measured.append(Measured(variant.name, variant.device, size, identical=sum(same[:compared]), **figures))
     return Comparison(
-        finished.run.name, Path(config.data).name, split, finished.metric, scored, timed, compared, work.threads,
-        CUDA in onnxruntime.get_available_providers(), tuple(measured),
-    )  # fmt: skip
+        finished.run.name,
+        Path(config.data).name,
+        split,
+        finished.metric,
+        scored,
+        timed,
+        compared,
+        work.threads,
+        CUDA in onnxruntime.get_available_providers(),
+        tuple(measured),
+    )
 
 
 def bench_table(comparison: Comparison) -> str:
     """The comparison for the terminal; factors are relative to the first row."""
     first = comparison.variants[0]
-    head = ["", "MB", "load s", "memory MB", "process MB", "p50 ms", "p95 ms", "unsorted/s", "sorted/s", "factor",
-            comparison.metric, f"same of {comparison.compared}"]  # fmt: skip
+    head = [
+        "",
+        "MB",
+        "load s",
+        "memory MB",
+        "process MB",
+        "p50 ms",
+        "p95 ms",
+        "unsorted/s",
+        "sorted/s",
+        "factor",
+        comparison.metric,
+        f"same of {comparison.compared}",
+    ]
     rows = [head]
     for variant in comparison.variants:
         factor = variant.examples_per_second_sorted / first.examples_per_second_unsorted
-        rows.append([
-            f"{variant.name}, {variant.device}", f"{variant.size_bytes / 1e6:.1f}", f"{variant.load_seconds:.2f}",
-            f"{variant.memory_bytes / 1e6:.0f}", f"{variant.process_bytes / 1e6:.0f}",
-            f"{variant.latency_p50_ms:.2f}", f"{variant.latency_p95_ms:.2f}",
-            f"{variant.examples_per_second_unsorted:.1f}", f"{variant.examples_per_second_sorted:.1f}",
-            f"{factor:.2f}x", f"{variant.scores[comparison.metric]:.4f}", str(variant.identical),
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{variant.name}, {variant.device}",
+                f"{variant.size_bytes / 1e6:.1f}",
+                f"{variant.load_seconds:.2f}",
+                f"{variant.memory_bytes / 1e6:.0f}",
+                f"{variant.process_bytes / 1e6:.0f}",
+                f"{variant.latency_p50_ms:.2f}",
+                f"{variant.latency_p95_ms:.2f}",
+                f"{variant.examples_per_second_unsorted:.1f}",
+                f"{variant.examples_per_second_sorted:.1f}",
+                f"{factor:.2f}x",
+                f"{variant.scores[comparison.metric]:.4f}",
+                str(variant.identical),
+            ]
+        )
     cuda = "" if comparison.cuda_provider else "; ONNX Runtime has no CUDA provider here"
-    notes = (f"{comparison.run} on {comparison.data} {comparison.split}: {comparison.scored} examples scored, "
-             f"{comparison.timed} timed, threads: {comparison.threads}{cuda}. memory: what the model adds to the peak "
-             "of a process that holds torch and the data. factor: sorted by length, against the first row unsorted in "
-             "batches of 16.")  # fmt: skip
+    notes = (
+        f"{comparison.run} on {comparison.data} {comparison.split}: {comparison.scored} examples scored, "
+        f"{comparison.timed} timed, threads: {comparison.threads}{cuda}. memory: what the model adds to the peak "
+        "of a process that holds torch and the data. factor: sorted by length, against the first row unsorted in "
+        "batches of 16."
+    )
     return f"{text_table(rows)}\n{notes}"
 
 

@@ -1,6 +1,6 @@
-"""Scores of pieces to labels of words, and labels of words to entities.
+"""Named entities in running text or in lists of words: from scores of pieces to labels of words, and to entities.
 
-Legend: P pieces, W words, L labels.
+Legend: B batch, T longest window of the batch, L labels, P pieces, W words.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,6 @@ from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows, encode_chu
 from trainers.serve.pipeline import Pipeline
 from trainers.serve.raw_text import Span, split_text
 from trainers.serve.served import Served
-
-# DOC """Named entities in running text or in lists of words.
-#
-# Legend: B batch, T longest window of the batch, L labels, P pieces, W words.
-# """
 
 Strategy = Literal["first", "average", "max"]
 
@@ -103,9 +98,13 @@ class TokenPipeline(Pipeline):
     result_name: ClassVar[str] = "entities"
 
     def __init__(
-        self, served: Served, *, aggregation_strategy: Strategy = "first", strict: bool = False,
+        self,
+        served: Served,
+        *,
+        aggregation_strategy: Strategy = "first",
+        strict: bool = False,
         max_tokens: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """
         Args:
             aggregation_strategy: which pieces decide a word's label: the `first`, on which training puts the label;
@@ -114,13 +113,15 @@ class TokenPipeline(Pipeline):
                 opens one, as in the lenient scores.
         """
         if aggregation_strategy not in get_args(Strategy):
-            raise ValueError(f"aggregation_strategy is {aggregation_strategy!r}; "
-                             f"expected one of {', '.join(get_args(Strategy))}.")  # fmt: skip
+            raise ValueError(
+                f"aggregation_strategy is {aggregation_strategy!r}; expected one of {', '.join(get_args(Strategy))}."
+            )
         super().__init__(served, max_tokens=max_tokens)
         self._in_sequence = getattr(served.model, "head_kind", None) == "crf"
         if self._in_sequence and aggregation_strategy != "first":
-            raise ValueError(f"aggregation_strategy is {aggregation_strategy!r}, but the head crf labels whole words. "
-                             "Leave it out.")  # fmt: skip
+            raise ValueError(
+                f"aggregation_strategy is {aggregation_strategy!r}, but the head crf labels whole words. Leave it out."
+            )
         self.strategy: Strategy = aggregation_strategy
         self.strict = strict
         tokenizer = served.tokenizer()

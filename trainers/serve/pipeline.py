@@ -1,4 +1,6 @@
-"""What the pipelines of all tasks share: one input or many, streams, batches by length, and the forward pass."""
+"""What the pipelines of all tasks share (one input or many, streams without end in pieces of bounded memory, batches by
+length, the forward pass), and those that give one label, or the best few, for each text or image.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,10 +21,6 @@ from trainers.serve.served import Served
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-# DOC """Inputs without end, in pieces of bounded memory."""
-
-# DOC """One label, or the best few, for each text or image."""
 
 MAX_TOKENS = {"cpu": 1024, "cuda": 16_384}
 """Positions of a batch, padding included: work enough for the device; on a CPU more would leave its caches."""
@@ -148,8 +146,10 @@ class ClassificationPipeline(Pipeline):
         # Of an input of several rows, the mean of their logits counts.
         probabilities = torch.from_numpy(logits / rows).softmax(dim=1).numpy()
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top_k]  # (inputs, top_k)
-        results = [[LabelScore(label=self.labels[label], score=float(row[label])) for label in labels]
-                   for row, labels in zip(probabilities, best, strict=True)]  # fmt: skip
+        results = [
+            [LabelScore(label=self.labels[label], score=float(row[label])) for label in labels]
+            for row, labels in zip(probabilities, best, strict=True)
+        ]
         return [labels[0] for labels in results] if self.single else results
 
     def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
@@ -172,8 +172,14 @@ class TextPipeline(ClassificationPipeline):
         return isinstance(inputs, str)
 
     def batches(self, inputs: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        texts = encode_texts(inputs, np.zeros(len(inputs)), self.tokenizer, self.served.max_length,
-                             self.served.pad_token_id, self.served.long_text)  # fmt: skip
+        texts = encode_texts(
+            inputs,
+            np.zeros(len(inputs)),
+            self.tokenizer,
+            self.served.max_length,
+            self.served.pad_token_id,
+            self.served.long_text,
+        )
         for indices in self.batches_of(texts.lengths):
             batch, labels = texts.collate(indices)
             # A text of several windows is there as often: more rows, maybe, than a batch may have.

@@ -42,10 +42,17 @@ class Record:
 
 
 def predict_files(
-    model: str, files: tuple[str, ...] = (STANDARD_INPUT,), output: Path | None = None, *, format: Format = "jsonl",
-    input_format: InputFormat = "auto", task: str | None = None, max_tokens: int | None = None,
-    device: str | None = None, **options: Any,
-) -> None:  # fmt: skip
+    model: str,
+    files: tuple[str, ...] = (STANDARD_INPUT,),
+    output: Path | None = None,
+    *,
+    format: Format = "jsonl",
+    input_format: InputFormat = "auto",
+    task: str | None = None,
+    max_tokens: int | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> None:
     """Write a line of predictions for every line of input, in order; options are those of `trainers.serve`.
 
     Raises:

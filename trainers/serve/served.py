@@ -82,8 +82,10 @@ def load_served(source: str | Path, task: str | None = None, device: str | None 
         served = _load_run(path, _device(device))
     elif (path / "adapter_config.json").is_file():
         if not RunFolder(path.parent).metrics.is_file():
-            raise ValueError(f"{path} is an adapter without its run, which knows the base model and the labels. "
-                             "Give the run's folder, or merge the adapter and save the whole model.")  # fmt: skip
+            raise ValueError(
+                f"{path} is an adapter without its run, which knows the base model and the labels. "
+                "Give the run's folder, or merge the adapter and save the whole model."
+            )
         served = _load_run(path.parent, _device(device))
     else:
         served = _load_checkpoint(source, task, _device(device))
@@ -123,12 +125,18 @@ def _load_checkpoint(source: str | Path, task: str | None, device: torch.device)
 def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device, processing: TextProcessing) -> Served:
     reads_text = model.base_model.reads == "text"
     return Served(
-        source, model.eval().to(device), model.task, model.labels, device, folder, {},
+        source,
+        model.eval().to(device),
+        model.task,
+        model.labels,
+        device,
+        folder,
+        {},
         max_length=(processing.max_length or model.config.max_tokens) if reads_text else 0,
         pad_token_id=model.config.pad_token_id if reads_text else 0,
         vocab_size=model.config.vocab_size if reads_text else 0,
         long_text=processing.long_text,
-    )  # fmt: skip
+    )
 
 
 def _load_onnx(path: Path, device: str | None) -> Served:
@@ -139,18 +147,27 @@ def _load_onnx(path: Path, device: str | None) -> Served:
         raise FileNotFoundError(f"{path} does not exist. `lora-core export RUN` writes RUN/model.onnx.")
     place = None if device is None else _parsed(device)
     if place is not None and (place.type not in ("cpu", "cuda") or place.index):
-        raise ValueError(f"device is {device!r}; ONNX files run on cpu or cuda, of several GPUs on the first that "
-                         "CUDA_VISIBLE_DEVICES names.")  # fmt: skip
+        raise ValueError(
+            f"device is {device!r}; ONNX files run on cpu or cuda, of several GPUs on the first that "
+            "CUDA_VISIBLE_DEVICES names."
+        )
     providers = None if place is None else [CPU] if place.type == "cpu" else [CUDA, CPU]
     model = OnnxModel(path, providers=providers).eval()
     settings = model.metadata.get(TEXT_PROCESSING_FILE, "{}")
     processing = TextProcessing.from_json(settings, f"{path}: {TEXT_PROCESSING_FILE}")
     return Served(
-        str(path), model, model.task, model.labels, torch.device("cpu"), None, model.metadata,
+        str(path),
+        model,
+        model.task,
+        model.labels,
+        torch.device("cpu"),
+        None,
+        model.metadata,
         max_length=processing.max_length or model.max_tokens,
-        pad_token_id=int(model.metadata.get("pad_token_id", 0)), vocab_size=model.vocab_size,
+        pad_token_id=int(model.metadata.get("pad_token_id", 0)),
+        vocab_size=model.vocab_size,
         long_text=processing.long_text,
-    )  # fmt: skip
+    )
 
 
 def _task_of(folder: Path) -> str:
@@ -159,15 +176,19 @@ def _task_of(folder: Path) -> str:
     task = task_of_architectures(architectures)
     if task is not None:
         return task
-    raise ValueError(f"{folder / CONFIG_FILE} names the architectures {architectures}, which tell no task of "
-                     f"{', '.join(TASKS[1:])}. Name the task.")  # fmt: skip
+    raise ValueError(
+        f"{folder / CONFIG_FILE} names the architectures {architectures}, which tell no task of "
+        f"{', '.join(TASKS[1:])}. Name the task."
+    )
 
 
 def _device(name: str | None) -> torch.device:
     device = _parsed(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {name!r}, but torch {torch.__version__} finds {torch.cuda.device_count()} CUDA "
-                         "devices here. Leave it out to take what there is.")  # fmt: skip
+        raise ValueError(
+            f"device is {name!r}, but torch {torch.__version__} finds {torch.cuda.device_count()} CUDA "
+            "devices here. Leave it out to take what there is."
+        )
     return device
 
 
