@@ -9,12 +9,16 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 BLOCK = 1 << 20
 """Bytes that are read at a time."""
+
+_unfinished: set[str] = set()  # names of the temporaries that threads of this process are making
 
 
 @contextlib.contextmanager
@@ -23,27 +27,34 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     If the block succeeds, what it made is flushed to disk and takes the name ``path``, in the place of what bore it: a
     reader sees the old or the new, never a part, after a power cut too (of a folder, perhaps neither). If the block
-    fails, the temporary is removed and ``path`` is as it was; what a killed process left is removed by the next one.
-    Files get the permissions that the user's umask gives.
+    fails, the temporary is removed and ``path`` is as it was; what a killed process of this machine left is removed by
+    the next one. Files get the permissions that the user's umask gives.
     """
     path = Path(path)
-    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if not _is_alive(abandoned.suffix[1:]):
+    own = f".{path.name}.{socket.gethostname()}-"  # a folder may be shared by machines, whose processes have one number
+    for abandoned in path.parent.glob(f"{glob.escape(own)}*"):
+        process = abandoned.name.removeprefix(own).split("-")[0]
+        if abandoned.name not in _unfinished and not _is_alive(process):
             _remove(abandoned)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{own}{os.getpid()}-{threading.get_ident()}")
+    _unfinished.add(temporary.name)
     try:
+        temporary.touch()
+        permissions = temporary.stat().st_mode  # what the umask leaves; reading it would set it, for all threads
+        temporary.unlink()
         yield temporary
         if temporary.is_dir():
             for part in (*temporary.rglob("*"), temporary):
                 _flush(part)
             _remove(path)
         else:
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(permissions)
             _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
     finally:
         _remove(temporary)
+        _unfinished.discard(temporary.name)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -113,10 +124,3 @@ def _is_alive(process: str) -> bool:
     except OSError:  # it belongs to someone else
         return True
     return int(process) != os.getpid()
-
-
-def _umask() -> int:
-    """The permissions that new files go without; it can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -4,6 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+
+import lora_core
+from lora_core.adapters import hosts
+from lora_core.models import load_pretrained
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", *(f"{folder}/README.md" for folder in ("lora_core", "trainers", "examples", "benchmarks"))]
@@ -31,6 +36,41 @@ def test_a_snippet_runs_and_prints_what_it_says(snippet, tmp_path, monkeypatch, 
     for line, promise in zip(printed, promised, strict=True):
         assert line
         assert promise.startswith(line), (line, promise)
+
+
+CALLS = [
+    pytest.param(row, id=row.strip("| ").split(" |")[0])
+    for row in text_of("lora_core/README.md")
+    .split("| to do this | call |\n|---|---|\n")[1]
+    .split("\n\n")[0]
+    .splitlines()
+]
+
+
+def calls_of(row):
+    """The code of a row. An argument alone stands for the call before it, with it in the place of the last."""
+    call = ""
+    for code in re.findall(r"`(.+?)`", row.split(" | ", 1)[1]):
+        is_argument = "(" not in code.split("=")[0]
+        call = f"{call[: call.index(', ')]}, {code})" if is_argument else code
+        yield call
+
+
+@pytest.mark.parametrize("row", CALLS)
+def test_every_call_of_the_table_runs(row, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    input_ids = torch.tensor([[101, 4962, 102]] * 3)
+    names = {name: getattr(lora_core, name) for name in lora_core.__all__}
+    names |= {"torch": torch, "input_ids": input_ids, "batches": [{"input_ids": input_ids}] * 20}
+    model = load_pretrained("embedded", "token-classification", labels=["O", "B-GENE", "I-GENE"])
+    lora_core.inject_lora(model, r=8, adapter_name="a")
+    lora_core.add_adapter(model, "b", r=4, target_modules="all-linear")
+    for call in calls_of(row):
+        if call.startswith("inject_lora("):
+            model = load_pretrained("embedded", "token-classification", labels=["O", "B-GENE", "I-GENE"])
+        exec(call, names | {"model": model})
+    assert model(input_ids).shape == (3, 3, 3)
+    assert bool(list(hosts(model))) == ("eject_lora" not in row)
 
 
 def test_the_door_is_narrow_enough_to_read():

@@ -162,7 +162,7 @@ class FinishedRun:
     def sample(self, name: str, limit: int) -> Data:
         """At most ``limit`` examples of a split, drawn with the run's seed, as the model takes them."""
         dataset = self.split(name).in_memory()
-        return self.encode(sample(dataset, len(dataset), limit, self.config.seed))
+        return self.encode(sample(dataset, limit, self.config.seed))
 
     def score(self, model: nn.Module, data: Data) -> float:
         """The metric of a model on encoded data, in this process alone."""

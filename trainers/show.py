@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lora_core.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +68,15 @@ def blank_figure(width: float, height: float) -> Figure:
         raise ModuleNotFoundError(remedy, name=error.name) from error
     # A Figure without pyplot draws with Agg and leaves no global state behind.
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
+    """Write a figure as a PNG file, whole or not at all; the folder is made if need be. Returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=dpi, format="png")
+    return path
 
 
 def plain_axes(axes: Axes, grid: str | None = "y") -> None:

@@ -57,24 +57,26 @@ class CRFHead(ClassifierHead):
 
 
 def split_scores(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """CRFHead's output in float32: emissions (B, T, L), start (L,), transitions (L, L)."""
+    """CRFHead's output in float32: emissions (B, T, L), start (B, L), transitions (B, L, L)."""
     scores = scores.float()
     tokens = scores.shape[1] - 1 - scores.shape[2]
-    return scores[:, :tokens], scores[0, tokens], scores[0, tokens + 1 :]
+    return scores[:, :tokens], scores[:, tokens], scores[:, tokens + 1 :]
 
 
 def crf_log_likelihood(emissions: Tensor, start: Tensor, transitions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """Log-probability (B,) of each text's labels, by the forward algorithm; 0 for a text without positions.
 
-    `emissions` (B, T, L), `start` (L,), `transitions` (L, L) from row to column, `labels` (B, T) valid ids where
-    `mask` (B, T) is True.
+    `emissions` (B, T, L), `start` (L,) and `transitions` (L, L) from row to column, or one of each for every text,
+    (B, L) and (B, L, L); `labels` (B, T) valid ids where `mask` (B, T) is True.
     """
     emissions, labels, mask = _chained(emissions, mask, labels)
     if not mask.shape[1]:
         return emissions.sum((1, 2))
     gold = emissions.gather(2, labels[..., None]).squeeze(2)  # (B, W)
-    steps = transitions[labels[:, :-1], labels[:, 1:]]  # (B, W - 1)
-    gold = (gold * mask).sum(1) + (steps * mask[:, 1:]).sum(1) + start[labels[:, 0]] * mask[:, 0]
+    texts = torch.arange(len(labels), device=labels.device)
+    opening = start.expand(len(labels), -1)[texts, labels[:, 0]]  # (B,)
+    steps = transitions.expand(len(labels), -1, -1)[texts[:, None], labels[:, :-1], labels[:, 1:]]  # (B, W - 1)
+    gold = (gold * mask).sum(1) + (steps * mask[:, 1:]).sum(1) + opening * mask[:, 0]
     total = start + emissions[:, 0]  # (B, L), log of the summed exp of all beginnings that end in each label
     for place in range(1, mask.shape[1]):
         longer = (total[:, :, None] + transitions).logsumexp(1) + emissions[:, place]
@@ -85,7 +87,7 @@ def crf_log_likelihood(emissions: Tensor, start: Tensor, transitions: Tensor, la
 def viterbi(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
     """The best sequence of each text, (B, T): label ids where `mask` is True, 0 elsewhere.
 
-    `emissions` (B, T, L), `start` (L,), `transitions` (L, L) from row to column.
+    `emissions` (B, T, L), `start` (L,) and `transitions` (L, L) from row to column, or one of each for every text.
     """
     chained, _, inside = _chained(emissions, mask, None)
     path = torch.zeros_like(mask, dtype=torch.int64)
@@ -112,7 +114,7 @@ def marginals(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tenso
     """Probability of every label at every position, (B, T, L), 0 where `mask` is False: by the forward and the backward
     algorithm.
 
-    `emissions` (B, T, L), `start` (L,), `transitions` (L, L) from row to column.
+    `emissions` (B, T, L), `start` (L,) and `transitions` (L, L) from row to column, or one of each for every text.
     """
     chained, _, inside = _chained(emissions, mask, None)
     found = torch.zeros_like(emissions)

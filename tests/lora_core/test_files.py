@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -41,10 +42,22 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 1
-    alive = tmp_path / f".a.txt.{os.getppid()}"  # of a process that may still be writing
-    alive.write_text("")
+    left = next(tmp_path.iterdir()).name
+    host = left.removeprefix(".a.txt.").rsplit("-", 2)[0]
+    alive = tmp_path / f".a.txt.{host}-{os.getppid()}-1"  # of a process that may still be writing
+    elsewhere = tmp_path / left.replace(host, "other-machine")  # of whose processes nothing is known here
+    for path in (alive, elsewhere):
+        path.write_text("")
     write_text(tmp_path / "a.txt", "whole")
-    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", alive.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", alive.name, elsewhere.name}
+
+
+def test_threads_write_one_file_without_harm_to_each_other(tmp_path):
+    texts = [str(number) * 100_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: write_text(tmp_path / "a.txt", text), texts * 5))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() in texts
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])

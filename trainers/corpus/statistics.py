@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_core.files import replacing, write_json, write_text
+from lora_core.files import write_json, write_text
 from trainers.corpus.scan import Scan
-from trainers.show import COLOURS, blank_figure, markdown_table, plain_axes
+from trainers.show import COLOURS, blank_figure, markdown_table, plain_axes, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -221,8 +221,7 @@ def plot_statistics(counted: Statistics, path: str | Path) -> None:
     for axes in (bars, lengths, coverage):
         plain_axes(axes, "x" if axes is bars else "y")
     figure.legend(*lengths.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, dpi=150, format="png")
+    save_figure(figure, path)
 
 
 def _plot_types(counted: Statistics, types: tuple[str, ...], axes: Axes) -> None:

@@ -7,7 +7,7 @@ and the shares are shares of labels. N examples, S splits, E entities or other l
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -55,6 +55,7 @@ class LabelledDataset(Protocol):
 
 
 AnyDataset = TypeVar("AnyDataset")
+AnySized = TypeVar("AnySized", bound=Sized)
 AnyLabelled = TypeVar("AnyLabelled", bound=LabelledDataset)
 
 
@@ -76,13 +77,13 @@ def take(dataset: AnyDataset, indices: np.ndarray) -> AnyDataset:
     return dataclasses.replace(dataset, **chosen)
 
 
-def sample(dataset: AnyDataset, size: int, limit: int, seed: int) -> AnyDataset:
-    """At most ``limit`` of the data set's ``size`` examples, drawn at random and left in order."""
+def sample(dataset: AnySized, limit: int, seed: int) -> AnySized:
+    """At most ``limit`` of the data set's examples, drawn at random and left in order."""
     if limit < 1:
         raise ValueError(f"limit={limit}: expected at least 1 example.")
-    if size <= limit:
+    if len(dataset) <= limit:
         return dataset
-    return take(dataset, np.sort(np.random.default_rng(seed).choice(size, limit, replace=False)))
+    return take(dataset, np.sort(np.random.default_rng(seed).choice(len(dataset), limit, replace=False)))
 
 
 def stratified(dataset: AnyDataset, targets: np.ndarray, limit: int, seed: int = 0) -> AnyDataset:

@@ -5,7 +5,6 @@ data two seeds differ as much as two methods.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_core.files import write_json, write_text
 from trainers.config import RunConfig
 from trainers.experiment import run
 from trainers.results.significance import half_width
@@ -150,11 +150,9 @@ def write_ablation(rows: Sequence[AblationRow], folder: str | Path, caption: str
     from trainers.results.confusion import confusion_picture
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    table, figures, picture = folder / "ablation.md", folder / "ablation.json", folder / "confusion.png"
-    table.write_text(ablation_table(rows, caption), encoding="utf-8")
-    text = json.dumps([_plain(row) for row in rows], indent=2, ensure_ascii=False)
-    figures.write_text(text + "\n", encoding="utf-8")
+    table = write_text(folder / "ablation.md", ablation_table(rows, caption))
+    figures = write_json(folder / "ablation.json", [_plain(row) for row in rows])
+    picture = folder / "confusion.png"
     confusion_picture({_title(row): row.confusion for row in rows}, rows[0].labels, picture)
     return [table, figures, picture]
 

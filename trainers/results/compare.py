@@ -7,7 +7,6 @@ result event. That the scored sentences are the same shows in the number of gold
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lora_core.files import write_json, write_text
 from trainers.config import RunConfig
 from trainers.results.significance import Difference, SeedGroup, compare_predictions, seed_groups, seeds_table
 from trainers.run_folder import Run, has_predictions
-from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes
+from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes, save_figure
 from trainers.tasks import kind_of
 
 if TYPE_CHECKING:
@@ -165,15 +165,11 @@ def comparison_table(comparison: Comparison) -> str:
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Write `comparison.md`, `comparison.json` and `comparison.png` into `folder`; return their paths."""
-
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    table, figures, picture = (folder / f"comparison.{suffix}" for suffix in ("md", "json", "png"))
-    table.write_text(comparison_table(comparison), encoding="utf-8")
-    text = json.dumps(dataclasses.asdict(comparison), indent=2, ensure_ascii=False)
-    figures.write_text(text + "\n", encoding="utf-8")
-    plot_comparison(comparison, picture)
-    return [table, figures, picture]
+    table = write_text(folder / "comparison.md", comparison_table(comparison))
+    figures = write_json(folder / "comparison.json", dataclasses.asdict(comparison))
+    plot_comparison(comparison, folder / "comparison.png")
+    return [table, figures, folder / "comparison.png"]
 
 
 def _certainty(difference: Difference | None) -> list[str]:
@@ -294,7 +290,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
         plain_axes(axes)
     figure.suptitle(f"{Path(comparison.data).name}: {len(comparison.rows)} runs compared", fontweight="bold")
     figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def _plot_curves(comparison: Comparison, axes: Axes) -> None:

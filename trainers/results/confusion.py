@@ -15,7 +15,7 @@ from trainers.data.images.decode import decode
 from trainers.data.tokens.bio import entity_types, find_entities
 from trainers.finished import FinishedRun
 from trainers.run_folder import Run, read_predictions
-from trainers.show import RIGHT, WRONG, blank_figure
+from trainers.show import RIGHT, WRONG, blank_figure, save_figure
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -111,7 +111,7 @@ def confusion_picture(
             for (row, column), count in np.ndenumerate(counts):
                 colour = "white" if shares[row, column] > 0.6 else "black"
                 panel.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def samples_picture(
@@ -134,7 +134,7 @@ def samples_picture(
         text = _shortened(guess) if right else f"{_shortened(guess)}\n(true: {_shortened(true)})"
         panel.set_title(text, color=RIGHT if right else WRONG, fontsize=9)
     figure.suptitle(title)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def samples_of_run(folder: str | Path, path: str | Path, split: str = "test") -> None:

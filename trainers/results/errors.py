@@ -5,7 +5,6 @@ Shapes: N texts, V words of the vocabulary.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from lora_core.files import write_json, write_text
 from trainers.data.splits import sample, take
 from trainers.finished import FinishedRun
 from trainers.results.attribution import by_word, integrated_gradients
@@ -260,22 +260,21 @@ def write_analysis(run: FinishedRun, analysis: Analysis, folder: str | Path, see
     from trainers.results.vector_map import classifier_vectors, vectors_picture
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    report, figures, words = folder / "analysis.md", folder / "analysis.json", folder / WORDS_FILE
-    confusion, vectors = folder / "confusion.png", folder / "vectors.png"
-    report.write_text(analysis_report(analysis), encoding="utf-8")
-    text = json.dumps(dataclasses.asdict(analysis), indent=2, ensure_ascii=False)
-    figures.write_text(text + "\n", encoding="utf-8")
+    written = [
+        write_text(folder / "analysis.md", analysis_report(analysis)),
+        write_json(folder / "analysis.json", dataclasses.asdict(analysis)),
+    ]
     listed = [] if analysis.split == "test" else word_list(analysis.pairs)
     if listed:
-        words.write_text("\n".join(listed) + "\n", encoding="utf-8")
+        written.append(write_text(folder / WORDS_FILE, "\n".join(listed) + "\n"))
+    confusion, vectors = folder / "confusion.png", folder / "vectors.png"
     confusion_picture({f"{run.run.name}, {analysis.split}": analysis.confusion}, run.labels, confusion)
     dataset = run.examples(analysis.split)
-    mapped = sample(dataset, len(dataset), MAPPED, seed)
+    mapped = sample(dataset, MAPPED, seed)
     vectors_picture(
         classifier_vectors(run, mapped), mapped.targets, run.probabilities(mapped).argmax(-1), run.labels, vectors, seed
     )
-    return [path for path in (report, figures, words, confusion, vectors) if path != words or listed]
+    return [*written, confusion, vectors]
 
 
 def _excerpt(text: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.finished import FinishedRun
-from trainers.show import COLOURS, blank_figure
+from trainers.show import COLOURS, blank_figure, save_figure
 
 
 @torch.inference_mode()
@@ -79,4 +79,4 @@ def vectors_picture(
         panel.scatter(*wrong.T, s=45, facecolors="none", edgecolors="black", linewidths=0.8, label="error")
         panel.set(title=title, xticks=[], yticks=[])
     figure.axes[0].legend(fontsize=8, markerscale=1.5, loc="best")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)

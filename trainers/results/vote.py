@@ -7,13 +7,13 @@ maximum, and members that add nothing get weight zero.
 Shapes: K members, N examples, L labels.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from lora_core.files import write_json, write_text
 from trainers.finished import FinishedRun
 from trainers.results.compare import distinct_names
 from trainers.results.significance import difference
@@ -160,8 +160,4 @@ def vote_table(vote: Vote) -> str:
 def write_vote(vote: Vote, folder: str | Path) -> list[Path]:
     """Write vote.md and vote.json into `folder`; return their paths."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    table, figures = folder / "vote.md", folder / "vote.json"
-    table.write_text(vote_table(vote), encoding="utf-8")
-    figures.write_text(json.dumps(asdict(vote), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return [table, figures]
+    return [write_text(folder / "vote.md", vote_table(vote)), write_json(folder / "vote.json", asdict(vote))]

@@ -21,7 +21,7 @@ from trainers.finished import FinishedRun
 from trainers.run_folder import RunFolder
 from trainers.serve.bench_worker import WORK_FILE, Work
 from trainers.serve.export import export_run, file_size, is_exported
-from trainers.show import COLOURS, blank_figure, plain_axes, text_table
+from trainers.show import COLOURS, blank_figure, plain_axes, save_figure, text_table
 
 CUDA = "CUDAExecutionProvider"
 COMPARED = 500
@@ -259,4 +259,4 @@ def plot_bench(comparison: Comparison, path: str | Path) -> None:
         axes.set_ylim(0, 1.15 * max(values, default=1) or 1)
         plain_axes(axes, grid=None)
     figure.suptitle(f"{comparison.run} on {comparison.data}, threads: {comparison.threads}", fontweight="bold")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)

@@ -91,8 +91,8 @@ def test_the_head_packs_what_split_scores_takes_apart():
     hidden = torch.randn(3, 5, 6)
     emissions, start, transitions = split_scores(head(hidden, None, None))
     torch.testing.assert_close(emissions, hidden @ head.out_proj.weight.T + head.out_proj.bias)
-    assert torch.equal(start, head.start)
-    assert torch.equal(transitions, head.transitions)
+    assert torch.equal(start, head.start.expand(3, -1))
+    assert torch.equal(transitions, head.transitions.expand(3, -1, -1))
     loss = crf_log_likelihood(emissions, start, transitions, torch.zeros(3, 5, dtype=torch.int64), torch.ones(3, 5) > 0)
     loss.sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.parameters())
@@ -115,3 +115,22 @@ def test_a_constrained_head_never_decodes_what_is_forbidden():
     head.constrain(allowed)
     assert forbidden_steps() == 0
     assert set(head.forbidden.unique().tolist()) == {0.0, FORBIDDEN}
+
+
+def test_texts_with_transitions_of_their_own_are_as_each_alone():
+    """A mixed batch gives every text the head of its own adapter."""
+    alone = [random_scores(5, seed=seed) for seed in (1, 2, 3)]
+    mask = torch.tensor([[True, True, False, True, True], [True, False, False, False, False], [False] * 5])
+    gold = torch.tensor([[0, 3, -100, 1, 2], [2, -100, -100, -100, -100], [-100] * 5])
+    together = [torch.cat([scores[0] for scores in alone])]
+    together += [torch.stack([scores[part] for scores in alone]) for part in (1, 2)]
+    joined = torch.cat([together[0], together[1][:, None], together[2]], 1)
+    for part, expected in zip(split_scores(joined), together, strict=True):
+        torch.testing.assert_close(part, expected.float())
+    likelihood = crf_log_likelihood(*together, gold, mask)
+    best, probability = viterbi(*together, mask), marginals(*together, mask)
+    for row, scores in enumerate(alone):
+        here = slice(row, row + 1)
+        torch.testing.assert_close(likelihood[here], crf_log_likelihood(*scores, gold[here], mask[here]))
+        torch.testing.assert_close(best[here], viterbi(*scores, mask[here]))
+        torch.testing.assert_close(probability[here], marginals(*scores, mask[here]))

@@ -17,13 +17,13 @@ def test_take():
 
 
 def test_a_sample_keeps_the_order_and_depends_on_the_seed_alone():
-    first = sample(TEXTS, 50, 20, seed=1)
+    first = sample(TEXTS, 20, seed=1)
     assert len(first) == 20
     assert first.targets.tolist() == sorted(set(first.targets.tolist()))
-    assert first.texts == sample(TEXTS, 50, 20, seed=1).texts != sample(TEXTS, 50, 20, seed=2).texts
-    assert sample(TEXTS, 50, 50, seed=1) is TEXTS
+    assert first.texts == sample(TEXTS, 20, seed=1).texts != sample(TEXTS, 20, seed=2).texts
+    assert sample(TEXTS, 50, seed=1) is TEXTS
     with pytest.raises(ValueError, match="limit=0"):
-        sample(TEXTS, 50, 0, seed=1)
+        sample(TEXTS, 0, seed=1)
 
 
 def test_a_stratified_sample_keeps_the_labels_shares():
