@@ -147,6 +147,19 @@ class DataSettings(Settings):
     """A folder or file, a name inside $LORA_DATA_DIR, or a hub id such as tner/bionlp2004. Words: JSON lines (tner),
     parquet or CoNLL; texts: CSV, JSON lines, parquet or a folder for each class; images: MedMNIST .npz, a folder for
     each class, or CSV of paths."""
+    columns: str = ""
+    """Words: the columns of the word and of the tag in files of columns, as "2,4" (from 1) or as names in their header;
+    by default what the content says."""
+    text_column: str = ""
+    """Texts: the column or key of the text, or of its parts ("title,body"); by default names that are usual."""
+    pair_column: str = ""
+    """Texts: the column or key of a second text, read with the first as a pair."""
+    label_column: str = ""
+    """Texts, images: the column or key of the label; by default names that are usual."""
+    delimiter: str = ""
+    """What stands between columns, such as "," or "tab"; by default what the content says."""
+    encoding: str = ""
+    """Encoding of text files, such as utf-8 or cp1252; by default what the content says."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a damaged row of the data: stop and name it, or count and report it."""
     cache: bool = True

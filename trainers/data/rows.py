@@ -1,6 +1,8 @@
 """Rows of data files, whatever they hold: of plain, gzipped and zipped lines and of parquet; and the bad ones."""
 
+import codecs
 import gzip
+import io
 import json
 import logging
 import zipfile
@@ -9,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
@@ -21,6 +23,12 @@ NAMED_ROWS = 5
 """Bad rows that the report names; the rest it only counts."""
 SHOW_EVERY = 2000
 """Lines between two movements of a progress bar."""
+SNIFFED = 1 << 16
+"""Bytes at the beginning of a file that tell its encoding."""
+LEGACY = "cp1252"
+"""What a file is taken for whose bytes are no form of Unicode."""
+FEW = 2
+"""So many wrong bytes are damage, whatever stands beside them."""
 BATCH = 1024
 """Rows of a parquet file in memory at a time."""
 
@@ -41,7 +49,9 @@ class BadRows:
         """A bad line of a file, or with `line` None a file that is bad as a whole."""
         where = f"{file}: {problem}" if line is None else f"{file}:{line}: {problem}"
         if self.on_bad_row == "error":
-            raise ValueError(f"{where}. Correct the file, or pass on_bad_row='skip' to leave such rows out.")
+            raise ValueError(
+                f"{where}. Correct the file, or leave such rows out: --on-bad-row skip (in Python on_bad_row='skip')."
+            )
         self.count += 1
         if len(self.first) < NAMED_ROWS:
             self.first.append(where)
@@ -53,16 +63,21 @@ class BadRows:
             logger.warning("left out %d bad rows: %s%s", self.count, "; ".join(self.first), more)
 
 
-def numbered_lines(path: Path, member: str = "", progress: tqdm | None = None) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers from 1, as bytes without byte order mark and line end; unzipped if the name ends in .gz.
+def numbered_lines(
+    path: Path, member: str = "", progress: tqdm | None = None, *, encoding: str = "", keep_ends: bool = False
+) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers from 1, as bytes in UTF-8 without byte order mark and line end; unzipped if gzipped.
 
     Bytes, so that only a newline ends a line (str.splitlines also breaks at characters that stand in texts),
-    and so that a byte that is not UTF-8 spoils one row and not the file.
+    and so that a byte that is not UTF-8 spoils one row and not the file. Files in UTF-16 or in Windows' old encoding,
+    and files whose lines end in a bare carriage return, are recognised and converted.
 
     Args:
         path: the file, or a zip.
         member: the file inside the zip; empty for a file of its own.
         progress: counts bytes of the file at `path`.
+        encoding: of the file; empty: what its content says.
+        keep_ends: leave the line ends, for CSV, whose cells may hold some.
 
     Raises:
         ValueError: the file cannot be unpacked.
@@ -70,22 +85,64 @@ def numbered_lines(path: Path, member: str = "", progress: tqdm | None = None) -
     bar = _FileBar(path, progress)
     with ExitStack() as stack:
         stored = stack.enter_context(path.open("rb"))
-        lines: IO[bytes] | gzip.GzipFile = stored
         try:
+            content: Any = stored
             if member:
-                lines = stack.enter_context(stack.enter_context(zipfile.ZipFile(stored)).open(member))
-            if (member or path.name).endswith(".gz"):
-                lines = stack.enter_context(gzip.GzipFile(fileobj=lines))
-            for number, line in enumerate(lines, start=1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                elif number % SHOW_EVERY == 0:
+                content = stack.enter_context(stack.enter_context(zipfile.ZipFile(stored)).open(member))
+            content = io.BufferedReader(content, SNIFFED)
+            if content.peek(2).startswith(b"\x1f\x8b") or (member or path.name).endswith(".gz"):
+                unpacked: Any = stack.enter_context(gzip.GzipFile(fileobj=content))
+                content = io.BufferedReader(unpacked, SNIFFED)
+            for number, line in enumerate(_utf8_lines(content, encoding, f"{path}:{member}" if member else path), 1):
+                if number % SHOW_EVERY == 0:
                     bar.move_to(stored.tell())
-                yield number, line.rstrip(b"\r\n")
+                yield number, line if keep_ends else line.rstrip(b"\r\n")
         except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
             where = f"{path}:{member}" if member else path
             raise ValueError(f"{where} is damaged or cut short: {error}. Fetch it again.") from error
     bar.move_to(bar.size)
+
+
+def _utf8_lines(content: io.BufferedReader, encoding: str, where: Path | str) -> Iterator[bytes]:
+    """The lines of a file, in UTF-8."""
+    head = content.peek(SNIFFED)[:SNIFFED]
+    found = encoding or encoding_of(head)
+    if found == LEGACY and not encoding:
+        logger.warning("%s is not UTF-8: it is read as %s. --encoding says otherwise.", where, LEGACY)
+    is_utf8 = codecs.lookup(found).name in ("utf-8", "utf-8-sig")
+    only_returns = b"\r" in head and b"\n" not in head
+    if is_utf8 and not only_returns:
+        first = next(content, b"")
+        if first:
+            yield first.removeprefix(codecs.BOM_UTF8)
+        yield from content
+        return
+    newline = "\r" if only_returns else "\n"
+    text = io.TextIOWrapper(content, found, "surrogateescape" if is_utf8 else "replace", newline)
+    try:
+        for number, line in enumerate(text):
+            line = line.removeprefix("\ufeff") if number == 0 else line
+            if not is_utf8:  # what the encoding does not have spoils its row, as in UTF-8, and not the file
+                line = line.replace("\ufffd", "\udcff")
+            yield line.encode("utf-8", "surrogateescape")
+    finally:
+        text.detach()  # the file is closed by whoever opened it
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding of a text, by its beginning: a form of Unicode where that can be, else `LEGACY`."""
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        high = head[first : SNIFFED // 2 : 2]
+        if len(high) >= 8 and high.count(0) > len(high) / 2:
+            return name
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(head)  # the last character may be cut
+    wrong = text.count("\ufffd")
+    right = sum(not character.isascii() for character in text) - wrong if wrong else 0
+    return LEGACY if wrong > max(right, FEW) else "utf-8"
 
 
 def json_row(line: bytes) -> Any:

@@ -17,7 +17,7 @@ from trainers.training.losses import training_loss
 
 logger = logging.getLogger("trainers")
 
-SETTINGS = frozenset({"image_size", "augment"})
+SETTINGS = frozenset({"image_size", "augment", "label_column", "delimiter", "encoding"})
 METRICS = LABEL_METRICS
 ONE_LABEL: bool = True
 

@@ -23,6 +23,7 @@ logger = logging.getLogger("trainers")
 SETTINGS = frozenset(
     {"max_length", "long_text", "train_examples", "test_examples", "text_augment", "augment_share", "head", "tokenizer"}
     | {"confusing_words", "confusing_penalty"}
+    | {"text_column", "pair_column", "label_column", "delimiter", "encoding"}
 )
 METRICS = LABEL_METRICS
 ONE_LABEL: bool = True

@@ -22,7 +22,9 @@ from trainers.model import tokenizer_folder
 from trainers.tasks.entity_scores import NER_METRICS, entity_counts, ner_metrics
 from trainers.training.losses import TrainingLoss, training_loss
 
-SETTINGS = frozenset({"max_length", "head", "crf_constraints", "tokenizer", "cache"})
+SETTINGS = frozenset(
+    {"max_length", "head", "crf_constraints", "tokenizer", "cache", "columns", "delimiter", "encoding"}
+)
 METRICS = NER_METRICS
 ONE_LABEL: bool = False
 

@@ -1,3 +1,4 @@
+import gzip
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from trainers.data.rows import BadRows, numbered_lines, refuse_lone_surrogates, 
 
 
 def test_the_first_bad_row_raises_with_its_place_and_a_remedy():
-    with pytest.raises(ValueError, match=r"^a.txt:7: no tag\. Correct the file, or pass on_bad_row='skip'"):
+    with pytest.raises(ValueError, match=r"^a.txt:7: no tag\. Correct the file, or leave .*--on-bad-row skip"):
         BadRows("error").add(Path("a.txt"), 7, "no tag")
 
 
@@ -27,6 +28,40 @@ def test_only_a_newline_ends_a_line(tmp_path):
     (tmp_path / "a.txt").write_bytes(text.encode())
     lines = [(number, line.decode()) for number, line in numbered_lines(tmp_path / "a.txt")]
     assert lines == [(1, "a\u2028b\x85c\x0bd\re"), (2, ""), (3, "last")]
+
+
+TEXT = "Müller\tB-PER\nläuft\tO\n\n東京\tB-LOC\n"
+
+
+def lines_of(path, **options):
+    return [line.decode() for _, line in numbered_lines(path, **options)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_forms_of_unicode_line_ends_and_gzip_are_recognised_whatever_the_name(tmp_path, encoding, pack, end):
+    (tmp_path / "a.txt").write_bytes(pack((TEXT * 3).replace("\n", end).encode(encoding)))
+    assert lines_of(tmp_path / "a.txt") == (TEXT * 3).split("\n")[:-1]
+
+
+def test_an_old_encoding_is_recognised_and_said(tmp_path, caplog):
+    (tmp_path / "a.txt").write_bytes("Müller “läuft” \n".encode("cp1252"))
+    assert lines_of(tmp_path / "a.txt", keep_ends=True) == ["Müller “läuft” \n"]
+    assert "a.txt is not UTF-8: it is read as cp1252. --encoding says otherwise." in caplog.messages[0]
+    (tmp_path / "b.txt").write_bytes("Москва\n".encode("koi8-r"))
+    assert lines_of(tmp_path / "b.txt", encoding="koi8-r") == ["Москва"]
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_damage_stays_in_its_line(tmp_path, encoding):
+    damaged = TEXT.encode(encoding) + "läuft".encode(encoding)[:-1] + b"\xd8\xff"[-1 if encoding == "utf-8" else 0 :]
+    (tmp_path / "a.txt").write_bytes(damaged)
+    *whole, last = [line for _, line in numbered_lines(tmp_path / "a.txt")]
+    assert [line.decode() for line in whole] == TEXT.split("\n")[:-1]
+    with pytest.raises(UnicodeDecodeError):
+        last.decode()
 
 
 def test_values_in_messages_are_short():
