@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     PictureSource = str | Path | bytes | IO[bytes] | Image | np.ndarray | torch.Tensor
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """Files with these endings are pictures of a data set; other files in its folders are passed over."""
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Formats that are decoded, whatever the file is called. None of them starts another program, as EPS does."""
