@@ -16,29 +16,13 @@ from trainers.data.batches import Data
 from trainers.loop import fit, predict
 from trainers.model import build, is_scratch, with_learning_rate, write_vocabulary
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions
-from trainers.tasks import check_settings, kind_of
+from trainers.tasks import check_settings, kind_of, load
 from trainers.tasks.task import Task
 from trainers.training.checkpoints import newest_checkpoint
 from trainers.training.distributed import World, distributed
 from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
 
 logger = logging.getLogger("trainers")
-
-
-def train(datasets: Mapping[str, Any], **settings: Any) -> Run:
-    """Train and test a model on data in memory, and return what the run folder now holds.
-
-        run = trainers.train({"train": ..., "validation": ...}, output_dir="runs/mine", epochs=5)
-        ner = trainers.pipeline(model=run.folder)
-
-    Args:
-        datasets: as for `run`.
-        settings: fields of RunConfig; output_dir may be a string, target_modules a list.
-
-    Raises:
-        ValueError: as `run`, or a setting is unknown (with the nearest name).
-    """
-    return run(RunConfig.from_dict(settings, "trainers.train"), datasets)
 
 
 def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
@@ -65,7 +49,7 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
         return read_run(config.output_dir)
     kind = kind_of(config.task)
-    datasets = kind.load(config) if datasets is None else datasets
+    datasets = load(config) if datasets is None else datasets
     for split in ("train", "validation"):
         if split not in datasets:
             raise ValueError(f"{config.data or 'The data'} has no {split} split; it has {', '.join(datasets)}.")
