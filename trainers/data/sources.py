@@ -19,7 +19,7 @@ UNSPLIT = "all"
 _SPLIT_STEM = re.compile(rf"({'|'.join(sorted(SPLIT_OF_NAME, key=len, reverse=True))})([-_.]\d.*)?")
 
 _SET = re.compile(r"(?<=.)(set|data)$")
-_TELL_NOTHING = {"set", "data", "dataset", "split", "folder", "files", "seg", "image", "images", "img", "imgs", "picture",
+_TELL_NOTHING = {"set", "data", "dataset", "split", "folder", "files", "seg", "image", "images", "img", "imgs",
                  "pictures", "photos", "label", "labels", "metadata", "annotations"}  # fmt: skip
 
 

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from trainers.data.images.decode import decode, named, open_image
-from trainers.data.images.memory import in_folder, plain_label, table_columns
+from trainers.data.images.memory import as_stored, in_folder, plain_label
 from trainers.data.images.processing import ImageProcessing
+from trainers.data.images.tables import LABEL_COLUMNS, PICTURE_COLUMNS
 from trainers.data.labels import labels_from_list, relabel
+from trainers.data.table import column_of, rows_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,7 +38,8 @@ CROP_ASPECT = (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """One split of an image classification data set: N pictures. Of your own pictures, `from_lists` makes one."""
+    """One split of an image classification data set: N pictures. Of your own pictures, `from_lists` and `from_table`
+    make one."""
 
     images: np.ndarray | list[Path] | list[Any]
     """Pixels (N, H, W) or (N, H, W, 3) uint8, or N files, by their paths or their content, which are decoded when they
@@ -85,20 +88,20 @@ class ImageDataset:
     def from_table(
         cls,
         table: Any,
-        image_column: str,
-        label_column: str,
         *,
+        image_column: str = "",
+        label_column: str = "",
         folder: str | Path = "",
         names: Sequence[str] | None = None,
         source: str = "a table in memory",
     ) -> ImageDataset:
-        """A split of your own table: a pandas DataFrame, a datasets.Dataset, a dict of columns or a list of dicts.
+        """A split of your own table: a DataFrame, a datasets.Dataset, a list of dicts or a dict of lists.
 
         Args:
             table: the rows.
             image_column: the column of the pictures, each a path or another form that `decode` takes, or a dict with
-                bytes and path as the hub stores them.
-            label_column: the column of the labels, names or ids.
+                bytes and path as the hub stores them; by default names that are usual.
+            label_column: the column of the labels, names or ids; by default names that are usual.
             folder: where paths begin that are relative.
             names: as in `from_lists`; None: also what the column of a datasets.Dataset declares.
             source: what messages call the rows.
@@ -106,11 +109,12 @@ class ImageDataset:
         Raises:
             ValueError: there is no such column, a row has no label, or as `from_lists`.
         """
-        columns = dict(table_columns(table, (image_column, label_column), source))
-        if names is None:
-            names = getattr((getattr(table, "features", None) or {}).get(label_column), "names", None)
-        images = [in_folder(image, folder) for image in columns[image_column]]
-        return cls.from_lists(images, map(plain_label, columns[label_column]), names=names, source=source)
+        rows, declared = rows_of(as_stored(table), source)
+        image_column = column_of(rows, image_column, PICTURE_COLUMNS, "the pictures", source)
+        label_column = column_of(rows, label_column, LABEL_COLUMNS, "the labels", source)
+        images = [in_folder(row.get(image_column), folder) for row in rows]
+        labels = [plain_label(row.get(label_column)) for row in rows]
+        return cls.from_lists(images, labels, names=names or declared.get(label_column), source=source)
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -10,21 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainers.data.images.decode import IMAGE_SUFFIXES
 from trainers.data.images.paths import Pictures
-from trainers.data.images.tables import Table
+from trainers.data.images.tables import LABEL_COLUMNS, PICTURE_COLUMNS, SPLIT_COLUMNS, Table
 from trainers.data.rows import short
 from trainers.data.sources import SPLIT_OF_NAME
 
 logger = logging.getLogger(__name__)
 
-PICTURE_COLUMNS = ("image", "img", "picture", "path", "image_path", "img_path", "file", "file_path", "filepath",
-                   "file_name", "filename", "image_name", "image_file", "img_name", "image_id", "img_id", "image_index",
-                   "isic_id", "id_code", "id")  # fmt: skip
-LABEL_COLUMNS = ("label", "labels", "class", "classes", "class_name", "class_id", "classid", "label_name", "category",
-                 "target", "dx", "diagnosis", "species", "breed", "y")  # fmt: skip
-"""Usual names, in any case, blanks and hyphens as _."""
-SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "dataset", "usage")
-"""Columns of splits; other than the first only where they hold the names of splits."""
+PROBED = 20
+"""Rows whose pictures are looked for."""
 NUMBERS_OF_ROWS = ("", "unnamed:_0", "index", "__index_level_0__")
 """Columns that only count the rows."""
 
@@ -34,7 +29,7 @@ class Columns:
     """What the columns of a table are."""
 
     picture: str
-    labels: tuple[str, ...]
+    labels: Sequence[str]
     """The column of the label; or several of which one is 1 and names the class."""
     split: str | None
     names: tuple[str, ...] | None = None
@@ -55,9 +50,9 @@ class Columns:
         label = row.get(self.labels[0])
         if label is None or label == "" or (isinstance(label, float) and math.isnan(label)):
             raise ValueError(f"{self.labels[0]} is empty: a picture without a label")
-        if isinstance(label, (bool, list, dict)):
+        if isinstance(label, (list, dict, bytes)):
             raise ValueError(f"{self.labels[0]} is {short(label)}, expected a name or a number")
-        if self.names is not None and isinstance(label, int):
+        if self.names is not None and type(label) is int:
             if not 0 <= label < len(self.names):
                 raise ValueError(f"{self.labels[0]} is {label}, expected a number from 0 to {len(self.names) - 1}")
             return self.names[label]
@@ -100,8 +95,10 @@ def say_columns(table: Table, columns: Columns) -> None:
 
 def _picture_column(table: Table, pictures: Pictures) -> str:
     usual = [name for name in table.names if _plain(name) in PICTURE_COLUMNS]
-    found = {name: _found(name, table, pictures) for name in table.names}
-    holding = [name for name in usual if any(found[name])] or [name for name in table.names if any(found[name])]
+    called = {name: _looks_like_pictures(name, table) for name in table.names}
+    found = {name: _found(name, table, pictures) for name in (usual or [name for name in table.names if called[name]])}
+    holding = [name for name in found if any(found[name])]
+    holding = [name for name in holding if called[name]] or holding  # a number of a row can be a picture's name too
     # Columns that name the same files, such as a path and a file's name, are the same to us.
     different = [name for name in holding if found[name] != found[holding[0]]]
     if holding and not different:
@@ -117,9 +114,15 @@ def _picture_column(table: Table, pictures: Pictures) -> str:
     )
 
 
+def _looks_like_pictures(name: str, table: Table) -> bool:
+    """Whether the first row has the content of a picture there, or what ends like one."""
+    value = picture_of(table.values[0].get(name)) if table.values else None
+    return isinstance(value, bytes) or (isinstance(value, str) and value.lower().endswith(IMAGE_SUFFIXES))
+
+
 def _found(name: str, table: Table, pictures: Pictures) -> list[Any]:
     """The pictures of a column in the first rows; None where there is none."""
-    return [_existing(row.get(name), pictures) for row in table.values]
+    return [_existing(row.get(name), pictures) for row in table.values[:PROBED]]
 
 
 def _existing(value: Any, pictures: Pictures) -> Path | bytes | None:
@@ -172,11 +175,13 @@ def _label_columns(table: Table, taken: set[str | None]) -> tuple[str, ...]:
         if all(sum(_number(row[name]) == 1 for name in flags) == 1 for row in rows):
             return tuple(flags)
         raise ValueError(
-            f"{table.path}: the columns {short(flags)} are 0 or 1, but in some rows not exactly one of them is 1: several "
-            "labels for a picture, of which only one can be learnt. Say which column: --label-column NAME"
+            f"{table.path}: the columns {short(flags)} are 0 or 1, but in some rows not exactly one of them is 1: "
+            "several labels for a picture, of which only one can be learnt. Say which: --label-column NAME"
         )
     if len(left) == 1:
-        return (left[0],)
+        values = [str(row.get(left[0])) for row in rows]
+        if len(values) < PROBED or len(set(values)) < len(values):
+            return (left[0],)
     raise ValueError(
         f"{table.path} has the columns {short(table.names)}: none is called one of {', '.join(LABEL_COLUMNS)}"
         + (f". Say which is the label: --label-column {left[0]}" if left else ", and none is left for the label.")

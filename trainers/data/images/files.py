@@ -21,7 +21,21 @@ logger = logging.getLogger(__name__)
 
 THREADS = 8
 """Pictures that are checked at once; Pillow decodes outside Python's lock."""
-OTHER_PICTURES = (".heic", ".heif", ".avif", ".jp2", ".svg", ".psd", ".eps", ".dcm", ".nii", ".raw", ".dng", ".cr2", ".nef")
+OTHER_PICTURES = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jp2",
+    ".svg",
+    ".psd",
+    ".eps",
+    ".dcm",
+    ".nii",
+    ".raw",
+    ".dng",
+    ".cr2",
+    ".nef",
+)
 """Endings of pictures that are not read; what they are would be missed without a word."""
 IGNORED_FOLDERS = ("__macosx", "thumbs.db")
 """What operating systems add, beside hidden folders."""
@@ -69,9 +83,7 @@ def say_what_is_not_read(folder: Path) -> None:
         logger.warning("%s: not read: %s. Convert them to PNG or JPEG.", folder, listed)
 
 
-def datasets_of_rows(
-    rows: dict[str, list[Row]], sources: dict[str, str], bad_rows: BadRows
-) -> dict[str, ImageDataset]:
+def datasets_of_rows(rows: dict[str, list[Row]], sources: dict[str, str], bad_rows: BadRows) -> dict[str, ImageDataset]:
     """Checked pictures, with one set of labels for all splits: every label of any of them, sorted."""
     rows = {split: list(_sound(found, bad_rows)) for split, found in rows.items()}
     labels = tuple(sorted({label for _, label, _, _ in chain.from_iterable(rows.values())}))

@@ -17,7 +17,7 @@ from trainers.data.images.files import (
     say_what_is_not_read,
 )
 from trainers.data.rows import BadRows
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, check_one_form, split_in_name
+from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, split_in_name
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,11 @@ def outer_folder(folder: Path, *, in_split: bool = False) -> Path | None:
     if split_in_name(children[0].name) and not in_split:
         return None
     return children[0] if class_folders(children[0]) else None
+
+
+def has_labelled_splits(folder: Path) -> bool:
+    """Whether a folder holds the folder of a split with folders of classes in it."""
+    return any(class_folders(path) for path in split_folders(folder).values())
 
 
 def labelled_splits(folder: Path) -> dict[str, Path]:
@@ -134,9 +139,10 @@ def split_folders(folder: Path) -> dict[str, Path]:
         if len(paths) > 1 and not found:
             found = {split: [path] for split, path in paths.items()}
     for split, paths in found.items():
-        check_one_form(split, paths, folder)
         if len(paths) > 1:
-            raise ValueError(f"{folder} holds {_listed(paths)} for the {split} split. Put them into one folder.")
+            raise ValueError(
+                f"{folder} holds {_listed(paths)} for the {split} split. Keep one of them, or move all pictures there."
+            )
     return {split: found[split][0] for split in SPLIT_NAMES if split in found}
 
 

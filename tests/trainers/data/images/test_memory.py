@@ -33,18 +33,18 @@ def test_frames_columns_and_rows(paths, tmp_path):
     frame = pandas.DataFrame(columns)
     rows = frame.to_dict("records")
     for table in (frame, columns, rows, iter(rows), frame.iloc[::-1].iloc[::-1]):
-        same(ImageDataset.from_table(table, "picture", "kind"))
+        same(ImageDataset.from_table(table, image_column="picture", label_column="kind"))
     frame["picture"] = [f"{number}.png" for number in range(4)]
-    same(ImageDataset.from_table(frame, "picture", "kind", folder=tmp_path))
+    same(ImageDataset.from_table(frame, image_column="picture", label_column="kind", folder=tmp_path))
     frame["picture"] = list(map(Image.fromarray, PIXELS))
-    same(ImageDataset.from_table(frame, "picture", "kind"))
+    same(ImageDataset.from_table(frame, image_column="picture", label_column="kind"))
 
 
 def test_a_data_set_of_the_hubs_library_stays_files(paths):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "eel"])})
     table = datasets.Dataset.from_dict({"image": paths, "label": [0, 1, 0, 2]}, features=features)
-    dataset = ImageDataset.from_table(table, "image", "label")
+    dataset = ImageDataset.from_table(table)
     same(dataset)
     assert not any(isinstance(image, np.ndarray) for image in dataset.images)
 
@@ -58,23 +58,23 @@ def test_lists_of_bytes_pillow_images_and_arrays(paths):
 
 def test_labels_as_libraries_write_them(paths):
     frame = pandas.DataFrame({"image": paths, "label": [10, 2, 2, 10]})
-    assert ImageDataset.from_table(frame, "image", "label").labels == ("2", "10")
+    assert ImageDataset.from_table(frame).labels == ("2", "10")
     frame["label"] = frame["label"].astype(float)
-    assert ImageDataset.from_table(frame, "image", "label").labels == ("2", "10")
+    assert ImageDataset.from_table(frame).labels == ("2", "10")
     frame.loc[1, "label"] = None
     with pytest.raises(ValueError, match="a table in memory, example 1: the label is nan"):
-        ImageDataset.from_table(frame, "image", "label")
+        ImageDataset.from_table(frame)
 
 
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
-        ({"path": [], "label": []}, "a table in memory has no column 'image'; it has path, label"),
-        ([["a.png", "cat"]], "is a list, expected a dict in each row"),
-        (7, "is int, expected a DataFrame, a datasets.Dataset"),
+        ([{"photo": "a.png", "age": 1}], r"a table in memory has the columns \['photo', 'age'\]: expected one of"),
+        ([["a.png", "cat"]], "row 0, is .*expected a dict"),
+        (7, "is 7, expected a data set, a DataFrame"),
         ({"image": ["nowhere.png"], "label": ["a"]}, "example 0: nowhere.png: no such file"),
     ],
 )
 def test_what_is_no_table(table, problem):
     with pytest.raises(ValueError, match=problem):
-        ImageDataset.from_table(table, "image", "label")
+        ImageDataset.from_table(table)
