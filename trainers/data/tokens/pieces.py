@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from trainers.data.rows import refuse_lone_surrogates
+from trainers.data.tokenizer import for_words
 
 CHUNK = 20_000
 """Distinct words per call of the tokenizer; the progress bar shows from two chunks on."""
@@ -56,7 +57,7 @@ class WordTable:
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer = for_words(tokenizer)
         self.prefix, self.suffix = special_ids(tokenizer)
         self.capacity = max_length - len(self.prefix) - len(self.suffix)
         if self.capacity < 1:
