@@ -145,12 +145,16 @@ def _guess_label(names: Sequence[str]) -> tuple[str, ...] | None:
     for best in LABEL_COLUMNS[:2]:
         if best in by_key:
             return (by_key[best],)
-    found = [name for short, name in by_key.items() if short in LABEL_COLUMNS or LABEL_PATTERN.fullmatch(short)]
+    found = [name for name in names if name in by_key.values() and _names_label(key(name))]
     if {"v1", "v2"} <= by_key.keys() and not found:
         found = [by_key["v1"]]
     if len(found) > 1:
         raise Ambiguous("label", found)
     return tuple(found) or None
+
+
+def _names_label(short: str) -> bool:
+    return short in LABEL_COLUMNS or LABEL_PATTERN.fullmatch(short) is not None
 
 
 def _guess_texts(names: Sequence[str]) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
