@@ -16,7 +16,7 @@ from lora_core.models.heads import AttentionPooling
 from lora_core.models.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
-from trainers.data.texts.reader import TextDataset
+from trainers.data.texts.dataset import TextDataset
 from trainers.data.tokenizer import PAD, build_vocabulary, for_words, load_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
 from trainers.data.tokens.reader import TokenDataset
