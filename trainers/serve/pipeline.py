@@ -5,7 +5,7 @@ length, the forward pass), and those that give one label, or the best few, for e
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
 
@@ -109,13 +109,17 @@ CHUNK_CHARACTERS = 1 << 20
 """Characters after which a chunk is full, however few inputs it has."""
 
 
-def chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """The items in order, in lists of bounded size; no more than one list is read ahead."""
+def chunks(items: Iterable[Item], of: Callable[[Item], Any] | None = None) -> Iterator[list[Item]]:
+    """The items in order, in lists of bounded size; no more than one list is read ahead.
+
+    ``of`` gives the input that an item holds; None: the item is one.
+    """
     chunk: list[Item] = []
     characters = 0
     for item in items:
         chunk.append(item)
-        characters += len(item) if isinstance(item, str) else 8 * len(item) if isinstance(item, (list, tuple)) else 0
+        held = item if of is None else of(item)
+        characters += len(held) if isinstance(held, str) else 8 * len(held) if isinstance(held, (list, tuple)) else 0
         if len(chunk) == CHUNK_ITEMS or characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
