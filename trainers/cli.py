@@ -280,7 +280,8 @@ def predict(
         aggregation_strategy: entities: which pieces of a word decide its label (first).
         strict: entities: only B- opens an entity, as IOB2 has it.
         top_k: classification: labels to give for each input (1).
-        max_tokens: most positions of a batch, padding included.
+        max_tokens: most positions of a batch, padding included; 1 runs each input alone, so that with an int8 file its
+            result does not depend on its neighbours.
         device: such as cpu or cuda.
     """
     from trainers.data.reading import Reading
