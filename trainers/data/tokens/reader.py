@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lora_core.files import sha256_of_file
 from trainers.data.labels import label_ids, relabel
 from trainers.data.rows import (
     BadRows,
@@ -30,6 +29,8 @@ from trainers.data.rows import (
     short,
 )
 from trainers.data.sources import UNSPLIT
+from trainers.data.spans.exports import LeftOut
+from trainers.data.spans.reader import SpanReader
 from trainers.data.tokens.bio import OUTSIDE, is_tag, open_stray, openings, paired_labels
 from trainers.data.tokens.files import TAG_COLUMNS, Format, TaggedFile, find_tagged_source
 
@@ -194,7 +195,7 @@ class TokenFile:
     def content_key(self) -> dict[str, Any]:
         """What the sentences depend on: equal keys give equal sentences."""
         return {
-            "files": [(sha256_of_file(file.path), file.member, file.format) for file in self.files],
+            "files": [(file.sha256(), file.member, file.format) for file in self.files],
             "names": self.names,
             "labels": self.labels,
             "on_bad_row": self.on_bad_row,
@@ -358,7 +359,11 @@ def tagged_rows(
         ValueError: a row cannot be used and `bad_rows` does not skip such rows; tags are ids without names; or the file
             is damaged.
     """
-    rows, parse = _FORMS[file.format]
+    if file.format == "spans":
+        reader = SpanReader(bad_rows)
+        rows, parse = reader.rows, reader.words_and_tags
+    else:
+        rows, parse = _FORMS[file.format]
     for place, (number, raw) in enumerate(rows(file, progress)):
         if wanted is not None and (place >= len(wanted) or not wanted[place]):
             continue
@@ -366,6 +371,8 @@ def tagged_rows(
             words, tags = parse(raw)
             _check_row(words, tags)
             ids = tag_ids.ids(tags)
+        except LeftOut:
+            continue
         except UnnamedTags as problem:
             raise ValueError(f"{file}:{number}: {problem}") from problem
         except BadLine as problem:
