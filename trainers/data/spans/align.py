@@ -159,6 +159,8 @@ def _in_code_points(text: str, spans: list[Span], note: Note) -> list[Span]:
                 _check(text, span)
             note(f"texts have offsets that count {unit}: they were converted", _named(text, read[0]))
             return read
+    for span in spans:
+        _check(text, span)
     wrong = next(span for span in spans if not _is_quoted(text, span))
     raise ValueError(
         f"{_named(text, wrong)} should be {short(wrong.quoted)}, as the annotation says: its offsets are not those of "
@@ -193,8 +195,11 @@ def _converted(span: Span, code_point: dict[int, int]) -> Span:
 
 def _is_quoted(text: str, span: Span) -> bool:
     """Whether the span's text is what the annotation says, but for white space, or it says nothing."""
-    own = " ".join(text[max(start, 0) : max(end, 0)] for start, end in span.parts)
-    return not span.quoted or _without_space(own) == _without_space(span.quoted)
+    if not span.quoted:
+        return True
+    inside = all(0 <= start <= end <= len(text) for start, end in span.parts)
+    own = " ".join(text[start:end] for start, end in span.parts)
+    return inside and _without_space(own) == _without_space(span.quoted)
 
 
 def _without_space(text: str) -> str:

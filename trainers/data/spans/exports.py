@@ -39,7 +39,7 @@ def is_span_row(row: Any) -> bool | None:
         return len(row) > 1 and isinstance(row[0], str) and isinstance(row[1], dict) and "entities" in row[1]
     if not isinstance(row, dict):
         return None if row is None else False
-    if "tokenized_text" in row or "paragraphs" in row or _is_task(row):
+    if "tokenized_text" in row or "paragraphs" in row or _is_paragraph(row) or _is_task(row):
         return True
     if isinstance(row.get("tokens"), list) and row["tokens"]:
         return isinstance(row["tokens"][0], dict) and not any(key in row for key in TOKEN_KEYS)
@@ -74,7 +74,7 @@ def read_row(row: Any, names: Mapping[int, str], note: Note, seen: set[Any]) -> 
         return _simple(row, names, note)
     if not isinstance(row, dict):
         raise ValueError(f"expected an object with a text and its spans, got {short(row)}")
-    if "sentences" in row and "text" not in row:
+    if _is_paragraph(row):
         return _paragraph(row, note)
     if "tokenized_text" in row:
         return _gliner(row)
@@ -129,6 +129,10 @@ def _gliner(row: dict[str, Any]) -> Document:
             raise ValueError(f"the span {short(item)} lies outside of the text, which has {len(words)} words")
         spans.append(span(words[first][0], words[last][1], item[2]))
     return Document(text, spans, words)
+
+
+def _is_paragraph(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("sentences"), list) and "text" not in row
 
 
 def _paragraph(row: dict[str, Any], note: Note) -> Tagged:

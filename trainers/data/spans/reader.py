@@ -171,10 +171,17 @@ def _json_rows(path: Path, member: str, progress: tqdm | None = None) -> Iterato
         return
     for number, line in numbered_lines(path, member, progress):
         if b'"paragraphs"' in line:
-            for row in documents(json_row(line)):
-                yield number, row
+            yield from ((number, row) for row in _documents_of_line(line))
         elif line.strip():
             yield number, line
+
+
+def _documents_of_line(line: bytes) -> list[Any]:
+    """The documents on a line, or the line itself where it is damaged: whoever reads the row says so."""
+    try:
+        return documents(json_row(line))
+    except ValueError:
+        return [line]
 
 
 def _is_one_value(path: Path, member: str) -> bool:
