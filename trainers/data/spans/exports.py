@@ -13,8 +13,8 @@ Tagged = tuple[list[Any], list[str]]
 """Words, and a tag for each, of rows whose words are tagged already."""
 
 TEXT_KEYS = ("text", "data")
-SPAN_KEYS = ("spans", "entities", "labels", "label", "annotations", "ner")
-"""Where plain rows, doccano and Prodigy have the spans; the first that holds some. Label Studio names its own key."""
+SPAN_KEYS = ("spans", "entities", "ents", "labels", "label", "annotations", "ner")
+"""Where plain rows, doccano and Prodigy have the spans; the first that holds some. Label Studio has its own."""
 START_KEYS, END_KEYS = ("start", "start_offset", "begin"), ("end", "end_offset")
 LABEL_KEYS = ("label", "type", "tag")
 STUDIO_KEYS = ("annotations", "completions")
@@ -206,10 +206,16 @@ def _text(fields: dict[str, Any], spans: list[Span]) -> str:
 
 
 def _spans_key(row: dict[str, Any]) -> str | None:
-    """The key of a list whose first item is a span."""
-    for key in (*SPAN_KEYS, *row):
+    """The key of a list whose first item is a span: a usual one, or where there is none, any."""
+    for key in SPAN_KEYS:
         value = row.get(key)
-        if isinstance(value, list) and value and key != "tokens" and _is_span(value[0]):
+        if isinstance(value, list) and value and _is_span(value[0]):
+            return key
+    if any(row.get(key) == [] for key in SPAN_KEYS):
+        return None
+    for key, value in row.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, dict) and _is_span(first) and any(name in first for name in ("labels", *LABEL_KEYS)):
             return key
     return None
 

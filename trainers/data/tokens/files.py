@@ -74,6 +74,8 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "") -> Tagge
     shards have a number in their name. The files stand in the folder itself, or else in its subfolder `dataset`, or
     else anywhere below.
 
+    Texts with labelled spans, as annotation tools export them, are told by their content (trainers/data/spans).
+
     Tag ids are named by `label_file` ({"O": 0, ...}, a JSON list, or a name a line); otherwise by the parquet
     files' metadata, label.json, dataset_infos.json, or the head of README.md.
 

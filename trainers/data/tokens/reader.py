@@ -235,8 +235,8 @@ def token_files(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[s
         on_bad_row: "skip" leaves out rows that cannot be used, and reports them through logging.
 
     Raises:
-        ValueError: there is no data set, or it has no splits. A row that cannot be used raises ValueError, naming file,
-            line and value, when it is read.
+        ValueError: there is no data set, or it has no splits (those of one file of texts with spans are drawn). A
+            row that cannot be used raises ValueError, naming file, line and value, when it is read.
     """
     BadRows(on_bad_row)  # refuses another word at once
     found = find_tagged_source(source)

@@ -15,11 +15,10 @@ def test_without_spacy_the_message_has_the_remedy(tmp_path, monkeypatch):
 
 def test_documents_of_spacy_itself(tmp_path):
     spacy = pytest.importorskip("spacy")
-    from spacy.tokens import Doc, DocBin, Span
-
-    doc = Doc(spacy.blank("en").vocab, ["Anna", "left", "\n", "New", "York", "."])
-    doc.ents = [Span(doc, 0, 1, "PER"), Span(doc, 3, 5, "LOC")]
-    DocBin(docs=[doc]).to_disk(tmp_path / "train.spacy")
+    tokens = pytest.importorskip("spacy.tokens")
+    doc = tokens.Doc(spacy.blank("en").vocab, ["Anna", "left", "\n", "New", "York", "."])
+    doc.ents = [tokens.Span(doc, 0, 1, "PER"), tokens.Span(doc, 3, 5, "LOC")]
+    tokens.DocBin(docs=[doc]).to_disk(tmp_path / "train.spacy")
     (found,) = docs(tmp_path / "train.spacy")
     assert words_and_tags(found) == (
         ["Anna", "left", "New", "York", "."],

@@ -87,6 +87,12 @@ LAYOUTS = {
     "start, end, label": {
         "text": TEXT, "entities": [{"start": 0, "end": 2, "label": "ORG"}, {"start": 11, "end": 17, "label": "MISC"}],
     },
+    "spacy's docs": {
+        "text": TEXT, "ents": [{"start": 0, "end": 2, "label": "ORG"}, {"start": 11, "end": 17, "label": "MISC"}],
+        "sents": [{"start": 0, "end": 22}],
+        "tokens": [{"id": number, "start": token["start"], "end": token["end"]}
+                   for number, token in enumerate(PRODIGY_TOKENS)],
+    },
     "lists": {"text": TEXT, "entities": [[0, 2, "ORG"], [11, 17, "MISC"]]},
     "gliner": {"tokenized_text": WORDS, "ner": [[0, 0, "ORG"], [2, 2, "MISC"]]},
 }  # fmt: skip
@@ -136,6 +142,11 @@ def test_rows_of_other_forms_are_not_taken(row):
 @pytest.mark.parametrize("row", [{"text": "a"}, {"text": "a", "label": []}, {"text": "a", "labels": ["news"]}, None])
 def test_rows_that_do_not_tell(row):
     assert is_span_row(row) is None
+
+
+def test_an_empty_list_of_spans_is_not_sought_elsewhere():
+    row = {"text": TEXT, "ents": [], "sents": [{"start": 0, "end": 22, "label": "S"}]}
+    assert read(row) == (WORDS, ["O"] * 4, [])
 
 
 def test_prodigys_own_tokens_are_the_words():

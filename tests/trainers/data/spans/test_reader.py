@@ -10,7 +10,7 @@ import pytest
 
 from trainers.cli import main
 from trainers.corpus.prepare import Preparation, prepare
-from trainers.data.rows import BadRows
+from trainers.data.rows import BadRows, OnBadRow
 from trainers.data.spans.reader import holds_spans
 from trainers.data.tokens.files import find_tagged_source
 from trainers.data.tokens.reader import TagIds, load_token_datasets, tagged_rows, token_files
@@ -36,7 +36,7 @@ def lines(rows):
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def read(path, on_bad_row="error"):
+def read(path, on_bad_row: OnBadRow = "error"):
     """Words and tags of all rows, and what there was to say."""
     tag_ids, bad_rows, found = TagIds(None), BadRows(on_bad_row), []
     source = find_tagged_source(path)
