@@ -216,7 +216,7 @@ def check_data(
         lora-core check-data data/finer-139 --on-bad-row skip
 
     Args:
-        data: a file or folder of JSON lines, parquet or CoNLL; a name in $LORA_DATA_DIR; or a hub id.
+        data: a file or folder of JSON lines, parquet, CoNLL or texts with spans; a name in $LORA_DATA_DIR; or a hub id.
         output_dir: where the files go.
         label_file: names of the tag ids, where the data does not give them.
         on_bad_row: stop at a damaged row and name it, or count and report it.
