@@ -208,6 +208,9 @@ def check_data(
     output_dir: Path = Path("runs/check-data"),
     label_file: str = "",
     on_bad_row: Literal["error", "skip"] = "error",
+    columns: str = "",
+    delimiter: str = "",
+    encoding: str = "",
 ) -> None:
     """Count what tagged sentences hold, and warn of what may spoil an experiment.
 
@@ -220,14 +223,19 @@ def check_data(
         output_dir: where the files go.
         label_file: names of the tag ids, where the data does not give them.
         on_bad_row: stop at a damaged row and name it, or count and report it.
+        columns: the columns of the word and of the tag, as "2,4" (from 1) or by name; by default what the content says.
+        delimiter: what stands between columns, such as "," or "tab"; by default what the content says.
+        encoding: of text files; by default what the content says.
     """
-    from trainers.corpus.scan import scan
     from trainers.corpus.statistics import statistics, statistics_table, write_statistics
+    from trainers.data.reading import Reading
     from trainers.data.rows import BadRows
     from trainers.data.tokens.files import find_tagged_source
+    from trainers.data.tokens.scan import scan
 
     bad_rows = BadRows(on_bad_row)
-    counted = statistics(scan(find_tagged_source(data, label_file), bad_rows))
+    reading = Reading(columns=columns, delimiter=delimiter, encoding=encoding, on_bad_row=on_bad_row)
+    counted = statistics(scan(find_tagged_source(data, label_file, reading), bad_rows))
     bad_rows.report()
     print(statistics_table(counted))
     for path in write_statistics(counted, output_dir):
