@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from trainers.config import RunConfig
     from trainers.data.images.batches import ImageDataset
     from trainers.data.splits import hold_out
-    from trainers.data.texts.reader import TextDataset
+    from trainers.data.texts.dataset import TextDataset
     from trainers.data.tokens.reader import TokenDataset
     from trainers.notebook import train
     from trainers.serve import pipeline
@@ -21,7 +21,7 @@ __all__ = ["ImageDataset", "RunConfig", "TextDataset", "TokenDataset", "hold_out
 _HOMES = {
     "ImageDataset": "data.images.batches",
     "RunConfig": "config",
-    "TextDataset": "data.texts.reader",
+    "TextDataset": "data.texts.dataset",
     "TokenDataset": "data.tokens.reader",
     "hold_out": "data.splits",
     "pipeline": "serve",

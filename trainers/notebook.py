@@ -19,7 +19,7 @@ from trainers.config import RunConfig
 from trainers.data.images.batches import ImageDataset
 from trainers.data.splits import HELD_OUT, SPLIT_SEED, hold_out, take
 from trainers.data.table import column_of, rows_of
-from trainers.data.texts.reader import TextDataset
+from trainers.data.texts.dataset import TextDataset
 from trainers.data.tokens.reader import TokenDataset
 from trainers.experiment import logger, run
 from trainers.finished import FinishedRun

@@ -8,8 +8,8 @@ from pathlib import Path
 DATA_DIR_VARIABLE = "LORA_DATA_DIR"
 SPLIT_NAMES = {
     "train": ("train", "training"),
-    "validation": ("valid", "validation", "val", "dev"),
-    "test": ("test", "testing"),
+    "validation": ("valid", "validation", "val", "dev", "devel", "development", "testa"),
+    "test": ("test", "testing", "testb"),
 }
 """What files, folders and words in a column can be called that stand for each split, in any case."""
 SPLIT_OF_NAME = {name: split for split, names in SPLIT_NAMES.items() for name in names}
@@ -38,6 +38,12 @@ def split_in_name(name: str) -> str | None:
     words = [_SET.sub("", word) for word in re.findall(r"[a-z]+", name.lower())]
     telling = {word for word in words if word and word not in _TELL_NOTHING}
     return SPLIT_OF_NAME.get(telling.pop()) if len(telling) == 1 else None
+
+
+def split_in(path: Path) -> list[str]:
+    """The splits whose names are whole words in a file's name, as in NER-train.txt, eng.testa and train_set.conll."""
+    words = re.split(r"[^a-z]+", path.name.lower())
+    return list(dict.fromkeys(SPLIT_OF_NAME[word] for word in words if word in SPLIT_OF_NAME))
 
 
 def check_one_form(split: str, files: Sequence[Path], where: str | Path) -> None:

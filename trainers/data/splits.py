@@ -21,14 +21,16 @@ HELD_OUT = 0.1
 """Share of the training examples that becomes the validation split, where the data has none."""
 SPLIT_SEED = 0
 """Seed of that choice. It is not the run's, so that runs with other seeds are scored on the same examples."""
+DRAWN_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
+"""Shares of the splits of a data set that has none."""
 
 
 class LabelledDataset(Protocol):
-    """One split in which every example has one label."""
+    """One split in which every example has one label; texts may have several, or a number instead."""
 
     @property
     def targets(self) -> np.ndarray:
-        """(N,) label ids."""
+        """(N,) label ids; or (N, L) float32, 0 and 1; or (N,) float32 numbers."""
         ...
 
     @property
@@ -133,16 +135,17 @@ def hold_out(
     if not 0 < share < 1:
         raise ValueError(f"share={share}: expected a part of the examples, between 0 and 1.")
     groups = dataset.groups if groups is None else np.asarray(groups)
+    if groups is None and dataset.targets.ndim > 1:
+        groups = np.arange(len(dataset))
     if groups is None:
         held_out = _part_of_each_label(dataset.targets, share * (len(dataset) if of is None else of), seed)
-    elif groups.shape != dataset.targets.shape:
+    elif groups.shape != dataset.targets.shape[:1]:
         raise ValueError(
             f"got groups of shape {groups.shape} for {len(dataset)} {dataset.noun}: expected one for each."
         )
     else:
         part = share if of is None else share * of / len(dataset)
-        labels = np.arange(len(dataset)), dataset.targets
-        held_out = stratified_split(groups, labels, [1 - part, part], seed) == 1
+        held_out = stratified_split(groups, _label_rows(dataset.targets), [1 - part, part], seed) == 1
     if not held_out.any() or held_out.all():
         raise ValueError(
             f"{dataset.source} holds {len(dataset)} {dataset.noun}, too few to set some aside for scoring. "
@@ -162,13 +165,33 @@ def completed(datasets: Mapping[str, AnyLabelled]) -> dict[str, AnyLabelled]:
         found["train"], found["validation"] = hold_out(train)
         sizes = len(found["validation"]), len(train)
         logger.warning("%s: no validation split; %d of %d training %s became one", train.source, *sizes, train.noun)
-    if "train" in found:
+    if "train" in found and found["train"].targets.ndim == 1 and found["train"].targets.dtype.kind == "i":
         known = set(found["train"].targets.tolist())
         for split, dataset in found.items():
             unknown = [dataset.labels[target] for target in sorted(set(dataset.targets.tolist()) - known)]
             if unknown:
                 logger.warning("the %s split has labels that the training split lacks: %s", split, ", ".join(unknown))
     return {split: found[split] for split in SPLIT_NAMES if split in found}
+
+
+def cut_in_three(dataset: AnyLabelled) -> dict[str, AnyLabelled]:
+    """Data without splits as 80 % train, 10 % validation and 10 % test of each label, which is logged."""
+    rest, test = hold_out(dataset)
+    train, validation = hold_out(rest, of=len(dataset))
+    sizes = len(train), len(validation), len(test)
+    logger.warning("%s: no splits; cut into %d training, %d validation and %d test %s", dataset.source, *sizes,
+                   dataset.noun)  # fmt: skip
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _label_rows(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The labels that are to have their share in each split: (row, label) of each. Numbers count by their tenth."""
+    if targets.ndim == 2:
+        rows, labels = np.nonzero(targets)
+        return rows, labels
+    if targets.dtype.kind == "f":
+        targets = np.searchsorted(np.quantile(targets, np.arange(1, 10) / 10), targets)
+    return np.arange(len(targets)), targets
 
 
 def _part_of_each_label(targets: np.ndarray, wanted: float, seed: int) -> np.ndarray:

@@ -7,10 +7,13 @@ import numpy as np
 
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
-from trainers.data.splits import stratified
+from trainers.data.reading import Reading
+from trainers.data.splits import sample, stratified
 from trainers.data.texts.augment import WordAugmentation
+from trainers.data.texts.dataset import TextDataset
 from trainers.data.texts.encode import EncodedTexts, encode_texts
-from trainers.data.texts.reader import TextDataset, load_text_datasets
+from trainers.data.texts.reader import load_text_datasets
+from trainers.data.texts.targets import SINGLE
 from trainers.tasks.classification import Classification, WindowedClassification
 from trainers.tasks.label_scores import LABEL_METRICS, label_counts
 from trainers.tasks.token import save_preprocessing, tokenizer_and_length
@@ -33,19 +36,40 @@ _KEPT = {"head": "the beginning", "head_tail": "half from each end"}
 
 def load(config: RunConfig) -> dict[str, TextDataset]:
     """The splits of the run's data, or as much of them as the settings want."""
-    datasets = load_text_datasets(config.data, on_bad_row=config.on_bad_row)
+    datasets = load_text_datasets(
+        config.data,
+        on_bad_row=config.on_bad_row,
+        reading=Reading.of(config),
+        problem_type=getattr(config, "problem_type", "auto"),
+    )
     limits = {"train": config.train_examples, "test": config.test_examples}
     if config.train_examples is not None and {"train", "validation"} <= datasets.keys():
         share = config.train_examples / len(datasets["train"])
         limits["validation"] = max(1, round(share * len(datasets["validation"])))
     for split, limit in limits.items():
         if limit is not None and split in datasets:
-            datasets[split] = stratified(datasets[split], datasets[split].targets, limit)
+            dataset = datasets[split]
+            single = dataset.problem_type == SINGLE
+            datasets[split] = stratified(dataset, dataset.targets, limit) if single else sample(dataset, limit, 0)
     return datasets
+
+
+def several_labels(dataset: TextDataset) -> None:
+    """Refuse texts with several labels at once, or with numbers, which are read but not learned yet.
+
+    Raises:
+        ValueError: there are such labels.
+    """
+    if dataset.problem_type != SINGLE:
+        raise ValueError(
+            f"{dataset.source}: the labels are those of {dataset.problem_type} ({', '.join(dataset.labels[:5])}, ...), "
+            "which is not learned yet. Give one label for each text, or name its column: --label-column."
+        )
 
 
 def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> EncodedTexts:
     """The data set in the model's tokens, each text shortened to what the model can take, or to be cut into windows."""
+    several_labels(dataset)
     tokenizer, max_length = tokenizer_and_length(model, config)
     eda = config.text_augment == "eda"
     longest = sys.maxsize if config.long_text == "windows" else max_length

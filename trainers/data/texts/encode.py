@@ -24,7 +24,8 @@ from trainers.data.texts.augment import WordAugmentation
 from trainers.data.tokens.pieces import special_ids
 from trainers.data.tokens.windows import IGNORED_LABEL
 
-LongText = Literal["head", "head_tail", "windows"]
+LongText = Literal["head", "tail", "head_tail", "windows"]
+"""What is kept of long texts. A run's settings have no "tail": some checkpoints ask for it."""
 Item = TypeVar("Item")
 
 TEXT_PROCESSING_FILE = "text_processing.json"
@@ -161,9 +162,9 @@ def encode_texts(
         tokenizer: knows the special tokens around a text.
         max_length: most tokens of a row, special tokens included.
         pad_token_id: fills short texts up in a batch.
-        long_text: "head" keeps the first tokens, "head_tail" half from each end (one more from the head if the number
-            is odd); the special tokens stay around them. "windows" keeps all tokens, and batches hold several rows of
-            at most ``max_length`` for a long text.
+        long_text: "head" keeps the first tokens, "tail" the last, "head_tail" half from each end (one more from the
+            head if the number is odd); the special tokens stay around them. "windows" keeps all tokens, and batches
+            hold several rows of at most ``max_length`` for a long text.
         augmentation: how training changes the texts; None: not at all.
 
     Raises:
@@ -208,10 +209,10 @@ def encode_texts(
 
 
 def shorten(ids: list[Item], capacity: int, long_text: LongText) -> list[Item]:
-    """At most ``capacity`` of the ids: the first ones, or half from each end."""
+    """At most ``capacity`` of the ids: the first ones, the last ones, or half from each end."""
     if len(ids) <= capacity:
         return ids
-    tail = capacity // 2 if long_text == "head_tail" else 0
+    tail = {"tail": capacity, "head_tail": capacity // 2}.get(long_text, 0)
     return ids[: capacity - tail] + ids[len(ids) - tail :]
 
 
@@ -270,5 +271,5 @@ class TextProcessing:
         if max_length is not None and (type(max_length) is not int or max_length < 1):
             raise ValueError(f"{where}: max_length is {max_length!r}, expected a number of tokens or null.")
         if long_text not in get_args(LongText):
-            raise ValueError(f"{where}: long_text is {long_text!r}, expected 'head', 'head_tail' or 'windows'.")
+            raise ValueError(f"{where}: long_text is {long_text!r}, expected one of {', '.join(get_args(LongText))}.")
         return cls(max_length, long_text)
