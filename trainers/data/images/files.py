@@ -48,14 +48,14 @@ Row = tuple[Path | bytes, str, Path, int | None]
 
 def inner_folders(folder: Path) -> list[Path]:
     """The folders in a folder, sorted by name, without hidden ones and what operating systems add."""
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not _is_ignored(path.name)]
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_ignored(path.name)]
 
 
 def image_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
     """Pictures in a folder, with ``deep`` also below it, in a fixed order; hidden ones are no data (as ._1.jpg beside
     1.jpg)."""
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if deep and not _is_ignored(name))
+        folders[:] = sorted(name for name in folders if deep and not is_ignored(name))
         for name in sorted(names):
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield Path(parent, name)
@@ -66,7 +66,8 @@ def holds_pictures(folder: Path) -> bool:
     return next(image_files(folder), None) is not None
 
 
-def _is_ignored(name: str) -> bool:
+def is_ignored(name: str) -> bool:
+    """Whether a folder is hidden, or what an operating system added."""
     return name.startswith(".") or name.lower() in IGNORED_FOLDERS
 
 
