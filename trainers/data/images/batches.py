@@ -194,14 +194,18 @@ class ImageBatches:
         """The keyword pixel_values (B, C, H, W) float32, and label ids (B,); augmented when ``epoch`` is given.
 
         Raises:
-            ValueError: a file cannot be decoded; the message begins with its path.
+            ValueError: a picture cannot be decoded; the message begins with its path.
         """
         pixels = self.processing.empty(len(indices))
         augment = "none" if epoch is None else self.augment
         for row, index in zip(pixels, indices.tolist(), strict=True):
             source = self.dataset.images[index]
             name = named(source) if isinstance(source, Path) else f"{self.dataset.source}, picture {index}"
-            image = augmented(decode(source, name), self.processing, augment, self.seed, epoch or 0, index)
+            try:
+                image = decode(source, name)
+            except ValueError as error:
+                raise ValueError(f"{error}. Mend it, or leave such pictures out: --on-bad-row skip") from error
+            image = augmented(image, self.processing, augment, self.seed, epoch or 0, index)
             self.processing.fill(row, image, name)
         return {"pixel_values": self.processing.normalised(pixels)}, torch.from_numpy(self.targets[indices])
 

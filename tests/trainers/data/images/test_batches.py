@@ -108,3 +108,15 @@ def test_a_picture_of_the_wrong_size_is_named(tmp_path):
     data = ImageBatches(dataset, ImageProcessing(size=(8, 8), resize_to=None))
     with pytest.raises(ValueError, match=r"a\.png: 12 x 10 pixels, but the model takes 8 x 8"):
         data.collate(np.array([0]))
+
+
+def test_a_picture_that_is_damaged_further_on_is_named_in_training(tmp_path):
+    Image.fromarray(np.repeat(PIXELS[0], 20, 0)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    batches = ImageBatches(ImageDataset.from_lists([tmp_path / "a.png"], ["a"]), PROCESSING)
+    with pytest.raises(ValueError, match=r"a\.png: damaged or cut short .*leave such pictures out: --on-bad-row skip"):
+        batches.collate(np.array([0]))
+    batches = ImageBatches(ImageDataset.from_lists([content[: len(content) // 2]], ["a"], source="mine"), PROCESSING)
+    with pytest.raises(ValueError, match=r"mine, picture 0: damaged or cut short"):
+        batches.collate(np.array([0]))
