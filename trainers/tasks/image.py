@@ -1,6 +1,7 @@
 """Image classification: a label for each picture."""
 
 import logging
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -57,13 +58,19 @@ def _processing(config: RunConfig, channels: int) -> ImageProcessing:
     processing = ImageProcessing.read(folder)
     if processing is None:
         processing = ImageProcessing(mean=(0.5,) * channels, std=(0.5,) * channels)
-        logger.warning("%s has no %s: pixels are brought to -1 to 1, as for ViT", folder, PREPROCESSOR_FILE)
+        _say_as_for_vit(folder)
     if processing.channels != channels:
         raise ValueError(
             f"{folder / PREPROCESSOR_FILE} has means for {processing.channels} channels, but the model "
             f"reads {channels}: the files are not of one model."
         )
     return processing
+
+
+@cache
+def _say_as_for_vit(folder: Path) -> None:
+    """Log it once, however many splits there are."""
+    logger.warning("%s has no %s: pixels are brought to -1 to 1, as for ViT", folder, PREPROCESSOR_FILE)
 
 
 def label_ids(dataset: ImageDataset) -> np.ndarray:

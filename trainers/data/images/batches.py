@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainers.data.images.arrays import CHANNELS
 from trainers.data.images.decode import decode, named, open_image
 from trainers.data.images.memory import as_stored, in_folder, plain_label
 from trainers.data.images.processing import ImageProcessing
@@ -78,10 +79,10 @@ class ImageDataset:
             raise ValueError(f"{source}: the pictures are {shown!r}, expected a list of pictures.")
         if isinstance(images, (np.ndarray, Tensor)) and images.ndim not in (3, 4):
             raise ValueError(f"{source} is {tuple(images.shape)}, expected pictures (N, H, W) or (N, H, W, C)")
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[3:] not in ((), (3,)):
-            images = [_kept(image, f"{source}, example {index}") for index, image in enumerate(images)]
-        else:
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and _is_plain(images):
             check_pixels(images, source)
+        else:
+            images = [_kept(image, f"{source}, example {index}") for index, image in enumerate(images)]
         return cls(images, *labels_from_list(labels, names, len(images), source), source)
 
     @classmethod
@@ -140,6 +141,11 @@ class ImageDataset:
             ValueError: a picture's label is not among them.
         """
         return replace(self, targets=relabel(self.targets, self.labels, labels, self.source), labels=labels)
+
+
+def _is_plain(images: np.ndarray) -> bool:
+    """Whether pictures are (N, H, W) or (N, H, W, 3), and cannot be (N, C, H, W)."""
+    return images.ndim == 3 or (images.shape[3] == 3 and images.shape[1] not in CHANNELS)
 
 
 def check_pixels(images: np.ndarray, name: str) -> None:

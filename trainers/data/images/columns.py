@@ -48,7 +48,7 @@ class Columns:
                 raise ValueError(f"of the columns {short(list(self.labels))} exactly one must be 1, but it is {what}")
             return ones[0]
         label = row.get(self.labels[0])
-        if label is None or label == "" or (isinstance(label, float) and math.isnan(label)):
+        if _is_empty(label):
             raise ValueError(f"{self.labels[0]} is empty: a picture without a label")
         if isinstance(label, (list, dict, bytes)):
             raise ValueError(f"{self.labels[0]} is {short(label)}, expected a name or a number")
@@ -77,6 +77,8 @@ def choose_columns(table: Table, pictures: Pictures, labels_of_training: Sequenc
         if missing:
             raise ValueError(f"{table.path} has no column {missing[0]!r}; it has {short(table.names)}")
         labels = tuple(labels_of_training)
+        if table.values and all(_is_empty(row.get(name)) for row in table.values for name in labels):
+            raise ValueError(f"{table.path}: {', '.join(labels)} is empty: it has no labels")
     else:
         labels = _label_columns(table, {picture, split})
     return Columns(picture, labels, split, table.class_names(labels[0]))
@@ -186,6 +188,10 @@ def _label_columns(table: Table, taken: set[str | None]) -> tuple[str, ...]:
         f"{table.path} has the columns {short(table.names)}: none is called one of {', '.join(LABEL_COLUMNS)}"
         + (f". Say which is the label: --label-column {left[0]}" if left else ", and none is left for the label.")
     )
+
+
+def _is_empty(label: Any) -> bool:
+    return label is None or label == "" or (isinstance(label, float) and math.isnan(label))
 
 
 def _number(value: Any) -> float | None:

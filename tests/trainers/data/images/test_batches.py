@@ -46,6 +46,7 @@ def test_pictures_of_your_own(tmp_path):
         (PIXELS[:, :, :, :2], ["a"] * 6, r"mine, example 0: its shape is \(10, 12, 2\), expected"),
         (PIXELS[0, 0], ["a"], r"mine is \(12, 3\), expected pictures \(N, H, W\)"),
         (PIXELS[:0], [], "mine is empty"),
+        (PIXELS[:, :3], ["a"] * 6, r"mine, example 0: its shape is \(3, 12, 3\), which can be 12 x 3 pixels"),
         (PIXELS, ["a"], "mine: 6 examples and 1 labels"),
         ([], [], "mine: 0 examples and 0 labels"),
         ("a.png", ["a"], "mine: the pictures are 'a.png', expected a list of pictures"),

@@ -175,7 +175,11 @@ def test_a_competitions_tables(tmp_path, caplog):
     found = read(tmp_path)
     assert found.keys() == {"train", "validation"}
     assert merged(found) == {f"train/{name}.jpg": "xy"[int(name) % 2] for name in names}
+    assert "not read: " in caplog.text
     assert "test.csv has no column 'breed'" in caplog.text
+    write(tmp_path / "test.csv", "id,breed", *(f"{name}," for name in names))
+    assert read(tmp_path) == found
+    assert "test.csv: breed is empty: it has no labels" in caplog.text
 
 
 def test_metadata_beside_the_pictures_of_each_split(tmp_path):
