@@ -270,16 +270,20 @@ def _drawn(file: TaggedFile, names: tuple[str, ...] | None, on_bad_row: OnBadRow
     for place, words, ids in tagged_rows(file, tag_ids, bad_rows):
         entities += [(len(places), index) for index in ids if tag_ids.names[index][0] == "B"]
         places.append(place)
-        texts.append(hashlib.blake2b("\0".join(words).encode(), digest_size=8).digest())
-    groups = np.unique(np.array(texts, dtype="S8"), return_inverse=True)[1]
+        texts.append(hashlib.blake2b("\0".join(words).encode(), digest_size=8).hexdigest())
+    few = (
+        f"{file} holds {len(places)} usable texts, too few to draw a training, a validation and a test split. "
+        "Give files of the splits, such as train.jsonl, valid.jsonl and test.jsonl."
+    )
+    if not places:
+        bad_rows.report()
+        raise ValueError(few)
+    groups = np.unique(np.array(texts), return_inverse=True)[1]
     rows, types = np.array(entities, dtype=np.int64).reshape(-1, 2).T
     split_of_row = stratified_split(groups, (rows, types), list(DRAWN_SHARES.values()), SPLIT_SEED)
     sizes = np.bincount(split_of_row, minlength=len(DRAWN_SHARES)).tolist()
     if min(sizes) == 0:
-        raise ValueError(
-            f"{file} holds {len(places)} usable texts, too few to draw a training, a validation and a test split from "
-            "them. Give files of the splits, such as train.jsonl, valid.jsonl and test.jsonl."
-        )
+        raise ValueError(few)
     bad_rows.report()
     listed = ", ".join(f"{size} for {split}" for size, split in zip(sizes, DRAWN_SHARES, strict=True))
     logger.warning("%s is one file, without splits: drawn from it were %s", file, listed)

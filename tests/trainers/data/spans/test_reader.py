@@ -232,6 +232,16 @@ def test_too_few_texts_to_split(tmp_path):
     (tmp_path / "all.jsonl").write_text(lines(ROWS))
     with pytest.raises(ValueError, match="holds 3 usable texts, too few to draw"):
         token_files(tmp_path / "all.jsonl")
+    (tmp_path / "all.jsonl").write_text(lines([{**ROWS[0], "answer": "ignore"}]))
+    with pytest.raises(ValueError, match="holds 0 usable texts, too few to draw"):
+        token_files(tmp_path / "all.jsonl")
+
+
+def test_one_file_without_any_entity(tmp_path):
+    rows = [{"text": f"no cells {number}", "label": []} for number in range(30)]
+    (tmp_path / "all.jsonl").write_text(lines(rows))
+    sizes = {split: len(file.in_memory()) for split, file in token_files(tmp_path / "all.jsonl").items()}
+    assert sizes == {"train": 24, "validation": 3, "test": 3}
 
 
 def test_a_long_file_stays_out_of_memory(tmp_path):
