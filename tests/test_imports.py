@@ -32,6 +32,7 @@ ORDER = (
     ("trainers.experiment",),
     ("trainers.finished",),
     ("trainers.serve", "trainers.results", "trainers.corpus"),
+    ("trainers.notebook",),
     ("trainers.cli",),
     ("trainers.__main__",),
 )

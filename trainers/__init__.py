@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from trainers.data.splits import hold_out
     from trainers.data.texts.dataset import TextDataset
     from trainers.data.tokens.reader import TokenDataset
-    from trainers.experiment import train
+    from trainers.notebook import train
     from trainers.serve import pipeline
 
 __all__ = ["ImageDataset", "RunConfig", "TextDataset", "TokenDataset", "hold_out", "pipeline", "train"]
@@ -25,7 +25,7 @@ _HOMES = {
     "TokenDataset": "data.tokens.reader",
     "hold_out": "data.splits",
     "pipeline": "serve",
-    "train": "experiment",
+    "train": "notebook",
 }
 
 

@@ -21,6 +21,7 @@ from lora_core.files import read_json_object
 
 TOKENIZER_FILE = "tokenizer.json"
 """The name beside a model's weights, and in the metadata of an ONNX file."""
+SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
 PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[SEP]"
 FETCH = "Fetch the file again."
 LEAST_COUNT = 2
@@ -46,6 +47,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         build = _roberta
     else:
+        if pieces := [name for name in SENTENCEPIECE_FILES if (folder / name).is_file()]:
+            raise ValueError(
+                f"{folder} holds its tokenizer as {pieces[0]} alone, which is not read here. Write a tokenizer.json "
+                f"beside it with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            )
         raise ValueError(
             f"{folder} holds no tokenizer: expected tokenizer.json, or vocab.txt (BERT), or vocab.json and "
             f"merges.txt (RoBERTa). Copy the tokenizer files of the checkpoint into this folder."

@@ -5,6 +5,10 @@ A kind (task.py has the protocol) is all that a run must know about its task; a 
 what lies above it import it.
 """
 
+import dataclasses
+import logging
+from typing import Any
+
 from trainers.config import RunConfig
 from trainers.tasks import image, text, token
 from trainers.tasks.task import Kind
@@ -17,6 +21,35 @@ def kind_of(task: str) -> Kind:
     if task not in KINDS:
         raise ValueError(f"task {task!r} cannot be trained; there are {', '.join(KINDS)}.")
     return KINDS[task]
+
+
+def load(config: RunConfig) -> dict[str, Any]:
+    """The splits of the run's data.
+
+    Raises:
+        ValueError: they cannot be read. Where another task could read them, the message says so.
+    """
+    try:
+        return kind_of(config.task).load(config)
+    except ValueError as error:
+        fitting = [task for task in KINDS if task != config.task and _can_load(config, task)]
+        if not fitting:
+            raise
+        raise ValueError(
+            f"{error} The data can be read for another task: did you forget --task {' or '.join(fitting)}?"
+        ) from error
+
+
+def _can_load(config: RunConfig, task: str) -> bool:
+    """Whether the data suits a task. What its reader says meanwhile is not the user's concern."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        return bool(KINDS[task].load(dataclasses.replace(config, task=task)))
+    except (ValueError, OSError, ModuleNotFoundError):
+        return False
+    finally:
+        logging.disable(before)
 
 
 def check_settings(config: RunConfig) -> None:

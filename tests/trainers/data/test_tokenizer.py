@@ -181,3 +181,10 @@ def test_a_vocabulary_larger_than_the_model_is_refused(minilm):
     tokenizer.add_tokens(["[GENE]"])
     with pytest.raises(ValueError, match="'\\[GENE\\]'"):
         check_vocabulary(tokenizer, 30522)
+
+
+@pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "spiece.model", "spm.model"])
+def test_a_folder_with_sentencepiece_alone_says_how_to_get_a_tokenizer_json(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=rf"its tokenizer as {name} alone.*save_pretrained"):
+        load_tokenizer(tmp_path)
