@@ -47,6 +47,10 @@ class Served:
     """Embeddings of the model; 0 for images."""
     long_text: LongText = "head"
     """What is kept of a text that exceeds `max_length`, where it is classified as a whole."""
+    pairs: bool | None = None
+    """Whether the model was trained on pairs of texts; None: it is not known."""
+    segments: int = 1
+    """Texts of a pair that the model tells apart by token_type_ids; 1: it takes none."""
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -109,7 +113,8 @@ def _load_run(folder: Path, device: torch.device) -> Served:
     model, config = finished.model, finished.config
     if config.method == "lora":
         lora_core.eject_lora(lora_core.merge_lora(model))
-    processing = TextProcessing(config.max_length, config.long_text)
+    pairs = TextProcessing.read(finished.weights_folder).pairs
+    processing = TextProcessing(config.max_length, config.long_text, pairs)
     return _of_model(str(folder), model, finished.weights_folder, device, processing)
 
 
@@ -136,6 +141,8 @@ def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device,
         pad_token_id=model.config.pad_token_id if reads_text else 0,
         vocab_size=model.config.vocab_size if reads_text else 0,
         long_text=processing.long_text,
+        pairs=processing.pairs,
+        segments=model.base_model.segments,
     )
 
 
@@ -167,6 +174,8 @@ def _load_onnx(path: Path, device: str | None) -> Served:
         pad_token_id=int(model.metadata.get("pad_token_id", 0)),
         vocab_size=model.vocab_size,
         long_text=processing.long_text,
+        pairs=processing.pairs,
+        segments=int(model.metadata.get("segments", 1)),
     )
 
 

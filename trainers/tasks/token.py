@@ -145,10 +145,10 @@ def _check_iob2(labels: tuple[str, ...], data: TokenWindows) -> None:
         )
 
 
-def save_preprocessing(config: RunConfig, folder: Path) -> None:
+def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False) -> None:
     """Write the model's tokenizer.json and the run's text_processing.json into ``folder``."""
     load_tokenizer(tokenizer_folder(config)).save(str(folder / TOKENIZER_FILE))
-    TextProcessing(config.max_length, config.long_text).save(folder)
+    TextProcessing(config.max_length, config.long_text, pairs).save(folder)
 
 
 def label_ids(dataset: TokenDataset) -> np.ndarray:

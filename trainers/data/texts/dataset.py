@@ -85,7 +85,8 @@ class TextDataset:
         source: str = "table in memory",
         problem_type: str = "auto",
     ) -> TextDataset:
-        """A split of your own table: a pandas or polars DataFrame, a datasets.Dataset, a list of dicts, a dict of lists.
+        """A split of your own table: a pandas or polars DataFrame, a datasets.Dataset, a list of dicts or dict of
+        lists.
 
         Args:
             table: the rows; a datasets.Dataset may name its labels itself.
@@ -109,14 +110,12 @@ class TextDataset:
         if chosen is None:
             raise no_columns(source, columns)
         labels = []
-        names = names or (chosen.label if len(chosen.label) > 1 else own_names.get(chosen.label[0]))
+        first, *others = chosen.label
+        names = names or (chosen.label if others else own_names.get(first))
         for index, row in enumerate(rows):
-            flags = {name: row.get(name) for name in chosen.label}
-            label = flags if len(flags) > 1 else row.get(chosen.label[0])
+            label = {name: row.get(name) for name in chosen.label} if others else row.get(first)
             if is_unlabelled(label, names):
-                raise ValueError(
-                    f"{source}, example {index}: it has no label ({chosen.label[0]}). Leave such rows out."
-                )
+                raise ValueError(f"{source}, example {index}: it has no label ({first}). Leave such rows out.")
             labels.append(label)
         texts, pairs = (
             [_joined([row.get(name) for name in parts], noun, source, index) for index, row in enumerate(rows)]
