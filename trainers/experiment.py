@@ -76,7 +76,7 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
     }
     trainable, total = lora_core.parameter_counts(model)
     if world.is_main:
-        save_model(model, config)
+        save_model(model, config, getattr(datasets["train"], "pairs", None) is not None)
     MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write(
         "result",
         step=state.step,
@@ -106,14 +106,18 @@ def _score(split: str, model: TaskModel, task: Task, data: Data, config: RunConf
     return {"loss": loss, **task.metrics(predictions, data)}
 
 
-def save_model(model: TaskModel, config: RunConfig) -> Path:
-    """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/."""
+def save_model(model: TaskModel, config: RunConfig, pairs: bool = False) -> Path:
+    """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/.
+
+    Args:
+        pairs: whether it was trained on pairs of texts.
+    """
     folder = RunFolder(config.output_dir).weights(config.method)
     if config.method == "lora":
         lora_core.save_adapter(model, folder)
     else:
         save_pretrained(model, folder)
-    kind_of(config.task).save_preprocessing(config, folder)
+    kind_of(config.task).save_preprocessing(config, folder, pairs)
     return folder
 
 

@@ -217,6 +217,7 @@ def _check_method(config: RunConfig) -> None:
 def _texts(train: TextDataset | TokenDataset) -> Iterator[str]:
     if isinstance(train, TextDataset):
         yield from train.texts
+        yield from train.pairs or ()
     else:
         for words in train.words:
             yield from words

@@ -20,6 +20,7 @@ from trainers.data.images.batches import ImageDataset
 from trainers.data.splits import HELD_OUT, SPLIT_SEED, hold_out, take
 from trainers.data.table import column_of, rows_of
 from trainers.data.texts.dataset import TextDataset
+from trainers.data.texts.encode import TextProcessing
 from trainers.data.tokens.reader import TokenDataset
 from trainers.experiment import logger, run
 from trainers.finished import FinishedRun
@@ -55,7 +56,8 @@ class TrainedRun(Run):
         if finished.config.method == "lora":
             lora_core.eject_lora(lora_core.merge_lora(finished.model))
         save_pretrained(finished.model, folder)
-        finished.kind.save_preprocessing(finished.config, Path(folder))
+        pairs = bool(TextProcessing.read(finished.weights_folder).pairs)
+        finished.kind.save_preprocessing(finished.config, Path(folder), pairs)
         return Path(folder)
 
 

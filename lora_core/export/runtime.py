@@ -84,21 +84,26 @@ class OnnxModel(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Return the logits in float32, on the inputs' device: (B, T, L) for tokens, (B, L) for texts and images.
 
         `input_ids` and `attention_mask` are (B, T), the mask nonzero at real tokens (None: all are real);
+        `token_type_ids` (B, T), of models of pairs of texts, say which text a token is of (None: all of the first);
         `pixel_values` is (B, C, height, width).
 
         Raises:
             ValueError: the inputs are not this model's.
         """
-        candidates = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+        candidates = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values,
+                      "token_type_ids": token_type_ids}  # fmt: skip
         given = {name: tensor for name, tensor in candidates.items() if tensor is not None}
         if not set(given) <= set(self.inputs) or next(iter(self.inputs)) not in given:
             raise ValueError(f"{self.path} takes {', '.join(self.inputs)}; given were {', '.join(given) or 'none'}")
         if input_ids is not None:
             self._check_ids(input_ids, attention_mask)
+            if "token_type_ids" in self.inputs:
+                given["token_type_ids"] = self._types(input_ids, token_type_ids)
             given["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask != 0
         else:
             channels, *size = self.image_shape
@@ -168,6 +173,16 @@ class OnnxModel(nn.Module):
                 f"input_ids holds {int(input_ids.min())} to {int(input_ids.max())}, the model has embeddings for "
                 f"0 to {self.vocab_size - 1}; use the model's own tokenizer"
             )
+
+    def _types(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        segments = int(self.metadata["segments"])
+        if types.shape != input_ids.shape or (types.numel() and not 0 <= types.min() <= types.max() < segments):
+            raise ValueError(
+                f"token_type_ids has the shape {tuple(types.shape)} and values up to {int(types.max())}; expected that "
+                f"of input_ids, {tuple(input_ids.shape)}, and values below {segments}"
+            )
+        return types
 
     def _providers(self) -> list[str]:
         return [CUDA, CPU] if self.metadata["precision"] == "fp32" and CUDA in _available() else [CPU]

@@ -76,7 +76,9 @@ def export_run(
     for path in (finished.files.onnx, finished.files.int8_onnx):  # of an earlier export
         remove(path)
     with TemporaryDirectory(prefix=".export-", dir=folder) as scratch:  # a file has its own name once it is checked
-        path = export_onnx(finished.model, Path(scratch, finished.files.onnx.name), metadata=_metadata(finished))
+        segments = getattr(data, "token_type_ids", None) is not None
+        path = Path(scratch, finished.files.onnx.name)
+        path = export_onnx(finished.model, path, metadata=_metadata(finished), segments=segments)
         batches = _parity_batches(finished.model, data)
         difference = verify_onnx(finished.model, path, batches, atol=LOGITS_WITHIN)
         parity = {"logits_within": difference, "allowed": LOGITS_WITHIN, "batches": len(batches)}
@@ -160,5 +162,7 @@ def _parity_batches(model: TaskModel, data: Data) -> list[Mapping[str, Tensor]]:
     chosen = by_length[np.linspace(0, len(by_length) - 1, min(PARITY_EXAMPLES, len(by_length))).astype(int)]
     if model.base_model.reads == "images":
         return [data.collate(chosen[:1])[0], data.collate(chosen[:8])[0]]
+    if getattr(data, "token_type_ids", None) is not None:
+        return [data.collate(part)[0] for part in (chosen[:1], chosen[-1:], chosen[:8], chosen)]
     sequences = [data.collate(chosen[place : place + 1])[0]["input_ids"][0].tolist() for place in range(len(chosen))]
     return list(parity_batches(model, sequences))

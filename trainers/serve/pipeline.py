@@ -16,7 +16,7 @@ from torch import Tensor
 from trainers.data.batches import evaluation_batches
 from trainers.data.images.decode import COLOUR, GREY
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
-from trainers.data.texts.encode import encode_texts
+from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts
 from trainers.data.tokenizer import check_vocabulary
 from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.serve.served import Served
@@ -184,7 +184,10 @@ class ClassificationPipeline(Pipeline):
 
 
 class TextPipeline(ClassificationPipeline):
-    """`classify(text)`: [{"label", "score"}]. Texts that exceed the model's length are shortened as in training."""
+    """`classify(text)`: [{"label", "score"}]. Texts that exceed the model's length are shortened as in training.
+
+    A pair of texts is ("a", "b") or {"text": "a", "text_pair": "b"}.
+    """
 
     fields: ClassVar[tuple[str, ...]] = ("text",)
 
@@ -194,17 +197,31 @@ class TextPipeline(ClassificationPipeline):
         check_vocabulary(self.tokenizer, served.vocab_size)
 
     def is_one(self, inputs: Any) -> bool:
-        return isinstance(inputs, str)
+        return isinstance(inputs, (str, dict)) or _is_pair(inputs)
 
-    def batches(self, inputs: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        texts = encode_texts(
-            inputs,
-            np.zeros(len(inputs)),
-            self.tokenizer,
-            self.served.max_length,
-            self.served.pad_token_id,
-            self.served.long_text,
-        )
+    def encode(self, inputs: Sequence[Any]) -> EncodedTexts:
+        """The texts, or the pairs of texts, in the model's tokens.
+
+        Raises:
+            ValueError: some are pairs and some are not, or the model was trained on the others.
+        """
+        given = [_texts_of(one) for one in inputs]
+        pairs = [pair for _, pair in given if pair is not None]
+        if pairs and len(pairs) < len(given):
+            raise ValueError("some inputs are pairs of texts and some are single texts. Give one kind at a time.")
+        if given and self.served.pairs is not None and self.served.pairs != bool(pairs):
+            wanted = '("a", "b"), or "text" and "text_pair"' if self.served.pairs else "one text each"
+            known = "pairs of texts" if self.served.pairs else "single texts"
+            raise ValueError(f"{self.served.source} was trained on {known}: give {wanted}.")
+        texts, targets, served = [text for text, _ in given], np.zeros(len(given)), self.served
+        if pairs:
+            return encode_pairs(
+                texts, pairs, targets, self.tokenizer, served.max_length, served.pad_token_id, served.segments
+            )
+        return encode_texts(texts, targets, self.tokenizer, served.max_length, served.pad_token_id, served.long_text)
+
+    def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        texts = self.encode(inputs)
         for indices in self.batches_of(texts.lengths):
             batch, labels = texts.collate(indices)
             # A text of several windows is there as often: more rows, maybe, than a batch may have.
@@ -213,6 +230,20 @@ class TextPipeline(ClassificationPipeline):
             for start in range(0, len(owners), size):
                 rows = slice(start, start + size)
                 yield owners[rows], {name: tensor[rows] for name, tensor in batch.items()}
+
+
+def _is_pair(inputs: Any) -> bool:
+    """Whether this is ("a", "b"); a list of two strings is two texts."""
+    return isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(text, str) for text in inputs)
+
+
+def _texts_of(one: Any) -> tuple[Any, str | None]:
+    """(The text, the second text of a pair or None) of one input."""
+    if isinstance(one, dict):
+        if not {"text"} <= one.keys() <= {"text", "text_pair"}:
+            raise ValueError(f"an input has the keys {list(one)}, expected text, and text_pair for a pair.")
+        return one["text"], one.get("text_pair")
+    return one if _is_pair(one) else (one, None)
 
 
 class ImagePipeline(ClassificationPipeline):

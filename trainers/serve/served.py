@@ -52,6 +52,10 @@ class Served:
     """Embeddings of the model; 0 for images."""
     long_text: LongText = "head"
     """What is kept of a text that exceeds `max_length`, where it is classified as a whole."""
+    pairs: bool | None = None
+    """Whether the model was trained on pairs of texts; None: it is not known."""
+    segments: int = 1
+    """Texts of a pair that the model tells apart by token_type_ids; 1: it takes none."""
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -120,7 +124,8 @@ def _load_run(folder: Path, device: torch.device) -> Served:
 def processing_of(finished: FinishedRun) -> TextProcessing:
     """How a run's model takes long texts: as its settings say, or else what was saved beside it."""
     saved = TextProcessing.read(finished.weights_folder)
-    return TextProcessing(finished.config.max_length or saved.max_length, finished.config.long_text)
+    longest = finished.config.max_length or saved.max_length
+    return TextProcessing(longest, finished.config.long_text, saved.pairs)
 
 
 def _processing_of_checkpoint(folder: Path) -> TextProcessing:
@@ -154,6 +159,8 @@ def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device,
         pad_token_id=model.config.pad_token_id if reads_text else 0,
         vocab_size=model.config.vocab_size if reads_text else 0,
         long_text=processing.long_text,
+        pairs=processing.pairs,
+        segments=model.base_model.segments,
     )
 
 
@@ -195,6 +202,8 @@ def _load_onnx(path: Path, device: str | None) -> Served:
         pad_token_id=int(model.metadata.get("pad_token_id", 0)),
         vocab_size=model.vocab_size,
         long_text=processing.long_text,
+        pairs=processing.pairs,
+        segments=int(model.metadata.get("segments", 1)),
     )
 
 

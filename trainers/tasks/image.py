@@ -43,7 +43,7 @@ def task(labels: tuple[str, ...], config: RunConfig, train: ImageBatches | None 
     return Classification(labels, None if train is None else training_loss(config, train.targets, len(labels)))
 
 
-def save_preprocessing(config: RunConfig, folder: Path) -> None:
+def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False) -> None:
     """Write preprocessor_config.json into ``folder``, with the size that the model was trained at."""
     values = read_config(resolve(config.model))
     size = config.image_size or values.get("image_size", 224)

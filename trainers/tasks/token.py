@@ -1,5 +1,6 @@
 """Token classification: a label for each word."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,10 +166,10 @@ def _check_iob2(labels: tuple[str, ...], data: TokenWindows) -> None:
         )
 
 
-def save_preprocessing(config: RunConfig, folder: Path) -> None:
+def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False) -> None:
     """Write the model's tokenizer.json and the run's text_processing.json into ``folder``."""
     load_tokenizer(tokenizer_folder(config)).save(str(folder / TOKENIZER_FILE))
-    _processing(config).save(folder)
+    dataclasses.replace(_processing(config), pairs=pairs).save(folder)
 
 
 def label_ids(dataset: TokenDataset) -> np.ndarray:
