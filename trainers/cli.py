@@ -263,17 +263,17 @@ def predict(
 
     Every input gives one output line, in order. Input is JSON lines {"text": "..."} or {"tokens": [...]}, whose other
     fields are kept; plain text, a text a line; tables (CSV, TSV, parquet, Excel) with a column of texts; for entities
-    also sentences with a word a line (CoNLL). For images it is {"image": "PATH"}, a path a line, or the images
-    themselves.
+    also sentences with a word a line (CoNLL). For images it is {"image": "PATH"}, a path a line, the images
+    themselves, or a folder of them. A pattern in quotes ("scans/*.png") names what fits it.
 
         lora-core predict runs/ner abstracts.jsonl --output found.jsonl
         echo "IL-2 gene expression requires NF-kappa B." | lora-core predict runs/ner/model.int8.onnx --format text
-        lora-core predict runs/cells scans/*.png --top-k 3
+        lora-core predict runs/cells scans --top-k 3
 
     Args:
         model: run folder, or its adapter/ or best/; model folder in transformers' layout; hub id; ONNX file, or a
             folder of exported files (int8 comes first).
-        files: input files; - is standard input.
+        files: input files, patterns, and folders of images; - is standard input.
         output: file to write, gzipped if its name ends in .gz; by default standard output.
         format: jsonl adds "entities" or "labels" to the input's fields, in place of one of that name; text is for
             reading.

@@ -18,6 +18,10 @@ UNSPLIT = "all"
 
 _SPLIT_STEM = re.compile(rf"({'|'.join(sorted(SPLIT_OF_NAME, key=len, reverse=True))})([-_.]\d.*)?")
 
+_SET = re.compile(r"(?<=.)(set|data)$")
+_TELL_NOTHING = {"set", "data", "dataset", "split", "folder", "files", "seg", "image", "images", "img", "imgs",
+                 "pictures", "photos", "label", "labels", "metadata", "annotations"}  # fmt: skip
+
 
 def split_of(path: Path) -> str | None:
     """The split that a file belongs to, or None.
@@ -27,6 +31,13 @@ def split_of(path: Path) -> str | None:
     if match := _SPLIT_STEM.fullmatch(path.name.split(".")[0].lower()):
         return SPLIT_OF_NAME[match[1]]
     return SPLIT_OF_NAME.get(path.parent.name.lower()) if path.name[:1].isdigit() else None
+
+
+def split_in_name(name: str) -> str | None:
+    """The split that a name tells in which other words tell nothing: TEST_SET, seg_train, val2017, training_images."""
+    words = [_SET.sub("", word) for word in re.findall(r"[a-z]+", name.lower())]
+    telling = {word for word in words if word and word not in _TELL_NOTHING}
+    return SPLIT_OF_NAME.get(telling.pop()) if len(telling) == 1 else None
 
 
 def split_in(path: Path) -> list[str]:
