@@ -244,6 +244,7 @@ def predict(
     aggregation_strategy: Literal["first", "average", "max"] | None = None,
     strict: bool = False,
     top_k: int | None = None,
+    threshold: float | None = None,
     max_tokens: int | None = None,
     device: str | None = None,
 ) -> None:
@@ -268,13 +269,19 @@ def predict(
         task: what the model does, where its folder does not tell.
         aggregation_strategy: entities: which pieces of a word decide its label (first).
         strict: entities: only B- opens an entity, as IOB2 has it.
-        top_k: classification: labels to give for each input (1).
+        top_k: classification: labels to give for each input (1; of a multi-label model those above their thresholds).
+        threshold: multi-label models: give the labels with a score above it (what training chose for each, or 0.5).
         max_tokens: most positions of a batch, padding included.
         device: such as cpu or cuda.
     """
     from trainers.serve.predict_files import predict_files
 
-    options = {"aggregation_strategy": aggregation_strategy, "strict": strict or None, "top_k": top_k}
+    options = {
+        "aggregation_strategy": aggregation_strategy,
+        "strict": strict or None,
+        "top_k": top_k,
+        "threshold": threshold,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     predict_files(
         model,

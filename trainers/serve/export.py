@@ -29,8 +29,9 @@ from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.finished import FinishedRun
 from trainers.show import text_table
+from trainers.tasks.decision import DECISION_FILE
 
-PREPROCESSING = (TOKENIZER_FILE, PREPROCESSOR_FILE)
+PREPROCESSING = (TOKENIZER_FILE, PREPROCESSOR_FILE, DECISION_FILE)
 """Files beside a run's weights that inference needs; an ONNX file holds their text under their names."""
 
 LOGITS_WITHIN = 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +14,10 @@ import lora_core
 from lora_core.models import load_pretrained
 from lora_core.models.build import TASKS, task_of_architectures
 from lora_core.models.source import CONFIG_FILE, read_config, resolve
-from lora_core.models.task_model import TaskModel
+from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.run_folder import RunFolder
+from trainers.tasks.decision import DECISION_FILE, Decision
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,6 +49,10 @@ class Served:
     """Embeddings of the model; 0 for images."""
     long_text: LongText = "head"
     """What is kept of a text that exceeds `max_length`, where it is classified as a whole."""
+    problem_type: ProblemType | None = None
+    """What the logits of a text or an image are for; None: nothing tells, so it follows from their number."""
+    thresholds: Mapping[str, float] | None = None
+    """By label, the score from which on it is given; None: the default's. For multi_label_classification."""
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -136,6 +142,8 @@ def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device,
         pad_token_id=model.config.pad_token_id if reads_text else 0,
         vocab_size=model.config.vocab_size if reads_text else 0,
         long_text=processing.long_text,
+        problem_type=model.problem_type,
+        thresholds=Decision.read(folder).thresholds,
     )
 
 
@@ -155,6 +163,7 @@ def _load_onnx(path: Path, device: str | None) -> Served:
     model = OnnxModel(path, providers=providers).eval()
     settings = model.metadata.get(TEXT_PROCESSING_FILE, "{}")
     processing = TextProcessing.from_json(settings, f"{path}: {TEXT_PROCESSING_FILE}")
+    decision = Decision.from_json(model.metadata.get(DECISION_FILE, "{}"), f"{path}: {DECISION_FILE}")
     return Served(
         str(path),
         model,
@@ -167,6 +176,8 @@ def _load_onnx(path: Path, device: str | None) -> Served:
         pad_token_id=int(model.metadata.get("pad_token_id", 0)),
         vocab_size=model.vocab_size,
         long_text=processing.long_text,
+        problem_type=model.problem_type,
+        thresholds=decision.thresholds,
     )
 
 
