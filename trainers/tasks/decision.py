@@ -74,7 +74,8 @@ class Decision:
         except ValueError as error:
             raise ValueError(f"{where}: {error}.") from error
         thresholds = values.get("thresholds")
-        numbers = thresholds.values() if isinstance(thresholds, dict) else () if thresholds is None else ("",)
-        if not all(type(number) in (int, float) and 0 <= number <= 1 for number in numbers):
+        named = thresholds if isinstance(thresholds, dict) else {}
+        wrong = [number for number in named.values() if type(number) not in (int, float) or not 0 <= number <= 1]
+        if wrong or (thresholds is not None and named is not thresholds):
             raise ValueError(f"{where}: thresholds is {thresholds!r}, expected a number from 0 to 1 for each label.")
         return cls(problem_type, thresholds)

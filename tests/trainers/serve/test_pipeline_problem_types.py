@@ -56,7 +56,7 @@ def text_model(checkpoint, folder, kind):
 
 
 def by_name(found):
-    return [{each["label"]: each["score"] for each in one} for one in found]
+    return [{each["label"]: round(each["score"], 5) for each in one} for one in found]
 
 
 def assert_same(found, expected, **tolerance):
