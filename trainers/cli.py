@@ -141,10 +141,10 @@ def train(config: RunConfig) -> None:
     if not _is_main():
         return
     test = result.get("test", result["validation"])
-    print(
-        f"F1 {test['f1']:.4f}, precision {test['precision']:.4f}, recall {test['recall']:.4f}; "
-        f"all figures in {RunFolder(config.output_dir).metrics}"
-    )
+    names = {"f1": "F1", "precision": "precision", "recall": "recall"} if "f1" in test else {
+        "pearson": "Pearson correlation", "mse": "squared error", "r2": "R2"}  # fmt: skip
+    shown = ", ".join(f"{name} {test[key]:.4f}" for key, name in names.items())
+    print(f"{shown}; all figures in {RunFolder(config.output_dir).metrics}")
 
 
 def compare(

@@ -15,9 +15,8 @@ from lora_core.models.task_model import scores_of_logits
 from trainers.data.batches import evaluation_batches
 from trainers.data.images.decode import COLOUR, GREY
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
-from trainers.data.texts.encode import encode_texts
+from trainers.data.texts.encode import encode_texts, first_windows
 from trainers.data.tokenizer import check_vocabulary
-from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.serve.served import Served
 from trainers.tasks.decision import Decision
 
@@ -216,7 +215,7 @@ class TextPipeline(ClassificationPipeline):
         for indices in self.batches_of(texts.lengths):
             batch, labels = texts.collate(indices)
             # A text of several windows is there as often: more rows, maybe, than a batch may have.
-            owners = indices[np.cumsum(labels.numpy() != IGNORED_LABEL) - 1]
+            owners = indices[np.cumsum(first_windows(labels).numpy()) - 1]
             size = max(1, self.max_tokens // batch["input_ids"].shape[1])
             for start in range(0, len(owners), size):
                 rows = slice(start, start + size)

@@ -130,6 +130,7 @@ def _load_checkpoint(source: str | Path, task: str | None, device: torch.device)
 
 def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device, processing: TextProcessing) -> Served:
     reads_text = model.base_model.reads == "text"
+    decision = Decision.read(folder)
     return Served(
         source,
         model.eval().to(device),
@@ -142,8 +143,8 @@ def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device,
         pad_token_id=model.config.pad_token_id if reads_text else 0,
         vocab_size=model.config.vocab_size if reads_text else 0,
         long_text=processing.long_text,
-        problem_type=model.problem_type,
-        thresholds=Decision.read(folder).thresholds,
+        problem_type=model.problem_type or decision.problem_type,
+        thresholds=decision.thresholds,
     )
 
 

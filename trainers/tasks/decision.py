@@ -34,10 +34,20 @@ class Decision:
         given = self.thresholds or {}
         return np.array([given.get(label, DEFAULT_THRESHOLD) for label in labels], dtype=np.float64)
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether the best label is given, which goes without saying."""
+        return self.problem_type in (None, "single_label_classification")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known, as JSON has it."""
+        thresholds = None if self.thresholds is None else dict(self.thresholds)
+        values = {"problem_type": self.problem_type, "thresholds": thresholds}
+        return {name: value for name, value in values.items() if value is not None}
+
     def save(self, folder: str | Path) -> None:
         """Write decision.json into a folder."""
-        thresholds = None if self.thresholds is None else dict(self.thresholds)
-        write_json(Path(folder) / DECISION_FILE, {"problem_type": self.problem_type, "thresholds": thresholds})
+        write_json(Path(folder) / DECISION_FILE, self.to_dict())
 
     @classmethod
     def read(cls, folder: str | Path) -> "Decision":

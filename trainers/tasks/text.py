@@ -2,19 +2,22 @@
 
 import logging
 import sys
+from functools import partial
+from itertools import chain
 
 import numpy as np
 
-from lora_core.models.task_model import TaskModel
+from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
+from trainers.data.labels import problem_type_of
 from trainers.data.splits import stratified
 from trainers.data.texts.augment import WordAugmentation
 from trainers.data.texts.encode import EncodedTexts, encode_texts
 from trainers.data.texts.reader import TextDataset, load_text_datasets
-from trainers.tasks.classification import Classification, WindowedClassification
-from trainers.tasks.label_scores import LABEL_METRICS, label_counts
+from trainers.tasks.classification import TASKS, Classification
+from trainers.tasks.label_scores import METRICS_OF, label_counts
 from trainers.tasks.token import save_preprocessing, tokenizer_and_length
-from trainers.training.losses import training_loss
+from trainers.training.losses import multi_label_loss, regression_loss, training_loss
 
 __all__ = ["encode", "load", "save_preprocessing", "task"]
 
@@ -23,10 +26,11 @@ logger = logging.getLogger("trainers")
 SETTINGS = frozenset(
     {"max_length", "long_text", "train_examples", "test_examples", "text_augment", "augment_share", "head", "tokenizer"}
     | {"confusing_words", "confusing_penalty"}
-    | {"text_column", "pair_column", "label_column", "delimiter", "encoding"}
+    | {"text_column", "pair_column", "label_column", "delimiter", "encoding", "problem_type"}
 )
-METRICS = LABEL_METRICS
+METRICS = tuple(dict.fromkeys(chain.from_iterable(METRICS_OF.values())))
 ONE_LABEL: bool = True
+PROBLEM_TYPES: tuple[ProblemType, ...] = tuple(METRICS_OF)
 
 _KEPT = {"head": "the beginning", "head_tail": "half from each end"}
 
@@ -34,6 +38,8 @@ _KEPT = {"head": "the beginning", "head_tail": "half from each end"}
 def load(config: RunConfig) -> dict[str, TextDataset]:
     """The splits of the run's data, or as much of them as the settings want."""
     datasets = load_text_datasets(config.data, on_bad_row=config.on_bad_row)
+    if config.problem_type != "auto":
+        datasets = {split: dataset.with_problem_type(config.problem_type) for split, dataset in datasets.items()}
     limits = {"train": config.train_examples, "test": config.test_examples}
     if config.train_examples is not None and {"train", "validation"} <= datasets.keys():
         share = config.train_examples / len(datasets["train"])
@@ -71,14 +77,21 @@ def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> Encoded
 
 
 def task(labels: tuple[str, ...], config: RunConfig, train: EncodedTexts | None = None) -> Classification:
-    """The loss and the scores."""
-    kind = WindowedClassification if config.long_text == "windows" else Classification
-    return kind(labels, None if train is None else training_loss(config, train.targets, len(labels)))
+    """The loss and the scores. Where the settings do not say the problem type, it is that of the training targets."""
+    problem_type = config.problem_type
+    if problem_type == "auto":
+        problem_type = "single_label_classification" if train is None else problem_type_of(train.targets)
+    loss = None
+    if train is not None:
+        losses = {"single_label_classification": partial(training_loss, num_labels=len(labels)),
+                  "multi_label_classification": multi_label_loss, "regression": regression_loss}  # fmt: skip
+        loss = losses[problem_type](config, train.targets)
+    return TASKS[problem_type](labels, loss, windows=config.long_text == "windows")
 
 
 def label_ids(dataset: TextDataset) -> np.ndarray:
-    """The label id of each example, (N,)."""
-    return dataset.targets
+    """The label id of each example, (N,); of several labels 0 or 1 for each, (N * L,); or the numbers, (N,)."""
+    return dataset.targets.reshape(-1)
 
 
 counts = label_counts

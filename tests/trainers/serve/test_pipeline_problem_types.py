@@ -56,6 +56,7 @@ def text_model(checkpoint, folder, kind):
 
 
 def by_name(found):
+    """The score of each label, rounded: batches of other sizes differ in the last bits."""
     return [{each["label"]: round(each["score"], 5) for each in one} for one in found]
 
 
@@ -69,7 +70,7 @@ def test_texts_have_the_scores_of_transformers_in_every_form(checkpoint, tmp_pat
     folder = text_model(checkpoint, tmp_path / "model", kind)
     expected = transformers.pipeline("text-classification", model=str(folder), device="cpu", top_k=None)(TEXTS)
     ours = pipeline(None, folder, top_k=None)
-    assert_same(ours(TEXTS), expected, abs=1e-5)
+    assert_same(ours(TEXTS), expected, abs=1e-4)
     assert [each["label"] for each in ours(TEXTS)[0]] == [each["label"] for each in expected[0]]
 
     save_pretrained(ours.served.model, tmp_path / "again")
@@ -77,7 +78,7 @@ def test_texts_have_the_scores_of_transformers_in_every_form(checkpoint, tmp_pat
 
     metadata = {"tokenizer.json": (folder / "tokenizer.json").read_text()}
     fp32 = export_onnx(ours.served.model, tmp_path / "model.onnx", metadata=metadata)
-    assert_same(pipeline(None, fp32, top_k=None)(TEXTS), expected, abs=1e-5)
+    assert_same(pipeline(None, fp32, top_k=None)(TEXTS), expected, abs=1e-4)
     int8 = quantize_onnx(fp32, tmp_path / "model.int8.onnx")
     assert OnnxModel(int8).problem_type == KINDS[kind][0]
     assert_same(pipeline(None, int8, top_k=None)(TEXTS), expected, abs=0.6)  # a regression's values are up to 10
@@ -85,7 +86,7 @@ def test_texts_have_the_scores_of_transformers_in_every_form(checkpoint, tmp_pat
     (tmp_path / "in.txt").write_text("\n".join(TEXTS))
     main(["predict", str(folder), str(tmp_path / "in.txt"), "--top-k", "3"])
     lines = [json.loads(line)["labels"] for line in capsys.readouterr().out.splitlines()]
-    assert_same(lines, expected, abs=1e-5)
+    assert_same(lines, expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["multi", "regression", "unnamed"])

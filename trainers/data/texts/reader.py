@@ -5,10 +5,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from trainers.data.labels import LabelNames, labels_from_list, relabel, sorted_names
+from lora_core.models.task_model import ProblemType
+from trainers.data.labels import (
+    LabelNames,
+    as_problem_type,
+    problem_type_of,
+    relabel,
+    sorted_names,
+    targets_from_list,
+)
 from trainers.data.rows import BadRows, OnBadRow, short
 from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, check_one_form, find_source, split_of
 from trainers.data.splits import completed
@@ -45,9 +54,10 @@ class TextDataset:
     texts: list[str]
     """The texts."""
     targets: np.ndarray
-    """(N,) int64 label ids."""
+    """(N,) int64 label ids; or (N, L) float32, 1 for each label that a text has and 0 for the others; or (N,) float32
+    numbers to predict."""
     labels: tuple[str, ...]
-    """Label names; the index is the id."""
+    """Label names; the index is the id. Of numbers the name of what they are."""
     source: str
     """The file or folder that the split was read from."""
 
@@ -55,7 +65,7 @@ class TextDataset:
     def from_lists(
         cls,
         texts: Iterable[str],
-        labels: Iterable[str | int],
+        labels: Iterable[Any],
         *,
         names: Sequence[str] | None = None,
         source: str = "texts in memory",
@@ -64,7 +74,8 @@ class TextDataset:
 
         Args:
             texts: N strings.
-            labels: N names of labels, or ids from 0.
+            labels: N names of labels, or ids from 0; or N lists of these, or an array (N, L) of 0 and 1, where a text
+                may have several labels or none; or N floats, numbers to predict.
             names: the names in order of their ids; None: those that occur, sorted as `load_text_datasets` sorts them.
             source: what messages call these texts.
 
@@ -80,10 +91,15 @@ class TextDataset:
                 cleaned.append(text_of([text]))
             except ValueError as problem:
                 raise ValueError(f"{source}, example {index}: {problem}.") from problem
-        return cls(cleaned, *labels_from_list(labels, names, len(cleaned), source), source)
+        return cls(cleaned, *targets_from_list(labels, names, len(cleaned), source), source)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def problem_type(self) -> ProblemType:
+        """What the targets are."""
+        return problem_type_of(self.targets)
 
     @property
     def noun(self) -> str:
@@ -107,6 +123,15 @@ class TextDataset:
             ValueError: a text's label is not among them.
         """
         return replace(self, targets=relabel(self.targets, self.labels, labels, self.source), labels=labels)
+
+    def with_problem_type(self, problem_type: ProblemType) -> "TextDataset":
+        """The same texts with their labels read as this.
+
+        Raises:
+            ValueError: as `as_problem_type`.
+        """
+        targets, labels = as_problem_type(self.targets, self.labels, problem_type, self.source)
+        return replace(self, targets=targets, labels=labels)
 
 
 def load_text_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[str, TextDataset]:
