@@ -141,10 +141,10 @@ def train(config: RunConfig) -> None:
     if not _is_main():
         return
     test = result.get("test", result["validation"])
-    print(
-        f"F1 {test['f1']:.4f}, precision {test['precision']:.4f}, recall {test['recall']:.4f}; "
-        f"all figures in {RunFolder(config.output_dir).metrics}"
-    )
+    names = {"f1": "F1", "precision": "precision", "recall": "recall"} if "f1" in test else {
+        "pearson": "Pearson correlation", "mse": "squared error", "r2": "R2"}  # fmt: skip
+    shown = ", ".join(f"{name} {test[key]:.4f}" for key, name in names.items())
+    print(f"{shown}; all figures in {RunFolder(config.output_dir).metrics}")
 
 
 def compare(
@@ -256,6 +256,7 @@ def predict(
     aggregation_strategy: Literal["first", "average", "max"] | None = None,
     strict: bool = False,
     top_k: int | None = None,
+    threshold: float | None = None,
     max_tokens: int | None = None,
     device: str | None = None,
 ) -> None:
@@ -287,7 +288,8 @@ def predict(
         task: what the model does, where its folder does not tell.
         aggregation_strategy: entities: which pieces of a word decide its label (first).
         strict: entities: only B- opens an entity, as IOB2 has it.
-        top_k: classification: labels to give for each input (1).
+        top_k: classification: labels to give for each input (1; of a multi-label model those above their thresholds).
+        threshold: multi-label models: give the labels with a score above it (what training chose for each, or 0.5).
         max_tokens: most positions of a batch, padding included; 1 runs each input alone, so that with an int8 file its
             result does not depend on its neighbours.
         device: such as cpu or cuda.
@@ -295,7 +297,12 @@ def predict(
     from trainers.data.reading import Reading
     from trainers.serve.predict_files import predict_files
 
-    options = {"aggregation_strategy": aggregation_strategy, "strict": strict or None, "top_k": top_k}
+    options = {
+        "aggregation_strategy": aggregation_strategy,
+        "strict": strict or None,
+        "top_k": top_k,
+        "threshold": threshold,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     predict_files(
         model,

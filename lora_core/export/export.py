@@ -27,8 +27,9 @@ def export_onnx(
     Args:
         segments: `token_type_ids` (B, T) int64 are an input too, for models of pairs of texts.
         metadata: text by name, such as the tokenizer's JSON, stored in the file beside its own: labels (a JSON list),
-            task, model_type, precision, layers, opset, for text max_tokens, vocab_size and pad_token_id, for images
-            image_shape (channels, height, width), versions, and the sha256 of the model's weights and of the graph.
+            task, problem_type if the model has one, model_type, precision, layers, opset, for text max_tokens,
+            vocab_size and pad_token_id, for images image_shape (channels, height, width), versions, and the sha256 of
+            the model's weights and of the graph.
 
     Raises:
         ValueError: the model is of another kind, or its encoder or head has no graph; there is NaN or infinity after
@@ -66,6 +67,8 @@ def describe(model: TaskModel) -> dict[str, str]:
         "layers": str(model.config.num_hidden_layers),
         "opset": str(OPSET),
     }
+    if model.problem_type is not None:
+        facts["problem_type"] = model.problem_type
     if model.base_model.reads == "images":
         facts["image_shape"] = json.dumps([model.config.num_channels, *model.config.image_shape])
     else:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lora_core.export.onnx_file import AGAIN, read_file
 from lora_core.export.parameters import sha256_of
 from lora_core.models.layers import check_input
+from lora_core.models.task_model import ProblemType, problem_type_of_config
 from lora_core.models.vit import check_images
 
 CUDA = "CUDAExecutionProvider"
@@ -43,7 +44,7 @@ class OnnxModel(nn.Module):
 
     Attributes:
         labels: names in the order of the logits.
-        task, model_type: the exported model's.
+        task, problem_type, model_type: the exported model's.
         max_tokens, vocab_size: limits of input_ids, 0 for images.
         image_shape: (C, height, width), () for text.
         metadata: all that the file holds, text by name.
@@ -65,6 +66,7 @@ class OnnxModel(nn.Module):
         self.path = Path(path)
         self.metadata = read_file(self.path).metadata
         self.task = self.metadata["task"]
+        self.problem_type: ProblemType | None = problem_type_of_config(self.metadata)
         self.model_type = self.metadata["model_type"]
         self.labels: tuple[str, ...] = tuple(json.loads(self.metadata["labels"]))
         self.max_tokens = int(self.metadata.get("max_tokens", 0))
@@ -145,6 +147,7 @@ class OnnxModel(nn.Module):
         view.__dict__.update(self.__dict__)
         adapter, facts = self.adapters[adapter_name]
         view.acting, view.labels = adapter, tuple(facts["labels"])
+        view.problem_type = problem_type_of_config(facts)
         view.metadata = self.metadata | facts["metadata"]
         return view.train(self.training)
 

@@ -78,9 +78,7 @@ def test_what_is_no_table_is_refused_with_its_columns(tmp_path):
 
 def test_a_data_set_of_another_task_says_which(tmp_path):
     texts = trainers.TextDataset.from_lists(["a", "b"], ["x", "y"])
-    with pytest.raises(
-        ValueError, match=r"is a TextDataset, but task is 'token.*Pass task='text-class"
-    ):
+    with pytest.raises(ValueError, match=r"is a TextDataset, but task is 'token.*Pass task='text-class"):
         trainers.train({"train": texts}, output_dir=str(tmp_path / "run"))
 
 

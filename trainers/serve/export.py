@@ -30,8 +30,9 @@ from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.finished import FinishedRun
 from trainers.serve.served import processing_of
 from trainers.show import text_table
+from trainers.tasks.decision import DECISION_FILE
 
-PREPROCESSING = (TOKENIZER_FILE, PREPROCESSOR_FILE)
+PREPROCESSING = (TOKENIZER_FILE, PREPROCESSOR_FILE, DECISION_FILE)
 """Files beside a run's weights that inference needs; an ONNX file holds their text under their names."""
 
 LOGITS_WITHIN = 1e-4
@@ -84,7 +85,7 @@ def export_run(
         parity = {"logits_within": difference, "allowed": LOGITS_WITHIN, "batches": len(batches)}
         update_metadata(path, {"parity": json.dumps(parity)})
         path = move(path, folder)
-        files = [_exported(path, finished.metric, difference=difference)]
+        files = [_exported(path, finished.guarded_metric, difference=difference)]
         if quantize:
             reference = finished.score(finished.model, data)
             quantised = quantize_onnx(path, Path(scratch, finished.files.int8_onnx.name))
@@ -93,10 +94,11 @@ def export_run(
                 return finished.score(model, data)
 
             lost = verify_score(quantised, score, reference, limit_points=points_lost)
-            parity = {"metric": finished.metric, "reference": reference, "points_lost": lost, "allowed": points_lost,
+            parity = {"metric": finished.guarded_metric, "reference": reference, "points_lost": lost,
+                      "allowed": points_lost,
                       "examples": len(data.lengths)}  # fmt: skip
             update_metadata(quantised, {"parity": json.dumps(parity)})
-            files.append(_exported(move(quantised, folder), finished.metric, points_lost=lost))
+            files.append(_exported(move(quantised, folder), finished.guarded_metric, points_lost=lost))
     return files
 
 

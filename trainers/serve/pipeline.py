@@ -6,19 +6,20 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, TypedDict, TypeVar
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lora_core.models.task_model import scores_of_logits
 from trainers.data.batches import evaluation_batches
 from trainers.data.images.decode import is_picture
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
-from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts
+from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts, first_windows
 from trainers.data.tokenizer import check_vocabulary
-from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.serve.served import Served
+from trainers.tasks.decision import Decision
 
 logger = logging.getLogger(__name__)
 
@@ -132,27 +133,57 @@ class LabelScore(TypedDict):
 
     label: str
     score: float
-    """Its probability, 0 to 1."""
+    """Its probability, 0 to 1; the value itself for a regression."""
 
 
 class ClassificationPipeline(Pipeline):
     """The best label of each input; with `top_k` other than 1 a list of labels, best first.
 
-    As in transformers, a single input gives a list of labels in either case.
+    As in transformers, a single input gives a list of labels in either case. A multi-label model gives a list of every
+    label above its threshold, which may be empty, unless `top_k` is given.
     """
 
-    options: ClassVar[tuple[str, ...]] = ("top_k",)
+    options: ClassVar[tuple[str, ...]] = ("top_k", "threshold")
 
-    def __init__(self, served: Served, *, top_k: int | None = 1, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        served: Served,
+        *,
+        top_k: int | Literal["auto"] | None = "auto",
+        threshold: float | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
         """
         Args:
-            top_k: labels to give for each input; None: all of them.
+            top_k: labels to give for each input; None: all of them; "auto": one, or for a multi-label model those above
+                their thresholds.
+            threshold: multi-label models: give the labels with a score above it, of `top_k` at most. None: each label's
+                own, which training chose, or 0.5.
+
+        Raises:
+            ValueError: top_k is below 1, or a threshold is no probability or not for this model.
         """
         super().__init__(served, max_tokens=max_tokens)
-        if top_k is not None and top_k < 1:
+        if isinstance(top_k, int) and top_k < 1:
             raise ValueError(f"top_k={top_k}: expected at least 1, or None for all labels.")
+        several = served.problem_type == "multi_label_classification"
+        if threshold is not None and not several:
+            raise ValueError(
+                f"threshold={threshold}: it is for models with problem_type multi_label_classification, but that of "
+                f"{served.source} is {served.problem_type or 'not given'}. Leave it out."
+            )
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold}: expected a probability, 0 to 1.")
+        self.thresholds: np.ndarray | None = None
+        """(L,) the score above which a label is given; None: `top_k` alone counts."""
+        if threshold is not None:
+            self.thresholds = np.full(len(self.labels), threshold)
+        elif several and top_k == "auto":
+            self.thresholds = Decision(thresholds=served.thresholds).of(self.labels)
+        if top_k == "auto":
+            top_k = None if several else 1
         self.top_k = min(top_k or len(self.labels), len(self.labels))
-        self.single = top_k == 1
+        self.single = top_k == 1 and self.thresholds is None
 
     def __call__(self, inputs: Any) -> Any:
         result = super().__call__(inputs)
@@ -165,11 +196,12 @@ class ClassificationPipeline(Pipeline):
             np.add.at(logits, indices, self.logits(batch).cpu().numpy())
             np.add.at(rows, indices, 1)
         # Of an input of several rows, the mean of their logits counts.
-        probabilities = torch.from_numpy(logits / rows).softmax(dim=1).numpy()
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top_k]  # (inputs, top_k)
+        scores = scores_of_logits(torch.from_numpy(logits / rows), self.served.problem_type).numpy()
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : self.top_k]  # (inputs, top_k)
+        given = np.ones_like(scores, dtype=bool) if self.thresholds is None else scores > self.thresholds
         results = [
-            [LabelScore(label=self.labels[label], score=float(row[label])) for label in labels]
-            for row, labels in zip(probabilities, best, strict=True)
+            [LabelScore(label=self.labels[label], score=float(row[label])) for label in labels if wanted[label]]
+            for row, labels, wanted in zip(scores, best, given, strict=True)
         ]
         return [labels[0] for labels in results] if self.single else results
 
@@ -187,8 +219,8 @@ class TextPipeline(ClassificationPipeline):
 
     fields: ClassVar[tuple[str, ...]] = ("text",)
 
-    def __init__(self, served: Served, *, top_k: int | None = 1, max_tokens: int | None = None) -> None:
-        super().__init__(served, top_k=top_k, max_tokens=max_tokens)
+    def __init__(self, served: Served, **options: Any) -> None:
+        super().__init__(served, **options)
         self.tokenizer = served.tokenizer()
         check_vocabulary(self.tokenizer, served.vocab_size)
 
@@ -209,7 +241,7 @@ class TextPipeline(ClassificationPipeline):
             wanted = '("a", "b"), or "text" and "text_pair"' if self.served.pairs else "one text each"
             known = "pairs of texts" if self.served.pairs else "single texts"
             raise ValueError(f"{self.served.source} was trained on {known}: give {wanted}.")
-        texts, targets, served = [text for text, _ in given], np.zeros(len(given)), self.served
+        texts, targets, served = [text for text, _ in given], np.zeros(len(given), dtype=np.int64), self.served
         if pairs:
             return encode_pairs(
                 texts, pairs, targets, self.tokenizer, served.max_length, served.pad_token_id, served.segments
@@ -221,7 +253,7 @@ class TextPipeline(ClassificationPipeline):
         for indices in self.batches_of(texts.lengths):
             batch, labels = texts.collate(indices)
             # A text of several windows is there as often: more rows, maybe, than a batch may have.
-            owners = indices[np.cumsum(labels.numpy() != IGNORED_LABEL) - 1]
+            owners = indices[np.cumsum(first_windows(labels).numpy()) - 1]
             size = max(1, self.max_tokens // batch["input_ids"].shape[1])
             for start in range(0, len(owners), size):
                 rows = slice(start, start + size)
@@ -248,8 +280,8 @@ class ImagePipeline(ClassificationPipeline):
 
     fields: ClassVar[tuple[str, ...]] = ("image",)
 
-    def __init__(self, served: Served, *, top_k: int | None = 1, max_tokens: int | None = None) -> None:
-        super().__init__(served, top_k=top_k, max_tokens=max_tokens)
+    def __init__(self, served: Served, **options: Any) -> None:
+        super().__init__(served, **options)
         self.processing = _processing(served)
         height, width = self.processing.size
         self._rows = max(1, self.max_tokens * PIXELS_PER_TOKEN // (height * width))

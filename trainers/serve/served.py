@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +15,11 @@ import lora_core
 from lora_core.models import load_pretrained
 from lora_core.models.build import TASKS, task_of_architectures
 from lora_core.models.source import CONFIG_FILE, read_config, resolve
-from lora_core.models.task_model import TaskModel
+from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.data.tokenizer import StatedLimits
 from trainers.run_folder import RunFolder
+from trainers.tasks.decision import DECISION_FILE, Decision
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -56,6 +58,10 @@ class Served:
     """Whether the model was trained on pairs of texts; None: it is not known."""
     segments: int = 1
     """Texts of a pair that the model tells apart by token_type_ids; 1: it takes none."""
+    problem_type: ProblemType | None = None
+    """What the logits of a text or an image are for; None: nothing tells, so it follows from their number."""
+    thresholds: Mapping[str, float] | None = None
+    """By label, the score from which on it is given; None: the default's. For multi_label_classification."""
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -147,6 +153,7 @@ def _load_checkpoint(source: str | Path, task: str | None, device: torch.device)
 
 def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device, processing: TextProcessing) -> Served:
     reads_text = model.base_model.reads == "text"
+    decision = Decision.read(folder)
     return Served(
         source,
         model.eval().to(device),
@@ -161,6 +168,8 @@ def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device,
         long_text=processing.long_text,
         pairs=processing.pairs,
         segments=model.base_model.segments,
+        problem_type=model.problem_type or decision.problem_type,
+        thresholds=decision.thresholds,
     )
 
 
@@ -190,6 +199,7 @@ def _load_onnx(path: Path, device: str | None) -> Served:
     model = OnnxModel(path, providers=providers).eval()
     settings = model.metadata.get(TEXT_PROCESSING_FILE, "{}")
     processing = TextProcessing.from_json(settings, f"{path}: {TEXT_PROCESSING_FILE}")
+    decision = Decision.from_json(model.metadata.get(DECISION_FILE, "{}"), f"{path}: {DECISION_FILE}")
     return Served(
         str(path),
         model,
@@ -204,6 +214,8 @@ def _load_onnx(path: Path, device: str | None) -> Served:
         long_text=processing.long_text,
         pairs=processing.pairs,
         segments=int(model.metadata.get("segments", 1)),
+        problem_type=model.problem_type,
+        thresholds=decision.thresholds,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_core.models.source import read_config, resolve
-from lora_core.models.task_model import TaskModel
+from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
 from trainers.data.images.batches import ImageBatches, ImageDataset
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
@@ -18,9 +18,10 @@ from trainers.training.losses import training_loss
 
 logger = logging.getLogger("trainers")
 
-SETTINGS = frozenset({"image_size", "augment", "label_column", "delimiter", "encoding"})
+SETTINGS = frozenset({"image_size", "augment", "label_column", "delimiter", "encoding", "problem_type"})
 METRICS = LABEL_METRICS
 ONE_LABEL: bool = True
+PROBLEM_TYPES: tuple[ProblemType, ...] = ("single_label_classification",)
 
 
 def load(config: RunConfig) -> dict[str, ImageDataset]:

@@ -50,7 +50,11 @@ def test_a_damaged_picture_costs_one_row(finished_image, folder, capsys, caplog)
     (folder / "11.png").write_bytes(whole[: len(whole) // 2])
     (folder / "12.png").touch()
     lines = predicted(capsys, finished_image, folder)
-    assert [line for line in lines if "labels" in line] == pytest.approx(before)
+    scored = [line for line in lines if "labels" in line]
+    for line, other in zip(scored, before, strict=True):
+        (label,), (expected,) = line["labels"], other["labels"]
+        assert (line["image"], label["label"]) == (other["image"], expected["label"])
+        assert label["score"] == pytest.approx(expected["score"], abs=1e-6)
     assert [line["image"] for line in lines] == [
         str(folder / name) for name in ("10.png", "11.png", "12.png", "2.JPG", "sub/3.png")
     ]

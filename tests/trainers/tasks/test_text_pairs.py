@@ -97,9 +97,7 @@ def test_pairs_are_predicted_in_every_form_and_file(finished):
 def test_settings_for_single_texts_are_refused(checkpoint, corpus, tmp_path):
     config = RunConfig(task="text-classification", model=str(checkpoint), data=str(corpus), output_dir=tmp_path / "r")
     for name, value in (("long_text", "windows"), ("text_augment", "eda")):
-        with pytest.raises(
-            ValueError, match=f"{name} is {value}, which is for single texts; .*train.csv holds pairs"
-        ):
+        with pytest.raises(ValueError, match=f"{name} is {value}, which is for single texts; .*train.csv holds pairs"):
             run(dataclasses.replace(config, **{name: value}))
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from trainers.data.labels import LabelNames, labels_from_list, relabel
+from trainers.data.labels import LabelNames, as_problem_type, labels_from_list, relabel
 from trainers.data.reading import Reading
 from trainers.data.rows import refuse_lone_surrogates, short
 from trainers.data.table import rows_of
 from trainers.data.texts.columns import Ambiguous, choose_columns, no_columns
-from trainers.data.texts.targets import MULTI, REGRESSION, SINGLE, ProblemType, Targets, is_unlabelled
+from trainers.data.texts.targets import MULTI, SINGLE, ProblemType, Targets, is_unlabelled
 
 NAMED = 1000
 """Rows of a list whose keys are looked at to tell its columns."""
@@ -151,19 +151,17 @@ class TextDataset:
         Raises:
             ValueError: a text's label is not among them.
         """
-        if self.problem_type == SINGLE:
-            return replace(self, targets=relabel(self.targets, self.labels, labels, self.source), labels=labels)
-        if self.problem_type == REGRESSION:
-            return replace(self, labels=labels)
-        used = np.flatnonzero(self.targets.sum(0)).tolist()
-        unknown = [self.labels[column] for column in used if self.labels[column] not in labels]
-        if unknown:
-            raise ValueError(f"{self.source} has labels that are not among {list(labels)}: {unknown}.")
-        targets = np.zeros((len(self), len(labels)), dtype=np.float32)
-        for column, name in enumerate(labels):
-            if name in self.labels:
-                targets[:, column] = self.targets[:, self.labels.index(name)]
+        targets = relabel(self.targets, self.labels, labels, self.source)
         return replace(self, targets=targets, labels=labels)
+
+    def with_problem_type(self, problem_type: ProblemType) -> TextDataset:
+        """The same texts with their labels read as this.
+
+        Raises:
+            ValueError: there is no such reading of the labels.
+        """
+        targets, labels = as_problem_type(self.targets, self.labels, problem_type, self.source)
+        return replace(self, targets=targets, labels=labels, problem_type=problem_type)
 
 
 def text_of(parts: Sequence[Any], noun: str = "the text") -> str:

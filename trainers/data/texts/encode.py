@@ -68,19 +68,20 @@ class EncodedTexts:
 
     @property
     def label_counts(self) -> np.ndarray:
-        """(N,) ones: a text has one label."""
-        return np.broadcast_to(np.int64(1), len(self))
+        """(N,) terms of the summed loss: one for a text, or one for each label that it may have."""
+        return np.broadcast_to(np.int64(self.targets[0].size if len(self) else 1), len(self))
 
     def collate(
         self, indices: Sequence[int] | np.ndarray, epoch: int | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
         """A batch of texts: ({"input_ids": (R, T), "attention_mask": (R, T)}, labels (R,)), all int64.
 
-        Pairs have "token_type_ids" (R, T) too, where the encoder takes them. Labels are (R, L) or decimals where the
-        targets are.
+        Pairs have "token_type_ids" (R, T) too, where the encoder takes them. Labels are (R, L) or (R,) float32 where
+        the targets are.
 
         With an ``epoch``, so in training, the texts are changed as ``augmentation`` says. Where texts are cut into
-        windows, the label stands at the first window of a text, and IGNORED_LABEL at its others.
+        windows, the label stands at the first window of a text, and IGNORED_LABEL, or NaN, at its others
+        (`first_windows`).
 
         Raises:
             ValueError: there are no indices.
@@ -95,7 +96,8 @@ class EncodedTexts:
             windows = [[text] if self.cutter is None else self.cutter(text) for text in texts]
             rows = [row for text in windows for row in text]
             first = np.cumsum([0, *map(len, windows)])[:-1]  # (B,) the first row of each text
-            labels = np.full(len(rows), IGNORED_LABEL, dtype=np.int64)
+            empty = IGNORED_LABEL if labels.dtype == np.int64 else np.nan
+            labels = np.full((len(rows), *labels.shape[1:]), empty, dtype=labels.dtype)
             labels[first] = self.targets[indices]
             tokens, lengths = np.concatenate(rows), np.array([len(row) for row in rows])
             starts = np.cumsum(lengths) - lengths
@@ -139,14 +141,21 @@ class WindowCutter:
         return [np.concatenate([ids[: self.prefix], part, ids[end:]]) for part in np.array_split(body, count)]
 
 
+def first_windows(labels: Tensor) -> Tensor:
+    """Which rows (R,) of a batch begin a text, given its labels (`EncodedTexts.collate`)."""
+    if not labels.is_floating_point():
+        return labels != IGNORED_LABEL
+    return ~labels.reshape(len(labels), -1)[:, 0].isnan()
+
+
 def mean_of_windows(logits: Tensor, labels: Tensor) -> Tensor:
     """The logits (B, L) of texts: means over the windows' logits.
 
     Args:
         logits: (R, L) the windows'.
-        labels: (R,) those of `EncodedTexts.collate`.
+        labels: those of `EncodedTexts.collate`.
     """
-    text = (labels != IGNORED_LABEL).cumsum(0) - 1  # (R,) the text of each window
+    text = first_windows(labels).cumsum(0) - 1  # (R,) the text of each window
     count = torch.bincount(text)  # (B,)
     sums = torch.zeros(len(count), logits.shape[1], dtype=torch.float32, device=logits.device)
     return sums.index_add(0, text, logits.float()) / count[:, None]
@@ -165,7 +174,7 @@ def encode_texts(
 
     Args:
         texts: N strings.
-        targets: (N,) label ids.
+        targets: (N,) label ids, or (N, L) or (N,) float32 as in `TextDataset`.
         tokenizer: knows the special tokens around a text.
         max_length: most tokens of a row, special tokens included.
         pad_token_id: fills short texts up in a batch.
@@ -178,11 +187,8 @@ def encode_texts(
         ValueError: a text is no string or holds half of a character, the targets are not one for each text, or
             ``max_length`` leaves no room for text.
     """
-    targets = np.asarray(targets)
-    targets = (
-        targets if targets.dtype == np.float32 else targets.astype(np.int64)
-    )  # of float32: numbers, several labels
-    if targets.shape[:1] != (len(texts),):
+    targets = _checked_targets(np.asarray(targets))
+    if targets.shape[:1] != (len(texts),) or targets.ndim > 2:
         raise ValueError(f"got targets of shape {targets.shape} for {len(texts)} texts, expected one for each.")
     prefix, suffix = special_ids(tokenizer)
     capacity = max_length - len(prefix) - len(suffix)
@@ -244,7 +250,7 @@ def encode_pairs(
         ValueError: a text is no string or holds half of a character, there are not as many of both and of the targets,
             or ``max_length`` leaves no room for both.
     """
-    targets = np.asarray(targets)
+    targets = _checked_targets(np.asarray(targets))
     if not len(texts) == len(pairs) == len(targets):
         raise ValueError(f"got {len(targets)} targets for {len(texts)} texts and {len(pairs)} second texts.")
     special = tokenizer.num_special_tokens_to_add(True)
@@ -272,6 +278,20 @@ def encode_pairs(
     input_ids = np.concatenate([np.empty(0, dtype=np.int32), *rows])
     numbers = np.concatenate([np.empty(0, dtype=np.int8), *types]) if segments > 1 else None
     return EncodedTexts(input_ids, offsets, targets, pad_token_id, shortened, token_type_ids=numbers)
+
+
+def _checked_targets(targets: np.ndarray) -> np.ndarray:
+    """The targets as float32 where they are that, else as int64.
+
+    Raises:
+        ValueError: label ids have a fraction.
+    """
+    if targets.dtype == np.float32:
+        return targets
+    ids = targets.astype(np.int64)
+    if not np.array_equal(ids, targets):
+        raise ValueError("targets are no whole numbers, as label ids are; give numbers to predict as float32.")
+    return ids
 
 
 def shorten(ids: list[Item], capacity: int, long_text: LongText) -> list[Item]:
