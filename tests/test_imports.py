@@ -24,6 +24,7 @@ ORDER = (
     ("lora_core.export",),
     ("trainers.config", "trainers.show", "trainers.run_folder"),
     ("trainers.data",),
+    ("trainers.data.spans",),
     ("trainers.data.tokens",),
     ("trainers.data.texts", "trainers.data.images"),
     ("trainers.model", "trainers.training"),

@@ -216,7 +216,7 @@ def check_data(
         lora-core check-data data/finer-139 --on-bad-row skip
 
     Args:
-        data: a file or folder of JSON lines, parquet or CoNLL; a name in $LORA_DATA_DIR; or a hub id.
+        data: a file or folder of JSON lines, parquet, CoNLL or texts with spans; a name in $LORA_DATA_DIR; or a hub id.
         output_dir: where the files go.
         label_file: names of the tag ids, where the data does not give them.
         on_bad_row: stop at a damaged row and name it, or count and report it.
@@ -239,7 +239,12 @@ def predict(
     files: Annotated[tuple[str, ...], tyro.conf.Positional] = ("-",),
     output: Path | None = None,
     format: Literal["jsonl", "text"] = "jsonl",
-    input_format: Literal["auto", "jsonl", "text"] = "auto",
+    input_format: Literal["auto", "jsonl", "text", "table", "conll"] = "auto",
+    text_column: str = "",
+    pair_column: str = "",
+    delimiter: str = "",
+    encoding: str = "",
+    on_bad_row: Literal["mark", "error", "skip"] = "mark",
     task: Literal["token-classification", "text-classification", "image-classification"] | None = None,
     aggregation_strategy: Literal["first", "average", "max"] | None = None,
     strict: bool = False,
@@ -249,9 +254,10 @@ def predict(
 ) -> None:
     """Predict from files: entities of texts, labels of texts, or labels of images.
 
-    Every input line gives one output line, in order. Input is JSON lines {"text": "..."} or {"tokens": [...]}, whose
-    other fields are kept, or plain text, a text a line. For images it is {"image": "PATH"}, a path a line, or the
-    images themselves.
+    Every input gives one output line, in order. Input is JSON lines {"text": "..."} or {"tokens": [...]}, whose other
+    fields are kept; plain text, a text a line; tables (CSV, TSV, parquet, Excel) with a column of texts; for entities
+    also sentences with a word a line (CoNLL). For images it is {"image": "PATH"}, a path a line, or the images
+    themselves.
 
         lora-core predict runs/ner abstracts.jsonl --output found.jsonl
         echo "IL-2 gene expression requires NF-kappa B." | lora-core predict runs/ner/model.int8.onnx --format text
@@ -261,17 +267,26 @@ def predict(
         model: run folder, or its adapter/ or best/; model folder in transformers' layout; hub id; ONNX file, or a
             folder of exported files (int8 comes first).
         files: input files; - is standard input.
-        output: file to write; by default standard output.
+        output: file to write, gzipped if its name ends in .gz; by default standard output.
         format: jsonl adds "entities" or "labels" to the input's fields, in place of one of that name; text is for
             reading.
-        input_format: auto takes .jsonl and .json as JSON lines, and other input too if it begins with a brace.
+        input_format: auto goes by the file's name, then by its content; standard input is JSON lines if it begins with
+            a brace, else plain text.
+        text_column: tables: the column of the text, or of its parts ("title,body"); by default names that are usual.
+        pair_column: tables: the column of the second text of a pair; by default names that are usual.
+        delimiter: tables: what stands between columns, such as "," or "tab"; by default what the content says.
+        encoding: of the input, such as utf-8 or cp1252; by default what the content says.
+        on_bad_row: what to do with an input that cannot be used: mark puts {"error": ...} in its place, skip leaves it
+            out (both count them at the end), error stops there.
         task: what the model does, where its folder does not tell.
         aggregation_strategy: entities: which pieces of a word decide its label (first).
         strict: entities: only B- opens an entity, as IOB2 has it.
         top_k: classification: labels to give for each input (1).
-        max_tokens: most positions of a batch, padding included.
+        max_tokens: most positions of a batch, padding included; 1 runs each input alone, so that with an int8 file its
+            result does not depend on its neighbours.
         device: such as cpu or cuda.
     """
+    from trainers.data.reading import Reading
     from trainers.serve.predict_files import predict_files
 
     options = {"aggregation_strategy": aggregation_strategy, "strict": strict or None, "top_k": top_k}
@@ -282,6 +297,8 @@ def predict(
         output,
         format=format,
         input_format=input_format,
+        reading=Reading(text_column=text_column, pair_column=pair_column, delimiter=delimiter, encoding=encoding),
+        on_bad_row=on_bad_row,
         task=task,
         max_tokens=max_tokens,
         device=device,

@@ -155,8 +155,8 @@ class DataSettings(Settings):
 
     data: str = ""
     """A folder or file, a name inside $LORA_DATA_DIR, or a hub id such as tner/bionlp2004. Words: JSON lines (tner),
-    parquet or CoNLL; texts: CSV, JSON lines, parquet or a folder for each class; images: MedMNIST .npz, a folder for
-    each class, or CSV of paths."""
+    parquet or CoNLL, or texts with spans (doccano, Prodigy, spaCy, Label Studio, brat); texts: CSV, JSON
+    lines, parquet or a folder for each class; images: MedMNIST .npz, a folder for each class, or CSV of paths."""
     columns: str = ""
     """Words: the columns of the word and of the tag in files of columns, as "2,4" (from 1) or as names in their header;
     by default what the content says."""

@@ -18,7 +18,7 @@ from lora_core.models.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
 from trainers.config import LEARNING_RATES, UNTRAINED_RATE, RunConfig
 from trainers.data.texts.dataset import TextDataset
-from trainers.data.tokenizer import PAD, build_vocabulary, load_tokenizer
+from trainers.data.tokenizer import PAD, build_vocabulary, for_words, load_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
 from trainers.data.tokens.reader import TokenDataset
 from trainers.run_folder import RunFolder
@@ -122,7 +122,7 @@ def _token_ids(config: RunConfig) -> list[int]:
     """
     path = Path(config.confusing_words)
     words = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    tokenizer = load_tokenizer(tokenizer_folder(config))
+    tokenizer = for_words(load_tokenizer(tokenizer_folder(config)))
     unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "<unk>")
     found, left_out = [], []
     for word in words:

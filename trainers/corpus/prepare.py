@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lora_core.files import read_json_object, replacing, sha256_of_file, write_json
+from lora_core.files import read_json_object, replacing, write_json
 from trainers.corpus.scan import Scan, scan
 from trainers.corpus.statistics import Statistics, statistics, write_statistics
 from trainers.data.rows import BadRows, OnBadRow
@@ -100,7 +100,7 @@ def prepare(
     record = json.loads(json.dumps({**origin, "settings": dataclasses.asdict(settings)}))
     done = _is_prepared(folder, record)
     found = find_tagged_source(source, label_file)
-    digests = [sha256_of_file(path) for path in dict.fromkeys(file.path for file in found.files)]
+    digests = [digest for _, digest in dict.fromkeys((file.path, file.sha256()) for file in found.files)]
     record["contents"] = {"files": digests, "names": found.names and list(found.names)}
     if done:
         if _read_record(folder).get("contents", record["contents"]) != record["contents"]:

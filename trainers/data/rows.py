@@ -40,6 +40,8 @@ class BadRows:
     on_bad_row: OnBadRow
     count: int = 0
     first: list[str] = field(default_factory=list)
+    changed: dict[str, Any] = field(default_factory=dict)
+    """What else was not taken as it stood, in words that a number can stand before: how often, and where first."""
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in get_args(OnBadRow):
@@ -56,8 +58,15 @@ class BadRows:
         if len(self.first) < NAMED_ROWS:
             self.first.append(where)
 
+    def change(self, what: str, where: str) -> None:
+        """Count something that is no damage, but must be known: what was changed or passed over on purpose."""
+        count, first = self.changed.get(what, (0, where))
+        self.changed[what] = (count + 1, first)
+
     def report(self) -> None:
-        """Log how many rows were left out, and the first of them; nothing if there were none."""
+        """Log how many rows were left out, and what was changed, each with the first; nothing if there was nothing."""
+        for what, (count, first) in self.changed.items():
+            logger.warning("%d %s; the first: %s", count, what, first)
         if self.count:
             more = "; ..." if self.count > len(self.first) else ""
             logger.warning("left out %d bad rows: %s%s", self.count, "; ".join(self.first), more)

@@ -21,6 +21,8 @@ HELD_OUT = 0.1
 """Share of the training examples that becomes the validation split, where the data has none."""
 SPLIT_SEED = 0
 """Seed of that choice. It is not the run's, so that runs with other seeds are scored on the same examples."""
+DRAWN_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
+"""Shares of the splits of a data set that has none."""
 
 
 class LabelledDataset(Protocol):

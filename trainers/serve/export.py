@@ -25,9 +25,10 @@ from lora_core.files import sha256_of_file
 from lora_core.models.task_model import TaskModel
 from trainers.data.batches import Data
 from trainers.data.images.processing import PREPROCESSOR_FILE
-from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
+from trainers.data.texts.encode import TEXT_PROCESSING_FILE
 from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.finished import FinishedRun
+from trainers.serve.served import processing_of
 from trainers.show import text_table
 
 PREPROCESSING = (TOKENIZER_FILE, PREPROCESSOR_FILE)
@@ -143,9 +144,7 @@ def _metadata(finished: FinishedRun) -> dict[str, str]:
     if not texts:
         raise ValueError(f"{finished.weights_folder} holds neither {' nor '.join(PREPROCESSING)}: the run is damaged.")
     if TOKENIZER_FILE in texts:
-        pairs = TextProcessing.read(finished.weights_folder).pairs
-        processing = TextProcessing(finished.config.max_length, finished.config.long_text, pairs)
-        texts[TEXT_PROCESSING_FILE] = processing.to_json()
+        texts[TEXT_PROCESSING_FILE] = processing_of(finished).to_json()
     return {**texts, **_origin(finished), "run": finished.run.name, "base_model": Path(finished.config.model).name,
             "data": Path(finished.config.data).name}  # fmt: skip
 

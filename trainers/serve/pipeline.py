@@ -3,7 +3,9 @@ length, the forward pass), and those that give one label, or the best few, for e
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
 
@@ -22,12 +24,18 @@ from trainers.serve.served import Served
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+logger = logging.getLogger(__name__)
+
 MAX_TOKENS = {"cpu": 1024, "cuda": 16_384}
 """Positions of a batch, padding included: work enough for the device; on a CPU more would leave its caches."""
 
 
 class Pipeline:
-    """A function from inputs to predictions; subclasses say what an input is and predict a list of them."""
+    """A function from inputs to predictions; subclasses say what an input is and predict a list of them.
+
+    Threads may share a pipeline: each call's results are what it would give alone. So may processes forked from the one
+    that made it, where torch then computes with one thread (ONNX files: only if they were loaded with one).
+    """
 
     options: ClassVar[tuple[str, ...]] = ()
     """Keywords that the subclass takes beside `max_tokens`."""
@@ -43,6 +51,7 @@ class Pipeline:
         self.labels = served.labels
         """Label names in the order of the logits."""
         self.max_tokens = max_tokens or MAX_TOKENS.get(served.device.type, MAX_TOKENS["cpu"])
+        self._process = os.getpid()
 
     def __call__(self, inputs: Any) -> Any:
         """The result of one input, a list of results for a list, an iterator over results for another iterable."""
@@ -73,11 +82,23 @@ class Pipeline:
     @torch.inference_mode()
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """The model's logits in float32, on its device."""
+        if os.getpid() != self._process:
+            self._settle_in_child()
         return self.served.model(**{name: tensor.to(self.served.device) for name, tensor in inputs.items()}).float()
 
     def probabilities(self, inputs: dict[str, Tensor]) -> np.ndarray:
         """Softmax of the model's logits, (B, L) or (B, T, L) float32."""
         return self.logits(inputs).softmax(dim=-1).cpu().numpy()
+
+    def _settle_in_child(self) -> None:
+        """In a forked process torch's threads are gone, and it would wait for them for ever: it goes on with one."""
+        self._process = os.getpid()
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
+            logger.warning(
+                "this process was forked after its pipeline was made: torch computes with one thread here. For more, "
+                "make the pipeline in each process, or start them with the method spawn."
+            )
 
 
 Item = TypeVar("Item")
@@ -88,13 +109,17 @@ CHUNK_CHARACTERS = 1 << 20
 """Characters after which a chunk is full, however few inputs it has."""
 
 
-def chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """The items in order, in lists of bounded size; no more than one list is read ahead."""
+def chunks(items: Iterable[Item], of: Callable[[Item], Any] | None = None) -> Iterator[list[Item]]:
+    """The items in order, in lists of bounded size; no more than one list is read ahead.
+
+    ``of`` gives the input that an item holds; None: the item is one.
+    """
     chunk: list[Item] = []
     characters = 0
     for item in items:
         chunk.append(item)
-        characters += len(item) if isinstance(item, str) else 8 * len(item) if isinstance(item, (list, tuple)) else 0
+        held = item if of is None else of(item)
+        characters += len(held) if isinstance(held, str) else 8 * len(held) if isinstance(held, (list, tuple)) else 0
         if len(chunk) == CHUNK_ITEMS or characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
@@ -191,7 +216,14 @@ class TextPipeline(ClassificationPipeline):
         texts, targets, served = [text for text, _ in given], np.zeros(len(given)), self.served
         if pairs:
             return encode_pairs(
-                texts, pairs, targets, self.tokenizer, served.max_length, served.pad_token_id, served.segments
+                texts,
+                pairs,
+                targets,
+                self.tokenizer,
+                served.max_length,
+                served.pad_token_id,
+                served.segments,
+                served.long_text,
             )
         return encode_texts(texts, targets, self.tokenizer, served.max_length, served.pad_token_id, served.long_text)
 

@@ -24,7 +24,8 @@ from trainers.data.texts.augment import WordAugmentation
 from trainers.data.tokens.pieces import special_ids
 from trainers.data.tokens.windows import IGNORED_LABEL
 
-LongText = Literal["head", "head_tail", "windows"]
+LongText = Literal["head", "tail", "head_tail", "windows"]
+"""What is kept of long texts. A run's settings have no "tail": some checkpoints ask for it."""
 Item = TypeVar("Item")
 
 TEXT_PROCESSING_FILE = "text_processing.json"
@@ -168,9 +169,9 @@ def encode_texts(
         tokenizer: knows the special tokens around a text.
         max_length: most tokens of a row, special tokens included.
         pad_token_id: fills short texts up in a batch.
-        long_text: "head" keeps the first tokens, "head_tail" half from each end (one more from the head if the number
-            is odd); the special tokens stay around them. "windows" keeps all tokens, and batches hold several rows of
-            at most ``max_length`` for a long text.
+        long_text: "head" keeps the first tokens, "tail" the last, "head_tail" half from each end (one more from the
+            head if the number is odd); the special tokens stay around them. "windows" keeps all tokens, and batches
+            hold several rows of at most ``max_length`` for a long text.
         augmentation: how training changes the texts; None: not at all.
 
     Raises:
@@ -225,6 +226,7 @@ def encode_pairs(
     max_length: int,
     pad_token_id: int,
     segments: int = 1,
+    long_text: LongText = "head",
 ) -> EncodedTexts:
     """Tokenise pairs of texts, such as [CLS] a [SEP] b [SEP], and shorten those of more than ``max_length`` tokens.
 
@@ -238,6 +240,7 @@ def encode_pairs(
         max_length: most tokens of a row, special tokens included.
         pad_token_id: fills short rows up in a batch.
         segments: texts that the encoder tells apart by token_type_ids; 1: it takes none.
+        long_text: "tail" has the longer text lose its first tokens instead.
 
     Raises:
         ValueError: a text is no string or holds half of a character, there are not as many of both and of the targets,
@@ -253,7 +256,7 @@ def encode_pairs(
     types: list[np.ndarray] = []
     shortened = 0
     own = Tokenizer.from_str(tokenizer.to_str())  # the given one stays without truncation
-    own.enable_truncation(max_length, strategy="longest_first")
+    own.enable_truncation(max_length, strategy="longest_first", direction="left" if long_text == "tail" else "right")
     with tqdm(total=len(texts), desc="tokenise", unit="pair", disable=len(texts) < 10 * CHUNK) as progress:
         for start in range(0, len(texts), CHUNK):
             chunk = list(zip(texts[start : start + CHUNK], pairs[start : start + CHUNK], strict=True))
@@ -274,10 +277,10 @@ def encode_pairs(
 
 
 def shorten(ids: list[Item], capacity: int, long_text: LongText) -> list[Item]:
-    """At most ``capacity`` of the ids: the first ones, or half from each end."""
+    """At most ``capacity`` of the ids: the first ones, the last ones, or half from each end."""
     if len(ids) <= capacity:
         return ids
-    tail = capacity // 2 if long_text == "head_tail" else 0
+    tail = {"tail": capacity, "head_tail": capacity // 2}.get(long_text, 0)
     return ids[: capacity - tail] + ids[len(ids) - tail :]
 
 
@@ -338,7 +341,7 @@ class TextProcessing:
         if max_length is not None and (type(max_length) is not int or max_length < 1):
             raise ValueError(f"{where}: max_length is {max_length!r}, expected a number of tokens or null.")
         if long_text not in get_args(LongText):
-            raise ValueError(f"{where}: long_text is {long_text!r}, expected 'head', 'head_tail' or 'windows'.")
+            raise ValueError(f"{where}: long_text is {long_text!r}, expected one of {', '.join(get_args(LongText))}.")
         pairs = values.get("pairs")
         if pairs not in (None, False, True):
             raise ValueError(f"{where}: pairs is {pairs!r}, expected true, false or null.")

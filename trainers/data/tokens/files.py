@@ -8,7 +8,7 @@ Exports and selections of them come in the other forms.
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +17,10 @@ from lora_core.files import read_json_object
 from trainers.data.labels import read_label_names
 from trainers.data.rows import parquet_metadata, short
 from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, check_one_form, find_source, split_of
+from trainers.data.spans.reader import digest, find_spans, holds_spans
 from trainers.data.tokens.bio import is_tag
 
-Format = Literal["json", "conll", "parquet"]
+Format = Literal["json", "conll", "parquet", "spans"]
 FORMATS: dict[str, Format] = {
     ".jsonl": "json",
     ".json": "json",
@@ -28,6 +29,7 @@ FORMATS: dict[str, Format] = {
     ".bio": "conll",
     ".iob2": "conll",
     ".parquet": "parquet",
+    ".spacy": "spans",
 }
 """By the end of the file name; behind those of lines .gz may stand."""
 TAG_COLUMNS = ("ner_tags", "tags")
@@ -47,6 +49,10 @@ class TaggedFile:
 
     def __str__(self) -> str:
         return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+    def sha256(self) -> str:
+        """What tells this file, or what lies in this folder of texts with spans, from others."""
+        return digest(self)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "") -> Tagge
     shards have a number in their name. The files stand in the folder itself, or else in its subfolder `dataset`, or
     else anywhere below.
 
+    Texts with labelled spans, as annotation tools export them, are told by their content (trainers/data/spans).
+
     Tag ids are named by `label_file` ({"O": 0, ...}, a JSON list, or a name a line); otherwise by the parquet
     files' metadata, label.json, dataset_infos.json, or the head of README.md.
 
@@ -81,7 +89,9 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "") -> Tagge
     else:
         folder = path.parent
         places = ([path],)
-    if path.is_file() and path.suffix != ".zip":
+    if annotated := find_spans(path):
+        files = [TaggedFile(*place, "spans") for place in annotated]
+    elif path.is_file() and path.suffix != ".zip":
         files = [TaggedFile(path, "", UNSPLIT, _format_or_error(path))]
     else:
         files = next(filter(None, (_find_files(sorted(place), folder) for place in places)), [])
@@ -92,6 +102,10 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "") -> Tagge
                 f"zip."
             )
         _check_forms(files, path)
+    if any(file.format == "json" and holds_spans(file.path, file.member) for file in files):
+        files = [replace(file, format="spans") for file in files]
+    if files[0].format == "spans" and not label_file:
+        return TaggedSource(tuple(files), None)
     names = _read_names(Path(label_file)) if label_file else _declared_names(files, folder)
     return TaggedSource(tuple(files), names)
 
@@ -105,7 +119,7 @@ def _find_files(paths: list[Path], folder: Path) -> list[TaggedFile]:
         members = [(name, Path(name)) for name in _zip_members(path)] if path.suffix == ".zip" else [("", inside)]
         for member, name in members:
             split, kind = split_of(name), _format(name)
-            if split and kind and not (member and kind == "parquet"):
+            if split and kind and not (member and kind in ("parquet", "spans")):
                 files.append(TaggedFile(path, member, split, kind))
     return sorted(files, key=_file_order)
 
@@ -124,7 +138,7 @@ def _file_order(file: TaggedFile) -> tuple[int, str]:
 
 def _format(path: Path) -> Format | None:
     kind = FORMATS.get(Path(path.name.removesuffix(".gz")).suffix)
-    return None if kind == "parquet" and path.suffix == ".gz" else kind
+    return None if kind in ("parquet", "spans") and path.suffix == ".gz" else kind
 
 
 def _format_or_error(path: Path) -> Format:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lora_core.files import sha256_of_file
 from trainers.data.labels import label_ids, relabel
 from trainers.data.rows import (
     BadRows,
@@ -30,6 +29,9 @@ from trainers.data.rows import (
     short,
 )
 from trainers.data.sources import UNSPLIT
+from trainers.data.spans.exports import LeftOut
+from trainers.data.spans.reader import SpanReader
+from trainers.data.splits import DRAWN_SHARES, SPLIT_SEED, stratified_split
 from trainers.data.tokens.bio import OUTSIDE, is_tag, open_stray, openings, paired_labels
 from trainers.data.tokens.files import TAG_COLUMNS, Format, TaggedFile, find_tagged_source
 
@@ -140,6 +142,8 @@ class TokenFile:
     """What becomes of a row that cannot be used."""
     to_iob2: bool = False
     """Whether an I- that continues no entity of its type becomes B-."""
+    rows: np.ndarray | None = None
+    """(rows,) bool: which rows of the one file belong to this split. None: all."""
 
     @property
     def source(self) -> str:
@@ -159,12 +163,14 @@ class TokenFile:
         """
         tag_ids = TagIds(self.names)
         opening = openings(self.names) if self.to_iob2 else {}
+        if self.rows is not None:  # all that there is to say was said when they were drawn
+            bad_rows = BadRows(bad_rows.on_bad_row)
         own = self.names
         new = label_ids(own, self.labels).tolist()
         same = new == list(range(len(own)))
         for file in self.files:
             empty = True
-            for _, words, tags in tagged_rows(file, tag_ids, bad_rows):
+            for _, words, tags in tagged_rows(file, tag_ids, bad_rows, wanted=self.rows):
                 empty = False
                 if opening:
                     tags = open_stray(tags, opening)
@@ -194,11 +200,12 @@ class TokenFile:
     def content_key(self) -> dict[str, Any]:
         """What the sentences depend on: equal keys give equal sentences."""
         return {
-            "files": [(sha256_of_file(file.path), file.member, file.format) for file in self.files],
+            "files": [(file.sha256(), file.member, file.format) for file in self.files],
             "names": self.names,
             "labels": self.labels,
             "on_bad_row": self.on_bad_row,
             "to_iob2": self.to_iob2,
+            "rows": None if self.rows is None else hashlib.sha256(self.rows.tobytes()).hexdigest(),
         }
 
 
@@ -228,14 +235,16 @@ def token_files(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[s
         on_bad_row: "skip" leaves out rows that cannot be used, and reports them through logging.
 
     Raises:
-        ValueError: there is no data set, or it has no splits. A row that cannot be used raises ValueError, naming file,
-            line and value, when it is read.
+        ValueError: there is no data set, or it has no splits (those of one file of texts with spans are drawn). A
+            row that cannot be used raises ValueError, naming file, line and value, when it is read.
     """
     BadRows(on_bad_row)  # refuses another word at once
     found = find_tagged_source(source)
     splits: dict[str, list[TaggedFile]] = {}
     for file in found.files:
         splits.setdefault(file.split, []).append(file)
+    if UNSPLIT in splits and found.files[0].format == "spans":
+        return _drawn(found.files[0], found.names, on_bad_row)
     if UNSPLIT in splits:
         raise ValueError(
             f"{found.files[0]} is one file, without splits: draw them with `lora-core prepare`, or give a folder with "
@@ -252,6 +261,35 @@ def token_files(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[s
             logger.warning("%s has labels that the training split lacks: %s", listed, ", ".join(unknown))
     labels = paired_labels(chain.from_iterable(occurring.values()))
     return {split: TokenFile(tuple(files), labels, labels, on_bad_row, True) for split, files in splits.items()}
+
+
+def _drawn(file: TaggedFile, names: tuple[str, ...] | None, on_bad_row: OnBadRow) -> dict[str, TokenFile]:
+    """Splits of a file that has none: `DRAWN_SHARES` of each entity type and of the rows; equal rows stay together."""
+    tag_ids, bad_rows = TagIds(names), BadRows(on_bad_row)
+    places, texts, entities = [], [], []
+    for place, words, ids in tagged_rows(file, tag_ids, bad_rows):
+        entities += [(len(places), index) for index in ids if tag_ids.names[index][0] == "B"]
+        places.append(place)
+        texts.append(hashlib.blake2b("\0".join(words).encode(), digest_size=8).digest())
+    groups = np.unique(np.array(texts, dtype="S8"), return_inverse=True)[1]
+    rows, types = np.array(entities, dtype=np.int64).reshape(-1, 2).T
+    split_of_row = stratified_split(groups, (rows, types), list(DRAWN_SHARES.values()), SPLIT_SEED)
+    sizes = np.bincount(split_of_row, minlength=len(DRAWN_SHARES)).tolist()
+    if min(sizes) == 0:
+        raise ValueError(
+            f"{file} holds {len(places)} usable texts, too few to draw a training, a validation and a test split from "
+            "them. Give files of the splits, such as train.jsonl, valid.jsonl and test.jsonl."
+        )
+    bad_rows.report()
+    listed = ", ".join(f"{size} for {split}" for size, split in zip(sizes, DRAWN_SHARES, strict=True))
+    logger.warning("%s is one file, without splits: drawn from it were %s", file, listed)
+    labels = paired_labels(tag_ids.names) if names is None else names
+    splits = {}
+    for number, split in enumerate(DRAWN_SHARES):
+        chosen = np.zeros(places[-1] + 1, dtype=bool)
+        chosen[np.array(places)[split_of_row == number]] = True
+        splits[split] = TokenFile((file,), labels, labels, on_bad_row, rows=chosen)
+    return splits
 
 
 def _occurring_labels(files: Sequence[TaggedFile], on_bad_row: OnBadRow) -> tuple[str, ...]:
@@ -358,7 +396,11 @@ def tagged_rows(
         ValueError: a row cannot be used and `bad_rows` does not skip such rows; tags are ids without names; or the file
             is damaged.
     """
-    rows, parse = _FORMS[file.format]
+    if file.format == "spans":
+        reader = SpanReader(bad_rows)
+        rows, parse = reader.rows, reader.words_and_tags
+    else:
+        rows, parse = _FORMS[file.format]
     for place, (number, raw) in enumerate(rows(file, progress)):
         if wanted is not None and (place >= len(wanted) or not wanted[place]):
             continue
@@ -366,6 +408,8 @@ def tagged_rows(
             words, tags = parse(raw)
             _check_row(words, tags)
             ids = tag_ids.ids(tags)
+        except LeftOut:
+            continue
         except UnnamedTags as problem:
             raise ValueError(f"{file}:{number}: {problem}") from problem
         except BadLine as problem:

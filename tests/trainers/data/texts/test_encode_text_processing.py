@@ -24,7 +24,7 @@ def test_a_folder_without_the_file_has_the_defaults(tmp_path):
         ("[]", "holds list instead of a JSON object"),
         ('{"max_length": 0}', "max_length is 0"),
         ('{"max_length": true}', "max_length is True"),
-        ('{"long_text": "tail"}', "long_text is 'tail', expected 'head', 'head_tail' or 'windows'"),
+        ('{"long_text": "end"}', "long_text is 'end', expected one of head, tail, head_tail, windows"),
     ],
 )
 def test_damaged_files_are_named(text, message, tmp_path):
