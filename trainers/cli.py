@@ -208,6 +208,9 @@ def check_data(
     output_dir: Path = Path("runs/check-data"),
     label_file: str = "",
     on_bad_row: Literal["error", "skip"] = "error",
+    columns: str = "",
+    delimiter: str = "",
+    encoding: str = "",
 ) -> None:
     """Count what tagged sentences hold, and warn of what may spoil an experiment.
 
@@ -220,14 +223,19 @@ def check_data(
         output_dir: where the files go.
         label_file: names of the tag ids, where the data does not give them.
         on_bad_row: stop at a damaged row and name it, or count and report it.
+        columns: the columns of the word and of the tag, as "2,4" (from 1) or by name; by default what the content says.
+        delimiter: what stands between columns, such as "," or "tab"; by default what the content says.
+        encoding: of text files; by default what the content says.
     """
-    from trainers.corpus.scan import scan
     from trainers.corpus.statistics import statistics, statistics_table, write_statistics
+    from trainers.data.reading import Reading
     from trainers.data.rows import BadRows
     from trainers.data.tokens.files import find_tagged_source
+    from trainers.data.tokens.scan import scan
 
     bad_rows = BadRows(on_bad_row)
-    counted = statistics(scan(find_tagged_source(data, label_file), bad_rows))
+    reading = Reading(columns=columns, delimiter=delimiter, encoding=encoding, on_bad_row=on_bad_row)
+    counted = statistics(scan(find_tagged_source(data, label_file, reading), bad_rows))
     bad_rows.report()
     print(statistics_table(counted))
     for path in write_statistics(counted, output_dir):
@@ -256,17 +264,17 @@ def predict(
 
     Every input gives one output line, in order. Input is JSON lines {"text": "..."} or {"tokens": [...]}, whose other
     fields are kept; plain text, a text a line; tables (CSV, TSV, parquet, Excel) with a column of texts; for entities
-    also sentences with a word a line (CoNLL). For images it is {"image": "PATH"}, a path a line, or the images
-    themselves.
+    also sentences with a word a line (CoNLL). For images it is {"image": "PATH"}, a path a line, the images
+    themselves, or a folder of them. A pattern in quotes ("scans/*.png") names what fits it.
 
         lora-core predict runs/ner abstracts.jsonl --output found.jsonl
         echo "IL-2 gene expression requires NF-kappa B." | lora-core predict runs/ner/model.int8.onnx --format text
-        lora-core predict runs/cells scans/*.png --top-k 3
+        lora-core predict runs/cells scans --top-k 3
 
     Args:
         model: run folder, or its adapter/ or best/; model folder in transformers' layout; hub id; ONNX file, or a
             folder of exported files (int8 comes first).
-        files: input files; - is standard input.
+        files: input files, patterns, and folders of images; - is standard input.
         output: file to write, gzipped if its name ends in .gz; by default standard output.
         format: jsonl adds "entities" or "labels" to the input's fields, in place of one of that name; text is for
             reading.

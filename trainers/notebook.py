@@ -29,6 +29,11 @@ from trainers.serve import pipeline
 from trainers.serve.pipeline import Pipeline
 from trainers.tasks import kind_of
 
+TASK_OF: dict[type, str] = {
+    TokenDataset: "token-classification",
+    TextDataset: "text-classification",
+    ImageDataset: "image-classification",
+}
 WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags", "labels")
 
@@ -87,6 +92,11 @@ def train(data: Any, **settings: Any) -> TrainedRun:
 
 def _dataset(split: Any, config: RunConfig, source: str) -> Any:
     """A split as a data set of the run's task."""
+    for kind, task in TASK_OF.items():
+        if isinstance(split, kind):
+            if task != config.task:
+                raise ValueError(f"{source} is a {kind.__name__}, but task is {config.task!r}. Pass task={task!r}.")
+            return split
     if hasattr(split, "with_labels"):
         return split
     if config.task == "token-classification":

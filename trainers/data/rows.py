@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -117,7 +118,7 @@ def _utf8_lines(content: io.BufferedReader, encoding: str, where: Path | str) ->
     head = content.peek(SNIFFED)[:SNIFFED]
     found = encoding or encoding_of(head)
     if found == LEGACY and not encoding:
-        logger.warning("%s is not UTF-8: it is read as %s. --encoding says otherwise.", where, LEGACY)
+        _say_legacy(str(where))
     is_utf8 = codecs.lookup(found).name in ("utf-8", "utf-8-sig")
     only_returns = b"\r" in head and b"\n" not in head
     if is_utf8 and not only_returns:
@@ -136,6 +137,12 @@ def _utf8_lines(content: io.BufferedReader, encoding: str, where: Path | str) ->
             yield line.encode("utf-8", "surrogateescape")
     finally:
         text.detach()  # the file is closed by whoever opened it
+
+
+@cache
+def _say_legacy(where: str) -> None:
+    """Log it once, however often the file is read."""
+    logger.warning("%s is not UTF-8: it is read as %s. --encoding says otherwise.", where, LEGACY)
 
 
 def encoding_of(head: bytes) -> str:
@@ -167,6 +174,24 @@ def json_row(line: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         array = "; expected an object a line, not an array of them" if line.lstrip().startswith(b"[") else ""
         raise ValueError(f"not JSON ({error}): {short(line)}{array}") from error
+
+
+def json_array(path: Path, member: str = "", progress: tqdm | None = None, *, encoding: str = "") -> list[Any]:
+    """The values of a JSON array, or of the array under `data`; all of it is in memory. Arguments as `numbered_lines`.
+
+    Raises:
+        ValueError: the file is not JSON, or holds neither.
+    """
+    where = f"{path}:{member}" if member else path
+    text = b"\n".join(line for _, line in numbered_lines(path, member, progress, encoding=encoding))
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON ({error}). Fetch or write it again.") from error
+    rows = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise ValueError(f"{where} holds {short(content)}, expected an array of objects.")
+    return rows
 
 
 def short(value: object) -> str:

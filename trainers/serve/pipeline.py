@@ -6,23 +6,19 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainers.data.batches import evaluation_batches
-from trainers.data.images.decode import COLOUR, GREY
+from trainers.data.images.decode import is_picture
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
 from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts
 from trainers.data.tokenizer import check_vocabulary
 from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.serve.served import Served
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +250,8 @@ def _texts_of(one: Any) -> tuple[Any, str | None]:
 
 
 class ImagePipeline(ClassificationPipeline):
-    """`classify("cell.png")`: [{"label", "score"}]. Paths, Pillow images, or arrays (H, W) or (H, W, 3) uint8."""
+    """`classify("cell.png")`: [{"label", "score"}]. A picture is whatever `decode` takes: a path, the content of
+    a file, a Pillow image, an array or a tensor. An array or tensor of four dimensions is a list of pictures."""
 
     fields: ClassVar[tuple[str, ...]] = ("image",)
 
@@ -264,12 +261,17 @@ class ImagePipeline(ClassificationPipeline):
         height, width = self.processing.size
         self._rows = max(1, self.max_tokens * PIXELS_PER_TOKEN // (height * width))
 
+    def __call__(self, inputs: Any) -> Any:
+        return super().__call__(
+            list(inputs) if isinstance(inputs, (np.ndarray, Tensor)) and inputs.ndim == 4 else inputs
+        )
+
     def is_one(self, inputs: Any) -> bool:
-        return isinstance(inputs, (str, Path, np.ndarray)) or hasattr(inputs, "convert")
+        return is_picture(inputs)
 
     def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         for start in range(0, len(inputs), self._rows):
-            sources = [_pixels(source) for source in inputs[start : start + self._rows]]
+            sources = inputs[start : start + self._rows]
             yield np.arange(start, start + len(sources)), {"pixel_values": self.processing(sources)}
 
 
@@ -285,10 +287,3 @@ def _processing(served: Served) -> ImageProcessing:
             f"{served.source} has no {PREPROCESSOR_FILE}, so it is not known how its pictures are prepared."
         )
     return processing
-
-
-def _pixels(source: "str | Path | np.ndarray | Image") -> str | Path | np.ndarray:
-    """What `ImageProcessing` takes: a Pillow image becomes its pixels."""
-    if isinstance(source, (str, Path, np.ndarray)):
-        return source
-    return np.asarray(source if source.mode in (GREY, COLOUR) else source.convert(COLOUR))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 from typing import IO, Any, Literal, cast, get_args
 
@@ -17,7 +18,7 @@ from trainers.data.reading import Reading
 from trainers.serve import pipeline_for
 from trainers.serve.entities import Entity
 from trainers.serve.pipeline import Pipeline, chunks
-from trainers.serve.predict_inputs import STANDARD_INPUT, InputFormat, Record, as_json, records_of
+from trainers.serve.predict_inputs import STANDARD_INPUT, InputFormat, Record, as_json, expanded, records_of
 from trainers.serve.served import load_served
 
 logger = logging.getLogger("trainers")
@@ -59,6 +60,7 @@ def predict_files(
         logger.info("reading from the keyboard, one text a line; Ctrl-D ends the input")
     served = load_served(model, task, device)
     predictor = pipeline_for(served, max_tokens=max_tokens, **options)
+    files = expanded(files, "image" in predictor.fields)
     records = records_of(files, predictor.fields, input_format, reading or Reading())
     bad = _BadInputs(on_bad_row)
     try:
@@ -187,9 +189,7 @@ def _check_files(files: tuple[str, ...], output: Path | None) -> None:
     for file in files:
         if file == STANDARD_INPUT:
             continue
-        if Path(file).is_dir():
-            raise ValueError(f"{file} is a folder. Name the files in it, such as {Path(file, '*')}.")
-        if not Path(file).exists():
+        if not Path(file).exists() and not glob(file, recursive=True):
             raise ValueError(f"{file} does not exist or is no file. Give a file, or - for standard input.")
-        if output is not None and output.is_file() and output.samefile(file):
+        if output is not None and output.is_file() and Path(file).exists() and output.samefile(file):
             raise ValueError(f"--output {output} is an input file: it would be lost. Name another file.")

@@ -11,10 +11,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import glob
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from trainers.data.images.files import image_files, is_ignored, say_what_is_not_read
 from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, json_row, numbered_lines, refuse_lone_surrogates, short
 from trainers.data.texts.columns import choose_columns, no_columns
@@ -58,6 +60,31 @@ class Record:
     """file:line."""
     error: str = ""
     """Why it cannot be predicted from, if so."""
+
+
+def expanded(files: Sequence[str], takes_pictures: bool) -> tuple[str, ...]:
+    """The files that are named, by themselves, by patterns such as scans/*.png, or for pictures by their folder.
+
+    Raises:
+        ValueError: a folder holds no pictures, or the model takes none.
+    """
+    found: list[str] = []
+    for file in files:
+        there = file == STANDARD_INPUT or Path(file).exists()
+        for name in [file] if there else sorted(glob(file, recursive=True)):
+            if not Path(name).is_dir():
+                found.append(name)
+                continue
+            if name != file and is_ignored(Path(name).name):
+                continue
+            pictures = [str(path) for path in image_files(Path(name))] if takes_pictures else []
+            if not pictures and name == file:
+                lacking = " without pictures" if takes_pictures else ""
+                raise ValueError(f"{file} is a folder{lacking}. Name the files in it, such as {Path(file, '*')}.")
+            if pictures:
+                say_what_is_not_read(Path(name))
+            found += pictures
+    return tuple(found)
 
 
 def records_of(

@@ -124,7 +124,8 @@ def _load_run(folder: Path, device: torch.device) -> Served:
 def processing_of(finished: FinishedRun) -> TextProcessing:
     """How a run's model takes long texts: as its settings say, or else what was saved beside it."""
     saved = TextProcessing.read(finished.weights_folder)
-    return TextProcessing(finished.config.max_length or saved.max_length, finished.config.long_text, saved.pairs)
+    longest = finished.config.max_length or saved.max_length
+    return TextProcessing(longest, finished.config.long_text, saved.pairs)
 
 
 def _processing_of_checkpoint(folder: Path) -> TextProcessing:

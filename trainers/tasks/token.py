@@ -1,7 +1,8 @@
 """Token classification: a label for each word."""
 
+import dataclasses
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch.nn import functional as F
 from lora_core.models.crf import crf_log_likelihood, split_scores, viterbi
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
+from trainers.data.reading import Reading
 from trainers.data.texts.encode import TextProcessing
 from trainers.data.tokenizer import TOKENIZER_FILE, StatedLimits, check_vocabulary, load_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
 from trainers.data.tokens.encode import Sentences, load_windows
-from trainers.data.tokens.reader import TokenDataset, TokenFile, token_files
+from trainers.data.tokens.reader import TokenDataset, TokenFile, completed, token_files
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
 from trainers.model import is_scratch, tokenizer_folder
 from trainers.tasks.entity_scores import NER_METRICS, entity_counts, ner_metrics
@@ -92,8 +94,8 @@ class CRFTokenClassification(TokenClassification):
 
 
 def load(config: RunConfig) -> dict[str, TokenFile]:
-    """The splits of the run's data."""
-    return token_files(config.data, on_bad_row=config.on_bad_row)
+    """The splits of the run's data, the missing ones drawn."""
+    return completed(token_files(config.data, reading=Reading.of(config)))
 
 
 def encode(dataset: Sentences, model: TaskModel, config: RunConfig) -> TokenWindows:
@@ -167,7 +169,7 @@ def _check_iob2(labels: tuple[str, ...], data: TokenWindows) -> None:
 def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False) -> None:
     """Write the model's tokenizer.json and the run's text_processing.json into ``folder``."""
     load_tokenizer(tokenizer_folder(config)).save(str(folder / TOKENIZER_FILE))
-    replace(_processing(config), pairs=pairs).save(folder)
+    dataclasses.replace(_processing(config), pairs=pairs).save(folder)
 
 
 def label_ids(dataset: TokenDataset) -> np.ndarray:

@@ -11,7 +11,6 @@ import transformers
 from lora_core.export import OnnxModel, export_onnx, quantize_onnx
 from lora_core.kernels.fused import fuse
 from lora_core.models import build_model, load_pretrained, save_pretrained
-from trainers.cli import main
 from trainers.config import RunConfig
 from trainers.experiment import run
 from trainers.finished import FinishedRun, evaluate_run
@@ -93,21 +92,6 @@ def test_pairs_are_predicted_in_every_form_and_file(finished):
                 classify(single)
         with pytest.raises(ValueError, match="some inputs are pairs"):
             classify([pairs[0], "the gene"])
-
-
-def test_a_table_of_pairs_is_predicted(finished, corpus, tmp_path, capsys):
-    """The pairs of a file, by its columns' names or by the keys of its objects."""
-    (tmp_path / "new.jsonl").write_text('{"text": "the gene", "text_pair": "a promoter"}\n')
-    (tmp_path / "new.csv").write_text("question,sentence\nthe gene,a promoter\n")
-    (tmp_path / "own.csv").write_text("text,first,second\nx,the gene,a promoter\n")
-    expected = pipeline("text-classification", finished.folder)(("the gene", "a promoter"))
-    for name, flags in (("new.jsonl", []), ("new.csv", []),
-                        ("own.csv", ["--text-column", "first", "--pair-column", "second"])):  # fmt: skip
-        main(["predict", str(finished.folder), str(tmp_path / name), *flags])
-        (line,) = map(json.loads, capsys.readouterr().out.splitlines())
-        assert line["labels"] == expected
-    main(["predict", str(finished.folder), str(tmp_path / "new.csv"), "--format", "text"])
-    assert capsys.readouterr().out.rstrip().endswith("the gene || a promoter")
 
 
 def test_settings_for_single_texts_are_refused(checkpoint, corpus, tmp_path):
