@@ -11,6 +11,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -206,39 +207,57 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: 
 def check_data(
     data: Annotated[str, tyro.conf.Positional],
     output_dir: Path = Path("runs/check-data"),
+    task: Literal["token-classification", "image-classification"] = "token-classification",
     label_file: str = "",
     on_bad_row: Literal["error", "skip"] = "error",
     columns: str = "",
+    label_column: str = "",
     delimiter: str = "",
     encoding: str = "",
 ) -> None:
-    """Count what tagged sentences hold, and warn of what may spoil an experiment.
+    """Count what tagged sentences or pictures hold, and warn of what may spoil an experiment.
 
     A table here, and statistics.md, .json and .png in a folder.
 
         lora-core check-data data/finer-139 --on-bad-row skip
+        lora-core check-data data/xrays --task image-classification --on-bad-row skip
 
     Args:
-        data: a file or folder of JSON lines, parquet, CoNLL or texts with spans; a name in $LORA_DATA_DIR; or a hub id.
+        data: a file or folder of JSON lines, parquet, CoNLL or texts with spans; for images .npz, folders of pictures
+            or tables of them; a name in $LORA_DATA_DIR; or a hub id.
         output_dir: where the files go.
-        label_file: names of the tag ids, where the data does not give them.
-        on_bad_row: stop at a damaged row and name it, or count and report it.
-        columns: the columns of the word and of the tag, as "2,4" (from 1) or by name; by default what the content says.
+        task: what the data is for.
+        label_file: words: names of the tag ids, where the data does not give them.
+        on_bad_row: stop at a damaged row or picture and name it, or count and report it.
+        columns: words: the columns of the word and of the tag, as "2,4" (from 1) or by name; by default what the
+            content says.
+        label_column: images: the column of the label; by default names that are usual.
         delimiter: what stands between columns, such as "," or "tab"; by default what the content says.
         encoding: of text files; by default what the content says.
     """
-    from trainers.corpus.statistics import statistics, statistics_table, write_statistics
     from trainers.data.reading import Reading
     from trainers.data.rows import BadRows
-    from trainers.data.tokens.files import find_tagged_source
-    from trainers.data.tokens.scan import scan
 
     bad_rows = BadRows(on_bad_row)
-    reading = Reading(columns=columns, delimiter=delimiter, encoding=encoding, on_bad_row=on_bad_row)
-    counted = statistics(scan(find_tagged_source(data, label_file, reading), bad_rows))
+    reading = Reading(columns, label_column=label_column, delimiter=delimiter, encoding=encoding, on_bad_row=on_bad_row)
+    if task == "image-classification":
+        from trainers.corpus.pictures import count_pictures, pictures_table, write_pictures
+        from trainers.data.images.reader import read_image_splits
+
+        pictures = count_pictures(read_image_splits(data, bad_rows, reading), bad_rows)
+        table, write = pictures_table(pictures), partial(write_pictures, pictures)
+    else:
+        from trainers.corpus.statistics import statistics, statistics_table, write_statistics
+        from trainers.data.images.files import refuse_pictures
+        from trainers.data.tokens.files import find_tagged_source
+        from trainers.data.tokens.scan import scan
+
+        refuse_pictures(data)
+        counted = statistics(scan(find_tagged_source(data, label_file, reading), bad_rows))
+        table, write = statistics_table(counted), partial(write_statistics, counted)
     bad_rows.report()
-    print(statistics_table(counted))
-    for path in write_statistics(counted, output_dir):
+    print(table)
+    for path in write(output_dir):
         print(path)
 
 

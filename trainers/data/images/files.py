@@ -66,6 +66,16 @@ def holds_pictures(folder: Path) -> bool:
     return next(image_files(folder), None) is not None
 
 
+def refuse_pictures(place: str | Path) -> None:
+    """Nothing, unless this is a folder of pictures, where something else was expected.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if Path(place).is_dir() and holds_pictures(Path(place)):
+        raise ValueError(f"{place} holds pictures: did you forget --task image-classification?")
+
+
 def is_ignored(name: str) -> bool:
     """Whether a folder is hidden, or what an operating system added."""
     return name.startswith(".") or name.lower() in IGNORED_FOLDERS

@@ -60,13 +60,9 @@ def load_image_datasets(
         ValueError: there is no such data set, it is in another form, or with ``on_bad_row="error"`` a picture or a
             line cannot be used; the message names it. Or there is only one class.
     """
-    bad_rows, reading = BadRows(on_bad_row), reading or Reading()
-    place = find_source(source, PATTERNS, "a folder, an .npz file or a table")
-    datasets = _read_file(place, reading, bad_rows) if place.is_file() else _read_folder(place, reading, bad_rows)
+    bad_rows = BadRows(on_bad_row)
+    datasets = read_image_splits(source, bad_rows, reading)
     bad_rows.report()
-    for dataset in datasets.values():
-        if not len(dataset):
-            raise ValueError(f"{dataset.source} holds no usable picture. Fill it or remove it.")
     learnt = datasets.get(UNSPLIT) or datasets.get("train")
     if learnt is not None and len(set(learnt.targets.tolist())) == 1:
         raise ValueError(
@@ -74,6 +70,21 @@ def load_image_datasets(
             f"Expected {EXPECTED}, or a table of pictures and labels."
         )
     return completed(_in_three(datasets[UNSPLIT]) if UNSPLIT in datasets else datasets)
+
+
+def read_image_splits(source: str | Path, bad_rows: BadRows, reading: Reading | None = None) -> dict[str, ImageDataset]:
+    """The splits as they lie there, under UNSPLIT what has none: nothing is cut, and a single class will do.
+
+    Raises:
+        ValueError: as `load_image_datasets`.
+    """
+    reading = reading or Reading()
+    place = find_source(source, PATTERNS, "a folder, an .npz file or a table")
+    datasets = _read_file(place, reading, bad_rows) if place.is_file() else _read_folder(place, reading, bad_rows)
+    for dataset in datasets.values():
+        if not len(dataset):
+            raise ValueError(f"{dataset.source} holds no usable picture. Fill it or remove it.")
+    return datasets
 
 
 def _read_file(path: Path, reading: Reading, bad_rows: BadRows) -> dict[str, ImageDataset]:
