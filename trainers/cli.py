@@ -268,6 +268,7 @@ def predict(
     format: Literal["jsonl", "text"] = "jsonl",
     input_format: Literal["auto", "jsonl", "text", "table", "conll"] = "auto",
     text_column: str = "",
+    pair_column: str = "",
     delimiter: str = "",
     encoding: str = "",
     on_bad_row: Literal["mark", "error", "skip"] = "mark",
@@ -300,6 +301,7 @@ def predict(
         input_format: auto goes by the file's name, then by its content; standard input is JSON lines if it begins with
             a brace, else plain text.
         text_column: tables: the column of the text, or of its parts ("title,body"); by default names that are usual.
+        pair_column: tables: the column of the second text of a pair; by default names that are usual.
         delimiter: tables: what stands between columns, such as "," or "tab"; by default what the content says.
         encoding: of the input, such as utf-8 or cp1252; by default what the content says.
         on_bad_row: what to do with an input that cannot be used: mark puts {"error": ...} in its place, skip leaves it
@@ -329,7 +331,7 @@ def predict(
         output,
         format=format,
         input_format=input_format,
-        reading=Reading(text_column=text_column, delimiter=delimiter, encoding=encoding),
+        reading=Reading(text_column=text_column, pair_column=pair_column, delimiter=delimiter, encoding=encoding),
         on_bad_row=on_bad_row,
         task=task,
         max_tokens=max_tokens,

@@ -150,7 +150,7 @@ def hold_out(
     else:
         part = share if of is None else share * of / len(dataset)
         groups = np.arange(len(dataset)) if groups is None else groups
-        held_out = stratified_split(groups, _label_rows(dataset.targets), [1 - part, part], seed) == 1
+        held_out = stratified_split(groups, label_pairs(dataset.targets), [1 - part, part], seed) == 1
     if not held_out.any() or held_out.all():
         raise ValueError(
             f"{dataset.source} holds {len(dataset)} {dataset.noun}, too few to set some aside for scoring. "
@@ -187,13 +187,6 @@ def cut_in_three(dataset: AnyLabelled) -> dict[str, AnyLabelled]:
     logger.warning("%s: no splits; cut into %d training, %d validation and %d test %s", dataset.source, *sizes,
                    dataset.noun)  # fmt: skip
     return {"train": train, "validation": validation, "test": test}
-
-
-def _label_rows(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The labels that are to have their share in each split: (row, label) of each. Numbers count by their tenth."""
-    if problem_type_of(targets) == "regression":
-        return np.arange(len(targets)), np.searchsorted(np.quantile(targets, np.arange(1, 10) / 10), targets)
-    return label_pairs(targets)
 
 
 def label_pairs(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

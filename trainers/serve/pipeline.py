@@ -244,7 +244,14 @@ class TextPipeline(ClassificationPipeline):
         texts, targets, served = [text for text, _ in given], np.zeros(len(given), dtype=np.int64), self.served
         if pairs:
             return encode_pairs(
-                texts, pairs, targets, self.tokenizer, served.max_length, served.pad_token_id, served.segments
+                texts,
+                pairs,
+                targets,
+                self.tokenizer,
+                served.max_length,
+                served.pad_token_id,
+                served.segments,
+                served.long_text,
             )
         return encode_texts(texts, targets, self.tokenizer, served.max_length, served.pad_token_id, served.long_text)
 

@@ -232,6 +232,7 @@ def encode_pairs(
     max_length: int,
     pad_token_id: int,
     segments: int = 1,
+    long_text: LongText = "head",
 ) -> EncodedTexts:
     """Tokenise pairs of texts, such as [CLS] a [SEP] b [SEP], and shorten those of more than ``max_length`` tokens.
 
@@ -245,6 +246,7 @@ def encode_pairs(
         max_length: most tokens of a row, special tokens included.
         pad_token_id: fills short rows up in a batch.
         segments: texts that the encoder tells apart by token_type_ids; 1: it takes none.
+        long_text: "tail" has the longer text lose its first tokens instead.
 
     Raises:
         ValueError: a text is no string or holds half of a character, there are not as many of both and of the targets,
@@ -260,7 +262,7 @@ def encode_pairs(
     types: list[np.ndarray] = []
     shortened = 0
     own = Tokenizer.from_str(tokenizer.to_str())  # the given one stays without truncation
-    own.enable_truncation(max_length, strategy="longest_first")
+    own.enable_truncation(max_length, strategy="longest_first", direction="left" if long_text == "tail" else "right")
     with tqdm(total=len(texts), desc="tokenise", unit="pair", disable=len(texts) < 10 * CHUNK) as progress:
         for start in range(0, len(texts), CHUNK):
             chunk = list(zip(texts[start : start + CHUNK], pairs[start : start + CHUNK], strict=True))
