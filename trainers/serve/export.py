@@ -91,8 +91,8 @@ def export_run(
                 return finished.score(model, data)
 
             lost = verify_score(quantised, score, reference, limit_points=points_lost)
-            parity = {"metric": finished.guarded_metric, "reference": reference, "points_lost": lost, "allowed": points_lost,
-                      "examples": len(data.lengths)}  # fmt: skip
+            parity = {"metric": finished.guarded_metric, "reference": reference, "points_lost": lost,
+                      "allowed": points_lost, "examples": len(data.lengths)}  # fmt: skip
             update_metadata(quantised, {"parity": json.dumps(parity)})
             files.append(_exported(move(quantised, folder), finished.guarded_metric, points_lost=lost))
     return files
