@@ -231,11 +231,10 @@ def relabel(targets: np.ndarray, own_labels: Sequence[str], labels: Sequence[str
     if problem_type == "regression":
         return targets
     if problem_type == "multi_label_classification":
-        ids = label_ids(own_labels, labels)
-        unknown = [name for name, index, occurs in zip(own_labels, ids, targets.any(0), strict=True)
-                   if index < 0 and occurs]  # fmt: skip
+        ids, occurs = label_ids(own_labels, labels), targets.max(axis=0, initial=0) > 0  # (own labels,) each
+        unknown = sorted(own_labels[int(index)] for index in np.flatnonzero((ids < 0) & occurs))
         if unknown:
-            raise ValueError(f"{source} has labels that are not among {list(labels)}: {sorted(unknown)}.")
+            raise ValueError(f"{source} has labels that are not among {list(labels)}: {unknown}.")
         columns = np.zeros((len(targets), len(labels)), dtype=np.float32)
         columns[:, ids[ids >= 0]] = targets[:, ids >= 0]
         return columns

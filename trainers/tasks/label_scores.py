@@ -88,6 +88,7 @@ def multi_label_metrics(
 
     truth, given = gold > 0, scores > thresholds  # (N, L)
     found = np.stack([truth & given, given, truth])  # (3, N, L) right, predicted, true
+    support = truth.sum(0)  # (L,)
     micro, by_label, by_example = _ratios(found.sum((1, 2))), _ratios(found.sum(1)), _ratios(found.sum(2))
     return {
         **{name: float(score) for name, score in micro.items()},
@@ -98,7 +99,7 @@ def multi_label_metrics(
         "types": {
             label: {
                 **{name: float(score[row]) for name, score in by_label.items()},
-                "support": int(truth[:, row].sum()),
+                "support": int(support[row]),
             }
             for row, label in enumerate(labels)
         },
@@ -140,14 +141,14 @@ def regression_metrics(gold: np.ndarray, predicted: np.ndarray) -> dict[str, Any
 
     The figures are those of SciPy and scikit-learn. A correlation with what does not vary is 0.
     """
-    from scipy.stats import pearsonr, spearmanr
+    from scipy.stats import rankdata
     from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
     gold, predicted = gold.astype(np.float64), predicted.astype(np.float64)
     varies = len(gold) > 1 and np.ptp(gold) > 0 and np.ptp(predicted) > 0
     return {
-        "pearson": float(pearsonr(gold, predicted).statistic) if varies else 0.0,
-        "spearman": float(spearmanr(gold, predicted).statistic) if varies else 0.0,
+        "pearson": float(np.corrcoef(gold, predicted)[0, 1]) if varies else 0.0,
+        "spearman": float(np.corrcoef(rankdata(gold), rankdata(predicted))[0, 1]) if varies else 0.0,
         "mse": float(mean_squared_error(gold, predicted)),
         "mae": float(mean_absolute_error(gold, predicted)),
         "r2": float(r2_score(gold, predicted)) if len(gold) > 1 else 0.0,
