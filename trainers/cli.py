@@ -142,10 +142,10 @@ def train(config: RunConfig) -> None:
     if not _is_main():
         return
     test = result.get("test", result["validation"])
-    print(
-        f"F1 {test['f1']:.4f}, precision {test['precision']:.4f}, recall {test['recall']:.4f}; "
-        f"all figures in {RunFolder(config.output_dir).metrics}"
-    )
+    names = {"f1": "F1", "precision": "precision", "recall": "recall"} if "f1" in test else {
+        "pearson": "Pearson correlation", "mse": "squared error", "r2": "R2"}  # fmt: skip
+    shown = ", ".join(f"{name} {test[key]:.4f}" for key, name in names.items())
+    print(f"{shown}; all figures in {RunFolder(config.output_dir).metrics}")
 
 
 def compare(
@@ -268,6 +268,7 @@ def predict(
     format: Literal["jsonl", "text"] = "jsonl",
     input_format: Literal["auto", "jsonl", "text", "table", "conll"] = "auto",
     text_column: str = "",
+    pair_column: str = "",
     delimiter: str = "",
     encoding: str = "",
     on_bad_row: Literal["mark", "error", "skip"] = "mark",
@@ -275,6 +276,7 @@ def predict(
     aggregation_strategy: Literal["first", "average", "max"] | None = None,
     strict: bool = False,
     top_k: int | None = None,
+    threshold: float | None = None,
     max_tokens: int | None = None,
     device: str | None = None,
 ) -> None:
@@ -299,6 +301,7 @@ def predict(
         input_format: auto goes by the file's name, then by its content; standard input is JSON lines if it begins with
             a brace, else plain text.
         text_column: tables: the column of the text, or of its parts ("title,body"); by default names that are usual.
+        pair_column: tables: the column of the second text of a pair; by default names that are usual.
         delimiter: tables: what stands between columns, such as "," or "tab"; by default what the content says.
         encoding: of the input, such as utf-8 or cp1252; by default what the content says.
         on_bad_row: what to do with an input that cannot be used: mark puts {"error": ...} in its place, skip leaves it
@@ -306,7 +309,8 @@ def predict(
         task: what the model does, where its folder does not tell.
         aggregation_strategy: entities: which pieces of a word decide its label (first).
         strict: entities: only B- opens an entity, as IOB2 has it.
-        top_k: classification: labels to give for each input (1).
+        top_k: classification: labels to give for each input (1; of a multi-label model those above their thresholds).
+        threshold: multi-label models: give the labels with a score above it (what training chose for each, or 0.5).
         max_tokens: most positions of a batch, padding included; 1 runs each input alone, so that with an int8 file its
             result does not depend on its neighbours.
         device: such as cpu or cuda.
@@ -314,7 +318,12 @@ def predict(
     from trainers.data.reading import Reading
     from trainers.serve.predict_files import predict_files
 
-    options = {"aggregation_strategy": aggregation_strategy, "strict": strict or None, "top_k": top_k}
+    options = {
+        "aggregation_strategy": aggregation_strategy,
+        "strict": strict or None,
+        "top_k": top_k,
+        "threshold": threshold,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     predict_files(
         model,
@@ -322,7 +331,7 @@ def predict(
         output,
         format=format,
         input_format=input_format,
-        reading=Reading(text_column=text_column, delimiter=delimiter, encoding=encoding),
+        reading=Reading(text_column=text_column, pair_column=pair_column, delimiter=delimiter, encoding=encoding),
         on_bad_row=on_bad_row,
         task=task,
         max_tokens=max_tokens,

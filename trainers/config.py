@@ -80,7 +80,8 @@ class TrainConfig(Settings):
     """Length of that step: for fgm the norm of the change to an example's embeddings, by default 1; for awp relative
     to the norm of each matrix, by default 0.005."""
     metric: str = "f1"
-    """Validation score that selects the best epoch; higher is better, except for "loss"."""
+    """Validation score that selects the best epoch; higher is better, except for "loss". A regression has pearson in
+    the place of f1."""
     patience: int | None = None
     """Stop after this many epochs without a better score. None: train all epochs."""
     keep_checkpoints: int = 1
@@ -125,6 +126,9 @@ class ModelSettings(Settings):
 
     task: Literal["token-classification", "text-classification", "image-classification"] = "token-classification"
     """What is predicted: a label for each word, text or image."""
+    problem_type: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = "auto"
+    """Texts: one label each; any number of labels each, none included; or a number to predict. auto: what the labels of
+    the data are: names or ids, lists of them, or numbers with a point."""
     model: str = "embedded"
     """A folder in the transformers layout, a hub id such as roberta-base, or "embedded" (MiniLM-L6). Or a model that
     starts untrained, which takes method full: lstm or bilstm-attention."""
@@ -212,7 +216,8 @@ class LossSettings(Settings):
     """What a label counts in training."""
 
     class_weights: Literal["none", "balanced"] = "none"
-    """Weights of the labels in training: balanced gives every class the same total weight."""
+    """Weights of the labels in training: balanced gives every class the same total weight; where an example may have
+    several labels, to every label's presence that of its absence."""
     focal_gamma: float = 0.0
     """Focal loss: what the model is sure of counts by (1 - its probability) to this power; 2 is usual, 0 is off."""
     label_smoothing: float = 0.0

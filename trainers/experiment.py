@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import lora_core
@@ -16,7 +17,8 @@ from trainers.data.batches import Data
 from trainers.loop import fit, predict
 from trainers.model import build, is_scratch, with_learning_rate, write_vocabulary
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions
-from trainers.tasks import check_settings, kind_of, load
+from trainers.tasks import check_settings, kind_of, load, settle
+from trainers.tasks.decision import Decision
 from trainers.tasks.task import Task
 from trainers.training.checkpoints import newest_checkpoint
 from trainers.training.distributed import World, distributed
@@ -53,6 +55,8 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
     for split in ("train", "validation"):
         if split not in datasets:
             raise ValueError(f"{config.data or 'The data'} has no {split} split; it has {', '.join(datasets)}.")
+    given = config
+    config, datasets = settle(config, datasets)
     labels = datasets["train"].labels
     datasets = {split: dataset.with_labels(labels) for split, dataset in datasets.items()}
     if is_scratch(config) and checkpoint is None:
@@ -64,23 +68,24 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
         folder = RunFolder(config.output_dir)
         if config.overwrite and folder.is_run():
             folder.remove()
-        folder.write_settings(config.to_dict())
+        folder.write_settings(given.to_dict())
     reset_peak_memory(world.device)
     state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
     peak = max(world.gather(peak_memory_bytes(world.device)))
     memory = peak_memory(world.device)
-    scores = {
-        split: _score(split, model, task, data[split], config, world)
-        for split in ("validation", "test")
-        if split in data
+    found = {
+        split: predict(model, task, data[split], config, world) for split in ("validation", "test") if split in data
     }
+    task = task.decided(found["validation"][1], data["validation"])
+    scores = {split: _score(split, task, data[split], *found[split], config, world) for split in found}
     trainable, total = lora_core.parameter_counts(model)
     if world.is_main:
-        save_model(model, config)
+        save_model(model, config, task.decision, getattr(datasets["train"], "pairs", None) is not None)
     MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write(
         "result",
         step=state.step,
         labels=list(labels),
+        **task.decision.to_dict(),
         **scores,
         trainable=trainable,
         total=total,
@@ -98,22 +103,30 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
     return read_run(config.output_dir)
 
 
-def _score(split: str, model: TaskModel, task: Task, data: Data, config: RunConfig, world: World) -> dict[str, Any]:
+def _score(
+    split: str, task: Task, data: Data, loss: float, predictions: list[np.ndarray], config: RunConfig, world: World
+) -> dict[str, Any]:
     """The scores on a split; its predictions are written into the run folder."""
-    loss, predictions = predict(model, task, data, config, world)
     if world.is_main:
         save_predictions(config.output_dir, split, *task.examples(predictions, data))
     return {"loss": loss, **task.metrics(predictions, data)}
 
 
-def save_model(model: TaskModel, config: RunConfig) -> Path:
-    """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/."""
+def save_model(model: TaskModel, config: RunConfig, decision: Decision, pairs: bool = False) -> Path:
+    """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/.
+
+    Args:
+        decision: what makes labels of the scores.
+        pairs: whether it was trained on pairs of texts.
+    """
     folder = RunFolder(config.output_dir).weights(config.method)
     if config.method == "lora":
         lora_core.save_adapter(model, folder)
     else:
         save_pretrained(model, folder)
-    kind_of(config.task).save_preprocessing(config, folder)
+    kind_of(config.task).save_preprocessing(config, folder, pairs)
+    if not decision.is_usual:
+        decision.save(folder)
     return folder
 
 

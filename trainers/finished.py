@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lora_core.models.task_model import TaskModel
+from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
 from trainers.data.splits import sample
-from trainers.data.tokens.windows import IGNORED_LABEL
+from trainers.data.texts.encode import first_windows
 from trainers.loop import evaluate
 from trainers.model import load_model
 from trainers.run_folder import Run, RunFolder, has_predictions, read_predictions, read_run
-from trainers.tasks import kind_of
+from trainers.tasks import kind_of, with_problem_type
+from trainers.tasks.classification import MultiLabelClassification
 from trainers.tasks.task import Kind, Task
 from trainers.training.distributed import World, distributed
 from trainers.training.precision import autocast, choose_kernels
@@ -51,8 +52,7 @@ class FinishedRun:
             ValueError: the folder is not that of a finished run.
         """
         run = read_run(folder)
-        config = RunConfig.from_dict(run.config, str(folder))
-        return cls(run, dataclasses.replace(config, output_dir=Path(folder), precision="fp32", workers=0))
+        return cls(run, dataclasses.replace(_settled(run), precision="fp32", workers=0))
 
     @classmethod
     def open_fast(cls, folder: str | Path, data: str = "", device: torch.device | None = None) -> "FinishedRun":
@@ -66,7 +66,7 @@ class FinishedRun:
             ValueError: the folder is not that of a finished run.
         """
         run = read_run(folder)
-        config = dataclasses.replace(RunConfig.from_dict(run.config, str(folder)), output_dir=Path(folder))
+        config = _settled(run)
         if data:
             config = dataclasses.replace(config, data=data)
         return cls(run, config, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"), kernels=True)
@@ -93,8 +93,20 @@ class FinishedRun:
 
     @property
     def metric(self) -> str:
-        """The score that selected the best epoch; F1 where that was the loss."""
-        return "f1" if self.config.metric == "loss" else self.config.metric
+        """The score that selected the best epoch; F1 where that was the loss, of a regression Pearson's correlation."""
+        if self.config.metric != "loss":
+            return self.config.metric
+        return "pearson" if self.problem_type == "regression" else "f1"
+
+    @property
+    def guarded_metric(self) -> str:
+        """The score that the model must keep in another form. No correlation sees a shift or a factor, R2 does."""
+        return "r2" if self.problem_type == "regression" else self.metric
+
+    @property
+    def problem_type(self) -> ProblemType | None:
+        """What the label of a text or an image is; None for labelled words."""
+        return None if self.config.problem_type == "auto" else self.config.problem_type
 
     @property
     def scored_split(self) -> str:
@@ -152,8 +164,11 @@ class FinishedRun:
 
     @property
     def task(self) -> Task:
-        """The loss and the scores."""
-        return self.kind.task(self.labels, self.config)
+        """The loss and the scores, with the thresholds that the run chose."""
+        task = self.kind.task(self.labels, self.config)
+        if isinstance(task, MultiLabelClassification):
+            return dataclasses.replace(task, thresholds=self.run.result.get("thresholds"))
+        return task
 
     def encode(self, dataset: Any) -> Data:
         """A data set as the model takes it."""
@@ -165,9 +180,9 @@ class FinishedRun:
         return self.encode(sample(dataset, limit, self.config.seed))
 
     def score(self, model: nn.Module, data: Data) -> float:
-        """The metric of a model on encoded data, in this process alone."""
+        """`guarded_metric` of a model on encoded data, in this process alone."""
         world = World(rank=0, size=1, device=self.device)
-        return float(evaluate(model, self.task, data, self.config, world)[self.metric])
+        return float(evaluate(model, self.task, data, self.config, world)[self.guarded_metric])
 
     def batches(self, dataset: Any) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """(The example of each row, the model's keyword arguments on its device) of every batch.
@@ -177,7 +192,7 @@ class FinishedRun:
         data = self.encode(dataset)
         batches = evaluation_batches(data.lengths, self.config.evaluation_tokens(data.lengths))
         for indices, (inputs, labels) in zip(batches, load_batches(data, batches, self.device), strict=True):
-            yield indices[(labels != IGNORED_LABEL).cumsum(0).cpu().numpy() - 1], inputs
+            yield indices[first_windows(labels).cumsum(0).cpu().numpy() - 1], inputs
 
     @torch.inference_mode()
     def probabilities(self, dataset: Any) -> np.ndarray:
@@ -196,11 +211,22 @@ class FinishedRun:
         return (found / rows).softmax(-1).numpy()
 
     def check_one_label(self) -> None:
-        """Raise ValueError unless the task has one label for each example."""
+        """Raise ValueError unless each example has one label."""
+        if self.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"{self.run.folder} did {self.problem_type}: expected a run with one label for each example."
+            )
         if not self.kind.ONE_LABEL:
             raise ValueError(
                 f"{self.run.folder} did {self.config.task}: expected a run that classifies texts or images."
             )
+
+
+def _settled(run: Run) -> RunConfig:
+    """The settings of a run in the folder that it lies in now, with the problem type that it found in its data."""
+    config = dataclasses.replace(RunConfig.from_dict(run.config, str(run.folder)), output_dir=run.folder)
+    types = kind_of(config.task).PROBLEM_TYPES
+    return with_problem_type(config, run.result.get("problem_type", types[0])) if types else config
 
 
 def evaluate_run(folder: str | Path, data: str = "", split: str = "test") -> dict[str, Any]:

@@ -51,6 +51,11 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
             seed=config.seed,
         )
     assert isinstance(model, TaskModel)
+    if config.problem_type != "auto":
+        if model.problem_type not in (None, config.problem_type):
+            logger.warning("the head of %s was for %s; now it is for %s", config.model, model.problem_type,
+                           config.problem_type)  # fmt: skip
+        model.problem_type = config.problem_type
     prepare_head(model, config)
     if config.method == "lora":
         torch.manual_seed(config.seed)
@@ -90,6 +95,8 @@ def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     assert isinstance(model, TaskModel)
     if lora:
         lora_core.load_adapter(model, saved)
+    if config.problem_type != "auto":
+        model.problem_type = config.problem_type
     return model.eval()
 
 
@@ -217,6 +224,7 @@ def _check_method(config: RunConfig) -> None:
 def _texts(train: TextDataset | TokenDataset) -> Iterator[str]:
     if isinstance(train, TextDataset):
         yield from train.texts
+        yield from train.pairs or ()
     else:
         for words in train.words:
             yield from words

@@ -20,6 +20,7 @@ from trainers.data.images.batches import ImageDataset
 from trainers.data.splits import HELD_OUT, SPLIT_SEED, hold_out, take
 from trainers.data.table import column_of, rows_of
 from trainers.data.texts.dataset import TextDataset
+from trainers.data.texts.encode import TextProcessing
 from trainers.data.tokens.reader import TokenDataset
 from trainers.experiment import logger, run
 from trainers.finished import FinishedRun
@@ -28,6 +29,11 @@ from trainers.serve import pipeline
 from trainers.serve.pipeline import Pipeline
 from trainers.tasks import kind_of
 
+TASK_OF: dict[type, str] = {
+    TokenDataset: "token-classification",
+    TextDataset: "text-classification",
+    ImageDataset: "image-classification",
+}
 WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags", "labels")
 
@@ -50,7 +56,8 @@ class TrainedRun(Run):
         if finished.config.method == "lora":
             lora_core.eject_lora(lora_core.merge_lora(finished.model))
         save_pretrained(finished.model, folder)
-        finished.kind.save_preprocessing(finished.config, Path(folder))
+        pairs = bool(TextProcessing.read(finished.weights_folder).pairs)
+        finished.kind.save_preprocessing(finished.config, Path(folder), pairs)
         return Path(folder)
 
 
@@ -85,6 +92,11 @@ def train(data: Any, **settings: Any) -> TrainedRun:
 
 def _dataset(split: Any, config: RunConfig, source: str) -> Any:
     """A split as a data set of the run's task."""
+    for kind, task in TASK_OF.items():
+        if isinstance(split, kind):
+            if task != config.task:
+                raise ValueError(f"{source} is a {kind.__name__}, but task is {config.task!r}. Pass task={task!r}.")
+            return split
     if hasattr(split, "with_labels"):
         return split
     if config.task == "token-classification":

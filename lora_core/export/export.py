@@ -15,7 +15,9 @@ from lora_core.models.layers import MultiHeadAttention
 from lora_core.models.task_model import TaskModel
 
 
-def export_onnx(model: TaskModel, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> Path:
+def export_onnx(
+    model: TaskModel, path: str | Path, *, metadata: Mapping[str, str] | None = None, segments: bool = False
+) -> Path:
     """Write ``model`` as it acts now, in fp32 with its adapters merged, and return the path.
 
     Inputs are `input_ids` and `attention_mask`, (B, T) int64 of any B and T up to max_tokens, or `pixel_values`
@@ -23,9 +25,11 @@ def export_onnx(model: TaskModel, path: str | Path, *, metadata: Mapping[str, st
     is, and the file is replaced in one step.
 
     Args:
+        segments: `token_type_ids` (B, T) int64 are an input too, for models of pairs of texts.
         metadata: text by name, such as the tokenizer's JSON, stored in the file beside its own: labels (a JSON list),
-            task, model_type, precision, layers, opset, for text max_tokens, vocab_size and pad_token_id, for images
-            image_shape (channels, height, width), versions, and the sha256 of the model's weights and of the graph.
+            task, problem_type if the model has one, model_type, precision, layers, opset, for text max_tokens,
+            vocab_size and pad_token_id, for images image_shape (channels, height, width), versions, and the sha256 of
+            the model's weights and of the graph.
 
     Raises:
         ValueError: the model is of another kind, or its encoder or head has no graph; there is NaN or infinity after
@@ -34,7 +38,9 @@ def export_onnx(model: TaskModel, path: str | Path, *, metadata: Mapping[str, st
     check_model(model)
     parameters = merged_parameters(model)
     facts = {**describe(model), "weights_sha256": sha256_of(parameters.tensors)}
-    graph, logits = build_graph(model, parameters)
+    if segments:
+        facts["segments"] = str(model.base_model.segments)
+    graph, logits = build_graph(model, parameters, segments)
     return write_graph(model, graph, logits, Path(path), facts, metadata)
 
 
@@ -61,6 +67,8 @@ def describe(model: TaskModel) -> dict[str, str]:
         "layers": str(model.config.num_hidden_layers),
         "opset": str(OPSET),
     }
+    if model.problem_type is not None:
+        facts["problem_type"] = model.problem_type
     if model.base_model.reads == "images":
         facts["image_shape"] = json.dumps([model.config.num_channels, *model.config.image_shape])
     else:
@@ -69,10 +77,10 @@ def describe(model: TaskModel) -> dict[str, str]:
     return facts | versions()
 
 
-def build_graph(model: TaskModel, parameters: Parameters) -> tuple[Graph, str]:
+def build_graph(model: TaskModel, parameters: Parameters, segments: bool = False) -> tuple[Graph, str]:
     """The graph of the model with these parameters, and its logits."""
     graph = Graph(model, parameters)
-    return graph, model_graph(graph, model)
+    return graph, model_graph(graph, model, segments)
 
 
 def write_graph(

@@ -62,6 +62,7 @@ def save_onnx_adapter(
     facts = {
         "labels": list(model.labels),
         "task": model.task,
+        "problem_type": model.problem_type,
         "base_sha256": base_sha256(model),
         "sha256": sha256_of(values),
         "metadata": dict(metadata or {}),

@@ -126,7 +126,7 @@ class _Quantiser:
 
     def _embeddings(self, node: NodeProto) -> Iterable[NodeProto]:
         """Rows of the int8 word embeddings (V, H), scaled, + places, normalised."""
-        ids, _, words, places, _, scale, shift, *rest = node.input
+        ids, segment_ids, words, places, segments, scale, shift, *rest = node.input
         name = node.name
         position_ids = rest[1] if len(rest) > 1 else ""
         if words not in self.weights:
@@ -141,13 +141,19 @@ class _Quantiser:
                 _node("Shape", [ids], [f"{name}_length"], f"{name}_shape", "", start=1, end=2),
                 _node("Slice", [places, start, f"{name}_length"], [f"{name}_places"], f"{name}_slice", ""),  # (T, H)
             ]
+        if segment_ids:
+            located += [
+                _node("Gather", [segments, segment_ids], [f"{name}_segments"], f"{name}_segment", ""),  # (B, T, H)
+                _node("Add", [f"{name}_places", f"{name}_segments"], [f"{name}_located"], f"{name}_locate", ""),
+            ]
+        place = f"{name}_located" if segment_ids else f"{name}_places"
         return [
             _node("Gather", [values, ids], [f"{name}_rows"], f"{name}_rows", ""),  # (B, T, H) int8
             _node("Cast", [f"{name}_rows"], [f"{name}_wide"], f"{name}_cast", "", to=TensorProto.FLOAT),
             _node("Gather", [scales, ids], [f"{name}_scales"], f"{name}_scales", ""),  # (B, T, 1)
             _node("Mul", [f"{name}_wide", f"{name}_scales"], [f"{name}_words"], f"{name}_words", ""),
             *located,
-            _node("Add", [f"{name}_words", f"{name}_places"], [f"{name}_sum"], f"{name}_sum", ""),
+            _node("Add", [f"{name}_words", place], [f"{name}_sum"], f"{name}_sum", ""),
             _layer_norm(node, f"{name}_sum", scale, shift),
         ]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lora_core.export.onnx_file import AGAIN, read_file
 from lora_core.export.parameters import sha256_of
 from lora_core.models.layers import check_input
+from lora_core.models.task_model import ProblemType, problem_type_of_config
 from lora_core.models.vit import check_images
 
 CUDA = "CUDAExecutionProvider"
@@ -43,7 +44,7 @@ class OnnxModel(nn.Module):
 
     Attributes:
         labels: names in the order of the logits.
-        task, model_type: the exported model's.
+        task, problem_type, model_type: the exported model's.
         max_tokens, vocab_size: limits of input_ids, 0 for images.
         image_shape: (C, height, width), () for text.
         metadata: all that the file holds, text by name.
@@ -65,6 +66,7 @@ class OnnxModel(nn.Module):
         self.path = Path(path)
         self.metadata = read_file(self.path).metadata
         self.task = self.metadata["task"]
+        self.problem_type: ProblemType | None = problem_type_of_config(self.metadata)
         self.model_type = self.metadata["model_type"]
         self.labels: tuple[str, ...] = tuple(json.loads(self.metadata["labels"]))
         self.max_tokens = int(self.metadata.get("max_tokens", 0))
@@ -84,21 +86,26 @@ class OnnxModel(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Return the logits in float32, on the inputs' device: (B, T, L) for tokens, (B, L) for texts and images.
 
         `input_ids` and `attention_mask` are (B, T), the mask nonzero at real tokens (None: all are real);
+        `token_type_ids` (B, T), of models of pairs of texts, say which text a token is of (None: all of the first);
         `pixel_values` is (B, C, height, width).
 
         Raises:
             ValueError: the inputs are not this model's.
         """
-        candidates = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+        candidates = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values,
+                      "token_type_ids": token_type_ids}  # fmt: skip
         given = {name: tensor for name, tensor in candidates.items() if tensor is not None}
         if not set(given) <= set(self.inputs) or next(iter(self.inputs)) not in given:
             raise ValueError(f"{self.path} takes {', '.join(self.inputs)}; given were {', '.join(given) or 'none'}")
         if input_ids is not None:
             self._check_ids(input_ids, attention_mask)
+            if "token_type_ids" in self.inputs:
+                given["token_type_ids"] = self._types(input_ids, token_type_ids)
             given["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask != 0
         else:
             channels, *size = self.image_shape
@@ -140,6 +147,7 @@ class OnnxModel(nn.Module):
         view.__dict__.update(self.__dict__)
         adapter, facts = self.adapters[adapter_name]
         view.acting, view.labels = adapter, tuple(facts["labels"])
+        view.problem_type = problem_type_of_config(facts)
         view.metadata = self.metadata | facts["metadata"]
         return view.train(self.training)
 
@@ -168,6 +176,16 @@ class OnnxModel(nn.Module):
                 f"input_ids holds {int(input_ids.min())} to {int(input_ids.max())}, the model has embeddings for "
                 f"0 to {self.vocab_size - 1}; use the model's own tokenizer"
             )
+
+    def _types(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        segments = int(self.metadata["segments"])
+        if types.shape != input_ids.shape or (types.numel() and not 0 <= types.min() <= types.max() < segments):
+            raise ValueError(
+                f"token_type_ids has the shape {tuple(types.shape)} and values up to {int(types.max())}; expected that "
+                f"of input_ids, {tuple(input_ids.shape)}, and values below {segments}"
+            )
+        return types
 
     def _providers(self) -> list[str]:
         return [CUDA, CPU] if self.metadata["precision"] == "fp32" and CUDA in _available() else [CPU]

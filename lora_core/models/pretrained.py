@@ -24,7 +24,16 @@ from lora_core.models.build import (
 from lora_core.models.encoder import Encoder
 from lora_core.models.heads import HEADS
 from lora_core.models.source import CONFIG_FILE, SINGLE_FILE, read_config, read_tensors, resolve, split_encoder
-from lora_core.models.task_model import Head, TaskModel, are_placeholders, check_labels, labels_of_config, rows_for
+from lora_core.models.task_model import (
+    Head,
+    ProblemType,
+    TaskModel,
+    are_placeholders,
+    check_labels,
+    labels_of_config,
+    problem_type_of_config,
+    rows_for,
+)
 
 logger = logging.getLogger("lora_core")
 
@@ -55,6 +64,8 @@ def load_pretrained(
     A head that the checkpoint lacks is drawn from `seed`: its parameters are named in `model.fresh_parameters` and in
     a logged warning. BERT's text classifier needs the pooler. Where the checkpoint has none it is drawn at random and
     counts as a part of the head, so that it is trained and saved with an adapter.
+
+    `model.problem_type` is what config.json says of the head of texts or images that was kept; None for a new head.
 
     Args:
         source: a folder in the transformers layout, a hub id or `"embedded"`, see `lora_core.models.source.resolve`.
@@ -104,6 +115,8 @@ def load_pretrained(
             folder, values, outside, head_class, labels, checkpoint_labels, fresh_head, head_follows
         )
         model = assemble(config, task, names, head=head_class.head_kind)
+        if tensors and task != "token-classification":
+            model.problem_type = _problem_type(folder, values)
         found = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in found.items()} | tensors
     lacking = _fill(model, found, folder)
     initialise(model, lacking, seed)
@@ -114,6 +127,14 @@ def load_pretrained(
             model.head_names = (*model.head_names, pooler)
     _report(model, outside, folder, head_follows)
     return model
+
+
+def _problem_type(folder: Path, values: Mapping[str, Any]) -> ProblemType | None:
+    """What config.json says that the logits are for."""
+    try:
+        return problem_type_of_config(values)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
 def _head_name(values: Mapping[str, Any], task: str) -> str:
@@ -271,6 +292,8 @@ def save_pretrained(model: Encoder | TaskModel, folder: str | Path) -> None:
     if model.labels:
         values["id2label"] = {str(row): name for row, name in enumerate(model.labels)}
         values["label2id"] = {name: row for row, name in enumerate(model.labels)}
+    if isinstance(model, TaskModel) and model.problem_type is not None:
+        values["problem_type"] = model.problem_type
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / SINGLE_FILE) as path:

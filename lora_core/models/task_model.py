@@ -9,12 +9,15 @@ Shapes: B texts or images, T tokens (padded), C channels, H hidden size, L label
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from lora_core.models.encoder import Encoder, no_graph
 from lora_core.models.layers import GraphBuilder
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+"""What the logits of a text or an image are for, in the words of transformers' `problem_type` in config.json."""
 
 
 class Head:
@@ -70,6 +73,8 @@ class TaskModel(Head, nn.Module):
         super().__init__()
         self.config = encoder.config
         self.labels = tuple(labels)
+        self.problem_type: ProblemType | None = None
+        """What config.json says that the logits of a text or an image are for; None: it does not say."""
         self.base_model_prefix = encoder.base_model_prefix
         self.fresh_parameters: tuple[str, ...] = ()
         """Names of the parameters that the checkpoint lacked and that therefore start at random."""
@@ -160,6 +165,32 @@ class HeadedTextModel(TextModel):
 
     def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
         return self.classifier.onnx(graph, hidden, input_ids, mask)
+
+
+def problem_type_of_config(values: Mapping[str, Any]) -> ProblemType | None:
+    """Return what a config.json says that its head's logits are for; None: it does not say.
+
+    Raises:
+        ValueError: it says what transformers does not know.
+    """
+    found = values.get("problem_type")
+    if found is not None and found not in get_args(ProblemType):
+        raise ValueError(f"problem_type is {found!r}; expected one of {', '.join(get_args(ProblemType))}, or null")
+    return found
+
+
+def scores_of_logits(logits: Tensor, problem_type: ProblemType | None) -> Tensor:
+    """Return the scores (B, L) of texts or images, as transformers' pipelines make them of logits (B, L).
+
+    A regression's values are the logits. Labels that are there or not each for itself have the sigmoid; so has a label
+    that is alone, whatever `problem_type` says of a classification. Of several labels that exclude each other it is
+    the softmax.
+    """
+    if problem_type == "regression":
+        return logits
+    if problem_type == "multi_label_classification" or logits.shape[-1] == 1:
+        return logits.sigmoid()
+    return logits.softmax(dim=-1)
 
 
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:

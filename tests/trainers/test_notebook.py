@@ -74,3 +74,14 @@ def test_what_is_no_table_is_refused_with_its_columns(tmp_path):
     with pytest.raises(ValueError, match=r"its columns differ in length: {'tokens': 1, 'ner_tags': 0}"):
         trainers.train({"train": {"tokens": [["a"]], "ner_tags": []}}, output_dir=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_of_another_task_says_which(tmp_path):
+    texts = trainers.TextDataset.from_lists(["a", "b"], ["x", "y"])
+    with pytest.raises(ValueError, match=r"is a TextDataset, but task is 'token.*Pass task='text-class"):
+        trainers.train({"train": texts}, output_dir=str(tmp_path / "run"))
+
+
+def test_a_tag_without_its_prefix_is_named_as_it_was_written():
+    with pytest.raises(ValueError, match=r"the tag 'DRINK' is not in BIO\. Write B-DRINK"):
+        trainers.TokenDataset.from_lists([["tea", "please"]], [["DRINK", "O"]])

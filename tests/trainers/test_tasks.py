@@ -52,7 +52,7 @@ def test_an_unknown_task():
             "train.jsonl",
             '{"text": "good @", "label": "pos"}\n{"text": "bad @", "label": "neg"}\n',
         ),
-        ("token-classification", "train.conll", "il2 B-protein\nbinds O\n"),
+        ("token-classification", "train.conll", "il2@ B-protein\nbinds O\n\n"),
     ],
 )
 def test_data_of_another_task_says_so(tmp_path, caplog, task, file, content):

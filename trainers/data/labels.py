@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 
 from lora_core.files import read_json_object
+from lora_core.models.task_model import ProblemType
 from trainers.data.rows import short
+
+VALUE = "value"
+"""The name of what a regression predicts, where the data has none."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,103 @@ def labels_from_list(
     return np.array([ids[name] for name in given], dtype=np.int64), found
 
 
+def problem_type_of(targets: np.ndarray) -> ProblemType:
+    """What these targets are: (N,) label ids, (N, L) float32 of 0 and 1 for each label, or (N,) float32 numbers."""
+    if targets.dtype.kind != "f":
+        return "single_label_classification"
+    return "regression" if targets.ndim == 1 else "multi_label_classification"
+
+
+def targets_from_list(
+    labels: Iterable[Any], names: Sequence[str] | None, count: int, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The targets of labels that are given as a list, as `problem_type_of` has them, and the label names.
+
+    Args:
+        labels: for each example a name or an id from 0; or a list of these, which may be empty; or a number with a
+            point (float). An array (N, L) of 0 and 1 says which labels each has.
+        names: as for `labels_from_list`; of numbers the name of the value, by default `VALUE`.
+        count, source: as for `labels_from_list`.
+
+    Raises:
+        ValueError: as `labels_from_list`; or the labels are of several kinds, one stands twice at an example, or a
+            number is not finite.
+    """
+    if isinstance(labels, np.ndarray) and labels.ndim == 2:
+        if not np.isin(labels, (0, 1)).all():
+            raise ValueError(f"{source}: an array of labels holds 0 and 1, a column for each label.")
+        names = [str(column) for column in range(labels.shape[1])] if names is None else names
+        if len(names) != labels.shape[1]:
+            raise ValueError(f"{source}: {labels.shape[1]} columns of labels, but {len(names)} names.")
+        labels = [np.flatnonzero(row).tolist() for row in labels]
+    given = labels if isinstance(labels, str) else list(labels)
+    several = [isinstance(label, (list, tuple, set, frozenset, np.ndarray)) for label in given]
+    numbers = [isinstance(label, (float, np.floating)) for label in given]
+    if not any(several) and not any(numbers):
+        return labels_from_list(given, names, count, source)
+    if len(given) != count:
+        raise ValueError(f"{source}: {count} examples and {len(given)} labels, expected examples with a label each.")
+    kinds = several if any(several) else numbers
+    if not all(kinds) or (any(several) and any(numbers)):
+        odd = kinds.index(False) if not all(kinds) else 0
+        wanted = "a list of labels" if any(several) else "a number with a point"
+        raise ValueError(f"{source}, example {odd}: the label is {short(given[odd])}, but others have {wanted}.")
+    if not any(several):
+        return _numbers_from_list(given, names, source)
+    counts = [len(own) for own in given]
+    flat = [label for own in given for label in own]
+    ids, found = labels_from_list(flat, names, len(flat), source)
+    owners = np.repeat(np.arange(count), counts)
+    targets = np.zeros((count, len(found)), dtype=np.float32)
+    np.add.at(targets, (owners, ids), 1)
+    if targets.max() > 1:
+        example, label = np.argwhere(targets > 1)[0]
+        raise ValueError(
+            f"{source}, example {example}: the label {found[label]!r} stands twice. Give each label once; 0 and 1 for "
+            "every label are to be an array (N, L)."
+        )
+    return targets, found
+
+
+def _numbers_from_list(
+    numbers: Sequence[Any], names: Sequence[str] | None, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(N,) float32, and the name of the value."""
+    if names is not None and (isinstance(names, str) or len(names) != 1):
+        raise ValueError(f"{source}: the label names are {short(names)}, but a number has one name, such as ['score'].")
+    targets = np.array(numbers, dtype=np.float32)
+    if not np.isfinite(targets).all():
+        odd = int(np.flatnonzero(~np.isfinite(targets))[0])
+        raise ValueError(f"{source}, example {odd}: the label is {numbers[odd]}, expected a finite number.")
+    return targets, (VALUE,) if names is None else tuple(names)
+
+
+def as_problem_type(
+    targets: np.ndarray, labels: tuple[str, ...], problem_type: ProblemType, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The targets and label names that these are under another problem type: one label as a list of one, or names that
+    are numbers as these.
+
+    Raises:
+        ValueError: there is no such reading of the labels.
+    """
+    own = problem_type_of(targets)
+    if own == problem_type:
+        return targets, labels
+    if own == "single_label_classification" and problem_type == "multi_label_classification":
+        return (targets[:, None] == np.arange(len(labels))).astype(np.float32), labels
+    if own == "single_label_classification":
+        try:
+            numbers = np.array([float(label) for label in labels], dtype=np.float32)
+        except ValueError as error:
+            raise ValueError(f"{source} has labels that are no numbers, for a regression: {error}.") from error
+        return _numbers_from_list(numbers[targets].tolist(), None, source)
+    raise ValueError(
+        f"{source} is data for {own}, which cannot be read as {problem_type}. Leave --problem-type out, or give one "
+        "label for each text."
+    )
+
+
 def label_ids(own_labels: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     """For each of a data set's own labels its id among ``labels``, and -1 if it is not there: (own labels,) int64."""
     ids = {name: index for index, name in enumerate(labels)}
@@ -120,11 +221,23 @@ def label_ids(own_labels: Sequence[str], labels: Sequence[str]) -> np.ndarray:
 def relabel(targets: np.ndarray, own_labels: Sequence[str], labels: Sequence[str], source: object) -> np.ndarray:
     """Label ids of ``own_labels`` as ids of ``labels``, in an array of the same shape, int64.
 
-    Labels that do not occur in ``targets`` need not be among the new ones.
+    Labels that do not occur in ``targets`` need not be among the new ones. Targets of several labels have the columns
+    of the new ones; numbers stay, whatever their name is.
 
     Raises:
         ValueError: a label that occurs is not among the new ones. The message names it and begins with ``source``.
     """
+    problem_type = problem_type_of(targets)
+    if problem_type == "regression":
+        return targets
+    if problem_type == "multi_label_classification":
+        ids, occurs = label_ids(own_labels, labels), targets.max(axis=0, initial=0) > 0  # (own labels,) each
+        unknown = sorted(own_labels[int(index)] for index in np.flatnonzero((ids < 0) & occurs))
+        if unknown:
+            raise ValueError(f"{source} has labels that are not among {list(labels)}: {unknown}.")
+        columns = np.zeros((len(targets), len(labels)), dtype=np.float32)
+        columns[:, ids[ids >= 0]] = targets[:, ids >= 0]
+        return columns
     new = label_ids(own_labels, labels)[targets] if len(targets) else np.zeros(targets.shape, dtype=np.int64)
     if (new < 0).any():
         unknown = sorted(own_labels[int(target)] for target in np.unique(targets[new < 0]))

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from trainers.data.labels import problem_type_of
 from trainers.data.sources import SPLIT_NAMES
 
 logger = logging.getLogger(__name__)
@@ -26,11 +27,11 @@ DRAWN_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
 class LabelledDataset(Protocol):
-    """One split in which every example has one label; texts may have several, or a number instead."""
+    """One split whose examples have a label, several, or a number."""
 
     @property
     def targets(self) -> np.ndarray:
-        """(N,) label ids; or (N, L) float32, 0 and 1; or (N,) float32 numbers."""
+        """(N,) label ids; (N, L) float32 of 0 and 1; or (N,) float32 numbers."""
         ...
 
     @property
@@ -91,11 +92,16 @@ def sample(dataset: AnySized, limit: int, seed: int) -> AnySized:
 def stratified(dataset: AnyDataset, targets: np.ndarray, limit: int, seed: int = 0) -> AnyDataset:
     """At most ``limit`` examples, drawn at random and left in order, in which each label has its share to one example.
 
+    Examples with several labels, or a number, are drawn without regard to these.
+
     Args:
-        targets: (N,) the examples' label ids.
+        targets: (N,) the examples' label ids, or what else `LabelledDataset` has.
     """
     if len(targets) <= limit:
         return dataset
+    if problem_type_of(targets) != "single_label_classification":
+        chosen = np.random.default_rng(seed).choice(len(targets), limit, replace=False)
+        return take(dataset, np.sort(chosen))
     generator = np.random.default_rng(seed)
     labels, counts = np.unique(targets, return_counts=True)
     exact = counts * limit / len(targets)
@@ -135,17 +141,16 @@ def hold_out(
     if not 0 < share < 1:
         raise ValueError(f"share={share}: expected a part of the examples, between 0 and 1.")
     groups = dataset.groups if groups is None else np.asarray(groups)
-    if groups is None and dataset.targets.ndim > 1:
-        groups = np.arange(len(dataset))
-    if groups is None:
+    if groups is None and problem_type_of(dataset.targets) == "single_label_classification":
         held_out = _part_of_each_label(dataset.targets, share * (len(dataset) if of is None else of), seed)
-    elif groups.shape != dataset.targets.shape[:1]:
+    elif groups is not None and groups.shape != (len(dataset),):
         raise ValueError(
             f"got groups of shape {groups.shape} for {len(dataset)} {dataset.noun}: expected one for each."
         )
     else:
         part = share if of is None else share * of / len(dataset)
-        held_out = stratified_split(groups, _label_rows(dataset.targets), [1 - part, part], seed) == 1
+        groups = np.arange(len(dataset)) if groups is None else groups
+        held_out = stratified_split(groups, label_pairs(dataset.targets), [1 - part, part], seed) == 1
     if not held_out.any() or held_out.all():
         raise ValueError(
             f"{dataset.source} holds {len(dataset)} {dataset.noun}, too few to set some aside for scoring. "
@@ -165,10 +170,10 @@ def completed(datasets: Mapping[str, AnyLabelled]) -> dict[str, AnyLabelled]:
         found["train"], found["validation"] = hold_out(train)
         sizes = len(found["validation"]), len(train)
         logger.warning("%s: no validation split; %d of %d training %s became one", train.source, *sizes, train.noun)
-    if "train" in found and found["train"].targets.ndim == 1 and found["train"].targets.dtype.kind == "i":
-        known = set(found["train"].targets.tolist())
+    if "train" in found:
+        known = set(label_pairs(found["train"].targets)[1].tolist())
         for split, dataset in found.items():
-            unknown = [dataset.labels[target] for target in sorted(set(dataset.targets.tolist()) - known)]
+            unknown = [dataset.labels[label] for label in sorted(set(label_pairs(dataset.targets)[1].tolist()) - known)]
             if unknown:
                 logger.warning("the %s split has labels that the training split lacks: %s", split, ", ".join(unknown))
     return {split: found[split] for split in SPLIT_NAMES if split in found}
@@ -184,13 +189,14 @@ def cut_in_three(dataset: AnyLabelled) -> dict[str, AnyLabelled]:
     return {"train": train, "validation": validation, "test": test}
 
 
-def _label_rows(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The labels that are to have their share in each split: (row, label) of each. Numbers count by their tenth."""
-    if targets.ndim == 2:
+def label_pairs(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of all examples as two arrays (E,), the row and the label of each; numbers are no labels."""
+    problem_type = problem_type_of(targets)
+    if problem_type == "multi_label_classification":
         rows, labels = np.nonzero(targets)
         return rows, labels
-    if targets.dtype.kind == "f":
-        targets = np.searchsorted(np.quantile(targets, np.arange(1, 10) / 10), targets)
+    if problem_type == "regression":
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     return np.arange(len(targets)), targets
 
 

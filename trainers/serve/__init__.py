@@ -39,7 +39,8 @@ def pipeline(
             `lora-core export` wrote.
         device: such as "cpu" or "cuda"; None: CUDA where there is a device. An ONNX file chooses for itself.
         max_tokens: most positions of a batch, padding included; None: what suits the device.
-        options: for "ner", ``aggregation_strategy`` and ``strict``, see `TokenPipeline`; for the others, ``top_k``.
+        options: for "ner", ``aggregation_strategy`` and ``strict``, see `TokenPipeline`; for the others, ``top_k`` and
+            ``threshold``, see `ClassificationPipeline`.
 
     Returns:
         A callable. One input gives its result, a list of inputs a list of results in the same order, any other

@@ -25,13 +25,13 @@ from lora_core.files import sha256_of_file
 from lora_core.models.task_model import TaskModel
 from trainers.data.batches import Data
 from trainers.data.images.processing import PREPROCESSOR_FILE
-from trainers.data.texts.encode import TEXT_PROCESSING_FILE
+from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.finished import FinishedRun
-from trainers.serve.served import processing_of
 from trainers.show import text_table
+from trainers.tasks.decision import DECISION_FILE
 
-PREPROCESSING = (TOKENIZER_FILE, PREPROCESSOR_FILE)
+PREPROCESSING = (TOKENIZER_FILE, PREPROCESSOR_FILE, DECISION_FILE)
 """Files beside a run's weights that inference needs; an ONNX file holds their text under their names."""
 
 LOGITS_WITHIN = 1e-4
@@ -82,7 +82,7 @@ def export_run(
         parity = {"logits_within": difference, "allowed": LOGITS_WITHIN, "batches": len(batches)}
         update_metadata(path, {"parity": json.dumps(parity)})
         path = move(path, folder)
-        files = [_exported(path, finished.metric, difference=difference)]
+        files = [_exported(path, finished.guarded_metric, difference=difference)]
         if quantize:
             reference = finished.score(finished.model, data)
             quantised = quantize_onnx(path, Path(scratch, finished.files.int8_onnx.name))
@@ -91,10 +91,10 @@ def export_run(
                 return finished.score(model, data)
 
             lost = verify_score(quantised, score, reference, limit_points=points_lost)
-            parity = {"metric": finished.metric, "reference": reference, "points_lost": lost, "allowed": points_lost,
-                      "examples": len(data.lengths)}  # fmt: skip
+            parity = {"metric": finished.guarded_metric, "reference": reference, "points_lost": lost,
+                      "allowed": points_lost, "examples": len(data.lengths)}  # fmt: skip
             update_metadata(quantised, {"parity": json.dumps(parity)})
-            files.append(_exported(move(quantised, folder), finished.metric, points_lost=lost))
+            files.append(_exported(move(quantised, folder), finished.guarded_metric, points_lost=lost))
     return files
 
 
@@ -142,7 +142,8 @@ def _metadata(finished: FinishedRun) -> dict[str, str]:
     if not texts:
         raise ValueError(f"{finished.weights_folder} holds neither {' nor '.join(PREPROCESSING)}: the run is damaged.")
     if TOKENIZER_FILE in texts:
-        texts[TEXT_PROCESSING_FILE] = processing_of(finished).to_json()
+        processing = TextProcessing(finished.config.max_length, finished.config.long_text)
+        texts[TEXT_PROCESSING_FILE] = processing.to_json()
     return {**texts, **_origin(finished), "run": finished.run.name, "base_model": Path(finished.config.model).name,
             "data": Path(finished.config.data).name}  # fmt: skip
 

@@ -6,19 +6,20 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, TypedDict, TypeVar
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lora_core.models.task_model import scores_of_logits
 from trainers.data.batches import evaluation_batches
 from trainers.data.images.decode import is_picture
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
-from trainers.data.texts.encode import encode_texts
+from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts, first_windows
 from trainers.data.tokenizer import check_vocabulary
-from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.serve.served import Served
+from trainers.tasks.decision import Decision
 
 logger = logging.getLogger(__name__)
 
@@ -132,27 +133,57 @@ class LabelScore(TypedDict):
 
     label: str
     score: float
-    """Its probability, 0 to 1."""
+    """Its probability, 0 to 1; the value itself for a regression."""
 
 
 class ClassificationPipeline(Pipeline):
     """The best label of each input; with `top_k` other than 1 a list of labels, best first.
 
-    As in transformers, a single input gives a list of labels in either case.
+    As in transformers, a single input gives a list of labels in either case. A multi-label model gives a list of every
+    label above its threshold, which may be empty, unless `top_k` is given.
     """
 
-    options: ClassVar[tuple[str, ...]] = ("top_k",)
+    options: ClassVar[tuple[str, ...]] = ("top_k", "threshold")
 
-    def __init__(self, served: Served, *, top_k: int | None = 1, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        served: Served,
+        *,
+        top_k: int | Literal["auto"] | None = "auto",
+        threshold: float | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
         """
         Args:
-            top_k: labels to give for each input; None: all of them.
+            top_k: labels to give for each input; None: all of them; "auto": one, or for a multi-label model those above
+                their thresholds.
+            threshold: multi-label models: give the labels with a score above it, of `top_k` at most. None: each label's
+                own, which training chose, or 0.5.
+
+        Raises:
+            ValueError: top_k is below 1, or a threshold is no probability or not for this model.
         """
         super().__init__(served, max_tokens=max_tokens)
-        if top_k is not None and top_k < 1:
+        if isinstance(top_k, int) and top_k < 1:
             raise ValueError(f"top_k={top_k}: expected at least 1, or None for all labels.")
+        several = served.problem_type == "multi_label_classification"
+        if threshold is not None and not several:
+            raise ValueError(
+                f"threshold={threshold}: it is for models with problem_type multi_label_classification, but that of "
+                f"{served.source} is {served.problem_type or 'not given'}. Leave it out."
+            )
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold}: expected a probability, 0 to 1.")
+        self.thresholds: np.ndarray | None = None
+        """(L,) the score above which a label is given; None: `top_k` alone counts."""
+        if threshold is not None:
+            self.thresholds = np.full(len(self.labels), threshold)
+        elif several and top_k == "auto":
+            self.thresholds = Decision(thresholds=served.thresholds).of(self.labels)
+        if top_k == "auto":
+            top_k = None if several else 1
         self.top_k = min(top_k or len(self.labels), len(self.labels))
-        self.single = top_k == 1
+        self.single = top_k == 1 and self.thresholds is None
 
     def __call__(self, inputs: Any) -> Any:
         result = super().__call__(inputs)
@@ -165,11 +196,12 @@ class ClassificationPipeline(Pipeline):
             np.add.at(logits, indices, self.logits(batch).cpu().numpy())
             np.add.at(rows, indices, 1)
         # Of an input of several rows, the mean of their logits counts.
-        probabilities = torch.from_numpy(logits / rows).softmax(dim=1).numpy()
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top_k]  # (inputs, top_k)
+        scores = scores_of_logits(torch.from_numpy(logits / rows), self.served.problem_type).numpy()
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : self.top_k]  # (inputs, top_k)
+        given = np.ones_like(scores, dtype=bool) if self.thresholds is None else scores > self.thresholds
         results = [
-            [LabelScore(label=self.labels[label], score=float(row[label])) for label in labels]
-            for row, labels in zip(probabilities, best, strict=True)
+            [LabelScore(label=self.labels[label], score=float(row[label])) for label in labels if wanted[label]]
+            for row, labels, wanted in zip(scores, best, given, strict=True)
         ]
         return [labels[0] for labels in results] if self.single else results
 
@@ -180,35 +212,73 @@ class ClassificationPipeline(Pipeline):
 
 
 class TextPipeline(ClassificationPipeline):
-    """`classify(text)`: [{"label", "score"}]. Texts that exceed the model's length are shortened as in training."""
+    """`classify(text)`: [{"label", "score"}]. Texts that exceed the model's length are shortened as in training.
+
+    A pair of texts is ("a", "b") or {"text": "a", "text_pair": "b"}.
+    """
 
     fields: ClassVar[tuple[str, ...]] = ("text",)
 
-    def __init__(self, served: Served, *, top_k: int | None = 1, max_tokens: int | None = None) -> None:
-        super().__init__(served, top_k=top_k, max_tokens=max_tokens)
+    def __init__(self, served: Served, **options: Any) -> None:
+        super().__init__(served, **options)
         self.tokenizer = served.tokenizer()
         check_vocabulary(self.tokenizer, served.vocab_size)
 
     def is_one(self, inputs: Any) -> bool:
-        return isinstance(inputs, str)
+        return isinstance(inputs, (str, dict)) or _is_pair(inputs)
 
-    def batches(self, inputs: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        texts = encode_texts(
-            inputs,
-            np.zeros(len(inputs)),
-            self.tokenizer,
-            self.served.max_length,
-            self.served.pad_token_id,
-            self.served.long_text,
-        )
+    def encode(self, inputs: Sequence[Any]) -> EncodedTexts:
+        """The texts, or the pairs of texts, in the model's tokens.
+
+        Raises:
+            ValueError: some are pairs and some are not, or the model was trained on the others.
+        """
+        given = [_texts_of(one) for one in inputs]
+        pairs = [pair for _, pair in given if pair is not None]
+        if pairs and len(pairs) < len(given):
+            raise ValueError("some inputs are pairs of texts and some are single texts. Give one kind at a time.")
+        if given and self.served.pairs is not None and self.served.pairs != bool(pairs):
+            wanted = '("a", "b"), or "text" and "text_pair"' if self.served.pairs else "one text each"
+            known = "pairs of texts" if self.served.pairs else "single texts"
+            raise ValueError(f"{self.served.source} was trained on {known}: give {wanted}.")
+        texts, targets, served = [text for text, _ in given], np.zeros(len(given), dtype=np.int64), self.served
+        if pairs:
+            return encode_pairs(
+                texts,
+                pairs,
+                targets,
+                self.tokenizer,
+                served.max_length,
+                served.pad_token_id,
+                served.segments,
+                served.long_text,
+            )
+        return encode_texts(texts, targets, self.tokenizer, served.max_length, served.pad_token_id, served.long_text)
+
+    def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        texts = self.encode(inputs)
         for indices in self.batches_of(texts.lengths):
             batch, labels = texts.collate(indices)
             # A text of several windows is there as often: more rows, maybe, than a batch may have.
-            owners = indices[np.cumsum(labels.numpy() != IGNORED_LABEL) - 1]
+            owners = indices[np.cumsum(first_windows(labels).numpy()) - 1]
             size = max(1, self.max_tokens // batch["input_ids"].shape[1])
             for start in range(0, len(owners), size):
                 rows = slice(start, start + size)
                 yield owners[rows], {name: tensor[rows] for name, tensor in batch.items()}
+
+
+def _is_pair(inputs: Any) -> bool:
+    """Whether this is ("a", "b"); a list of two strings is two texts."""
+    return isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(text, str) for text in inputs)
+
+
+def _texts_of(one: Any) -> tuple[Any, str | None]:
+    """(The text, the second text of a pair or None) of one input."""
+    if isinstance(one, dict):
+        if not {"text"} <= one.keys() <= {"text", "text_pair"}:
+            raise ValueError(f"an input has the keys {list(one)}, expected text, and text_pair for a pair.")
+        return one["text"], one.get("text_pair")
+    return one if _is_pair(one) else (one, None)
 
 
 class ImagePipeline(ClassificationPipeline):
@@ -217,8 +287,8 @@ class ImagePipeline(ClassificationPipeline):
 
     fields: ClassVar[tuple[str, ...]] = ("image",)
 
-    def __init__(self, served: Served, *, top_k: int | None = 1, max_tokens: int | None = None) -> None:
-        super().__init__(served, top_k=top_k, max_tokens=max_tokens)
+    def __init__(self, served: Served, **options: Any) -> None:
+        super().__init__(served, **options)
         self.processing = _processing(served)
         height, width = self.processing.size
         self._rows = max(1, self.max_tokens * PIXELS_PER_TOKEN // (height * width))

@@ -122,7 +122,7 @@ def _predicted(
                 yield record, result if isinstance(result, list) else [result]
 
 
-def _source_of(record: Record) -> str | list[str]:
+def _source_of(record: Record) -> str | list[str] | tuple[str, str]:
     return record.source
 
 
@@ -150,7 +150,7 @@ def _line(record: Record, results: list[Any] | None, name: str, format: Format) 
     return f"{labels}\t{_one_line(record.source)}"
 
 
-def _marked(source: str | list[str], entities: list[Entity]) -> str:
+def _marked(source: str | list[str] | tuple[str, str], entities: list[Entity]) -> str:
     """The text with its entities marked: `[IL-2](protein) gene`."""
     text = source if isinstance(source, str) else " ".join(source)
     parts, end = [], 0
@@ -160,7 +160,8 @@ def _marked(source: str | list[str], entities: list[Entity]) -> str:
     return _one_line("".join([*parts, text[end:]]))
 
 
-def _one_line(text: str | list[str]) -> str:
+def _one_line(text: str | list[str] | tuple[str, str]) -> str:
+    text = " || ".join(text) if isinstance(text, tuple) else text
     return " ".join(str(text).splitlines())
 
 

@@ -52,8 +52,8 @@ class Record:
 
     fields: dict[str, Any]
     """The line's JSON object, or a row's cells by column; for plain text {"text": ...}. All of it is written out."""
-    source: str | list[str]
-    """What is predicted from it: a text, a list of words, or the path of an image."""
+    source: str | list[str] | tuple[str, str]
+    """What is predicted from it: a text, a pair of texts, a list of words, or the path of an image."""
     size: int
     """Bytes that it takes of its file; 0 where that is not known."""
     where: str
@@ -106,7 +106,7 @@ def records_of(
         if "image" in names and file != STANDARD_INPUT and suffix not in (*SUFFIXES, ".txt"):
             yield Record({"image": file}, file, Path(file).stat().st_size, file)
             continue
-        as_table = reading.delimiter or reading.text_column
+        as_table = reading.delimiter or reading.text_column or reading.pair_column
         given: Form | None = "table" if as_table and input_format == "auto" and suffix != ".jsonl" else None
         form = given or SUFFIXES.get(suffix) if input_format == "auto" else input_format
         where = "standard input" if file == STANDARD_INPUT else file
@@ -192,8 +192,8 @@ def _fields(line: bytes, names: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
-def _source(fields: dict[str, Any], names: Sequence[str]) -> str | list[str]:
-    """What is predicted from: the value of the one name that is there."""
+def _source(fields: dict[str, Any], names: Sequence[str]) -> str | list[str] | tuple[str, str]:
+    """What is predicted from: the value of the one name that is there, and beside a text its pair."""
     name = next(name for name in names if name in fields)
     source = fields[name]
     if name == "tokens":
@@ -204,6 +204,10 @@ def _source(fields: dict[str, Any], names: Sequence[str]) -> str | list[str]:
         if not isinstance(source, str):
             raise ValueError(f"{name} is {short(source)}, expected a string")
         refuse_lone_surrogates(source)
+        if name == "text" and fields.get("text_pair") is not None:
+            pair = _source({"pair": fields["text_pair"]}, ["pair"])
+            assert isinstance(pair, str)
+            return source, pair
     return source
 
 
@@ -229,7 +233,8 @@ def _rows(path: Path, where: str, names: Sequence[str], reading: Reading) -> Ite
     table = read_table(path, reading)
     if not table.names:
         raise ValueError(f"{where} holds no rows.")
-    parts = [name for name in names if name in table.names and not reading.text_column][:1]
+    parts = [name for name in names if name in table.names and not (reading.text_column or reading.pair_column)][:1]
+    pair: list[str] = ["text_pair"] if parts == ["text"] and "text_pair" in table.names else []
     if not parts and names[0] == "text":
         try:
             columns = choose_columns(table.names, reading, unlabelled=True)
@@ -237,28 +242,29 @@ def _rows(path: Path, where: str, names: Sequence[str], reading: Reading) -> Ite
             raise no_columns(where, table.names, str(problem)) from problem
         if columns is None:
             raise no_columns(where, table.names)
-        if columns.pair:
-            raise ValueError(
-                f"{where} has pairs of texts ({columns.text[0]!r} and {columns.pair[0]!r}), and one text is predicted "
-                "from. Name it: --text-column."
-            )
-        parts = list(columns.text)
+        parts, pair = list(columns.text), list(columns.pair)
     if not parts:
         raise ValueError(f"{where} has the columns {short(table.names)}, expected {' or '.join(map(repr, names))}.")
-    logger.info("%s is read as a table (%s); predicted from: %s", where, table.form, ", ".join(parts))
+    named = ", ".join(parts) + (f" with {', '.join(pair)}" if pair else "")
+    logger.info("%s is read as a table (%s); predicted from: %s", where, table.form, named)
     bad = _Passed(where)
     for number, row in table.read(table.names, bad):
         yield from bad.taken()
         place = f"{where}:{number}"
         try:
-            if missing := [name for name in parts if name not in row]:
-                raise ValueError(f"{missing[0]} is missing")
-            sources = [_source({parts[0] if part == "tokens" else part: row[part]}, [part]) for part in parts]
-            source = sources[0] if len(sources) == 1 else " ".join(s for s in map(str.strip, map(str, sources)) if s)
-            yield Record(row, source, 0, place)
+            source = _joined(row, parts)
+            yield Record(row, (str(source), str(_joined(row, pair))) if pair else source, 0, place)
         except ValueError as problem:
             yield Record(row, "", 0, place, str(problem))
     yield from bad.taken()
+
+
+def _joined(row: dict[str, Any], parts: Sequence[str]) -> str | list[str] | tuple[str, str]:
+    """What is predicted from a row: the value of one column, or those of several joined by a space."""
+    if missing := [name for name in parts if name not in row]:
+        raise ValueError(f"{missing[0]} is missing")
+    sources = [_source({part: row[part]}, [part]) for part in parts]
+    return sources[0] if len(sources) == 1 else " ".join(s for s in map(str.strip, map(str, sources)) if s)
 
 
 def _sentences(path: Path, where: str, names: Sequence[str], reading: Reading) -> Iterator[Record]:

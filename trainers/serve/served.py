@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +15,11 @@ import lora_core
 from lora_core.models import load_pretrained
 from lora_core.models.build import TASKS, task_of_architectures
 from lora_core.models.source import CONFIG_FILE, read_config, resolve
-from lora_core.models.task_model import TaskModel
+from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.data.tokenizer import StatedLimits
 from trainers.run_folder import RunFolder
+from trainers.tasks.decision import DECISION_FILE, Decision
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -52,6 +54,14 @@ class Served:
     """Embeddings of the model; 0 for images."""
     long_text: LongText = "head"
     """What is kept of a text that exceeds `max_length`, where it is classified as a whole."""
+    pairs: bool | None = None
+    """Whether the model was trained on pairs of texts; None: it is not known."""
+    segments: int = 1
+    """Texts of a pair that the model tells apart by token_type_ids; 1: it takes none."""
+    problem_type: ProblemType | None = None
+    """What the logits of a text or an image are for; None: nothing tells, so it follows from their number."""
+    thresholds: Mapping[str, float] | None = None
+    """By label, the score from which on it is given; None: the default's. For multi_label_classification."""
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -120,7 +130,8 @@ def _load_run(folder: Path, device: torch.device) -> Served:
 def processing_of(finished: FinishedRun) -> TextProcessing:
     """How a run's model takes long texts: as its settings say, or else what was saved beside it."""
     saved = TextProcessing.read(finished.weights_folder)
-    return TextProcessing(finished.config.max_length or saved.max_length, finished.config.long_text)
+    longest = finished.config.max_length or saved.max_length
+    return TextProcessing(longest, finished.config.long_text, saved.pairs)
 
 
 def _processing_of_checkpoint(folder: Path) -> TextProcessing:
@@ -142,6 +153,7 @@ def _load_checkpoint(source: str | Path, task: str | None, device: torch.device)
 
 def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device, processing: TextProcessing) -> Served:
     reads_text = model.base_model.reads == "text"
+    decision = Decision.read(folder)
     return Served(
         source,
         model.eval().to(device),
@@ -154,6 +166,10 @@ def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device,
         pad_token_id=model.config.pad_token_id if reads_text else 0,
         vocab_size=model.config.vocab_size if reads_text else 0,
         long_text=processing.long_text,
+        pairs=processing.pairs,
+        segments=model.base_model.segments,
+        problem_type=model.problem_type or decision.problem_type,
+        thresholds=decision.thresholds,
     )
 
 
@@ -183,6 +199,7 @@ def _load_onnx(path: Path, device: str | None) -> Served:
     model = OnnxModel(path, providers=providers).eval()
     settings = model.metadata.get(TEXT_PROCESSING_FILE, "{}")
     processing = TextProcessing.from_json(settings, f"{path}: {TEXT_PROCESSING_FILE}")
+    decision = Decision.from_json(model.metadata.get(DECISION_FILE, "{}"), f"{path}: {DECISION_FILE}")
     return Served(
         str(path),
         model,
@@ -195,6 +212,10 @@ def _load_onnx(path: Path, device: str | None) -> Served:
         pad_token_id=int(model.metadata.get("pad_token_id", 0)),
         vocab_size=model.vocab_size,
         long_text=processing.long_text,
+        pairs=processing.pairs,
+        segments=int(model.metadata.get("segments", 1)),
+        problem_type=model.problem_type,
+        thresholds=decision.thresholds,
     )
 
 

@@ -7,11 +7,17 @@ what lies above it import it.
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from typing import Any
 
+from lora_core.models.task_model import ProblemType
 from trainers.config import RunConfig
 from trainers.tasks import image, text, token
+from trainers.tasks.label_scores import METRICS_OF
 from trainers.tasks.task import Kind
+from trainers.training.losses import regression_loss
+
+logger = logging.getLogger("trainers")
 
 KINDS: dict[str, Kind] = {"token-classification": token, "text-classification": text, "image-classification": image}
 
@@ -66,3 +72,54 @@ def check_settings(config: RunConfig) -> None:
             raise ValueError(f"{name} is {value} with task {config.task}: it is for {users}. Leave it out.")
     if config.metric != "loss" and config.metric not in kind.METRICS:
         raise ValueError(f"metric is {config.metric!r}; {config.task} has {', '.join((*kind.METRICS, 'loss'))}.")
+    if config.problem_type != "auto":
+        _check_problem(with_problem_type(config, config.problem_type))
+
+
+def with_problem_type(config: RunConfig, problem_type: ProblemType) -> RunConfig:
+    """The settings of a run whose problem type is known, "auto" no more; a regression has pearson for the metric f1."""
+    metric = METRICS_OF[problem_type][0] if config.metric == RunConfig().metric else config.metric
+    return dataclasses.replace(config, problem_type=problem_type, metric=metric)
+
+
+def settle(config: RunConfig, datasets: Mapping[str, Any]) -> tuple[RunConfig, dict[str, Any]]:
+    """The settings and the splits with the problem type that the settings name, or else the training split has.
+
+    Raises:
+        ValueError: a split cannot be read so, or a setting does not fit.
+    """
+    types = kind_of(config.task).PROBLEM_TYPES
+    if not types:
+        return config, dict(datasets)
+    problem_type, settled = config.problem_type, dict(datasets)
+    if problem_type == "auto":
+        problem_type = types[0] if len(types) == 1 else datasets["train"].problem_type
+    if len(types) > 1:
+        settled = {split: dataset.with_problem_type(problem_type) for split, dataset in datasets.items()}
+    found = with_problem_type(config, problem_type)
+    _check_problem(found)
+    if found.metric != config.metric:
+        logger.info("the data is for a regression: the best epoch is selected by %s (--metric)", found.metric)
+    labels = settled["train"].labels
+    if problem_type == "single_label_classification" and len(labels) == 1:
+        raise ValueError(
+            f"{settled['train'].source} has one label, {labels[0]!r}: there is nothing to tell apart. Give examples of "
+            "two labels at least, or numbers to predict."
+        )
+    return found, settled
+
+
+def _check_problem(config: RunConfig) -> None:
+    """Raise ValueError for settings that do not fit the problem type, which is known."""
+    assert config.problem_type != "auto"
+    types = kind_of(config.task).PROBLEM_TYPES
+    if config.problem_type not in types:
+        raise ValueError(
+            f"problem_type is {config.problem_type}, but {config.task} is trained for {' and '.join(types)} only; "
+            "models of other types can be served. Leave it out."
+        )
+    metrics = METRICS_OF[config.problem_type]
+    if config.metric not in (*metrics, "loss"):
+        raise ValueError(f"metric is {config.metric!r}; {config.problem_type} has {', '.join((*metrics, 'loss'))}.")
+    if config.problem_type == "regression":
+        regression_loss(config)

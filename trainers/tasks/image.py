@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_core.models.source import read_config, resolve
-from lora_core.models.task_model import TaskModel
+from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
 from trainers.data.images.batches import ImageBatches, ImageDataset
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
@@ -19,9 +19,10 @@ from trainers.training.losses import training_loss
 
 logger = logging.getLogger("trainers")
 
-SETTINGS = frozenset({"image_size", "augment", "label_column", "delimiter", "encoding"})
+SETTINGS = frozenset({"image_size", "augment", "label_column", "delimiter", "encoding", "problem_type"})
 METRICS = LABEL_METRICS
 ONE_LABEL: bool = True
+PROBLEM_TYPES: tuple[ProblemType, ...] = ("single_label_classification",)
 
 
 def load(config: RunConfig) -> dict[str, ImageDataset]:
@@ -45,7 +46,7 @@ def task(labels: tuple[str, ...], config: RunConfig, train: ImageBatches | None 
     return Classification(labels, None if train is None else training_loss(config, train.targets, len(labels)))
 
 
-def save_preprocessing(config: RunConfig, folder: Path) -> None:
+def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False) -> None:
     """Write preprocessor_config.json into ``folder``, with the size that the model was trained at."""
     values = read_config(resolve(config.model))
     size = config.image_size or values.get("image_size", 224)

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from lora_core.models.task_model import ProblemType
 from trainers.config import RunConfig
+from trainers.tasks.decision import Decision
 
 
 class Task(Protocol):
@@ -41,6 +43,18 @@ class Task(Protocol):
         """Scores of the predictions for all examples of ``data``, in order."""
         ...
 
+    def decided(self, predictions: list[np.ndarray], data: Any) -> "Task":
+        """The task with what is chosen on validation data once training is over; itself where nothing is.
+
+        This and `decision` a whole run asks for, the loop does not.
+        """
+        ...
+
+    @property
+    def decision(self) -> Decision:
+        """How the logits become an answer, as it is kept beside the weights."""
+        ...
+
 
 class Dataset(Protocol):
     """One split as it was read."""
@@ -68,9 +82,11 @@ class Kind(Protocol):
     SETTINGS: frozenset[str]
     """The settings that not every task uses, and this one does."""
     METRICS: tuple[str, ...]
-    """The validation scores that can select the best epoch, beside the loss."""
+    """The validation scores that can select the best epoch, beside the loss; of all problem types together."""
     ONE_LABEL: bool
-    """Whether an example has just one label; else each of its words has one."""
+    """Whether an example is labelled as a whole; else each of its words is."""
+    PROBLEM_TYPES: tuple[ProblemType, ...]
+    """What such a label can be in training; none where each word has one."""
 
     def label_ids(self, dataset: Any) -> np.ndarray:
         """The true label ids of all that is scored in a data set in memory, one example after another."""
@@ -99,6 +115,6 @@ class Kind(Protocol):
         """The loss and the scores. Training gives its encoded split, whose labels `class_weights` counts."""
         ...
 
-    def save_preprocessing(self, config: RunConfig, folder: Path) -> None:
-        """Write what inference needs beside the weights."""
+    def save_preprocessing(self, config: RunConfig, folder: Path, pairs: bool = False) -> None:
+        """Write what inference needs beside the weights, among it whether the inputs are pairs of texts."""
         ...

@@ -2,22 +2,25 @@
 
 import logging
 import sys
+from functools import partial
+from itertools import chain
 
 import numpy as np
 
-from lora_core.models.task_model import TaskModel
+from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
+from trainers.data.labels import problem_type_of
 from trainers.data.reading import Reading
 from trainers.data.splits import sample, stratified
 from trainers.data.texts.augment import WordAugmentation
 from trainers.data.texts.dataset import TextDataset
-from trainers.data.texts.encode import EncodedTexts, encode_texts
+from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts
 from trainers.data.texts.reader import load_text_datasets
 from trainers.data.texts.targets import SINGLE
-from trainers.tasks.classification import Classification, WindowedClassification
-from trainers.tasks.label_scores import LABEL_METRICS, label_counts
+from trainers.tasks.classification import TASKS, Classification
+from trainers.tasks.label_scores import METRICS_OF, label_counts
 from trainers.tasks.token import save_preprocessing, tokenizer_and_length
-from trainers.training.losses import training_loss
+from trainers.training.losses import multi_label_loss, regression_loss, training_loss
 
 __all__ = ["encode", "load", "save_preprocessing", "task"]
 
@@ -26,10 +29,11 @@ logger = logging.getLogger("trainers")
 SETTINGS = frozenset(
     {"max_length", "long_text", "train_examples", "test_examples", "text_augment", "augment_share", "head", "tokenizer"}
     | {"confusing_words", "confusing_penalty"}
-    | {"text_column", "pair_column", "label_column", "delimiter", "encoding"}
+    | {"text_column", "pair_column", "label_column", "delimiter", "encoding", "problem_type"}
 )
-METRICS = LABEL_METRICS
+METRICS = tuple(dict.fromkeys(chain.from_iterable(METRICS_OF.values())))
 ONE_LABEL: bool = True
+PROBLEM_TYPES: tuple[ProblemType, ...] = tuple(METRICS_OF)
 
 _KEPT = {"head": "the beginning", "head_tail": "half from each end"}
 
@@ -40,7 +44,7 @@ def load(config: RunConfig) -> dict[str, TextDataset]:
         config.data,
         on_bad_row=config.on_bad_row,
         reading=Reading.of(config),
-        problem_type=getattr(config, "problem_type", "auto"),
+        problem_type=config.problem_type,
     )
     limits = {"train": config.train_examples, "test": config.test_examples}
     if config.train_examples is not None and {"train", "validation"} <= datasets.keys():
@@ -54,23 +58,13 @@ def load(config: RunConfig) -> dict[str, TextDataset]:
     return datasets
 
 
-def several_labels(dataset: TextDataset) -> None:
-    """Refuse texts with several labels at once, or with numbers, which are read but not learned yet.
-
-    Raises:
-        ValueError: there are such labels.
-    """
-    if dataset.problem_type != SINGLE:
-        raise ValueError(
-            f"{dataset.source}: the labels are those of {dataset.problem_type} ({', '.join(dataset.labels[:5])}, ...), "
-            "which is not learned yet. Give one label for each text, or name its column: --label-column."
-        )
-
-
 def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> EncodedTexts:
     """The data set in the model's tokens, each text shortened to what the model can take, or to be cut into windows."""
-    several_labels(dataset)
     tokenizer, max_length = tokenizer_and_length(model, config)
+    if dataset.pairs is not None:
+        data = _encode_pairs(dataset, dataset.pairs, model, config)
+        _say_shortened(dataset, data, max_length, "of the longer text of each pair the beginning")
+        return data
     eda = config.text_augment == "eda"
     longest = sys.maxsize if config.long_text == "windows" else max_length
     data = encode_texts(
@@ -82,32 +76,56 @@ def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> Encoded
         config.long_text,
         WordAugmentation(config.augment_share, config.seed, longest) if eda else None,
     )
-    if data.shortened:
-        logger.warning(
-            "%s: %d of %d texts exceed %d tokens; %s is kept",
-            dataset.source,
-            data.shortened,
-            len(data),
-            max_length,
-            _KEPT[config.long_text],
-        )
+    _say_shortened(dataset, data, max_length, _KEPT.get(config.long_text, ""))
     return data
 
 
+def _encode_pairs(dataset: TextDataset, pairs: list[str], model: TaskModel, config: RunConfig) -> EncodedTexts:
+    """Pairs of texts in the model's tokens.
+
+    Raises:
+        ValueError: a setting is for single texts.
+    """
+    for name, value, usual in (("long_text", config.long_text, "head"), ("text_augment", config.text_augment, "none")):
+        if value != usual:
+            raise ValueError(
+                f"{name} is {value}, which is for single texts; {dataset.source} holds pairs. Leave it out."
+            )
+    tokenizer, max_length = tokenizer_and_length(model, config)
+    segments = model.base_model.segments
+    return encode_pairs(
+        dataset.texts, pairs, dataset.targets, tokenizer, max_length, model.config.pad_token_id, segments
+    )
+
+
+def _say_shortened(dataset: TextDataset, data: EncodedTexts, max_length: int, kept: str) -> None:
+    if data.shortened:
+        sizes = data.shortened, len(data), dataset.noun, max_length
+        logger.warning("%s: %d of %d %s exceed %d tokens; %s is kept", dataset.source, *sizes, kept)
+
+
 def task(labels: tuple[str, ...], config: RunConfig, train: EncodedTexts | None = None) -> Classification:
-    """The loss and the scores."""
-    kind = WindowedClassification if config.long_text == "windows" else Classification
-    return kind(labels, None if train is None else training_loss(config, train.targets, len(labels)))
+    """The loss and the scores. Where the settings do not say the problem type, it is that of the training targets."""
+    problem_type = config.problem_type
+    if problem_type == "auto":
+        problem_type = "single_label_classification" if train is None else problem_type_of(train.targets)
+    loss = None
+    if train is not None:
+        losses = {"single_label_classification": partial(training_loss, num_labels=len(labels)),
+                  "multi_label_classification": multi_label_loss, "regression": regression_loss}  # fmt: skip
+        loss = losses[problem_type](config, train.targets)
+    return TASKS[problem_type](labels, loss, windows=config.long_text == "windows")
 
 
 def label_ids(dataset: TextDataset) -> np.ndarray:
-    """The label id of each example, (N,)."""
-    return dataset.targets
+    """The label id of each example, (N,); of several labels 0 or 1 for each, (N * L,); or the numbers, (N,)."""
+    return dataset.targets.reshape(-1)
 
 
 counts = label_counts
 
 
 def shown(dataset: TextDataset, index: int) -> str:
-    """The text of an example."""
-    return dataset.texts[index]
+    """The text of an example; of a pair both, as in a table cell."""
+    text = dataset.texts[index]
+    return text if dataset.pairs is None else f"{text} || {dataset.pairs[index]}"

@@ -1,5 +1,6 @@
 """Token classification: a label for each word."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora_core.models.crf import crf_log_likelihood, split_scores, viterbi
-from lora_core.models.task_model import TaskModel
+from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
 from trainers.data.reading import Reading
 from trainers.data.texts.encode import TextProcessing
@@ -21,6 +22,7 @@ from trainers.data.tokens.encode import Sentences, load_windows
 from trainers.data.tokens.reader import TokenDataset, TokenFile, completed, token_files
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
 from trainers.model import is_scratch, tokenizer_folder
+from trainers.tasks.decision import Decision
 from trainers.tasks.entity_scores import NER_METRICS, entity_counts, ner_metrics
 from trainers.training.losses import TrainingLoss, training_loss
 
@@ -31,6 +33,7 @@ SETTINGS = frozenset(
 )
 METRICS = NER_METRICS
 ONE_LABEL: bool = False
+PROBLEM_TYPES: tuple[ProblemType, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,15 @@ class TokenClassification:
         """Entity scores over whole sentences."""
         predicted, gold = self.examples(predictions, data)
         return ner_metrics([self._names(words) for words in gold], [self._names(words) for words in predicted])
+
+    def decided(self, predictions: list[np.ndarray], data: TokenWindows) -> "TokenClassification":
+        """Itself: nothing is chosen."""
+        return self
+
+    @property
+    def decision(self) -> Decision:
+        """Nothing to keep: the best label is given."""
+        return Decision()
 
     def _names(self, ids: np.ndarray) -> list[str]:
         return [self.labels[index] for index in ids]
@@ -165,10 +177,10 @@ def _check_iob2(labels: tuple[str, ...], data: TokenWindows) -> None:
         )
 
 
-def save_preprocessing(config: RunConfig, folder: Path) -> None:
+def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False) -> None:
     """Write the model's tokenizer.json and the run's text_processing.json into ``folder``."""
     load_tokenizer(tokenizer_folder(config)).save(str(folder / TOKENIZER_FILE))
-    _processing(config).save(folder)
+    dataclasses.replace(_processing(config), pairs=pairs).save(folder)
 
 
 def label_ids(dataset: TokenDataset) -> np.ndarray:

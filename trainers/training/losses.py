@@ -3,6 +3,7 @@
 Shapes: N labels, L classes; positions without a label hold `IGNORED_LABEL`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch.nn import functional as F
 
 from trainers.config import RunConfig
 from trainers.data.tokens.windows import IGNORED_LABEL
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From logits and labels to a summed loss: what training minimises instead of the plain one."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,64 @@ class TrainingLoss:
             # Below gamma 1 the power has no derivative at 0.
             losses = losses * missing.clamp_min(torch.finfo(missing.dtype).tiny) ** self.focal_gamma
         return losses.sum()
+
+
+@dataclass(frozen=True)
+class MultiLabelLoss:
+    """Binary cross-entropy of each label with weights, focus and smoothing, as a sum: what training minimises instead
+    of the plain one where an example may have several labels.
+
+    The loss of a label with target y is  (1 - q)^gamma (w y (-log p) + (1 - y) (-log (1 - p))), in which q is the
+    probability of what is true (p or 1 - p). With smoothing e the last factor has (1 - e) y + e / 2 for y.
+
+    Focal loss of single labels: Lin et al. 2017 (https://arxiv.org/abs/1708.02002), equation 4.
+    """
+
+    positive_weights: tuple[float, ...] | None = None
+    """w, by label id: what its presence counts against its absence; None: all 1."""
+    focal_gamma: float = 0.0
+    label_smoothing: float = 0.0
+    """e: share of every target that is spread over presence and absence."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The sum over logits (B, L) and labels (B, L) of 0 and 1, a scalar in float32."""
+        logits = logits.float()
+        weight = None if self.positive_weights is None else logits.new_tensor(self.positive_weights)
+        smoothed = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weight, reduction="none")  # (B, L)
+        if self.focal_gamma:
+            missing = torch.sigmoid(torch.where(labels > 0.5, -logits, logits))  # (B, L) 1 - q
+            # Below gamma 1 the power has no derivative at 0.
+            losses = losses * missing.clamp_min(torch.finfo(missing.dtype).tiny) ** self.focal_gamma
+        return losses.sum()
+
+
+def multi_label_loss(config: RunConfig, targets: np.ndarray) -> MultiLabelLoss | None:
+    """The loss of a run whose training targets are (N, L) of 0 and 1; None where it is plain binary cross-entropy."""
+    if config.class_weights == "none" and not config.focal_gamma and not config.label_smoothing:
+        return None
+    weights = positive_weights(targets) if config.class_weights == "balanced" else None
+    return MultiLabelLoss(weights, config.focal_gamma, config.label_smoothing)
+
+
+def regression_loss(config: RunConfig, targets: np.ndarray | None = None) -> None:
+    """The loss of a run that learns numbers is always the plain squared error.
+
+    Raises:
+        ValueError: the settings want labels weighted or smoothed.
+    """
+    for name in ("class_weights", "focal_gamma", "label_smoothing"):
+        value = getattr(config, name)
+        if value != getattr(RunConfig(), name):
+            raise ValueError(f"{name} is {value}, but the run learns numbers (regression), not labels. Leave it out.")
+
+
+def positive_weights(targets: np.ndarray) -> tuple[float, ...]:
+    """Weights of each label's presence, with which it counts as much in total as its absence: examples without it by
+    examples with it. A label that no example has, or every one, weighs 1."""
+    present = targets.sum(0, dtype=np.float64)  # (L,)
+    absent = len(targets) - present
+    return tuple(float(no / yes) if yes and no else 1.0 for yes, no in zip(present, absent, strict=True))
 
 
 def training_loss(config: RunConfig, labels: np.ndarray, num_labels: int) -> TrainingLoss | None:

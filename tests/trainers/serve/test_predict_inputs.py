@@ -89,7 +89,6 @@ def test_dates_in_a_table_are_written(predict):
     [
         ("new.csv", "a,b\n1,2\n", "Name them: --text-column"),
         ("new.csv", "review,comment\nx,y\n", "several columns could be the text"),
-        ("new.csv", "sentence1,sentence2\nx,y\n", "has pairs of texts ('sentence1' and 'sentence2')"),
         ("new.csv", "", "holds no rows"),
         ("new.conll", "il2 B-protein\n\n", "holds tagged words"),
         ("new.txt", "il2 B-protein\nbinds O\n\n", "holds tagged words"),

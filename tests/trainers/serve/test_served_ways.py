@@ -17,9 +17,9 @@ TEXTS = ["il2 gene of the junb promoter", "", "  two  spaces\tand a tab ", "√ún√
 @pytest.fixture(scope="module", params=["ner", "text"])
 def ways(request, finished, finished_text, tmp_path_factory):
     """The sources of one model by name; the ONNX files lie alone, under other names, without their run."""
-    run = {"ner": finished["full"], "text": finished_text}[request.param]
-    export_run(run, points_lost=100)
     alone = tmp_path_factory.mktemp("alone")
+    run = shutil.copytree({"ner": finished["full"], "text": finished_text}[request.param], alone / "run")
+    export_run(run, points_lost=100)
     found = {"run": run}
     for name, path in (("onnx", RunFolder(run).onnx), ("int8", RunFolder(run).int8_onnx)):
         found[name] = shutil.copy(path, alone / f"{name}-moved.onnx")

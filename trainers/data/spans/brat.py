@@ -32,11 +32,22 @@ def pair_names(path: Path) -> list[str]:
     return sorted(names)
 
 
-def split_of_pair(name: str) -> str:
-    """The split that a pair belongs to: that of a folder on its way, or of its own name (train.ann); else `UNSPLIT`."""
-    inner = PurePosixPath(name)
-    folders = [SPLIT_OF_NAME[part.lower()] for part in inner.parts[:-1] if part.lower() in SPLIT_OF_NAME]
-    return folders[0] if folders else split_of(Path(inner.name)) or UNSPLIT
+def splits_of_pairs(names: Iterable[str]) -> dict[str, str]:
+    """The split of each pair: that of a folder on its way, else, where all are called so, its own name's (train.ann).
+
+    Where neither tells, the split of all is `UNSPLIT`. Pairs beside the folders of splits belong to none.
+    """
+    names = list(names)
+    folders = {name: split for name in names if (split := _split_of_folder(name))}
+    if folders:
+        return folders
+    own = {name: split for name in names if (split := split_of(Path(PurePosixPath(name).name)))}
+    return own if len(own) == len(names) else dict.fromkeys(names, UNSPLIT)
+
+
+def _split_of_folder(name: str) -> str | None:
+    folders = (part.lower() for part in PurePosixPath(name).parts[:-1])
+    return next((SPLIT_OF_NAME[part] for part in folders if part in SPLIT_OF_NAME), None)
 
 
 def pair_files(path: Path, names: Iterable[str]) -> list[Path]:

@@ -4,6 +4,7 @@ JSON lines are read a line at a time. A JSON array is kept as a text, and its ro
 """
 
 import json
+import logging
 import zipfile
 from collections.abc import Iterator
 from itertools import islice
@@ -14,10 +15,12 @@ from tqdm import tqdm
 
 from lora_core.files import sha256_of_file
 from trainers.data.rows import BadRows, json_row, numbered_lines, short
-from trainers.data.sources import UNSPLIT, split_of
+from trainers.data.sources import SPLIT_NAMES, UNSPLIT, split_of
 from trainers.data.spans import brat, docbin
 from trainers.data.spans.align import Document, words_and_tags
 from trainers.data.spans.exports import SPAN_KEYS, documents, is_span_row, read_row
+
+logger = logging.getLogger(__name__)
 
 SNIFFED_ROWS = 100
 """Rows that are looked at for one with spans."""
@@ -56,10 +59,10 @@ def find_spans(path: Path) -> FoundSpans:
     if not (path.is_dir() or is_zip or path.suffix == brat.SUFFIX):
         return []
     if pairs := brat.pair_names(path):
-        splits = {brat.split_of_pair(name) for name in pairs}
-        if UNSPLIT in splits:
-            splits = {UNSPLIT}
-        return [(path, "", split) for split in ("train", "validation", "test", UNSPLIT) if split in splits]
+        splits = brat.splits_of_pairs(pairs)
+        if len(splits) < len(pairs):
+            logger.warning("%s: %d pairs lie in no folder of a split: left out", path, len(pairs) - len(splits))
+        return [(path, "", split) for split in (*SPLIT_NAMES, UNSPLIT) if split in splits.values()]
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             inside = [(path, name) for name in archive.namelist() if not name.startswith("__MACOSX")]
@@ -153,8 +156,8 @@ class SpanReader:
 
 
 def _pairs_of(source: SpanSource) -> list[str]:
-    names = brat.pair_names(source.path)
-    return names if source.split == UNSPLIT else [name for name in names if brat.split_of_pair(name) == source.split]
+    splits = brat.splits_of_pairs(brat.pair_names(source.path))
+    return [name for name, split in splits.items() if split == source.split]
 
 
 def _json_rows(path: Path, member: str, progress: tqdm | None = None) -> Iterator[tuple[int, Any]]:

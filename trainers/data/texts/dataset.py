@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from trainers.data.labels import LabelNames, labels_from_list, relabel
+from trainers.data.labels import LabelNames, as_problem_type, labels_from_list, relabel
 from trainers.data.reading import Reading
 from trainers.data.rows import refuse_lone_surrogates, short
+from trainers.data.table import rows_of
 from trainers.data.texts.columns import Ambiguous, choose_columns, no_columns
-from trainers.data.texts.targets import MULTI, REGRESSION, SINGLE, ProblemType, Targets, is_unlabelled
+from trainers.data.texts.targets import MULTI, SINGLE, ProblemType, Targets, is_unlabelled
 
 NAMED = 1000
 """Rows of a list whose keys are looked at to tell its columns."""
@@ -84,7 +85,8 @@ class TextDataset:
         source: str = "table in memory",
         problem_type: str = "auto",
     ) -> TextDataset:
-        """A split of your own table: a pandas or polars DataFrame, a datasets.Dataset, or a list of dicts.
+        """A split of your own table: a pandas or polars DataFrame, a datasets.Dataset, a list of dicts or dict of
+        lists.
 
         Args:
             table: the rows; a datasets.Dataset may name its labels itself.
@@ -98,27 +100,27 @@ class TextDataset:
         Raises:
             ValueError: which columns to read is not clear, or as `from_lists`.
         """
-        columns = _columns_of(table, source)
+        rows, own_names = rows_of(table, source)
+        columns = list(dict.fromkeys(name for row in islice(rows, NAMED) for name in row))
         reading = Reading(text_column=text_column, label_column=label_column, pair_column=pair_column)
         try:
-            chosen = choose_columns(list(columns), reading)
+            chosen = choose_columns(columns, reading)
         except Ambiguous as problem:
-            raise no_columns(source, list(columns), str(problem)) from problem
+            raise no_columns(source, columns, str(problem)) from problem
         if chosen is None:
-            raise no_columns(source, list(columns))
-        values = {name: _cells(table, name, columns) for name in sorted(chosen.used)}
-        rows = range(len(next(iter(values.values()))))
-        if len(chosen.label) == 1:
-            labels = values[chosen.label[0]]
-            names = names or _own_names(table, chosen.label[0])
-        else:
-            labels = [{name: values[name][row] for name in chosen.label} for row in rows]
-            names = names or chosen.label
-        for row, label in enumerate(labels):
+            raise no_columns(source, columns)
+        labels = []
+        first, *others = chosen.label
+        names = names or (chosen.label if others else own_names.get(first))
+        for index, row in enumerate(rows):
+            label = {name: row.get(name) for name in chosen.label} if others else row.get(first)
             if is_unlabelled(label, names):
-                raise ValueError(f"{source}, example {row}: it has no label ({chosen.label[0]}). Leave such rows out.")
+                raise ValueError(f"{source}, example {index}: it has no label ({first}). Leave such rows out.")
+            labels.append(label)
         texts, pairs = (
-            [_joined([values[name][row] for name in parts], noun, source, row) for row in rows] if parts else None
+            [_joined([row.get(name) for name in parts], noun, source, index) for index, row in enumerate(rows)]
+            if parts
+            else None
             for parts, noun in ((chosen.text, "text"), (chosen.pair, "second text"))
         )
         assert texts is not None
@@ -149,19 +151,17 @@ class TextDataset:
         Raises:
             ValueError: a text's label is not among them.
         """
-        if self.problem_type == SINGLE:
-            return replace(self, targets=relabel(self.targets, self.labels, labels, self.source), labels=labels)
-        if self.problem_type == REGRESSION:
-            return replace(self, labels=labels)
-        used = np.flatnonzero(self.targets.sum(0)).tolist()
-        unknown = [self.labels[column] for column in used if self.labels[column] not in labels]
-        if unknown:
-            raise ValueError(f"{self.source} has labels that are not among {list(labels)}: {unknown}.")
-        targets = np.zeros((len(self), len(labels)), dtype=np.float32)
-        for column, name in enumerate(labels):
-            if name in self.labels:
-                targets[:, column] = self.targets[:, self.labels.index(name)]
+        targets = relabel(self.targets, self.labels, labels, self.source)
         return replace(self, targets=targets, labels=labels)
+
+    def with_problem_type(self, problem_type: ProblemType) -> TextDataset:
+        """The same texts with their labels read as this.
+
+        Raises:
+            ValueError: there is no such reading of the labels.
+        """
+        targets, labels = as_problem_type(self.targets, self.labels, problem_type, self.source)
+        return replace(self, targets=targets, labels=labels, problem_type=problem_type)
 
 
 def text_of(parts: Sequence[Any], noun: str = "the text") -> str:
@@ -215,45 +215,3 @@ def _targets(
     columns = tuple(names or ()) if kind.problem_type == MULTI else ()
     found = kind.names(parsed, columns)
     return kind.array(parsed, found), found, kind.problem_type
-
-
-def _columns_of(table: Any, source: str) -> dict[str, list[Any] | None]:
-    """The names of a table's columns, of a list of dicts with their values."""
-    if isinstance(table, (list, tuple)):
-        if not table or not all(isinstance(row, dict) for row in table):
-            raise ValueError(f"{source} is {short(table)}, expected a list of dicts, a DataFrame or a Dataset.")
-        keys = dict.fromkeys(key for row in islice(table, NAMED) for key in row)
-        return {key: [_plain(row.get(key)) for row in table] for key in keys}
-    found = getattr(table, "column_names", None)  # datasets.Dataset, pyarrow.Table
-    found = getattr(table, "columns", None) if found is None else found  # pandas, polars
-    if found is None or isinstance(found, dict) or not hasattr(table, "__getitem__"):
-        raise ValueError(
-            f"{source} is a {type(table).__name__}, expected a list of dicts, a DataFrame or a Dataset (one split)."
-        )
-    return {str(name): None for name in found}
-
-
-def _cells(table: Any, name: str, columns: dict[str, list[Any] | None]) -> list[Any]:
-    """The values of a column."""
-    known = columns[name]
-    return [_plain(cell) for cell in table[name]] if known is None else known
-
-
-def _plain(cell: Any) -> Any:
-    """A cell as Python has it: what stands for a gap becomes None."""
-    if isinstance(cell, np.generic):
-        cell = cell.item()
-    if hasattr(cell, "as_py"):
-        cell = cell.as_py()
-    if type(cell).__name__ == "NAType" or (isinstance(cell, float) and cell != cell):
-        return None
-    return cell
-
-
-def _own_names(table: Any, column: str) -> tuple[str, ...] | None:
-    """The names of the labels that a datasets.Dataset declares."""
-    feature: Any = (getattr(table, "features", None) or {}).get(column)
-    while hasattr(feature, "feature"):
-        feature = feature.feature
-    names = getattr(feature, "names", None)
-    return tuple(names) if names else None

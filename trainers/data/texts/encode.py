@@ -43,7 +43,7 @@ class EncodedTexts:
     offsets: np.ndarray
     """(N + 1,) int64: text n lies at offsets[n] to offsets[n + 1]."""
     targets: np.ndarray
-    """(N,) int64: label ids."""
+    """(N,) int64: label ids; or what else `TextDataset.targets` are."""
     pad_token_id: int
     """Token id that fills short texts up in a batch."""
     shortened: int
@@ -54,6 +54,8 @@ class EncodedTexts:
     """How training changes the texts; None: not at all."""
     cutter: "WindowCutter | None" = None
     """How long texts become several rows; None: every text is one row."""
+    token_type_ids: np.ndarray | None = None
+    """(total,) int8: which text of its pair each token is of, for encoders that tell them apart; None: for others."""
 
     lengths: np.ndarray = field(init=False)
     """(N,) int64: tokens of each text."""
@@ -66,16 +68,20 @@ class EncodedTexts:
 
     @property
     def label_counts(self) -> np.ndarray:
-        """(N,) ones: a text has one label."""
-        return np.broadcast_to(np.int64(1), len(self))
+        """(N,) terms of the summed loss: one for a text, or one for each label that it may have."""
+        return np.broadcast_to(np.int64(self.targets[0].size if len(self) else 1), len(self))
 
     def collate(
         self, indices: Sequence[int] | np.ndarray, epoch: int | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
         """A batch of texts: ({"input_ids": (R, T), "attention_mask": (R, T)}, labels (R,)), all int64.
 
+        Pairs have "token_type_ids" (R, T) too, where the encoder takes them. Labels are (R, L) or (R,) float32 where
+        the targets are.
+
         With an ``epoch``, so in training, the texts are changed as ``augmentation`` says. Where texts are cut into
-        windows, the label stands at the first window of a text, and IGNORED_LABEL at its others.
+        windows, the label stands at the first window of a text, and IGNORED_LABEL, or NaN, at its others
+        (`first_windows`).
 
         Raises:
             ValueError: there are no indices.
@@ -84,13 +90,14 @@ class EncodedTexts:
         if indices.size == 0:
             raise ValueError("collate got no text indices: a batch needs at least one text.")
         tokens, starts, lengths = self.input_ids, self.offsets[indices], self.lengths[indices]
-        labels = self.targets[indices].astype(np.int64)
+        labels = self.targets[indices]
         if self.cutter is not None or (self.augmentation is not None and epoch is not None):
             texts = [self._text(index, epoch) for index in indices.tolist()]
             windows = [[text] if self.cutter is None else self.cutter(text) for text in texts]
             rows = [row for text in windows for row in text]
             first = np.cumsum([0, *map(len, windows)])[:-1]  # (B,) the first row of each text
-            labels = np.full(len(rows), IGNORED_LABEL, dtype=np.int64)
+            empty = IGNORED_LABEL if labels.dtype == np.int64 else np.nan
+            labels = np.full((len(rows), *labels.shape[1:]), empty, dtype=labels.dtype)
             labels[first] = self.targets[indices]
             tokens, lengths = np.concatenate(rows), np.array([len(row) for row in rows])
             starts = np.cumsum(lengths) - lengths
@@ -102,6 +109,8 @@ class EncodedTexts:
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(inside.astype(np.int64)),
         }
+        if self.token_type_ids is not None:
+            inputs["token_type_ids"] = torch.from_numpy(np.where(inside, self.token_type_ids[flat], 0).astype(np.int64))
         return inputs, torch.from_numpy(labels)
 
     def _text(self, index: int, epoch: int | None) -> np.ndarray:
@@ -132,14 +141,21 @@ class WindowCutter:
         return [np.concatenate([ids[: self.prefix], part, ids[end:]]) for part in np.array_split(body, count)]
 
 
+def first_windows(labels: Tensor) -> Tensor:
+    """Which rows (R,) of a batch begin a text, given its labels (`EncodedTexts.collate`)."""
+    if not labels.is_floating_point():
+        return labels != IGNORED_LABEL
+    return ~labels.reshape(len(labels), -1)[:, 0].isnan()
+
+
 def mean_of_windows(logits: Tensor, labels: Tensor) -> Tensor:
     """The logits (B, L) of texts: means over the windows' logits.
 
     Args:
         logits: (R, L) the windows'.
-        labels: (R,) those of `EncodedTexts.collate`.
+        labels: those of `EncodedTexts.collate`.
     """
-    text = (labels != IGNORED_LABEL).cumsum(0) - 1  # (R,) the text of each window
+    text = first_windows(labels).cumsum(0) - 1  # (R,) the text of each window
     count = torch.bincount(text)  # (B,)
     sums = torch.zeros(len(count), logits.shape[1], dtype=torch.float32, device=logits.device)
     return sums.index_add(0, text, logits.float()) / count[:, None]
@@ -158,7 +174,7 @@ def encode_texts(
 
     Args:
         texts: N strings.
-        targets: (N,) label ids.
+        targets: (N,) label ids, or (N, L) or (N,) float32 as in `TextDataset`.
         tokenizer: knows the special tokens around a text.
         max_length: most tokens of a row, special tokens included.
         pad_token_id: fills short texts up in a batch.
@@ -171,8 +187,8 @@ def encode_texts(
         ValueError: a text is no string or holds half of a character, the targets are not one for each text, or
             ``max_length`` leaves no room for text.
     """
-    targets = np.asarray(targets, dtype=np.int64)
-    if targets.shape != (len(texts),):
+    targets = _checked_targets(np.asarray(targets))
+    if targets.shape[:1] != (len(texts),) or targets.ndim > 2:
         raise ValueError(f"got targets of shape {targets.shape} for {len(texts)} texts, expected one for each.")
     prefix, suffix = special_ids(tokenizer)
     capacity = max_length - len(prefix) - len(suffix)
@@ -208,6 +224,78 @@ def encode_texts(
     return EncodedTexts(input_ids, offsets, targets, pad_token_id, shortened, numbered, augmentation, cutter)
 
 
+def encode_pairs(
+    texts: Sequence[str],
+    pairs: Sequence[str],
+    targets: Sequence[int] | np.ndarray,
+    tokenizer: Tokenizer,
+    max_length: int,
+    pad_token_id: int,
+    segments: int = 1,
+    long_text: LongText = "head",
+) -> EncodedTexts:
+    """Tokenise pairs of texts, such as [CLS] a [SEP] b [SEP], and shorten those of more than ``max_length`` tokens.
+
+    The longer text of a pair loses its last tokens until the pair fits, as transformers has it (longest_first).
+
+    Args:
+        texts: the first text of each of N pairs.
+        pairs: the second.
+        targets: (N,) label ids, or what else `TextDataset.targets` are.
+        tokenizer: knows the special tokens around and between two texts.
+        max_length: most tokens of a row, special tokens included.
+        pad_token_id: fills short rows up in a batch.
+        segments: texts that the encoder tells apart by token_type_ids; 1: it takes none.
+        long_text: "tail" has the longer text lose its first tokens instead.
+
+    Raises:
+        ValueError: a text is no string or holds half of a character, there are not as many of both and of the targets,
+            or ``max_length`` leaves no room for both.
+    """
+    targets = _checked_targets(np.asarray(targets))
+    if not len(texts) == len(pairs) == len(targets):
+        raise ValueError(f"got {len(targets)} targets for {len(texts)} texts and {len(pairs)} second texts.")
+    special = tokenizer.num_special_tokens_to_add(True)
+    if max_length < special + 2:
+        raise ValueError(f"max_length={max_length} leaves no room for two texts beside {special} special tokens.")
+    rows: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    shortened = 0
+    own = Tokenizer.from_str(tokenizer.to_str())  # the given one stays without truncation
+    own.enable_truncation(max_length, strategy="longest_first", direction="left" if long_text == "tail" else "right")
+    with tqdm(total=len(texts), desc="tokenise", unit="pair", disable=len(texts) < 10 * CHUNK) as progress:
+        for start in range(0, len(texts), CHUNK):
+            chunk = list(zip(texts[start : start + CHUNK], pairs[start : start + CHUNK], strict=True))
+            for index, pair in enumerate(chunk, start):
+                for text in pair:
+                    if not isinstance(text, str):
+                        raise ValueError(f"pair {index} holds {type(text).__name__}, expected two strings.")
+                    refuse_lone_surrogates(text)
+            for encoding in own.encode_batch(chunk):
+                shortened += bool(encoding.overflowing)
+                rows.append(np.array(encoding.ids, dtype=np.int32))
+                types.append(np.array(encoding.type_ids, dtype=np.int8))
+            progress.update(len(chunk))
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    input_ids = np.concatenate([np.empty(0, dtype=np.int32), *rows])
+    numbers = np.concatenate([np.empty(0, dtype=np.int8), *types]) if segments > 1 else None
+    return EncodedTexts(input_ids, offsets, targets, pad_token_id, shortened, token_type_ids=numbers)
+
+
+def _checked_targets(targets: np.ndarray) -> np.ndarray:
+    """The targets as float32 where they are that, else as int64.
+
+    Raises:
+        ValueError: label ids have a fraction.
+    """
+    if targets.dtype == np.float32:
+        return targets
+    ids = targets.astype(np.int64)
+    if not np.array_equal(ids, targets):
+        raise ValueError("targets are no whole numbers, as label ids are; give numbers to predict as float32.")
+    return ids
+
+
 def shorten(ids: list[Item], capacity: int, long_text: LongText) -> list[Item]:
     """At most ``capacity`` of the ids: the first ones, the last ones, or half from each end."""
     if len(ids) <= capacity:
@@ -228,6 +316,8 @@ class TextProcessing:
     """Longest input in tokens, special tokens included; None: the model's limit."""
     long_text: LongText = "head"
     """What is kept of a longer text that is classified as a whole. Texts whose words are labelled are windowed."""
+    pairs: bool | None = None
+    """Whether the model was trained on pairs of texts; None: it is not known."""
 
     def to_json(self) -> str:
         """The content of text_processing.json."""
@@ -272,4 +362,7 @@ class TextProcessing:
             raise ValueError(f"{where}: max_length is {max_length!r}, expected a number of tokens or null.")
         if long_text not in get_args(LongText):
             raise ValueError(f"{where}: long_text is {long_text!r}, expected one of {', '.join(get_args(LongText))}.")
-        return cls(max_length, long_text)
+        pairs = values.get("pairs")
+        if pairs not in (None, False, True):
+            raise ValueError(f"{where}: pairs is {pairs!r}, expected true, false or null.")
+        return cls(max_length, long_text, pairs)

@@ -299,7 +299,7 @@ def _delimited(path: Path, lines: Lines, reading: Reading, classes: Collection[s
     head = [cells for _, cells in islice(reader.records(BadRows("skip")), PEEK)]
     if not head:
         return Table(path, "columns", [], reader)
-    has_header = _is_header(head, reading)
+    has_header = _is_header(head, reading, classes)
     names = _unique(head[0]) if has_header else [str(number + 1) for number in range(len(head[0]))]
     if not has_header and not reading.label_column:
         label = _label_column(head, classes)
@@ -404,10 +404,11 @@ def _names_columns(cells: Sequence[str], reading: Reading) -> bool:
         return False
 
 
-def _is_header(head: Sequence[Sequence[str]], reading: Reading) -> bool:
+def _is_header(head: Sequence[Sequence[str]], reading: Reading, classes: Collection[str]) -> bool:
     """Whether the first record names the columns."""
     if _names_columns(head[0], reading):
-        return True
+        # A record of data may hold such a word too, but not beside a label.
+        return head[0][0].strip() not in classes and not head[0][0].strip().isdecimal()
     wanted = [part.strip() for name in (reading.text_column, reading.label_column) for part in name.split(",") if part]
     if not all(part.isdecimal() for part in wanted):
         return True

@@ -230,7 +230,7 @@ def _find_files(paths: list[Path], folder: Path, reading: Reading) -> list[_Head
             folder,
             ", ".join(_name(head.file) for head in others),
         )
-    return sorted(exact, key=_file_order)
+    return sorted(exact, key=lambda head: _file_order(head.file))
 
 
 DESCRIPTIONS = ("label.json", "dataset_infos.json", "README.md")
@@ -400,8 +400,8 @@ def _zip_members(path: Path) -> list[str]:
         raise ValueError(f"{path} is not a zip file, or is cut short ({error}). Fetch it again.") from error
 
 
-def _file_order(head: _Head) -> tuple[int, str]:
-    return [*SPLIT_NAMES, UNSPLIT].index(head.file.split), str(head.file)
+def _file_order(file: TaggedFile) -> tuple[int, str]:
+    return [*SPLIT_NAMES, UNSPLIT].index(file.split), str(file)
 
 
 def _check_forms(files: list[TaggedFile], where: Path) -> None:

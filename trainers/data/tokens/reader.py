@@ -72,7 +72,13 @@ class TokenDataset:
         if len(words) != len(tags) or not words:
             raise ValueError(f"{source}: {len(words)} sentences and {len(tags)} lists of tags, expected one for each.")
         if names is None:
-            names = paired_labels({tag for sentence in tags for tag in sentence if isinstance(tag, str)})
+            occurring = {tag for sentence in tags for tag in sentence if isinstance(tag, str)}
+            if wrong := sorted(tag for tag in occurring if not is_tag(tag)):
+                raise ValueError(
+                    f"{source}: the tag {short(wrong[0])} is not in BIO. Write B-{wrong[0]} for the first word of an "
+                    f"entity, I-{wrong[0]} for its other words and O for all others."
+                )
+            names = paired_labels(occurring)
         if wrong := [name for name in names if not is_tag(name)]:
             raise ValueError(f"{source}: the tag name {short(wrong[0])} is not in the IOB scheme: O, B-TYPE or I-TYPE.")
         tag_ids, ids = TagIds(tuple(names)), []
@@ -156,6 +162,8 @@ class TokenFile:
             ValueError: a row cannot be used and `bad_rows` does not skip such rows; a file has none that can; or a
                 word's label is not among the labels.
         """
+        if self.chosen is not None:  # all that there is to say was said when they were drawn
+            bad_rows = BadRows(bad_rows.on_bad_row)
         tag_ids = TagIds(self.names, self.notation)
         own = tag_ids.names
         opening = openings(own) if self.to_iob2 else {}
@@ -296,7 +304,9 @@ def completed(files: dict[str, TokenFile]) -> dict[str, TokenFile]:
         whole, names, shares = files["train"], ("train", "validation"), [1 - HELD_OUT, HELD_OUT]
     else:
         return files
-    scanned = scan(TaggedSource(whole.files, whole.names, whole.notation), BadRows(whole.on_bad_row))
+    bad_rows = BadRows(whole.on_bad_row)
+    scanned = scan(TaggedSource(whole.files, whole.names, whole.notation), bad_rows)
+    bad_rows.report()
     usable = np.flatnonzero(scanned.lengths > 0)
     entity_rows = np.repeat(np.arange(len(scanned.lengths)), np.diff(scanned.entity_offsets))
     places = (np.searchsorted(usable, entity_rows), scanned.entity_types)

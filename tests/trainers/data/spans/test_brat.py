@@ -5,7 +5,7 @@ import zipfile
 import pytest
 
 from trainers.data.spans.align import words_and_tags
-from trainers.data.spans.brat import pair_names, read_pair, split_of_pair
+from trainers.data.spans.brat import pair_names, read_pair, splits_of_pairs
 
 TEXT = "Anna left\nNew York.\n"
 ANN = "T1\tPER 0 4\tAnna\nT2\tLOC 10 18\tNew York\nR1\tlives Arg1:T1 Arg2:T2\n#1\tAnnotatorNotes T1\tsure\n"
@@ -88,7 +88,8 @@ def test_a_pair_without_its_text(tmp_path):
 def test_splits_of_pairs(tmp_path):
     write(tmp_path / "train" / "x")
     write(tmp_path / "Dev")
-    names = pair_names(tmp_path)
-    assert [(name, split_of_pair(name)) for name in names] == [("Dev/a.ann", "validation"), ("train/x/a.ann", "train")]
-    assert split_of_pair("test.ann") == "test"
-    assert split_of_pair("x/a.ann") == "all"
+    write(tmp_path / "guidelines")
+    found = splits_of_pairs(pair_names(tmp_path))
+    assert found == {"Dev/a.ann": "validation", "train/x/a.ann": "train"}
+    assert splits_of_pairs(["train.ann", "test.ann"]) == {"train.ann": "train", "test.ann": "test"}
+    assert splits_of_pairs(["test.ann", "a.ann"]) == {"test.ann": "all", "a.ann": "all"}

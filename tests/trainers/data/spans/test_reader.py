@@ -13,7 +13,7 @@ from trainers.corpus.prepare import Preparation, prepare
 from trainers.data.rows import BadRows, OnBadRow
 from trainers.data.spans.reader import holds_spans
 from trainers.data.tokens.files import find_tagged_source
-from trainers.data.tokens.reader import TagIds, load_token_datasets, tagged_rows, token_files
+from trainers.data.tokens.reader import TagIds, completed, load_token_datasets, tagged_rows, token_files
 
 ROWS = [
     {"id": 1, "text": "the il2 gene binds", "label": [[4, 7, "protein"], [8, 12, "DNA"]]},
@@ -211,8 +211,8 @@ def many(count, seed=0):
 def test_one_file_is_split_and_said(tmp_path, caplog):
     rows = many(60)
     (tmp_path / "all.jsonl").write_text(lines([*rows, {**rows[0], "answer": "reject"}]))
-    files = token_files(tmp_path / "all.jsonl")
-    assert any("drawn from it were" in message for message in caplog.messages)
+    files = completed(token_files(tmp_path / "all.jsonl"))
+    assert any("no splits; its 60 sentences were cut" in message for message in caplog.messages)
     assert any("rejects or ignores" in message for message in caplog.messages)
     caplog.clear()
     datasets = {split: file.in_memory() for split, file in files.items()}
@@ -230,8 +230,18 @@ def test_one_file_is_split_and_said(tmp_path, caplog):
 
 def test_too_few_texts_to_split(tmp_path):
     (tmp_path / "all.jsonl").write_text(lines(ROWS))
-    with pytest.raises(ValueError, match="holds 3 usable texts, too few to draw"):
-        token_files(tmp_path / "all.jsonl")
+    with pytest.raises(ValueError, match="holds 3 sentences, too few different ones"):
+        completed(token_files(tmp_path / "all.jsonl"))
+    (tmp_path / "all.jsonl").write_text(lines([{**ROWS[0], "answer": "ignore"}]))
+    with pytest.raises(ValueError, match="holds no usable sentence"):
+        completed(token_files(tmp_path / "all.jsonl"))
+
+
+def test_one_file_without_any_entity(tmp_path):
+    rows = [{"text": f"no cells {number}", "label": []} for number in range(30)]
+    (tmp_path / "all.jsonl").write_text(lines(rows))
+    sizes = {split: len(file.in_memory()) for split, file in completed(token_files(tmp_path / "all.jsonl")).items()}
+    assert sizes == {"train": 24, "validation": 3, "test": 3}
 
 
 def test_a_long_file_stays_out_of_memory(tmp_path):
@@ -275,7 +285,7 @@ def test_train_and_evaluate(tmp_path, checkpoint, capsys, caplog):
     for data, run in ((tmp_path / "data", "brat"), (tmp_path / "export.jsonl", "doccano")):
         more = ["--epochs", "0", "--model", str(checkpoint), "--output-dir", str(tmp_path / run)]
         main(["train", "--data", str(data), *more])
-    assert any("drawn from it were" in message for message in caplog.messages)
+    assert any("no splits; its" in message for message in caplog.messages)
     capsys.readouterr()
     main(["evaluate", str(tmp_path / "doccano"), "--data", str(tmp_path / "data"), "--split", "test"])
     assert json.loads(capsys.readouterr().out)["types"]["protein"]["support"] == 8

@@ -9,7 +9,7 @@ from trainers.data.texts.encode import TextProcessing
 def test_what_is_saved_is_read(processing, tmp_path):
     processing.save(tmp_path)
     assert TextProcessing.read(tmp_path) == processing
-    assert json.loads((tmp_path / "text_processing.json").read_text()).keys() == {"max_length", "long_text"}
+    assert json.loads((tmp_path / "text_processing.json").read_text()).keys() == {"max_length", "long_text", "pairs"}
 
 
 def test_a_folder_without_the_file_has_the_defaults(tmp_path):
