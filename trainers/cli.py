@@ -207,19 +207,24 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: 
 def check_data(
     data: Annotated[str, tyro.conf.Positional],
     output_dir: Path = Path("runs/check-data"),
-    task: Literal["token-classification", "image-classification"] = "token-classification",
+    task: Literal["token-classification", "text-classification", "image-classification"] = "token-classification",
     label_file: str = "",
     on_bad_row: Literal["error", "skip"] = "error",
     columns: str = "",
+    text_column: str = "",
+    pair_column: str = "",
     label_column: str = "",
     delimiter: str = "",
     encoding: str = "",
+    problem_type: str = "auto",
+    model: str = "",
 ) -> None:
-    """Count what tagged sentences or pictures hold, and warn of what may spoil an experiment.
+    """Count what tagged sentences, labelled texts or pictures hold, and warn of what may spoil an experiment.
 
     A table here, and statistics.md, .json and .png in a folder.
 
         lora-core check-data data/finer-139 --on-bad-row skip
+        lora-core check-data data/reviews.csv --task text-classification --model roberta-base
         lora-core check-data data/xrays --task image-classification --on-bad-row skip
 
     Args:
@@ -231,16 +236,27 @@ def check_data(
         on_bad_row: stop at a damaged row or picture and name it, or count and report it.
         columns: words: the columns of the word and of the tag, as "2,4" (from 1) or by name; by default what the
             content says.
-        label_column: images: the column of the label; by default names that are usual.
+        text_column: texts: the column of the text, or of its parts ("title,body"); by default names that are usual.
+        pair_column: texts: the column of the second text of a pair; by default names that are usual.
+        label_column: texts, images: the column of the label; by default names that are usual.
         delimiter: what stands between columns, such as "," or "tab"; by default what the content says.
         encoding: of text files; by default what the content says.
+        problem_type: texts: what the labels are, as for train.
+        model: texts: the model whose limit the lengths are compared with; by default none.
     """
     from trainers.data.reading import Reading
     from trainers.data.rows import BadRows
 
     bad_rows = BadRows(on_bad_row)
-    reading = Reading(columns, label_column=label_column, delimiter=delimiter, encoding=encoding, on_bad_row=on_bad_row)
-    if task == "image-classification":
+    reading = Reading(columns, text_column, pair_column, label_column, delimiter, encoding, on_bad_row)
+    if task == "text-classification":
+        from trainers.corpus.texts import count_texts, texts_table, write_texts
+        from trainers.data.texts.reader import load_text_datasets
+
+        datasets = load_text_datasets(data, on_bad_row=on_bad_row, reading=reading, problem_type=problem_type)
+        texts = count_texts(datasets, model)
+        table, write = texts_table(texts), partial(write_texts, texts)
+    elif task == "image-classification":
         from trainers.corpus.pictures import count_pictures, pictures_table, write_pictures
         from trainers.data.images.reader import read_image_splits
 

@@ -166,6 +166,8 @@ def analyse(
     if run.kind is not text_kind:
         raise ValueError(f"{run.run.folder} did {run.config.task}: the analysis is for text-classification.")
     dataset = run.examples(split)
+    if dataset.pairs is not None:
+        raise ValueError(f"{run.run.folder} read pairs of texts: the analysis of words is for single texts.")
     probabilities = run.probabilities(dataset)  # (N, L)
     predicted = probabilities.argmax(-1)
     scores = classification_metrics(dataset.targets, predicted, run.labels)

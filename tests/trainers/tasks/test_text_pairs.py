@@ -14,6 +14,8 @@ from lora_core.models import build_model, load_pretrained, save_pretrained
 from trainers.config import RunConfig
 from trainers.experiment import run
 from trainers.finished import FinishedRun, evaluate_run
+from trainers.results.errors import analyse
+from trainers.results.report import write_report
 from trainers.serve import pipeline
 from trainers.serve.export import export_run
 from trainers.tasks import text
@@ -65,6 +67,9 @@ def test_a_run_learns_from_both_texts(finished):
     assert evaluate_run(finished.folder) == finished.result["test"]
     loaded = FinishedRun.open(finished.folder)
     assert text.shown(loaded.split("test"), 0).split(" || ")[1].startswith("a ")
+    assert write_report(finished.folder).stat().st_size
+    with pytest.raises(ValueError, match="read pairs of texts: the analysis of words is for single texts"):
+        analyse(loaded)
     assert json.loads((loaded.weights_folder / "text_processing.json").read_text())["pairs"] is True
 
 
