@@ -118,7 +118,8 @@ def head_trained(model: str, corpus: Path, folder: Path) -> Path:
 @pytest.fixture(scope="module", params=["MiniLM", "DistilBERT"])
 def comparison(request: pytest.FixtureRequest, show: Callable[[str], None]) -> Comparison:
     folder = request.getfixturevalue(request.param.lower())
-    show(export_table(export_run(folder, examples=SCORED // 4, points_lost=100 if SMALL else MOST_POINTS_LOST)))
+    written = export_table(export_run(folder, examples=SCORED // 4, points_lost=100 if SMALL else MOST_POINTS_LOST))
+    show(written.replace(f"{folder.parent}/", ""))
     found = bench_run(folder, timed=TIMED[request.param], limit=SCORED, rounds=ROUNDS)
     plain, _, int8 = found.variants[:3]
     show(f"{bench_table(found)}\nint8 against PyTorch: throughput {throughput(plain, int8):.2f}x, latency "

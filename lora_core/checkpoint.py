@@ -137,10 +137,21 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, 
     """
     config, tensors = LoRAConfig.load(folder), read_weights(folder)
     tensors, config = in_names_of((path for path, _ in model_modules(model)), tensors, config)
-    names = saved_modules(model, config.modules_to_save or (), tensors)
+    names = saved_modules(model, config.modules_to_save or _heads_of_task(model, config, tensors), tensors)
     tensors = {key: tensor * 2 if counts_twice(key) else tensor for key, tensor in tensors.items()}
     config = dataclasses.replace(config, modules_to_save=names)
     return without_idle_patterns(model, config), tensors
+
+
+def _heads_of_task(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The heads that an adapter holds without saying so.
+
+    PEFT before 0.11 saved "classifier" and "score" for these two tasks and left modules_to_save empty.
+    """
+    if config.task_type not in ("SEQ_CLS", "TOKEN_CLS"):
+        return ()
+    ends = [path for path, _ in model_modules(model) if path.endswith(("classifier", "score"))]
+    return tuple(path for path in ends if any(key.startswith(f"{PREFIX}{path}.") for key in tensors))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

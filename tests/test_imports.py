@@ -24,6 +24,7 @@ ORDER = (
     ("lora_core.export",),
     ("trainers.config", "trainers.show", "trainers.run_folder"),
     ("trainers.data",),
+    ("trainers.data.spans",),
     ("trainers.data.tokens",),
     ("trainers.data.texts", "trainers.data.images"),
     ("trainers.model", "trainers.training"),
@@ -32,6 +33,7 @@ ORDER = (
     ("trainers.experiment",),
     ("trainers.finished",),
     ("trainers.serve", "trainers.results", "trainers.corpus"),
+    ("trainers.notebook",),
     ("trainers.cli",),
     ("trainers.__main__",),
 )

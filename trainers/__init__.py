@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from trainers.config import RunConfig
     from trainers.data.images.batches import ImageDataset
     from trainers.data.splits import hold_out
-    from trainers.data.texts.reader import TextDataset
+    from trainers.data.texts.dataset import TextDataset
     from trainers.data.tokens.reader import TokenDataset
-    from trainers.experiment import train
+    from trainers.notebook import train
     from trainers.serve import pipeline
 
 __all__ = ["ImageDataset", "RunConfig", "TextDataset", "TokenDataset", "hold_out", "pipeline", "train"]
@@ -21,11 +21,11 @@ __all__ = ["ImageDataset", "RunConfig", "TextDataset", "TokenDataset", "hold_out
 _HOMES = {
     "ImageDataset": "data.images.batches",
     "RunConfig": "config",
-    "TextDataset": "data.texts.reader",
+    "TextDataset": "data.texts.dataset",
     "TokenDataset": "data.tokens.reader",
     "hold_out": "data.splits",
     "pipeline": "serve",
-    "train": "experiment",
+    "train": "notebook",
 }
 
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -206,31 +207,57 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: 
 def check_data(
     data: Annotated[str, tyro.conf.Positional],
     output_dir: Path = Path("runs/check-data"),
+    task: Literal["token-classification", "image-classification"] = "token-classification",
     label_file: str = "",
     on_bad_row: Literal["error", "skip"] = "error",
+    columns: str = "",
+    label_column: str = "",
+    delimiter: str = "",
+    encoding: str = "",
 ) -> None:
-    """Count what tagged sentences hold, and warn of what may spoil an experiment.
+    """Count what tagged sentences or pictures hold, and warn of what may spoil an experiment.
 
     A table here, and statistics.md, .json and .png in a folder.
 
         lora-core check-data data/finer-139 --on-bad-row skip
+        lora-core check-data data/xrays --task image-classification --on-bad-row skip
 
     Args:
-        data: a file or folder of JSON lines, parquet or CoNLL; a name in $LORA_DATA_DIR; or a hub id.
+        data: a file or folder of JSON lines, parquet, CoNLL or texts with spans; for images .npz, folders of pictures
+            or tables of them; a name in $LORA_DATA_DIR; or a hub id.
         output_dir: where the files go.
-        label_file: names of the tag ids, where the data does not give them.
-        on_bad_row: stop at a damaged row and name it, or count and report it.
+        task: what the data is for.
+        label_file: words: names of the tag ids, where the data does not give them.
+        on_bad_row: stop at a damaged row or picture and name it, or count and report it.
+        columns: words: the columns of the word and of the tag, as "2,4" (from 1) or by name; by default what the
+            content says.
+        label_column: images: the column of the label; by default names that are usual.
+        delimiter: what stands between columns, such as "," or "tab"; by default what the content says.
+        encoding: of text files; by default what the content says.
     """
-    from trainers.corpus.scan import scan
-    from trainers.corpus.statistics import statistics, statistics_table, write_statistics
+    from trainers.data.reading import Reading
     from trainers.data.rows import BadRows
-    from trainers.data.tokens.files import find_tagged_source
 
     bad_rows = BadRows(on_bad_row)
-    counted = statistics(scan(find_tagged_source(data, label_file), bad_rows))
+    reading = Reading(columns, label_column=label_column, delimiter=delimiter, encoding=encoding, on_bad_row=on_bad_row)
+    if task == "image-classification":
+        from trainers.corpus.pictures import count_pictures, pictures_table, write_pictures
+        from trainers.data.images.reader import read_image_splits
+
+        pictures = count_pictures(read_image_splits(data, bad_rows, reading), bad_rows)
+        table, write = pictures_table(pictures), partial(write_pictures, pictures)
+    else:
+        from trainers.corpus.statistics import statistics, statistics_table, write_statistics
+        from trainers.data.images.files import refuse_pictures
+        from trainers.data.tokens.files import find_tagged_source
+        from trainers.data.tokens.scan import scan
+
+        refuse_pictures(data)
+        counted = statistics(scan(find_tagged_source(data, label_file, reading), bad_rows))
+        table, write = statistics_table(counted), partial(write_statistics, counted)
     bad_rows.report()
-    print(statistics_table(counted))
-    for path in write_statistics(counted, output_dir):
+    print(table)
+    for path in write(output_dir):
         print(path)
 
 
@@ -239,7 +266,12 @@ def predict(
     files: Annotated[tuple[str, ...], tyro.conf.Positional] = ("-",),
     output: Path | None = None,
     format: Literal["jsonl", "text"] = "jsonl",
-    input_format: Literal["auto", "jsonl", "text"] = "auto",
+    input_format: Literal["auto", "jsonl", "text", "table", "conll"] = "auto",
+    text_column: str = "",
+    pair_column: str = "",
+    delimiter: str = "",
+    encoding: str = "",
+    on_bad_row: Literal["mark", "error", "skip"] = "mark",
     task: Literal["token-classification", "text-classification", "image-classification"] | None = None,
     aggregation_strategy: Literal["first", "average", "max"] | None = None,
     strict: bool = False,
@@ -250,30 +282,40 @@ def predict(
 ) -> None:
     """Predict from files: entities of texts, labels of texts, or labels of images.
 
-    Every input line gives one output line, in order. Input is JSON lines {"text": "..."} or {"tokens": [...]}, whose
-    other fields are kept, or plain text, a text a line. For images it is {"image": "PATH"}, a path a line, or the
-    images themselves.
+    Every input gives one output line, in order. Input is JSON lines {"text": "..."} or {"tokens": [...]}, whose other
+    fields are kept; plain text, a text a line; tables (CSV, TSV, parquet, Excel) with a column of texts; for entities
+    also sentences with a word a line (CoNLL). For images it is {"image": "PATH"}, a path a line, the images
+    themselves, or a folder of them. A pattern in quotes ("scans/*.png") names what fits it.
 
         lora-core predict runs/ner abstracts.jsonl --output found.jsonl
         echo "IL-2 gene expression requires NF-kappa B." | lora-core predict runs/ner/model.int8.onnx --format text
-        lora-core predict runs/cells scans/*.png --top-k 3
+        lora-core predict runs/cells scans --top-k 3
 
     Args:
         model: run folder, or its adapter/ or best/; model folder in transformers' layout; hub id; ONNX file, or a
             folder of exported files (int8 comes first).
-        files: input files; - is standard input.
-        output: file to write; by default standard output.
+        files: input files, patterns, and folders of images; - is standard input.
+        output: file to write, gzipped if its name ends in .gz; by default standard output.
         format: jsonl adds "entities" or "labels" to the input's fields, in place of one of that name; text is for
             reading.
-        input_format: auto takes .jsonl and .json as JSON lines, and other input too if it begins with a brace.
+        input_format: auto goes by the file's name, then by its content; standard input is JSON lines if it begins with
+            a brace, else plain text.
+        text_column: tables: the column of the text, or of its parts ("title,body"); by default names that are usual.
+        pair_column: tables: the column of the second text of a pair; by default names that are usual.
+        delimiter: tables: what stands between columns, such as "," or "tab"; by default what the content says.
+        encoding: of the input, such as utf-8 or cp1252; by default what the content says.
+        on_bad_row: what to do with an input that cannot be used: mark puts {"error": ...} in its place, skip leaves it
+            out (both count them at the end), error stops there.
         task: what the model does, where its folder does not tell.
         aggregation_strategy: entities: which pieces of a word decide its label (first).
         strict: entities: only B- opens an entity, as IOB2 has it.
         top_k: classification: labels to give for each input (1; of a multi-label model those above their thresholds).
         threshold: multi-label models: give the labels with a score above it (what training chose for each, or 0.5).
-        max_tokens: most positions of a batch, padding included.
+        max_tokens: most positions of a batch, padding included; 1 runs each input alone, so that with an int8 file its
+            result does not depend on its neighbours.
         device: such as cpu or cuda.
     """
+    from trainers.data.reading import Reading
     from trainers.serve.predict_files import predict_files
 
     options = {
@@ -289,6 +331,8 @@ def predict(
         output,
         format=format,
         input_format=input_format,
+        reading=Reading(text_column=text_column, pair_column=pair_column, delimiter=delimiter, encoding=encoding),
+        on_bad_row=on_bad_row,
         task=task,
         max_tokens=max_tokens,
         device=device,

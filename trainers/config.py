@@ -55,8 +55,9 @@ class TrainConfig(Settings):
     """Most tokens, padding included, in one training pass of one process (evaluation takes four times as many): bounds
     memory and leaves the recipe as it is. An image counts as one. None: with fused layers 384 a thread, at least 768
     (ViT: the images that have so many), unless micro_batch_size is given; else no limit."""
-    learning_rate: float = 5e-5
-    """Peak learning rate of AdamW."""
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW. None: by what is trained, 5e-5 for a pretrained model in full, 5e-4 for LoRA, 1e-3
+    for a head alone or a model that starts untrained."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices; biases, norms and other vectors have none."""
     max_grad_norm: float = 1.0
@@ -112,6 +113,13 @@ class TrainConfig(Settings):
         return 4 * (most or examples * max(1, -(-int(lengths.sum()) // max(1, len(lengths)))))
 
 
+LEARNING_RATES = {"full": 5e-5, "lora": 5e-4, "head": 1e-3}
+"""By method, where the settings say none. LoRA takes about ten times the rate of full fine-tuning (Schulman et al.,
+"LoRA Without Regret", 2025)."""
+UNTRAINED_RATE = 1e-3
+"""Of a model that starts untrained."""
+
+
 @dataclass(frozen=True)
 class ModelSettings(Settings):
     """The model and its head."""
@@ -123,7 +131,7 @@ class ModelSettings(Settings):
     the data are: names or ids, lists of them, or numbers with a point."""
     model: str = "embedded"
     """A folder in the transformers layout, a hub id such as roberta-base, or "embedded" (MiniLM-L6). Or a model that
-    starts untrained, which takes method full and a learning rate of about 1e-3: lstm or bilstm-attention."""
+    starts untrained, which takes method full: lstm or bilstm-attention."""
     tokenizer: str = ""
     """lstm, bilstm-attention: the model whose tokenizer is used; by default the words of the training texts."""
     head: Literal["default", "linear", "mlp", "lstm", "textcnn", "attention", "crf"] = "default"
@@ -131,6 +139,8 @@ class ModelSettings(Settings):
     attention all of them. Words: crf scores whole sequences of labels."""
     fresh_head: bool = False
     """Start with a new head where the checkpoint has one for other labels."""
+    checkpoint_labels: tuple[str, ...] = ()
+    """What the rows of the checkpoint's head stand for, in order, where its config.json says only LABEL_0, LABEL_1."""
     confusing_words: str = ""
     """Head attention: a file of words, one a line, that lose attention, however written; single tokens only."""
     confusing_penalty: float = 1.0
@@ -149,8 +159,8 @@ class DataSettings(Settings):
 
     data: str = ""
     """A folder or file, a name inside $LORA_DATA_DIR, or a hub id such as tner/bionlp2004. Words: JSON lines (tner),
-    parquet or CoNLL; texts: CSV, JSON lines, parquet or a folder for each class; images: MedMNIST .npz, a folder for
-    each class, or CSV of paths."""
+    parquet or CoNLL, or texts with spans (doccano, Prodigy, spaCy, Label Studio, brat); texts: CSV, JSON
+    lines, parquet or a folder for each class; images: MedMNIST .npz, a folder for each class, or CSV of paths."""
     columns: str = ""
     """Words: the columns of the word and of the tag in files of columns, as "2,4" (from 1) or as names in their header;
     by default what the content says."""
@@ -263,6 +273,13 @@ class OutputSettings(Settings):
     """The run folder: config.json, metrics.jsonl, checkpoints/, and adapter/ (LoRA) or best/ (otherwise)."""
     resume: str = ""
     """"auto" continues from the newest complete checkpoint in output_dir, if there is one; or a checkpoint's path."""
+    overwrite: bool = False
+    """Delete the run that output_dir holds, finished or not, and begin anew."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overwrite and self.resume:
+            raise ValueError(f"overwrite deletes the run that resume ({self.resume}) would continue. Leave one out.")
 
 
 GROUPS: dict[str, type[Settings]] = {
@@ -312,6 +329,7 @@ class RunConfig(
 RESUME_MAY_CHANGE = (
     "output_dir",
     "resume",
+    "overwrite",
     "keep_checkpoints",
     "micro_batch_size",
     "micro_batch_tokens",

@@ -15,9 +15,9 @@ from lora_core.models.task_model import TaskModel
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.data.batches import Data
 from trainers.loop import fit, predict
-from trainers.model import build, is_scratch, write_vocabulary
+from trainers.model import build, is_scratch, with_learning_rate, write_vocabulary
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions
-from trainers.tasks import check_settings, kind_of, settle
+from trainers.tasks import check_settings, kind_of, load, settle
 from trainers.tasks.decision import Decision
 from trainers.tasks.task import Task
 from trainers.training.checkpoints import newest_checkpoint
@@ -25,22 +25,6 @@ from trainers.training.distributed import World, distributed
 from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
 
 logger = logging.getLogger("trainers")
-
-
-def train(datasets: Mapping[str, Any], **settings: Any) -> Run:
-    """Train and test a model on data in memory, and return what the run folder now holds.
-
-        run = trainers.train({"train": ..., "validation": ...}, output_dir="runs/mine", epochs=5)
-        ner = trainers.pipeline(model=run.folder)
-
-    Args:
-        datasets: as for `run`.
-        settings: fields of RunConfig; output_dir may be a string, target_modules a list.
-
-    Raises:
-        ValueError: as `run`, or a setting is unknown (with the nearest name).
-    """
-    return run(RunConfig.from_dict(settings, "trainers.train"), datasets)
 
 
 def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
@@ -61,12 +45,13 @@ def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
 
 def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) -> Run:
     check_settings(config)
+    config = with_learning_rate(config)
     checkpoint, finished = world.from_main(lambda: _where_to_begin(config))
     if finished:
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
         return read_run(config.output_dir)
     kind = kind_of(config.task)
-    datasets = kind.load(config) if datasets is None else datasets
+    datasets = load(config) if datasets is None else datasets
     for split in ("train", "validation"):
         if split not in datasets:
             raise ValueError(f"{config.data or 'The data'} has no {split} split; it has {', '.join(datasets)}.")
@@ -80,7 +65,10 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
     data = {split: kind.encode(dataset, model, config) for split, dataset in datasets.items()}
     task = kind.task(labels, config, data["train"])
     if world.is_main and checkpoint is None:  # only now: a wrong path or name leaves no run folder behind
-        RunFolder(config.output_dir).write_settings(given.to_dict())
+        folder = RunFolder(config.output_dir)
+        if config.overwrite and folder.is_run():
+            folder.remove()
+        folder.write_settings(given.to_dict())
     reset_peak_memory(world.device)
     state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
     peak = max(world.gather(peak_memory_bytes(world.device)))
@@ -92,7 +80,7 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
     scores = {split: _score(split, task, data[split], *found[split], config, world) for split in found}
     trainable, total = lora_core.parameter_counts(model)
     if world.is_main:
-        save_model(model, config, task.decision)
+        save_model(model, config, task.decision, getattr(datasets["train"], "pairs", None) is not None)
     MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write(
         "result",
         step=state.step,
@@ -124,14 +112,19 @@ def _score(
     return {"loss": loss, **task.metrics(predictions, data)}
 
 
-def save_model(model: TaskModel, config: RunConfig, decision: Decision) -> Path:
-    """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/."""
+def save_model(model: TaskModel, config: RunConfig, decision: Decision, pairs: bool = False) -> Path:
+    """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/.
+
+    Args:
+        decision: what makes labels of the scores.
+        pairs: whether it was trained on pairs of texts.
+    """
     folder = RunFolder(config.output_dir).weights(config.method)
     if config.method == "lora":
         lora_core.save_adapter(model, folder)
     else:
         save_pretrained(model, folder)
-    kind_of(config.task).save_preprocessing(config, folder)
+    kind_of(config.task).save_preprocessing(config, folder, pairs)
     if not decision.is_usual:
         decision.save(folder)
     return folder
@@ -146,10 +139,11 @@ def _where_to_begin(config: RunConfig) -> tuple[Path | None, bool]:
             f"--resume {config.resume} is not a checkpoint of {folder.path}: give {folder.checkpoints}/step-N, or "
             "auto. To continue another run, name its folder with --output-dir."
         )
-    if folder.settings.is_file():
+    if folder.settings.is_file() and not (config.overwrite and folder.is_run()):
         if not config.resume:
             raise ValueError(
-                f"{folder.path} holds a run already. Add --resume auto to continue it, or choose another --output-dir."
+                f"{folder.path} holds a run already. Add --resume auto to continue it or --overwrite to begin anew, or "
+                "choose another --output-dir."
             )
         _check_unchanged(folder.read_settings(), config)
         if folder.is_finished():
@@ -171,5 +165,5 @@ def _check_unchanged(old: dict[str, Any], config: RunConfig) -> None:
         listed = "; ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in changed)
         raise ValueError(
             f"{config.output_dir} was begun with other settings: {listed}. "
-            "Resume with the same settings, or choose another --output-dir."
+            "Resume with the same settings, begin anew with --overwrite, or choose another --output-dir."
         )

@@ -10,6 +10,7 @@ Losses are sums divided once by the number of labels in the whole batch, so the 
 many processes and parts share the work.
 """
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ from trainers.training.distributed import World
 from trainers.training.optim import build_optimizer, build_scheduler, take_step
 from trainers.training.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
 from trainers.training.state import TrainState, seed_generators
+
+logger = logging.getLogger(__name__)
+
+NOTHING_LEARNT = (
+    "After the first epoch the validation %s is 0: nothing is predicted rightly yet. If that stays, try a learning "
+    "rate three times higher or lower than %g, or more epochs; `lora-core check-data` looks at the data."
+)
 
 
 def fit(
@@ -93,6 +101,8 @@ def fit(
 
         scores = evaluate(model, task, validation, config, world)
         improved = state.record_score(scores, config.metric)
+        if world.is_main and state.epoch == 1 and scores.get(config.metric) == 0:
+            logger.warning(NOTHING_LEARNT, config.metric, scheduler.base_lrs[0])
         rate = scheduler.get_last_lr()[0]
         log.write(
             "epoch", epoch=state.epoch, step=state.step, learning_rate=rate, **state.pop_epoch(world), validation=scores

@@ -2,6 +2,7 @@
 that start from nothing, with their vocabulary.
 """
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,9 @@ from lora_core.models.crf import CRFHead
 from lora_core.models.heads import AttentionPooling
 from lora_core.models.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
-from trainers.config import RunConfig
-from trainers.data.texts.reader import TextDataset
-from trainers.data.tokenizer import PAD, build_vocabulary, load_tokenizer
+from trainers.config import LEARNING_RATES, UNTRAINED_RATE, RunConfig
+from trainers.data.texts.dataset import TextDataset
+from trainers.data.tokenizer import PAD, build_vocabulary, for_words, load_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
 from trainers.data.tokens.reader import TokenDataset
 from trainers.run_folder import RunFolder
@@ -46,6 +47,7 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
             image_size=config.image_size,
             head=config.head,
             fresh_head=config.fresh_head,
+            checkpoint_labels=config.checkpoint_labels or None,
             seed=config.seed,
         )
     assert isinstance(model, TaskModel)
@@ -127,7 +129,7 @@ def _token_ids(config: RunConfig) -> list[int]:
     """
     path = Path(config.confusing_words)
     words = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    tokenizer = load_tokenizer(tokenizer_folder(config))
+    tokenizer = for_words(load_tokenizer(tokenizer_folder(config)))
     unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "<unk>")
     found, left_out = [], []
     for word in words:
@@ -148,6 +150,14 @@ def _token_ids(config: RunConfig) -> list[int]:
             ", ".join(left_out[:SHOWN]),
         )
     return found
+
+
+def with_learning_rate(config: RunConfig) -> RunConfig:
+    """The settings with the learning rate that they leave to the method."""
+    if config.learning_rate is not None:
+        return config
+    rate = UNTRAINED_RATE if is_scratch(config) else LEARNING_RATES[config.method]
+    return dataclasses.replace(config, learning_rate=rate)
 
 
 def is_scratch(config: RunConfig) -> bool:
@@ -214,6 +224,7 @@ def _check_method(config: RunConfig) -> None:
 def _texts(train: TextDataset | TokenDataset) -> Iterator[str]:
     if isinstance(train, TextDataset):
         yield from train.texts
+        yield from train.pairs or ()
     else:
         for words in train.words:
             yield from words

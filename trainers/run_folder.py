@@ -12,6 +12,7 @@ report.html, model.onnx, model.int8.onnx    what the other verbs write
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,14 @@ class RunFolder:
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
             what = "cannot be written to" if nearest.is_dir() else "is a file"
             raise ValueError(f"--output-dir {self.path} cannot be used: {nearest} {what}. Choose another folder.")
+
+    def remove(self) -> None:
+        """Delete what a run wrote here and nothing else; but for tokenizer.json, which the next may have replaced."""
+        for path in (self.settings, self.metrics, self.report, self.onnx, self.int8_onnx):
+            path.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.weights("lora"), self.weights("full"), self.path / "predictions"):
+            if folder.is_dir():
+                shutil.rmtree(folder)
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write config.json; the folder is made if need be."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from lora_core.files import replacing
 
@@ -70,13 +70,15 @@ def blank_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
-    """Write a figure as a PNG file, whole or not at all; the folder is made if need be. Returns the path."""
+def save_figure(figure: Figure, path: str | Path | IO[bytes], dpi: int = 150) -> None:
+    """Write a figure as a PNG file, whole or not at all, whose folder is made if need be; or into a file in memory."""
+    if not isinstance(path, str | Path):
+        figure.savefig(path, dpi=dpi, format="png")
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=dpi, format="png")
-    return path
 
 
 def plain_axes(axes: Axes, grid: str | None = "y") -> None:

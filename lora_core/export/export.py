@@ -15,7 +15,9 @@ from lora_core.models.layers import MultiHeadAttention
 from lora_core.models.task_model import TaskModel
 
 
-def export_onnx(model: TaskModel, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> Path:
+def export_onnx(
+    model: TaskModel, path: str | Path, *, metadata: Mapping[str, str] | None = None, segments: bool = False
+) -> Path:
     """Write ``model`` as it acts now, in fp32 with its adapters merged, and return the path.
 
     Inputs are `input_ids` and `attention_mask`, (B, T) int64 of any B and T up to max_tokens, or `pixel_values`
@@ -23,6 +25,7 @@ def export_onnx(model: TaskModel, path: str | Path, *, metadata: Mapping[str, st
     is, and the file is replaced in one step.
 
     Args:
+        segments: `token_type_ids` (B, T) int64 are an input too, for models of pairs of texts.
         metadata: text by name, such as the tokenizer's JSON, stored in the file beside its own: labels (a JSON list),
             task, problem_type if the model has one, model_type, precision, layers, opset, for text max_tokens,
             vocab_size and pad_token_id, for images image_shape (channels, height, width), versions, and the sha256 of
@@ -35,7 +38,9 @@ def export_onnx(model: TaskModel, path: str | Path, *, metadata: Mapping[str, st
     check_model(model)
     parameters = merged_parameters(model)
     facts = {**describe(model), "weights_sha256": sha256_of(parameters.tensors)}
-    graph, logits = build_graph(model, parameters)
+    if segments:
+        facts["segments"] = str(model.base_model.segments)
+    graph, logits = build_graph(model, parameters, segments)
     return write_graph(model, graph, logits, Path(path), facts, metadata)
 
 
@@ -72,10 +77,10 @@ def describe(model: TaskModel) -> dict[str, str]:
     return facts | versions()
 
 
-def build_graph(model: TaskModel, parameters: Parameters) -> tuple[Graph, str]:
+def build_graph(model: TaskModel, parameters: Parameters, segments: bool = False) -> tuple[Graph, str]:
     """The graph of the model with these parameters, and its logits."""
     graph = Graph(model, parameters)
-    return graph, model_graph(graph, model)
+    return graph, model_graph(graph, model, segments)
 
 
 def write_graph(

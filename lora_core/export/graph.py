@@ -173,21 +173,35 @@ class Graph:
         return self.op("LayerNormalization", x, *self._scale_and_shift(norm), axis=-1, epsilon=norm.eps)
 
     def embed(
-        self, ids: str, words: nn.Module, places: Sequence[nn.Module], norm: nn.Module, position_ids: str = ""
+        self,
+        ids: str,
+        words: nn.Module,
+        places: Sequence[nn.Module],
+        norm: nn.Module,
+        position_ids: str = "",
+        segment_ids: str = "",
     ) -> str:
         """The sum of embeddings, normalised, as one operator: (B, T) int32 -> (B, T, H).
 
         Args:
             words: their table.
-            places: the tables of positions and, if there is one, of segments, of which every token has the first.
+            places: the tables of positions and, if there is one, of segments.
             position_ids: (B, T) int32; "" for 0 to T - 1.
+            segment_ids: (B, T) int32; "": every token has the first segment.
         """
+        if segment_ids:
+            positions, segments = places
+            inputs = [ids, segment_ids, *map(self.parameter, (words, positions, segments))]
+            return self._embedded([*inputs, *self._scale_and_shift(norm)], position_ids, norm)
         value = self.array(places[0]) + sum(self.array(table)[0] for table in places[1:])
         name = f"{self.path(places[0]).rpartition('.')[0]}.places"
         table = self.derived(name, value, [(table, "weight") for table in places])
         inputs = [ids, "", self.parameter(words), table, "", *self._scale_and_shift(norm)]
+        return self._embedded(inputs, position_ids, norm)
+
+    def _embedded(self, inputs: list[str], position_ids: str, norm: nn.Module) -> str:
         if position_ids:
-            inputs += ["", position_ids]
+            inputs = [*inputs, "", position_ids]
         names = ["embeddings", "unused_mask_index"]
         return self.op("EmbedLayerNormalization", *inputs, domain=MICROSOFT, outputs=names, epsilon=norm.eps)
 

@@ -17,8 +17,11 @@ from lora_core.models.layers import LayerStack
 from lora_core.models.task_model import TaskModel
 
 
-def model_graph(graph: Graph, model: TaskModel) -> str:
+def model_graph(graph: Graph, model: TaskModel, segments: bool = False) -> str:
     """Write the whole model.
+
+    Args:
+        segments: `token_type_ids` are an input too.
 
     Returns:
         The logits, (B, T, L) or (B, L).
@@ -36,7 +39,11 @@ def model_graph(graph: Graph, model: TaskModel) -> str:
         mask = graph.cast(graph.input("attention_mask", TensorProto.INT64, ["batch", "length"]), np.int32)
         inputs = ids = graph.cast(ids, np.int32)  # (B, T)
         read = None if count is None else 0
-    hidden = encoder.onnx_embeddings(graph, inputs)
+    if segments:
+        types = graph.cast(graph.input("token_type_ids", TensorProto.INT64, ["batch", "length"]), np.int32)
+        hidden = encoder.onnx_segments(graph, inputs, types)
+    else:
+        hidden = encoder.onnx_embeddings(graph, inputs)
     stack = encoder.layer_stack()
     if stack is None:
         raise no_graph(f"{model.config.model_type} models")

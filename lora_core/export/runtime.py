@@ -4,6 +4,7 @@ Shapes: B texts or images, T tokens (padded), C channels, L labels.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,12 @@ ADAPTER_FACTS = "adapter_metadata"
 class OnnxModel(nn.Module):
     """An ONNX file as a model: `model(input_ids, attention_mask)` or `model(pixel_values=...)` gives the logits.
 
-    The file is checked before it is loaded (`read_metadata`). One object serves several threads.
+    The file is checked before it is loaded (`read_metadata`). One object serves several threads; in a process that was
+    forked later it serves only if it has one thread itself, for others are not there.
 
     Args:
         path: a file of `export_onnx`, `quantize_onnx` or `export_onnx_base`.
-        threads: of one operator; None: as many as torch uses (`torch.get_num_threads()`).
+        threads: of one operator; 0: one for each core; None: as many as torch uses (`torch.get_num_threads()`).
         spinning: whether threads without work wait for it at full load. False for servers that share their cores:
             with both cores of a machine busy it halved the time of a batch.
         providers: onnxruntime's execution providers in order of preference; None: CUDA for fp32 where there is one,
@@ -73,7 +75,9 @@ class OnnxModel(nn.Module):
         self.adapters: dict[str, tuple[onnxruntime.LoraAdapter, dict[str, Any]]] = {}
         """Loaded adapters and what they say of themselves, by name."""
         self.acting: onnxruntime.LoraAdapter | None = None
-        self.session = _session(self.path, threads, spinning, providers or self._providers())
+        self.threads = torch.get_num_threads() if threads is None else threads
+        self.session = _session(self.path, self.threads, spinning, providers or self._providers())
+        self._process = os.getpid()
         self.providers = list(self.session.get_providers())
         self.inputs = {node.name: NUMPY_TYPES[node.type] for node in self.session.get_inputs()}
 
@@ -82,21 +86,26 @@ class OnnxModel(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Return the logits in float32, on the inputs' device: (B, T, L) for tokens, (B, L) for texts and images.
 
         `input_ids` and `attention_mask` are (B, T), the mask nonzero at real tokens (None: all are real);
+        `token_type_ids` (B, T), of models of pairs of texts, say which text a token is of (None: all of the first);
         `pixel_values` is (B, C, height, width).
 
         Raises:
             ValueError: the inputs are not this model's.
         """
-        candidates = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+        candidates = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values,
+                      "token_type_ids": token_type_ids}  # fmt: skip
         given = {name: tensor for name, tensor in candidates.items() if tensor is not None}
         if not set(given) <= set(self.inputs) or next(iter(self.inputs)) not in given:
             raise ValueError(f"{self.path} takes {', '.join(self.inputs)}; given were {', '.join(given) or 'none'}")
         if input_ids is not None:
             self._check_ids(input_ids, attention_mask)
+            if "token_type_ids" in self.inputs:
+                given["token_type_ids"] = self._types(input_ids, token_type_ids)
             given["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask != 0
         else:
             channels, *size = self.image_shape
@@ -146,6 +155,12 @@ class OnnxModel(nn.Module):
         return f"{str(self.path)!r}, task={self.task!r}, labels={len(self.labels)}, providers={self.providers}"
 
     def _run(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        if os.getpid() != self._process and self.threads != 1:
+            raise ValueError(
+                f"{self.path} was loaded with {self.threads} threads before this process was forked, and they are not "
+                "here: load it in each process, start them with the method spawn, or load it with threads=1 (in a "
+                "pipeline: after torch.set_num_threads(1))"
+            )
         options = None
         if self.acting is not None:
             options = onnxruntime.RunOptions()
@@ -162,6 +177,16 @@ class OnnxModel(nn.Module):
                 f"0 to {self.vocab_size - 1}; use the model's own tokenizer"
             )
 
+    def _types(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        segments = int(self.metadata["segments"])
+        if types.shape != input_ids.shape or (types.numel() and not 0 <= types.min() <= types.max() < segments):
+            raise ValueError(
+                f"token_type_ids has the shape {tuple(types.shape)} and values up to {int(types.max())}; expected that "
+                f"of input_ids, {tuple(input_ids.shape)}, and values below {segments}"
+            )
+        return types
+
     def _providers(self) -> list[str]:
         return [CUDA, CPU] if self.metadata["precision"] == "fp32" and CUDA in _available() else [CPU]
 
@@ -170,12 +195,12 @@ def _available() -> list[str]:
     return list(onnxruntime.get_available_providers())
 
 
-def _session(path: Path, threads: int | None, spinning: bool, providers: Sequence[str]) -> onnxruntime.InferenceSession:
+def _session(path: Path, threads: int, spinning: bool, providers: Sequence[str]) -> onnxruntime.InferenceSession:
     missing = [name for name in providers if name not in _available()]
     if missing:
         raise ValueError(f"onnxruntime has no {', '.join(missing)} here; it has {', '.join(_available())}")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     # The graph is fused as it stands. Further fusions would only undo choices that were measured (quantize.py).
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

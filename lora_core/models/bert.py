@@ -120,10 +120,11 @@ class BertEmbeddings(nn.Module):
         """`position_ids` as a graph, (B, T) int32; "": they are 0 to T - 1."""
         return ""
 
-    def onnx(self, graph: GraphBuilder, ids: str) -> str:
-        """`forward` of texts without segments as a graph."""
+    def onnx(self, graph: GraphBuilder, ids: str, segments: str = "") -> str:
+        """`forward` as a graph; without segments every token has the first."""
         places = self.position_embeddings, self.token_type_embeddings
-        return graph.embed(ids, self.word_embeddings, places, self.LayerNorm, self.onnx_position_ids(graph, ids))
+        position_ids = self.onnx_position_ids(graph, ids)
+        return graph.embed(ids, self.word_embeddings, places, self.LayerNorm, position_ids, segments)
 
 
 class BertSelfAttention(MultiHeadAttention):
@@ -296,5 +297,12 @@ class BertModel(Encoder):
         hidden = self.embeddings(input_ids, token_type_ids)  # (B, T, H)
         return self.encoder["layer"](hidden, additive_mask(attention_mask, hidden.dtype))
 
+    @property
+    def segments(self) -> int:
+        return self.config.type_vocab_size
+
     def onnx_embeddings(self, graph: GraphBuilder, inputs: str) -> str:
         return self.embeddings.onnx(graph, inputs)
+
+    def onnx_segments(self, graph: GraphBuilder, inputs: str, segments: str) -> str:
+        return self.embeddings.onnx(graph, inputs, segments)

@@ -127,6 +127,11 @@ class Encoder(nn.Module):
         return None
 
     @property
+    def segments(self) -> int:
+        """How many texts of one input `token_type_ids` can tell apart; 1: the encoder takes none."""
+        return 1
+
+    @property
     def image_tokens(self) -> int:
         """Tokens of one image; 0 for text."""
         return 0
@@ -167,6 +172,10 @@ class Encoder(nn.Module):
             ValueError: the family has no graph.
         """
         raise no_graph(f"{self.config.model_type} models")
+
+    def onnx_segments(self, graph: GraphBuilder, inputs: str, segments: str) -> str:
+        """`onnx_embeddings` with token type ids (B, T) int32, of encoders with several `segments`."""
+        raise no_graph(f"token_type_ids of {self.config.model_type} models")
 
     def onnx_shared(self, graph: GraphBuilder, inputs: str) -> tuple[str, ...]:
         """What `LayerStack.forward` takes as `shared`, as a graph."""

@@ -113,7 +113,13 @@ class GraphBuilder(Protocol):
     def tokens(self, x: str, token: int | Sequence[int]) -> str: ...
     def attention(self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "") -> str: ...
     def embed(
-        self, ids: str, words: nn.Module, places: Sequence[nn.Module], norm: nn.Module, position_ids: str = ""
+        self,
+        ids: str,
+        words: nn.Module,
+        places: Sequence[nn.Module],
+        norm: nn.Module,
+        position_ids: str = "",
+        segment_ids: str = "",
     ) -> str: ...
 
 

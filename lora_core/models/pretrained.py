@@ -28,6 +28,7 @@ from lora_core.models.task_model import (
     Head,
     ProblemType,
     TaskModel,
+    are_placeholders,
     check_labels,
     labels_of_config,
     problem_type_of_config,
@@ -48,6 +49,7 @@ def load_pretrained(
     task: str = "encoder",
     labels: Sequence[str] | None = None,
     *,
+    checkpoint_labels: Sequence[str] | None = None,
     revision: str | None = None,
     attention_dropout: float | None = None,
     hidden_dropout: float | None = None,
@@ -69,8 +71,9 @@ def load_pretrained(
         source: a folder in the transformers layout, a hub id or `"embedded"`, see `lora_core.models.source.resolve`.
         task: `encoder`, `token-classification`, `text-classification` or `image-classification`.
         labels: the label names in the order of the logits; None takes those of the checkpoint's head. Where both exist
-            they must be the same names, and the head's rows are brought into the order of `labels` (the rows of a
-            checkpoint that only says LABEL_0, LABEL_1... are taken as they come).
+            they must be the same names, and the head's rows are brought into the order of `labels`. The rows of a
+            checkpoint that only says LABEL_0, LABEL_1... are taken as they come, which is logged.
+        checkpoint_labels: what the rows of the checkpoint's head stand for, where its config.json does not say.
         revision: of a hub id.
         attention_dropout: replaces the config's probability in all layers.
         hidden_dropout: likewise. Dropout that the config sets for the head alone (`classifier_dropout`,
@@ -108,7 +111,9 @@ def load_pretrained(
         model = assemble_encoder(config, with_pooler=any(name.startswith("pooler.") for name in found))
     else:
         head_class = find_head(config.model_type, task, _head_name(values, task) if head is None else head)
-        names, tensors = _read_head(folder, values, outside, head_class, labels, fresh_head)
+        names, tensors = _read_head(
+            folder, values, outside, head_class, labels, checkpoint_labels, fresh_head, head_follows
+        )
         model = assemble(config, task, names, head=head_class.head_kind)
         if tensors and task != "token-classification":
             model.problem_type = _problem_type(folder, values)
@@ -144,7 +149,9 @@ def _read_head(
     outside: Mapping[str, Tensor],
     head_class: type[Head],
     labels: Sequence[str] | None,
+    checkpoint_labels: Sequence[str] | None,
     fresh_head: bool,
+    head_follows: bool,
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Return the label names, and the checkpoint's head with rows in their order (empty for a new head)."""
     if fresh_head and labels is not None:
@@ -160,11 +167,37 @@ def _read_head(
             )
         return check_labels(labels), {}
     known = labels_of_config(values, rows=len(label_weight))
+    if checkpoint_labels is not None:
+        known = _named_rows(folder, known, checkpoint_labels)
     names = known if labels is None else check_labels(labels)
     if fresh_head:
         return names, {}
+    if are_placeholders(known) and not are_placeholders(names) and not head_follows:
+        logger.warning(
+            "%s says only LABEL_0, LABEL_1...: the rows of its head are taken for %s, in this order. If it is another, "
+            "give it as checkpoint_labels (--checkpoint-labels), or start a new head.",
+            folder / CONFIG_FILE,
+            ", ".join(names),
+        )
     head = {name: tensor for name, tensor in outside.items() if name.split(".")[0] in head_class.head_names}
     return names, head_class.with_label_rows(head, rows_for(names, known))
+
+
+def _named_rows(folder: Path, known: tuple[str, ...], given: Sequence[str]) -> tuple[str, ...]:
+    """The names that a user gives to the rows of a checkpoint's head.
+
+    Raises:
+        ValueError: the checkpoint has names of its own that are others, or another number of rows.
+    """
+    names = check_labels(given)
+    if len(names) != len(known):
+        raise ValueError(
+            f"checkpoint_labels names {len(names)} labels, but the head in {folder} has {len(known)} rows. Give one "
+            "name for each row, in the head's order"
+        )
+    if not are_placeholders(known) and names != known:
+        raise ValueError(f"the head in {folder} has names of its own, {list(known)}: leave out checkpoint_labels")
+    return names
 
 
 @torch.no_grad()

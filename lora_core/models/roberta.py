@@ -90,6 +90,11 @@ class RobertaModel(BertModel):
     heads = (TokenClassifier, RobertaClassificationHead)
     other_heads = BertModel.other_heads | {"lm_head"}
 
+    @property
+    def segments(self) -> int:
+        """1: separators part the texts of a pair, whatever rows the checkpoint's segment embeddings have."""
+        return 1
+
 
 @dataclass(frozen=True)
 class XLMRobertaConfig(RobertaConfig):

@@ -42,6 +42,9 @@ NEEDED_FILES = (
 )
 """Files of a hub repository that a model and its inputs are read from; the rest is not downloaded."""
 
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every name."""
+
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?", flags=re.ASCII)
 
 
@@ -230,6 +233,16 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); download or save it again") from error
 
 
+def without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names that the model itself gives them, which DistributedDataParallel and torch.compile
+    prefix."""
+    for prefix in WRAPPERS:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            logger.warning("the tensors' names begin with %r, as a wrapper saves them: it is left out", prefix)
+            return without_wrapper({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    return tensors
+
+
 def split_encoder(tensors: dict[str, Tensor], encoder: Encoder) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split a checkpoint into the encoder's tensors, without its prefix, and all others, under the names here.
 
@@ -240,6 +253,7 @@ def split_encoder(tensors: dict[str, Tensor], encoder: Encoder) -> tuple[dict[st
         tensors: by their names in the file.
         encoder: one of the family with all its modules, a pooler too if it can have one.
     """
+    tensors = without_wrapper(tensors)
     renamed = {encoder.own_name(name): tensor for name, tensor in tensors.items()}
     prefix = f"{encoder.base_model_prefix}."
     has_prefix = any(name.startswith(prefix) for name in renamed)

@@ -226,9 +226,14 @@ def labels_of_config(values: Mapping[str, Any], rows: int) -> tuple[str, ...]:
         raise ValueError(f"id2label is {id2label!r}; expected names by number, such as {{'0': 'O'}}") from error
     if sorted(by_row) != list(range(rows)):
         raise ValueError(f"id2label has the numbers {sorted(by_row)}; the head has the rows 0 to {rows - 1}")
-    names = [by_row[row] for row in range(rows)]
+    names = [str(by_row[row]) if isinstance(by_row[row], int | float) else by_row[row] for row in range(rows)]
     counts = Counter(map(str, names))
     return check_labels([name if counts[str(name)] == 1 else f"{name} ({row})" for row, name in enumerate(names)])
+
+
+def are_placeholders(labels: Sequence[str]) -> bool:
+    """Whether these are the names that transformers gives to labels without one: LABEL_0, LABEL_1..."""
+    return tuple(labels) == _placeholders(len(labels))
 
 
 def rows_for(labels: tuple[str, ...], known: tuple[str, ...]) -> list[int]:

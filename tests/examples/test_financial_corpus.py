@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from trainers.corpus.scan import scan
 from trainers.corpus.statistics import statistics
 from trainers.data.rows import BadRows
 from trainers.data.tokens.files import find_tagged_source
+from trainers.data.tokens.scan import scan
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "data" / "financial"
 

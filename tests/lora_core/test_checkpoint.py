@@ -31,6 +31,7 @@ from lora_core import (
     save_adapter,
     set_adapter,
 )
+from lora_core.adapters import record_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -318,6 +319,27 @@ def test_a_task_model_writes_its_task(make, peft_load, run, randomise, tmp_path)
     theirs = make("bert")
     theirs.load_state_dict(eject_copy(model))
     torch.testing.assert_close(run(peft_load(theirs, tmp_path)), run(model), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("task_type", ["TOKEN_CLS", "SEQ_CLS"])
+def test_the_head_of_an_adapter_of_the_oldest_peft_is_found(task_type, make, peft_load, run, randomise, tmp_path):
+    """PEFT before 0.11 saved the head of these tasks and left modules_to_save empty."""
+    model = randomise(inject_lora(make("ours", num_labels=5)))
+    save_adapter(model, tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(config | {"modules_to_save": None, "task_type": task_type}))
+    again = load_adapter(make("ours", num_labels=5), tmp_path)
+    torch.testing.assert_close(run(again), run(model))
+    assert record_of(again, "default").config.modules_to_save == ("classifier",)
+
+
+def test_an_adapter_without_a_head_takes_that_of_the_model(make, run, randomise, tmp_path):
+    model = randomise(inject_lora(make("ours", num_labels=5), modules_to_save=()))
+    save_adapter(model, tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(config | {"modules_to_save": None, "task_type": "TOKEN_CLS"}))
+    again = load_adapter(make("ours", num_labels=5), tmp_path)
+    assert record_of(again, "default").config.modules_to_save == ()
 
 
 def eject_copy(model: nn.Module) -> dict[str, torch.Tensor]:

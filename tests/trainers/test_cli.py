@@ -75,7 +75,7 @@ def test_a_wrong_or_missing_verb_lists_the_verbs(capsys, arguments):
 def test_an_unknown_flag_names_the_nearest(capsys):
     error = words(fails(capsys, "train", "--learning-rat", "1e-3"))
     assert "Unrecognized options: --learning-rat" in error
-    assert "--learning-rate FLOAT" in error
+    assert "--learning-rate " in error
 
 
 @pytest.mark.parametrize(

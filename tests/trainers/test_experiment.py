@@ -18,7 +18,7 @@ from trainers.data.tokens.windows import TokenWindows, encode_tokens
 from trainers.experiment import run
 from trainers.finished import evaluate_run
 from trainers.loop import evaluate
-from trainers.model import build, load_model
+from trainers.model import build, load_model, with_learning_rate
 from trainers.run_folder import read_predictions, read_run
 from trainers.tasks.token import TokenClassification, encode
 
@@ -276,6 +276,41 @@ def test_a_run_folder_may_be_moved(finished, tmp_path):
     assert again.result == read_run(finished["head"]).result
 
 
+def test_a_run_is_begun_anew_where_one_lies_and_nothing_else_is_touched(config, finished, tmp_path):
+    old = shutil.copytree(finished["head"], tmp_path / "old")
+    (old / "notes.txt").write_text("mine")
+    config = dataclasses.replace(config, output_dir=old)
+    with pytest.raises(ValueError, match=r"holds a run already.*--overwrite"):
+        run(config)
+    with pytest.raises(ValueError, match="nowhere-at-all"):
+        run(dataclasses.replace(config, data="nowhere-at-all", overwrite=True))
+    assert read_run(old).result == read_run(finished["head"]).result
+    again = run(dataclasses.replace(config, overwrite=True))
+    assert len(again.epochs) == 1
+    assert (old / "notes.txt").read_text() == "mine"
+    assert (old / "adapter").is_dir()
+    assert not (old / "best").exists()
+    with pytest.raises(ValueError, match="overwrite deletes the run that resume"):
+        dataclasses.replace(config, overwrite=True, resume="auto")
+
+
+def test_the_learning_rate_follows_what_is_trained(config):
+    rates = {method: with_learning_rate(dataclasses.replace(config, method=method)).learning_rate for method in METHODS}
+    assert rates == {"lora": 5e-4, "full": 5e-5, "head": 1e-3}
+    scratch = dataclasses.replace(config, method="full", model="lstm")
+    assert with_learning_rate(scratch).learning_rate == 1e-3
+    assert with_learning_rate(dataclasses.replace(config, learning_rate=3e-5)).learning_rate == 3e-5
+    assert run(dataclasses.replace(config, epochs=0)).config["learning_rate"] == 5e-4
+
+
+def test_a_first_epoch_that_finds_nothing_is_said(config, caplog, monkeypatch):
+    monkeypatch.setattr("trainers.loop.evaluate", lambda *_: {"loss": 1.0, "f1": 0.0})
+    run(dataclasses.replace(config, epochs=2))
+    (said,) = [message for message in caplog.messages if message.startswith("After the first epoch")]
+    assert said.startswith("After the first epoch the validation f1 is 0")
+    assert "than 0.0005, or more epochs" in said
+
+
 def test_resume_from_a_path_outside_the_run(config, finished):
     (checkpoint,) = finished["head"].glob("checkpoints/step-*")
     with pytest.raises(ValueError, match=r"is not a checkpoint of .*run.*--output-dir"):
@@ -292,11 +327,12 @@ def test_a_mistake_leaves_no_run_behind(config, data):
         assert not config.output_dir.exists()
 
 
-def test_data_without_validation(config, data, tmp_path):
+def test_data_without_validation(config, data, tmp_path, caplog):
     shutil.copytree(data, tmp_path / "short")
     (tmp_path / "short" / "valid.json").unlink()
-    with pytest.raises(ValueError, match="has no validation split; it has train, test"):
-        run(dataclasses.replace(config, data=str(tmp_path / "short")))
+    done = run(dataclasses.replace(config, data=str(tmp_path / "short"), epochs=0))
+    assert {"validation", "test"} < done.result.keys()
+    assert "no validation split; its" in caplog.text
 
 
 def test_data_without_test_scores_validation_only(config, data, tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from trainers.config import RunConfig
-from trainers.tasks import KINDS, check_settings, kind_of
+from trainers.tasks import KINDS, check_settings, kind_of, load
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,28 @@ def test_an_unknown_metric_names_those_that_there_are(task):
 def test_an_unknown_task():
     with pytest.raises(ValueError, match="task 'question' cannot be trained; there are token-class"):
         kind_of("question")
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "content"),
+    [
+        (
+            "text-classification",
+            "train.jsonl",
+            '{"text": "good @", "label": "pos"}\n{"text": "bad @", "label": "neg"}\n',
+        ),
+        ("token-classification", "train.conll", "il2@ B-protein\nbinds O\n\n"),
+    ],
+)
+def test_data_of_another_task_says_so(tmp_path, caplog, task, file, content):
+    (tmp_path / file).write_text("".join(content.replace("@", str(number)) for number in range(20)))
+    assert "train" in load(RunConfig(task=task, data=str(tmp_path)))
+    caplog.clear()
+    other = next(name for name in KINDS if name != task)
+    with pytest.raises(ValueError, match=rf"did you forget --task {task}\?"):
+        load(RunConfig(task=other, data=str(tmp_path)))
+    assert not caplog.messages
+    (tmp_path / file).write_text("?")
+    with pytest.raises(ValueError, match=r".+") as error:
+        load(RunConfig(task=other, data=str(tmp_path)))
+    assert "--task" not in str(error.value)

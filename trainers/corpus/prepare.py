@@ -1,7 +1,7 @@
 """A training set from a large tagged corpus: choose entity types, drop, split, repeat; in two passes over its files.
 
-The first pass counts and remembers a few numbers of each sentence (`trainers.corpus.scan`); everything is decided from
-those; the second pass writes the sentences that were chosen.
+The first pass counts and remembers a few numbers of each sentence (`scan`); everything is decided from those; the
+second pass writes the sentences that were chosen.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lora_core.files import read_json_object, replacing, sha256_of_file, write_json
-from trainers.corpus.scan import Scan, scan
+from lora_core.files import read_json_object, replacing, write_json
 from trainers.corpus.statistics import Statistics, statistics, write_statistics
 from trainers.data.rows import BadRows, OnBadRow
 from trainers.data.sources import UNSPLIT
 from trainers.data.splits import repeat_rare_types, stratified_split
 from trainers.data.tokens.bio import OUTSIDE, entity_type, open_stray, openings
 from trainers.data.tokens.files import TaggedSource, find_tagged_source
-from trainers.data.tokens.reader import TagIds, tagged_rows
+from trainers.data.tokens.forms import tagged_rows
+from trainers.data.tokens.scan import Scan, scan
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def prepare(
     record = json.loads(json.dumps({**origin, "settings": dataclasses.asdict(settings)}))
     done = _is_prepared(folder, record)
     found = find_tagged_source(source, label_file)
-    digests = [sha256_of_file(path) for path in dict.fromkeys(file.path for file in found.files)]
+    digests = [digest for _, digest in dict.fromkeys((file.path, file.sha256()) for file in found.files)]
     record["contents"] = {"files": digests, "names": found.names and list(found.names)}
     if done:
         if _read_record(folder).get("contents", record["contents"]) != record["contents"]:
@@ -202,7 +202,7 @@ def _write_splits(
     ids = {name: index for index, name in enumerate(labels)}
     new_id = np.array([ids.get(f"{name[0]}-{entity_type(name)}", 0) for name in scanned.labels])
     opening = openings(labels)
-    tag_ids, skip_bad = TagIds(scanned.labels), BadRows("skip")
+    tag_ids, skip_bad = scanned.tag_ids, BadRows("skip")
     size = sum(file.path.stat().st_size for file in found.files)
     with ExitStack() as stack:
         unfinished = [stack.enter_context(replacing(path)) for path in paths]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_core.files import write_json, write_text
-from trainers.corpus.scan import Scan
+from trainers.data.tokens.scan import Scan
 from trainers.show import COLOURS, blank_figure, markdown_table, plain_axes, save_figure
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,15 @@ class LabelNames:
     def name_of(self, label: Any) -> str:
         """The name of a label: itself, or what its id stands for.
 
+        A number without decimals is an id (pandas makes 1.0 of 1 where a column has gaps), True and False are names.
+
         Raises:
             ValueError: it is not declared, or neither id nor name.
         """
+        if type(label) is float and label.is_integer():
+            label = int(label)
+        elif type(label) is bool:
+            label = int(label) if self.names is not None and str(label) not in self.names else str(label)
         if type(label) is str:
             label = label.strip()
             if label and (self.names is None or label in self.names):
@@ -40,8 +47,8 @@ class LabelNames:
             return str(label)
         if self.names is None:
             raise ValueError(f"the label is {short(label)}, expected a name, or an id from 0")
-        if type(label) is int or (type(label) is str and label.isdecimal()):
-            index = int(label) - self.first_id
+        if type(label) is int or (type(label) is str and re.fullmatch(r"\d+(\.0+)?", label)):
+            index = int(float(label)) - self.first_id
             if 0 <= index < len(self.names):
                 return self.names[index]
         ids = f"{self.first_id} to {self.first_id + len(self.names) - 1}"

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,6 +41,8 @@ class BadRows:
     on_bad_row: OnBadRow
     count: int = 0
     first: list[str] = field(default_factory=list)
+    changed: dict[str, Any] = field(default_factory=dict)
+    """What else was not taken as it stood, in words that a number can stand before: how often, and where first."""
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in get_args(OnBadRow):
@@ -56,8 +59,15 @@ class BadRows:
         if len(self.first) < NAMED_ROWS:
             self.first.append(where)
 
+    def change(self, what: str, where: str) -> None:
+        """Count something that is no damage, but must be known: what was changed or passed over on purpose."""
+        count, first = self.changed.get(what, (0, where))
+        self.changed[what] = (count + 1, first)
+
     def report(self) -> None:
-        """Log how many rows were left out, and the first of them; nothing if there were none."""
+        """Log how many rows were left out, and what was changed, each with the first; nothing if there was nothing."""
+        for what, (count, first) in self.changed.items():
+            logger.warning("%d %s; the first: %s", count, what, first)
         if self.count:
             more = "; ..." if self.count > len(self.first) else ""
             logger.warning("left out %d bad rows: %s%s", self.count, "; ".join(self.first), more)
@@ -108,7 +118,7 @@ def _utf8_lines(content: io.BufferedReader, encoding: str, where: Path | str) ->
     head = content.peek(SNIFFED)[:SNIFFED]
     found = encoding or encoding_of(head)
     if found == LEGACY and not encoding:
-        logger.warning("%s is not UTF-8: it is read as %s. --encoding says otherwise.", where, LEGACY)
+        _say_legacy(str(where))
     is_utf8 = codecs.lookup(found).name in ("utf-8", "utf-8-sig")
     only_returns = b"\r" in head and b"\n" not in head
     if is_utf8 and not only_returns:
@@ -127,6 +137,12 @@ def _utf8_lines(content: io.BufferedReader, encoding: str, where: Path | str) ->
             yield line.encode("utf-8", "surrogateescape")
     finally:
         text.detach()  # the file is closed by whoever opened it
+
+
+@cache
+def _say_legacy(where: str) -> None:
+    """Log it once, however often the file is read."""
+    logger.warning("%s is not UTF-8: it is read as %s. --encoding says otherwise.", where, LEGACY)
 
 
 def encoding_of(head: bytes) -> str:
@@ -158,6 +174,24 @@ def json_row(line: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         array = "; expected an object a line, not an array of them" if line.lstrip().startswith(b"[") else ""
         raise ValueError(f"not JSON ({error}): {short(line)}{array}") from error
+
+
+def json_array(path: Path, member: str = "", progress: tqdm | None = None, *, encoding: str = "") -> list[Any]:
+    """The values of a JSON array, or of the array under `data`; all of it is in memory. Arguments as `numbered_lines`.
+
+    Raises:
+        ValueError: the file is not JSON, or holds neither.
+    """
+    where = f"{path}:{member}" if member else path
+    text = b"\n".join(line for _, line in numbered_lines(path, member, progress, encoding=encoding))
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON ({error}). Fetch or write it again.") from error
+    rows = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise ValueError(f"{where} holds {short(content)}, expected an array of objects.")
+    return rows
 
 
 def short(value: object) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 DATA_DIR_VARIABLE = "LORA_DATA_DIR"
 SPLIT_NAMES = {
     "train": ("train", "training"),
-    "validation": ("valid", "validation", "val", "dev"),
-    "test": ("test", "testing"),
+    "validation": ("valid", "validation", "val", "dev", "devel", "development", "testa"),
+    "test": ("test", "testing", "testb"),
 }
 """What files, folders and words in a column can be called that stand for each split, in any case."""
 SPLIT_OF_NAME = {name: split for split, names in SPLIT_NAMES.items() for name in names}
@@ -17,6 +17,10 @@ UNSPLIT = "all"
 """The split of a source that has none of its own, such as a single file."""
 
 _SPLIT_STEM = re.compile(rf"({'|'.join(sorted(SPLIT_OF_NAME, key=len, reverse=True))})([-_.]\d.*)?")
+
+_SET = re.compile(r"(?<=.)(set|data)$")
+_TELL_NOTHING = {"set", "data", "dataset", "split", "folder", "files", "seg", "image", "images", "img", "imgs",
+                 "pictures", "photos", "label", "labels", "metadata", "annotations"}  # fmt: skip
 
 
 def split_of(path: Path) -> str | None:
@@ -27,6 +31,19 @@ def split_of(path: Path) -> str | None:
     if match := _SPLIT_STEM.fullmatch(path.name.split(".")[0].lower()):
         return SPLIT_OF_NAME[match[1]]
     return SPLIT_OF_NAME.get(path.parent.name.lower()) if path.name[:1].isdigit() else None
+
+
+def split_in_name(name: str) -> str | None:
+    """The split that a name tells in which other words tell nothing: TEST_SET, seg_train, val2017, training_images."""
+    words = [_SET.sub("", word) for word in re.findall(r"[a-z]+", name.lower())]
+    telling = {word for word in words if word and word not in _TELL_NOTHING}
+    return SPLIT_OF_NAME.get(telling.pop()) if len(telling) == 1 else None
+
+
+def split_in(path: Path) -> list[str]:
+    """The splits whose names are whole words in a file's name, as in NER-train.txt, eng.testa and train_set.conll."""
+    words = re.split(r"[^a-z]+", path.name.lower())
+    return list(dict.fromkeys(SPLIT_OF_NAME[word] for word in words if word in SPLIT_OF_NAME))
 
 
 def check_one_form(split: str, files: Sequence[Path], where: str | Path) -> None:

@@ -22,6 +22,8 @@ HELD_OUT = 0.1
 """Share of the training examples that becomes the validation split, where the data has none."""
 SPLIT_SEED = 0
 """Seed of that choice. It is not the run's, so that runs with other seeds are scored on the same examples."""
+DRAWN_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
+"""Shares of the splits of a data set that has none."""
 
 
 class LabelledDataset(Protocol):
@@ -139,7 +141,6 @@ def hold_out(
     if not 0 < share < 1:
         raise ValueError(f"share={share}: expected a part of the examples, between 0 and 1.")
     groups = dataset.groups if groups is None else np.asarray(groups)
-    rows, types = label_pairs(dataset.targets)
     if groups is None and problem_type_of(dataset.targets) == "single_label_classification":
         held_out = _part_of_each_label(dataset.targets, share * (len(dataset) if of is None else of), seed)
     elif groups is not None and groups.shape != (len(dataset),):
@@ -149,7 +150,7 @@ def hold_out(
     else:
         part = share if of is None else share * of / len(dataset)
         groups = np.arange(len(dataset)) if groups is None else groups
-        held_out = stratified_split(groups, (rows, types), [1 - part, part], seed) == 1
+        held_out = stratified_split(groups, label_pairs(dataset.targets), [1 - part, part], seed) == 1
     if not held_out.any() or held_out.all():
         raise ValueError(
             f"{dataset.source} holds {len(dataset)} {dataset.noun}, too few to set some aside for scoring. "
@@ -176,6 +177,16 @@ def completed(datasets: Mapping[str, AnyLabelled]) -> dict[str, AnyLabelled]:
             if unknown:
                 logger.warning("the %s split has labels that the training split lacks: %s", split, ", ".join(unknown))
     return {split: found[split] for split in SPLIT_NAMES if split in found}
+
+
+def cut_in_three(dataset: AnyLabelled) -> dict[str, AnyLabelled]:
+    """Data without splits as 80 % train, 10 % validation and 10 % test of each label, which is logged."""
+    rest, test = hold_out(dataset)
+    train, validation = hold_out(rest, of=len(dataset))
+    sizes = len(train), len(validation), len(test)
+    logger.warning("%s: no splits; cut into %d training, %d validation and %d test %s", dataset.source, *sizes,
+                   dataset.noun)  # fmt: skip
+    return {"train": train, "validation": validation, "test": test}
 
 
 def label_pairs(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

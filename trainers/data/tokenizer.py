@@ -1,10 +1,11 @@
 """A model's tokenizer: the one of its checkpoint, or for a model that starts from nothing one made of its texts.
 
-A checkpoint's is set up so that words which are already split tokenise like running text.
+What a checkpoint's files say of it is obeyed, tokenizer_config.json before tokenizer.json, as in transformers.
 """
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,15 @@ from lora_core.files import read_json_object
 
 TOKENIZER_FILE = "tokenizer.json"
 """The name beside a model's weights, and in the metadata of an ONNX file."""
+SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
 PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[SEP]"
 FETCH = "Fetch the file again."
+CONFIG = "tokenizer_config.json"
+UNLIMITED = 10**9
+"""A larger `model_max_length` (transformers writes 10**30) is no limit."""
+BERT_SETTINGS = {"do_lower_case": "lowercase", "strip_accents": "strip_accents",
+                 "tokenize_chinese_chars": "handle_chinese_chars"}  # fmt: skip
+"""Settings of tokenizer_config.json and what the tokenizers library calls them."""
 LEAST_COUNT = 2
 """How often a word must occur in the training texts to get an embedding of its own."""
 MOST_WORDS = 50_000
@@ -31,28 +39,75 @@ MOST_WORDS = 50_000
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint folder, with padding and truncation switched off.
 
-    Reads `tokenizer.json`; without it `vocab.txt` (BERT, DistilBERT; casing from `tokenizer_config.json`) or
-    `vocab.json` + `merges.txt` (RoBERTa). Byte-level tokenizers get `add_prefix_space=True`: their vocabulary
-    marks the start of a word by the space before it, which a list of words no longer has.
+    Reads `tokenizer.json`; without it `vocab.txt` (BERT, DistilBERT) or `vocab.json` + `merges.txt` (RoBERTa). Casing,
+    accents, Chinese characters and the space before a text are as `tokenizer_config.json` says where it says something.
 
     Raises:
-        ValueError: the folder holds none of these, or a file that cannot be read as a tokenizer.
+        ValueError: the folder holds none of these, or a file that cannot be read as a tokenizer; or it adds tokens that
+            the tokenizer lacks.
     """
     folder = Path(folder)
     if (folder / TOKENIZER_FILE).is_file():
-        return _from_json(folder / TOKENIZER_FILE)
-    if (folder / "vocab.txt").is_file():
+        build = _from_json
+    elif (folder / "vocab.txt").is_file():
         build = _bert
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         build = _roberta
     else:
+        if pieces := [name for name in SENTENCEPIECE_FILES if (folder / name).is_file()]:
+            raise ValueError(
+                f"{folder} holds its tokenizer as {pieces[0]} alone, which is not read here. Write a tokenizer.json "
+                f"beside it with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            )
         raise ValueError(
             f"{folder} holds no tokenizer: expected tokenizer.json, or vocab.txt (BERT), or vocab.json and "
             f"merges.txt (RoBERTa). Copy the tokenizer files of the checkpoint into this folder."
         )
-    tokenizer = build(folder, _read_config(folder))
-    _refuse_added_tokens(folder, tokenizer)
+    config = _read_config(folder)
+    tokenizer = build(folder, config)
+    _refuse_added_tokens(folder, config, tokenizer)
     return tokenizer
+
+
+def for_words(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer for texts that are given as lists of words.
+
+    A byte-level vocabulary marks the start of a word by the space before it, which a list of words no longer has: such
+    a tokenizer is copied with `add_prefix_space=True`. Running text keeps its spaces and needs the tokenizer itself.
+    """
+    data = json.loads(tokenizer.to_str())
+    steps = list(_byte_level_steps(data["pre_tokenizer"]))
+    if all(step["add_prefix_space"] for step in steps):
+        return tokenizer
+    for step in steps:
+        step["add_prefix_space"] = True
+    return Tokenizer.from_str(json.dumps(data))
+
+
+@dataclass(frozen=True)
+class StatedLimits:
+    """What a checkpoint says of long texts in tokenizer_config.json."""
+
+    max_length: int | None
+    """Most tokens of an input, special ones included (`model_max_length`); None: as many as the model has room for."""
+    keeps_end: bool
+    """Whether the beginning of a longer text is cut off, and not its end (`truncation_side`)."""
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "StatedLimits":
+        """From a checkpoint's folder; no limits where the file is missing or says nothing.
+
+        Raises:
+            ValueError: the file is damaged, or a value is none that transformers writes.
+        """
+        folder = Path(folder)
+        config = _read_config(folder)
+        longest, side = config.get("model_max_length"), config.get("truncation_side", "right")
+        if longest is not None and (isinstance(longest, bool) or not isinstance(longest, (int, float)) or longest < 1):
+            raise ValueError(f"{folder / CONFIG}: model_max_length is {longest!r}, expected a number of tokens.")
+        if side not in ("left", "right"):
+            raise ValueError(f"{folder / CONFIG}: truncation_side is {side!r}, expected 'left' or 'right'.")
+        return cls(None if longest is None or longest > UNLIMITED else int(longest), side == "left")
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -84,18 +139,23 @@ def build_vocabulary(texts: Iterator[str]) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+        single=f"$A {END}", pair=f"$A {END} $B:1 {END}:1", special_tokens=[(END, tokenizer.token_to_id(END))]
     )
     return tokenizer
 
 
-def _from_json(path: Path) -> Tokenizer:
+def _from_json(folder: Path, config: dict[str, Any]) -> Tokenizer:
+    path = folder / TOKENIZER_FILE
     data = read_json_object(path, FETCH)
     if "model" not in data:
         raise ValueError(f"{path} is not a tokenizer of the tokenizers library: it has no 'model' entry.")
     data["padding"] = data["truncation"] = None
-    for step in _byte_level_steps(data.get("pre_tokenizer")):
-        step["add_prefix_space"] = True
+    if "add_prefix_space" in config:
+        for step in _byte_level_steps(data.get("pre_tokenizer")):
+            step["add_prefix_space"] = bool(config["add_prefix_space"])
+    normalizer = data.get("normalizer")
+    if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
+        normalizer |= {own: config[name] for name, own in BERT_SETTINGS.items() if name in config}
     try:
         return Tokenizer.from_str(json.dumps(data))
     except Exception as error:  # the tokenizers library raises plain Exception
@@ -146,7 +206,7 @@ def _roberta(folder: Path, config: dict[str, Any]) -> Tokenizer:
         tokenizer = Tokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     except Exception as error:  # the tokenizers library raises plain Exception
         raise ValueError(f"{folder}/merges.txt does not fit {folder}/vocab.json: {error}") from error
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     bos, eos = special["bos_token"], special["eos_token"]
     tokenizer.post_processor = RobertaProcessing((eos, vocabulary[eos]), (bos, vocabulary[bos]))
     tokenizer.decoder = ByteLevelDecoder()
@@ -155,7 +215,7 @@ def _roberta(folder: Path, config: dict[str, Any]) -> Tokenizer:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
+    path = folder / CONFIG
     return read_json_object(path, FETCH) if path.is_file() else {}
 
 
@@ -176,13 +236,15 @@ def _require_tokens(path: Path, vocabulary: dict[str, int], tokens: Any) -> None
         raise ValueError(f"{path} lacks the special tokens {missing}: it is cut short or of another kind of model.")
 
 
-def _refuse_added_tokens(folder: Path, tokenizer: Tokenizer) -> None:
+def _refuse_added_tokens(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """ValueError where the files beside the vocabulary add tokens that it lacks."""
     path = folder / "added_tokens.json"
-    if not path.is_file():
-        return
-    added = [token for token in read_json_object(path, FETCH) if tokenizer.token_to_id(token) is None]
+    named = dict.fromkeys(read_json_object(path, FETCH), path) if path.is_file() else {}
+    for entry in (config.get("added_tokens_decoder") or {}).values():
+        named.setdefault(entry["content"] if isinstance(entry, dict) else entry, folder / CONFIG)
+    added = [token for token in named if tokenizer.token_to_id(token) is None]
     if added:
         raise ValueError(
-            f"{path} adds tokens that the vocabulary lacks ({added[:5]}), which only a tokenizer.json can "
+            f"{named[added[0]]} adds tokens that the vocabulary lacks ({added[:5]}), which only a tokenizer.json can "
             f"carry. Write one: transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
         )

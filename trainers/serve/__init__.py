@@ -1,6 +1,6 @@
 """Text in, predictions out, in three lines, with torch and ONNX alike:
 
-from trainers.pipeline import pipeline
+from trainers import pipeline
 ner = pipeline("ner", model="runs/ner")         # or a model folder, a hub id, runs/ner/model.int8.onnx
 ner("IL-2 gene expression requires NF-kappa B.")
 """

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal, TypedDict, get_args
 import numpy as np
 
 from lora_core.models.crf import marginals, split_scores, viterbi
+from trainers.data.raw_text import Span, split_text
 from trainers.data.tokenizer import check_vocabulary
 from trainers.data.tokens.bio import bio_labels, find_entities
 from trainers.data.tokens.pieces import WordTable
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows, encode_chunk
 from trainers.serve.pipeline import Pipeline
-from trainers.serve.raw_text import Span, split_text
 from trainers.serve.served import Served
 
 Strategy = Literal["first", "average", "max"]

@@ -3,9 +3,10 @@ length, the forward pass), and those that give one label, or the best few, for e
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, TypeVar
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -13,22 +14,25 @@ from torch import Tensor
 
 from lora_core.models.task_model import scores_of_logits
 from trainers.data.batches import evaluation_batches
-from trainers.data.images.decode import COLOUR, GREY
+from trainers.data.images.decode import is_picture
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
-from trainers.data.texts.encode import encode_texts, first_windows
+from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts, first_windows
 from trainers.data.tokenizer import check_vocabulary
 from trainers.serve.served import Served
 from trainers.tasks.decision import Decision
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+logger = logging.getLogger(__name__)
 
 MAX_TOKENS = {"cpu": 1024, "cuda": 16_384}
 """Positions of a batch, padding included: work enough for the device; on a CPU more would leave its caches."""
 
 
 class Pipeline:
-    """A function from inputs to predictions; subclasses say what an input is and predict a list of them."""
+    """A function from inputs to predictions; subclasses say what an input is and predict a list of them.
+
+    Threads may share a pipeline: each call's results are what it would give alone. So may processes forked from the one
+    that made it, where torch then computes with one thread (ONNX files: only if they were loaded with one).
+    """
 
     options: ClassVar[tuple[str, ...]] = ()
     """Keywords that the subclass takes beside `max_tokens`."""
@@ -44,6 +48,7 @@ class Pipeline:
         self.labels = served.labels
         """Label names in the order of the logits."""
         self.max_tokens = max_tokens or MAX_TOKENS.get(served.device.type, MAX_TOKENS["cpu"])
+        self._process = os.getpid()
 
     def __call__(self, inputs: Any) -> Any:
         """The result of one input, a list of results for a list, an iterator over results for another iterable."""
@@ -74,11 +79,23 @@ class Pipeline:
     @torch.inference_mode()
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """The model's logits in float32, on its device."""
+        if os.getpid() != self._process:
+            self._settle_in_child()
         return self.served.model(**{name: tensor.to(self.served.device) for name, tensor in inputs.items()}).float()
 
     def probabilities(self, inputs: dict[str, Tensor]) -> np.ndarray:
         """Softmax of the model's logits, (B, L) or (B, T, L) float32."""
         return self.logits(inputs).softmax(dim=-1).cpu().numpy()
+
+    def _settle_in_child(self) -> None:
+        """In a forked process torch's threads are gone, and it would wait for them for ever: it goes on with one."""
+        self._process = os.getpid()
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
+            logger.warning(
+                "this process was forked after its pipeline was made: torch computes with one thread here. For more, "
+                "make the pipeline in each process, or start them with the method spawn."
+            )
 
 
 Item = TypeVar("Item")
@@ -89,13 +106,17 @@ CHUNK_CHARACTERS = 1 << 20
 """Characters after which a chunk is full, however few inputs it has."""
 
 
-def chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """The items in order, in lists of bounded size; no more than one list is read ahead."""
+def chunks(items: Iterable[Item], of: Callable[[Item], Any] | None = None) -> Iterator[list[Item]]:
+    """The items in order, in lists of bounded size; no more than one list is read ahead.
+
+    ``of`` gives the input that an item holds; None: the item is one.
+    """
     chunk: list[Item] = []
     characters = 0
     for item in items:
         chunk.append(item)
-        characters += len(item) if isinstance(item, str) else 8 * len(item) if isinstance(item, (list, tuple)) else 0
+        held = item if of is None else of(item)
+        characters += len(held) if isinstance(held, str) else 8 * len(held) if isinstance(held, (list, tuple)) else 0
         if len(chunk) == CHUNK_ITEMS or characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
@@ -191,7 +212,10 @@ class ClassificationPipeline(Pipeline):
 
 
 class TextPipeline(ClassificationPipeline):
-    """`classify(text)`: [{"label", "score"}]. Texts that exceed the model's length are shortened as in training."""
+    """`classify(text)`: [{"label", "score"}]. Texts that exceed the model's length are shortened as in training.
+
+    A pair of texts is ("a", "b") or {"text": "a", "text_pair": "b"}.
+    """
 
     fields: ClassVar[tuple[str, ...]] = ("text",)
 
@@ -201,17 +225,38 @@ class TextPipeline(ClassificationPipeline):
         check_vocabulary(self.tokenizer, served.vocab_size)
 
     def is_one(self, inputs: Any) -> bool:
-        return isinstance(inputs, str)
+        return isinstance(inputs, (str, dict)) or _is_pair(inputs)
 
-    def batches(self, inputs: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        texts = encode_texts(
-            inputs,
-            np.zeros(len(inputs), dtype=np.int64),
-            self.tokenizer,
-            self.served.max_length,
-            self.served.pad_token_id,
-            self.served.long_text,
-        )
+    def encode(self, inputs: Sequence[Any]) -> EncodedTexts:
+        """The texts, or the pairs of texts, in the model's tokens.
+
+        Raises:
+            ValueError: some are pairs and some are not, or the model was trained on the others.
+        """
+        given = [_texts_of(one) for one in inputs]
+        pairs = [pair for _, pair in given if pair is not None]
+        if pairs and len(pairs) < len(given):
+            raise ValueError("some inputs are pairs of texts and some are single texts. Give one kind at a time.")
+        if given and self.served.pairs is not None and self.served.pairs != bool(pairs):
+            wanted = '("a", "b"), or "text" and "text_pair"' if self.served.pairs else "one text each"
+            known = "pairs of texts" if self.served.pairs else "single texts"
+            raise ValueError(f"{self.served.source} was trained on {known}: give {wanted}.")
+        texts, targets, served = [text for text, _ in given], np.zeros(len(given), dtype=np.int64), self.served
+        if pairs:
+            return encode_pairs(
+                texts,
+                pairs,
+                targets,
+                self.tokenizer,
+                served.max_length,
+                served.pad_token_id,
+                served.segments,
+                served.long_text,
+            )
+        return encode_texts(texts, targets, self.tokenizer, served.max_length, served.pad_token_id, served.long_text)
+
+    def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        texts = self.encode(inputs)
         for indices in self.batches_of(texts.lengths):
             batch, labels = texts.collate(indices)
             # A text of several windows is there as often: more rows, maybe, than a batch may have.
@@ -222,8 +267,23 @@ class TextPipeline(ClassificationPipeline):
                 yield owners[rows], {name: tensor[rows] for name, tensor in batch.items()}
 
 
+def _is_pair(inputs: Any) -> bool:
+    """Whether this is ("a", "b"); a list of two strings is two texts."""
+    return isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(text, str) for text in inputs)
+
+
+def _texts_of(one: Any) -> tuple[Any, str | None]:
+    """(The text, the second text of a pair or None) of one input."""
+    if isinstance(one, dict):
+        if not {"text"} <= one.keys() <= {"text", "text_pair"}:
+            raise ValueError(f"an input has the keys {list(one)}, expected text, and text_pair for a pair.")
+        return one["text"], one.get("text_pair")
+    return one if _is_pair(one) else (one, None)
+
+
 class ImagePipeline(ClassificationPipeline):
-    """`classify("cell.png")`: [{"label", "score"}]. Paths, Pillow images, or arrays (H, W) or (H, W, 3) uint8."""
+    """`classify("cell.png")`: [{"label", "score"}]. A picture is whatever `decode` takes: a path, the content of
+    a file, a Pillow image, an array or a tensor. An array or tensor of four dimensions is a list of pictures."""
 
     fields: ClassVar[tuple[str, ...]] = ("image",)
 
@@ -233,12 +293,17 @@ class ImagePipeline(ClassificationPipeline):
         height, width = self.processing.size
         self._rows = max(1, self.max_tokens * PIXELS_PER_TOKEN // (height * width))
 
+    def __call__(self, inputs: Any) -> Any:
+        return super().__call__(
+            list(inputs) if isinstance(inputs, (np.ndarray, Tensor)) and inputs.ndim == 4 else inputs
+        )
+
     def is_one(self, inputs: Any) -> bool:
-        return isinstance(inputs, (str, Path, np.ndarray)) or hasattr(inputs, "convert")
+        return is_picture(inputs)
 
     def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         for start in range(0, len(inputs), self._rows):
-            sources = [_pixels(source) for source in inputs[start : start + self._rows]]
+            sources = inputs[start : start + self._rows]
             yield np.arange(start, start + len(sources)), {"pixel_values": self.processing(sources)}
 
 
@@ -254,10 +319,3 @@ def _processing(served: Served) -> ImageProcessing:
             f"{served.source} has no {PREPROCESSOR_FILE}, so it is not known how its pictures are prepared."
         )
     return processing
-
-
-def _pixels(source: "str | Path | np.ndarray | Image") -> str | Path | np.ndarray:
-    """What `ImageProcessing` takes: a Pillow image becomes its pixels."""
-    if isinstance(source, (str, Path, np.ndarray)):
-        return source
-    return np.asarray(source if source.mode in (GREY, COLOUR) else source.convert(COLOUR))

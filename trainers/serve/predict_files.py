@@ -1,44 +1,30 @@
 """`lora-core predict`: files or standard input to predictions, line by line, in bounded memory."""
 
-import json
+import gzip
 import logging
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from glob import glob
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import IO, Any, Literal, cast, get_args
 
 from tqdm import tqdm
 
-from trainers.data.rows import refuse_lone_surrogates, short
+from lora_core.files import replacing
+from trainers.data.reading import Reading
 from trainers.serve import pipeline_for
 from trainers.serve.entities import Entity
-from trainers.serve.pipeline import Pipeline
+from trainers.serve.pipeline import Pipeline, chunks
+from trainers.serve.predict_inputs import STANDARD_INPUT, InputFormat, Record, as_json, expanded, records_of
 from trainers.serve.served import load_served
 
 logger = logging.getLogger("trainers")
 
-STANDARD_INPUT = "-"
-JSON_SUFFIXES = (".jsonl", ".json")
-
-
 Format = Literal["jsonl", "text"]
-InputFormat = Literal["auto", "jsonl", "text"]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line of input."""
-
-    fields: dict[str, Any]
-    """The line's JSON object; for plain text {"text": ...}. All of it is written out again."""
-    source: str | list[str]
-    """What is predicted from it: a text, a list of words, or the path of an image."""
-    size: int
-    """Bytes of the line."""
+OnBadInput = Literal["mark", "error", "skip"]
 
 
 def predict_files(
@@ -48,58 +34,123 @@ def predict_files(
     *,
     format: Format = "jsonl",
     input_format: InputFormat = "auto",
+    reading: Reading | None = None,
+    on_bad_row: OnBadInput = "mark",
     task: str | None = None,
     max_tokens: int | None = None,
     device: str | None = None,
     **options: Any,
 ) -> None:
-    """Write a line of predictions for every line of input, in order; options are those of `trainers.serve`.
+    """Write a line of predictions for every input, in order; options are those of `trainers.serve`.
+
+    Args:
+        reading: which column is the text, what stands between columns, and the encoding; by default what the content
+            says.
+        on_bad_row: "mark" writes {"error": ...} in the place of an input that cannot be predicted from, "skip" leaves
+            it out, and both count such inputs at the end; "error" stops.
 
     Raises:
-        ValueError, OSError: a file is missing, a line cannot be used (the message begins with file:line), or as
-            `pipeline`.
+        ValueError, OSError: a file is missing; with ``on_bad_row="error"`` an input cannot be used (the message begins
+            with file:line); or as `pipeline`.
     """
+    if on_bad_row not in get_args(OnBadInput):
+        raise ValueError(f"on_bad_row is {on_bad_row!r}; expected one of {', '.join(get_args(OnBadInput))}.")
     _check_files(files, output)
     if STANDARD_INPUT in files and sys.stdin.isatty():
         logger.info("reading from the keyboard, one text a line; Ctrl-D ends the input")
     served = load_served(model, task, device)
     predictor = pipeline_for(served, max_tokens=max_tokens, **options)
+    files = expanded(files, "image" in predictor.fields)
+    records = records_of(files, predictor.fields, input_format, reading or Reading())
+    bad = _BadInputs(on_bad_row)
     try:
         with _opened(output) as sink:
-            for line in _output_lines(predictor, files, input_format, format):
+            for record, result in _predicted(predictor, _with_progress(records, files, output), bad):
+                line = _line(record, result, predictor.result_name, format)
                 # In a field that is not predicted from, JSON may spell half of a character: it is written as it came.
                 sink.write(line.encode("utf-8", "backslashreplace") + b"\n")
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    bad.report()
 
 
-def _output_lines(predictor: Pipeline, files: tuple[str, ...], input_format: str, format: str) -> Iterator[str]:
-    """A line for each record, while a progress bar runs on standard error (on a terminal)."""
-    waiting: deque[Record] = deque()
+class _BadInputs:
+    """Inputs that cannot be predicted from: named, counted, and as the user says marked, left out, or the end."""
 
-    def sources() -> Iterator[str | list[str]]:
-        for record in _records(files, input_format, predictor.fields):
-            waiting.append(record)
-            yield record.source
+    def __init__(self, on_bad_row: OnBadInput) -> None:
+        self.on_bad_row, self.count, self.first = on_bad_row, 0, ""
 
+    def add(self, record: Record, problem: str) -> None:
+        """ValueError where the user wants it."""
+        if self.on_bad_row == "error":
+            raise ValueError(f"{record.where}: {problem}. To go on past such inputs: --on-bad-row mark, or skip.")
+        self.count += 1
+        self.first = self.first or f"{record.where}: {problem}"
+
+    def report(self) -> None:
+        """Log how many there were, and the first."""
+        if self.count:
+            done = "left out" if self.on_bad_row == "skip" else 'marked with "error"'
+            more = ", ..." if self.count > 1 else ""
+            logger.warning("%d inputs could not be used and were %s: %s%s", self.count, done, self.first, more)
+
+
+def _predicted(
+    predictor: Pipeline, records: Iterator[Record], bad: _BadInputs
+) -> Iterator[tuple[Record, list[Any] | None]]:
+    """Every record with its results, or with none if it is bad and to be marked."""
+    for chunk in chunks(records, of=_source_of):
+        good = [record for record in chunk if not record.error]
+        try:
+            results = predictor.predict([record.source for record in good])
+            found = dict(zip(map(id, good), results, strict=True))
+        except ValueError:  # one of them is to blame: it is found by asking for each
+            found = {}
+        for record in chunk:
+            result, problem = found.get(id(record)), record.error
+            if result is None and not problem:
+                try:
+                    (result,) = predictor.predict([record.source])
+                except ValueError as error:
+                    problem = str(error)
+            if problem:
+                record = replace(record, error=problem)
+                bad.add(record, problem)
+                if bad.on_bad_row == "mark":
+                    yield record, None
+            else:
+                yield record, result if isinstance(result, list) else [result]
+
+
+def _source_of(record: Record) -> str | list[str] | tuple[str, str]:
+    return record.source
+
+
+def _with_progress(records: Iterator[Record], files: tuple[str, ...], output: Path | None) -> Iterator[Record]:
+    """The records, while a progress bar runs on standard error (on a terminal that the output does not go to)."""
     regular = [Path(file) for file in files if Path(file).is_file()]
     total = sum(path.stat().st_size for path in regular) if len(regular) == len(files) else None
-    with tqdm(total=total, desc="predict", unit="B", unit_scale=True, disable=None, file=sys.stderr) as progress:
-        for result in predictor.stream(sources()):
-            record = waiting.popleft()
+    hidden = True if output is None and sys.stdout.isatty() else None
+    with tqdm(total=total, desc="predict", unit="B", unit_scale=True, disable=hidden, file=sys.stderr) as progress:
+        for record in records:
+            yield record
             progress.update(record.size)
-            name = predictor.result_name
-            results = result if isinstance(result, list) else [result]
-            if format == "jsonl":
-                yield json.dumps({**record.fields, name: results}, ensure_ascii=False)
-            elif name == "entities":
-                yield _marked(record.source, results)
-            else:
-                labels = "\t".join(f"{found['label']} {found['score']:.4f}" for found in results)
-                yield f"{labels}\t{_one_line(record.source)}"
 
 
-def _marked(source: str | list[str], entities: list[Entity]) -> str:
+def _line(record: Record, results: list[Any] | None, name: str, format: Format) -> str:
+    """What is written of a record."""
+    if results is None:
+        error = f"{record.where}: {record.error}"
+        return as_json({**record.fields, "error": error}) if format == "jsonl" else f"error: {_one_line(error)}"
+    if format == "jsonl":
+        return as_json({**record.fields, name: results})
+    if name == "entities":
+        return _marked(record.source, results)
+    labels = "\t".join(f"{found['label']} {found['score']:.4f}" for found in results)
+    return f"{labels}\t{_one_line(record.source)}"
+
+
+def _marked(source: str | list[str] | tuple[str, str], entities: list[Entity]) -> str:
     """The text with its entities marked: `[IL-2](protein) gene`."""
     text = source if isinstance(source, str) else " ".join(source)
     parts, end = [], 0
@@ -109,86 +160,36 @@ def _marked(source: str | list[str], entities: list[Entity]) -> str:
     return _one_line("".join([*parts, text[end:]]))
 
 
-def _one_line(text: str | list[str]) -> str:
+def _one_line(text: str | list[str] | tuple[str, str]) -> str:
+    text = " || ".join(text) if isinstance(text, tuple) else text
     return " ".join(str(text).splitlines())
 
 
-def _records(files: tuple[str, ...], input_format: str, names: tuple[str, ...]) -> Iterator[Record]:
-    for file in files:
-        if "image" in names and file != STANDARD_INPUT and Path(file).suffix.lower() not in (*JSON_SUFFIXES, ".txt"):
-            yield Record({"image": file}, file, Path(file).stat().st_size)
-            continue
-        where = "standard input" if file == STANDARD_INPUT else file
-        as_json = None if input_format == "auto" else input_format == "jsonl"  # None: the first text will tell
-        if as_json is None and Path(file).suffix.lower() in JSON_SUFFIXES:
-            as_json = True
-        with _lines(file) as lines:
-            for number, line in enumerate(lines, start=1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if as_json is None and line.strip():
-                    as_json = line.lstrip().startswith(b"{")
-                if as_json and not line.strip():
-                    continue
-                try:
-                    yield _record(line.rstrip(b"\r\n"), bool(as_json), names, len(line))
-                except ValueError as error:
-                    raise ValueError(f"{where}:{number}: {error}") from error
-
-
-def _record(line: bytes, as_json: bool, names: tuple[str, ...], size: int) -> Record:
-    """One line; ValueError says what is wrong with it."""
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error})") from error
-    if not as_json:
-        return Record({names[0]: text}, text, size)
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error}): {short(text)}") from error
-    given = [name for name in names if isinstance(fields, dict) and name in fields]
-    if len(given) != 1:
-        raise ValueError(f"expected a JSON object with {' or '.join(map(repr, names))}, got {short(text)}")
-    source = fields[given[0]]
-    if given[0] == "tokens":
-        if not isinstance(source, list) or not all(isinstance(word, str) for word in source):
-            raise ValueError(f"tokens is {short(source)}, expected a list of strings")
-        refuse_lone_surrogates("".join(source))
-    else:
-        if not isinstance(source, str):
-            raise ValueError(f"{given[0]} is {short(source)}, expected a string")
-        refuse_lone_surrogates(source)
-    return Record(fields, source, size)
-
-
 @contextmanager
-def _lines(file: str) -> Iterator[BinaryIO]:
-    if file == STANDARD_INPUT:
-        yield sys.stdin.buffer
-        return
-    with Path(file).open("rb") as stream:
-        yield stream
-
-
-@contextmanager
-def _opened(output: Path | None) -> Iterator[BinaryIO]:
+def _opened(output: Path | None) -> Iterator[IO[bytes]]:
+    """Where lines are written: a file appears under its name when it is whole, gzipped if its name ends in .gz."""
     if output is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("wb") as stream:
-        yield stream
+    elif output.exists() and not output.is_file():  # a pipe or a device
+        with output.open("wb") as stream:
+            yield stream
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(output) as temporary:
+            zipped = output.suffix.lower() == ".gz"
+            with gzip.open(temporary, "wb") if zipped else temporary.open("wb") as stream:
+                yield cast(IO[bytes], stream)
 
 
 def _check_files(files: tuple[str, ...], output: Path | None) -> None:
     """Before anything is loaded: every file is there, and the output is none of them."""
+    if output is not None and output.is_dir():
+        raise ValueError(f"--output {output} is a folder. Name a file in it.")
     for file in files:
         if file == STANDARD_INPUT:
             continue
-        if not Path(file).is_file():
+        if not Path(file).exists() and not glob(file, recursive=True):
             raise ValueError(f"{file} does not exist or is no file. Give a file, or - for standard input.")
-        if output is not None and output.exists() and output.samefile(file):
+        if output is not None and output.is_file() and Path(file).exists() and output.samefile(file):
             raise ValueError(f"--output {output} is an input file: it would be lost. Name another file.")

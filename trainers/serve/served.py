@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from lora_core.models.build import TASKS, task_of_architectures
 from lora_core.models.source import CONFIG_FILE, read_config, resolve
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
+from trainers.data.tokenizer import StatedLimits
 from trainers.run_folder import RunFolder
 from trainers.tasks.decision import DECISION_FILE, Decision
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from trainers.data.texts.encode import LongText
+    from trainers.finished import FinishedRun
+
+logger = logging.getLogger(__name__)
 
 ONNX_SUFFIX = ".onnx"
 
@@ -49,6 +54,10 @@ class Served:
     """Embeddings of the model; 0 for images."""
     long_text: LongText = "head"
     """What is kept of a text that exceeds `max_length`, where it is classified as a whole."""
+    pairs: bool | None = None
+    """Whether the model was trained on pairs of texts; None: it is not known."""
+    segments: int = 1
+    """Texts of a pair that the model tells apart by token_type_ids; 1: it takes none."""
     problem_type: ProblemType | None = None
     """What the logits of a text or an image are for; None: nothing tells, so it follows from their number."""
     thresholds: Mapping[str, float] | None = None
@@ -115,8 +124,22 @@ def _load_run(folder: Path, device: torch.device) -> Served:
     model, config = finished.model, finished.config
     if config.method == "lora":
         lora_core.eject_lora(lora_core.merge_lora(model))
-    processing = TextProcessing(config.max_length, config.long_text)
-    return _of_model(str(folder), model, finished.weights_folder, device, processing)
+    return _of_model(str(folder), model, finished.weights_folder, device, processing_of(finished))
+
+
+def processing_of(finished: FinishedRun) -> TextProcessing:
+    """How a run's model takes long texts: as its settings say, or else what was saved beside it."""
+    saved = TextProcessing.read(finished.weights_folder)
+    longest = finished.config.max_length or saved.max_length
+    return TextProcessing(longest, finished.config.long_text, saved.pairs)
+
+
+def _processing_of_checkpoint(folder: Path) -> TextProcessing:
+    """How a checkpoint from elsewhere takes long texts."""
+    if (folder / TEXT_PROCESSING_FILE).is_file():
+        return TextProcessing.read(folder)
+    limits = StatedLimits.read(folder)
+    return TextProcessing(limits.max_length, "tail" if limits.keeps_end else "head")
 
 
 def _load_checkpoint(source: str | Path, task: str | None, device: torch.device) -> Served:
@@ -125,7 +148,7 @@ def _load_checkpoint(source: str | Path, task: str | None, device: torch.device)
     assert isinstance(model, TaskModel)
     if model.fresh_parameters:
         raise ValueError(f"{source} has no trained head for {model.task}: train it first, or give a fine-tuned model.")
-    return _of_model(str(source), model, folder, device, TextProcessing.read(folder))
+    return _of_model(str(source), model, folder, device, _processing_of_checkpoint(folder))
 
 
 def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device, processing: TextProcessing) -> Served:
@@ -139,13 +162,25 @@ def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device,
         device,
         folder,
         {},
-        max_length=(processing.max_length or model.config.max_tokens) if reads_text else 0,
+        max_length=_longest(source, processing, model.config.max_tokens) if reads_text else 0,
         pad_token_id=model.config.pad_token_id if reads_text else 0,
         vocab_size=model.config.vocab_size if reads_text else 0,
         long_text=processing.long_text,
+        pairs=processing.pairs,
+        segments=model.base_model.segments,
         problem_type=model.problem_type or decision.problem_type,
         thresholds=decision.thresholds,
     )
+
+
+def _longest(source: str, processing: TextProcessing, positions: int) -> int:
+    """Most tokens of an input; it is said where the model has room for more."""
+    longest = min(processing.max_length or positions, positions)
+    if longest < positions:
+        logger.info(
+            "%s reads at most %d tokens at a time, as it says; it has positions for %d", source, longest, positions
+        )
+    return longest
 
 
 def _load_onnx(path: Path, device: str | None) -> Served:
@@ -173,10 +208,12 @@ def _load_onnx(path: Path, device: str | None) -> Served:
         torch.device("cpu"),
         None,
         model.metadata,
-        max_length=processing.max_length or model.max_tokens,
+        max_length=_longest(str(path), processing, model.max_tokens),
         pad_token_id=int(model.metadata.get("pad_token_id", 0)),
         vocab_size=model.vocab_size,
         long_text=processing.long_text,
+        pairs=processing.pairs,
+        segments=int(model.metadata.get("segments", 1)),
         problem_type=model.problem_type,
         thresholds=decision.thresholds,
     )

@@ -29,6 +29,35 @@ def kind_of(task: str) -> Kind:
     return KINDS[task]
 
 
+def load(config: RunConfig) -> dict[str, Any]:
+    """The splits of the run's data.
+
+    Raises:
+        ValueError: they cannot be read. Where another task could read them, the message says so.
+    """
+    try:
+        return kind_of(config.task).load(config)
+    except ValueError as error:
+        fitting = [task for task in KINDS if task != config.task and _can_load(config, task)]
+        if not fitting:
+            raise
+        raise ValueError(
+            f"{error} The data can be read for another task: did you forget --task {' or '.join(fitting)}?"
+        ) from error
+
+
+def _can_load(config: RunConfig, task: str) -> bool:
+    """Whether the data suits a task. What its reader says meanwhile is not the user's concern."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        return bool(KINDS[task].load(dataclasses.replace(config, task=task)))
+    except (ValueError, OSError, ModuleNotFoundError):
+        return False
+    finally:
+        logging.disable(before)
+
+
 def check_settings(config: RunConfig) -> None:
     """Refuse what would be noticed late or never: a setting that the task does not use, a metric that it lacks.
 

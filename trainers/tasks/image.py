@@ -11,6 +11,7 @@ from trainers.config import RunConfig
 from trainers.data.images.batches import ImageBatches, ImageDataset
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
 from trainers.data.images.reader import load_image_datasets
+from trainers.data.reading import Reading
 from trainers.tasks.classification import Classification
 from trainers.tasks.label_scores import LABEL_METRICS, label_counts
 from trainers.training.losses import training_loss
@@ -25,7 +26,7 @@ PROBLEM_TYPES: tuple[ProblemType, ...] = ("single_label_classification",)
 
 def load(config: RunConfig) -> dict[str, ImageDataset]:
     """The splits of the run's data."""
-    return load_image_datasets(config.data, on_bad_row=config.on_bad_row)
+    return load_image_datasets(config.data, on_bad_row=config.on_bad_row, reading=Reading.of(config))
 
 
 def encode(dataset: ImageDataset, model: TaskModel, config: RunConfig) -> ImageBatches:
@@ -44,7 +45,7 @@ def task(labels: tuple[str, ...], config: RunConfig, train: ImageBatches | None 
     return Classification(labels, None if train is None else training_loss(config, train.targets, len(labels)))
 
 
-def save_preprocessing(config: RunConfig, folder: Path) -> None:
+def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False) -> None:
     """Write preprocessor_config.json into ``folder``, with the size that the model was trained at."""
     values = read_config(resolve(config.model))
     size = config.image_size or values.get("image_size", 224)
@@ -74,6 +75,6 @@ def label_ids(dataset: ImageDataset) -> np.ndarray:
 counts = label_counts
 
 
-def shown(dataset: ImageDataset, index: int) -> Path | np.ndarray:
-    """The picture of an example: its file, or its pixels."""
+def shown(dataset: ImageDataset, index: int) -> Path | bytes | np.ndarray:
+    """The picture of an example: its file, the content of one, or its pixels."""
     return dataset.images[index]

@@ -10,10 +10,13 @@ import numpy as np
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
 from trainers.data.labels import problem_type_of
-from trainers.data.splits import stratified
+from trainers.data.reading import Reading
+from trainers.data.splits import sample, stratified
 from trainers.data.texts.augment import WordAugmentation
-from trainers.data.texts.encode import EncodedTexts, encode_texts
-from trainers.data.texts.reader import TextDataset, load_text_datasets
+from trainers.data.texts.dataset import TextDataset
+from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts
+from trainers.data.texts.reader import load_text_datasets
+from trainers.data.texts.targets import SINGLE
 from trainers.tasks.classification import TASKS, Classification
 from trainers.tasks.label_scores import METRICS_OF, label_counts
 from trainers.tasks.token import save_preprocessing, tokenizer_and_length
@@ -37,22 +40,31 @@ _KEPT = {"head": "the beginning", "head_tail": "half from each end"}
 
 def load(config: RunConfig) -> dict[str, TextDataset]:
     """The splits of the run's data, or as much of them as the settings want."""
-    datasets = load_text_datasets(config.data, on_bad_row=config.on_bad_row)
-    if config.problem_type != "auto":
-        datasets = {split: dataset.with_problem_type(config.problem_type) for split, dataset in datasets.items()}
+    datasets = load_text_datasets(
+        config.data,
+        on_bad_row=config.on_bad_row,
+        reading=Reading.of(config),
+        problem_type=config.problem_type,
+    )
     limits = {"train": config.train_examples, "test": config.test_examples}
     if config.train_examples is not None and {"train", "validation"} <= datasets.keys():
         share = config.train_examples / len(datasets["train"])
         limits["validation"] = max(1, round(share * len(datasets["validation"])))
     for split, limit in limits.items():
         if limit is not None and split in datasets:
-            datasets[split] = stratified(datasets[split], datasets[split].targets, limit)
+            dataset = datasets[split]
+            single = dataset.problem_type == SINGLE
+            datasets[split] = stratified(dataset, dataset.targets, limit) if single else sample(dataset, limit, 0)
     return datasets
 
 
 def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> EncodedTexts:
     """The data set in the model's tokens, each text shortened to what the model can take, or to be cut into windows."""
     tokenizer, max_length = tokenizer_and_length(model, config)
+    if dataset.pairs is not None:
+        data = _encode_pairs(dataset, dataset.pairs, model, config)
+        _say_shortened(dataset, data, max_length, "of the longer text of each pair the beginning")
+        return data
     eda = config.text_augment == "eda"
     longest = sys.maxsize if config.long_text == "windows" else max_length
     data = encode_texts(
@@ -64,16 +76,32 @@ def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> Encoded
         config.long_text,
         WordAugmentation(config.augment_share, config.seed, longest) if eda else None,
     )
-    if data.shortened:
-        logger.warning(
-            "%s: %d of %d texts exceed %d tokens; %s is kept",
-            dataset.source,
-            data.shortened,
-            len(data),
-            max_length,
-            _KEPT[config.long_text],
-        )
+    _say_shortened(dataset, data, max_length, _KEPT.get(config.long_text, ""))
     return data
+
+
+def _encode_pairs(dataset: TextDataset, pairs: list[str], model: TaskModel, config: RunConfig) -> EncodedTexts:
+    """Pairs of texts in the model's tokens.
+
+    Raises:
+        ValueError: a setting is for single texts.
+    """
+    for name, value, usual in (("long_text", config.long_text, "head"), ("text_augment", config.text_augment, "none")):
+        if value != usual:
+            raise ValueError(
+                f"{name} is {value}, which is for single texts; {dataset.source} holds pairs. Leave it out."
+            )
+    tokenizer, max_length = tokenizer_and_length(model, config)
+    segments = model.base_model.segments
+    return encode_pairs(
+        dataset.texts, pairs, dataset.targets, tokenizer, max_length, model.config.pad_token_id, segments
+    )
+
+
+def _say_shortened(dataset: TextDataset, data: EncodedTexts, max_length: int, kept: str) -> None:
+    if data.shortened:
+        sizes = data.shortened, len(data), dataset.noun, max_length
+        logger.warning("%s: %d of %d %s exceed %d tokens; %s is kept", dataset.source, *sizes, kept)
 
 
 def task(labels: tuple[str, ...], config: RunConfig, train: EncodedTexts | None = None) -> Classification:
@@ -98,5 +126,6 @@ counts = label_counts
 
 
 def shown(dataset: TextDataset, index: int) -> str:
-    """The text of an example."""
-    return dataset.texts[index]
+    """The text of an example; of a pair both, as in a table cell."""
+    text = dataset.texts[index]
+    return text if dataset.pairs is None else f"{text} || {dataset.pairs[index]}"

@@ -1,5 +1,7 @@
 """Token classification: a label for each word."""
 
+import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,19 @@ from torch.nn import functional as F
 from lora_core.models.crf import crf_log_likelihood, split_scores, viterbi
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
+from trainers.data.reading import Reading
 from trainers.data.texts.encode import TextProcessing
-from trainers.data.tokenizer import TOKENIZER_FILE, check_vocabulary, load_tokenizer
+from trainers.data.tokenizer import TOKENIZER_FILE, StatedLimits, check_vocabulary, load_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
 from trainers.data.tokens.encode import Sentences, load_windows
-from trainers.data.tokens.reader import TokenDataset, TokenFile, token_files
+from trainers.data.tokens.reader import TokenDataset, TokenFile, completed, token_files
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
-from trainers.model import tokenizer_folder
+from trainers.model import is_scratch, tokenizer_folder
 from trainers.tasks.decision import Decision
 from trainers.tasks.entity_scores import NER_METRICS, entity_counts, ner_metrics
 from trainers.training.losses import TrainingLoss, training_loss
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = frozenset(
     {"max_length", "head", "crf_constraints", "tokenizer", "cache", "columns", "delimiter", "encoding"}
@@ -100,8 +105,8 @@ class CRFTokenClassification(TokenClassification):
 
 
 def load(config: RunConfig) -> dict[str, TokenFile]:
-    """The splits of the run's data."""
-    return token_files(config.data, on_bad_row=config.on_bad_row)
+    """The splits of the run's data, the missing ones drawn."""
+    return completed(token_files(config.data, reading=Reading.of(config)))
 
 
 def encode(dataset: Sentences, model: TaskModel, config: RunConfig) -> TokenWindows:
@@ -117,7 +122,23 @@ def tokenizer_and_length(model: TaskModel, config: RunConfig) -> tuple[Tokenizer
     longest = model.config.max_tokens
     if config.max_length is not None and config.max_length > longest:
         raise ValueError(f"max_length is {config.max_length}, but {config.model} has positions for {longest} tokens.")
-    return tokenizer, longest if config.max_length is None else config.max_length
+    stated = _processing(config).max_length or longest
+    if config.max_length is None and stated < longest:
+        logger.info(
+            "%s is read in at most %d tokens at a time, as it says (model_max_length), though it has positions for %d. "
+            "--max-length %d says otherwise.",
+            config.model,
+            stated,
+            longest,
+            longest,
+        )
+    return tokenizer, min(stated, longest)
+
+
+def _processing(config: RunConfig) -> TextProcessing:
+    """How long texts end: as the settings say, or else the checkpoint."""
+    stated = None if is_scratch(config) else StatedLimits.read(tokenizer_folder(config)).max_length
+    return TextProcessing(config.max_length or stated, config.long_text)
 
 
 def task(labels: tuple[str, ...], config: RunConfig, train: TokenWindows | None = None) -> TokenClassification:
@@ -156,10 +177,10 @@ def _check_iob2(labels: tuple[str, ...], data: TokenWindows) -> None:
         )
 
 
-def save_preprocessing(config: RunConfig, folder: Path) -> None:
+def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False) -> None:
     """Write the model's tokenizer.json and the run's text_processing.json into ``folder``."""
     load_tokenizer(tokenizer_folder(config)).save(str(folder / TOKENIZER_FILE))
-    TextProcessing(config.max_length, config.long_text).save(folder)
+    dataclasses.replace(_processing(config), pairs=pairs).save(folder)
 
 
 def label_ids(dataset: TokenDataset) -> np.ndarray:

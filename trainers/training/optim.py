@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from trainers.config import TrainConfig
+from lora_core.adapters import hosts
+from trainers.config import LEARNING_RATES, TrainConfig
 from trainers.training.state import TrainState
 
 
@@ -19,7 +20,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
+    rate = config.learning_rate or LEARNING_RATES["lora" if any(hosts(model)) else "full"]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, fused=True)
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -> LambdaLR:

@@ -163,13 +163,44 @@ def test_rows_of_the_head_follow_the_labels_asked_for(oracle, batch, tmp_path, f
     torch.testing.assert_close(predict(model, input_ids, mask), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_placeholder_names_yield_to_those_given(oracle, batch, tmp_path):
+def test_placeholder_names_yield_to_those_given_which_is_said(oracle, batch, tmp_path, caplog):
     reference = oracle("bert", "text-classification", labels=("LABEL_0", "LABEL_1"))
     reference.save_pretrained(tmp_path)
     assert load_pretrained(tmp_path, "text-classification").labels == ("LABEL_0", "LABEL_1")
+    assert not caplog.messages
     model = load_pretrained(tmp_path, "text-classification", ["bad", "good"])
     assert model.labels == ("bad", "good")
     assert_same_predictions(model, reference, batch)
+    assert "the rows of its head are taken for bad, good, in this order" in caplog.text
+
+
+def test_what_the_rows_of_placeholders_stand_for_can_be_given(oracle, batch, tmp_path, caplog):
+    reference = oracle("bert", "text-classification", labels=("LABEL_0", "LABEL_1"))
+    reference.save_pretrained(tmp_path)
+    order = ["good", "bad"]
+    model = load_pretrained(tmp_path, "text-classification", ["bad", "good"], checkpoint_labels=order)
+    assert not caplog.messages
+    input_ids, mask = batch([6, 6], model.config.pad_token_id)
+    expected = predict(reference, input_ids, mask)[..., [1, 0]]
+    torch.testing.assert_close(predict(model, input_ids, mask), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"names 3 labels, but the head in .* has 2 rows"):
+        load_pretrained(tmp_path, "text-classification", checkpoint_labels=["a", "b", "c"])
+
+
+def test_names_of_the_checkpoint_s_own_are_not_overruled(oracle, tmp_path):
+    oracle("bert", "text-classification", labels=("bad", "good")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"names of its own, \['bad', 'good'\]: leave out checkpoint_labels"):
+        load_pretrained(tmp_path, "text-classification", checkpoint_labels=["good", "bad"])
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_the_names_that_a_wrapper_saves_are_read_and_said(oracle, batch, tmp_path, caplog, prefix):
+    reference = oracle("bert", "token-classification")
+    reference.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({f"{prefix}{name}": tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    assert_same_predictions(load_pretrained(tmp_path, "token-classification"), reference, batch)
+    assert f"names begin with {prefix[: prefix.index('.') + 1]!r}, as a wrapper saves them" in caplog.text
 
 
 def test_other_labels_need_a_fresh_head(oracle, tmp_path):

@@ -28,6 +28,10 @@ def test_names_that_a_config_gives_twice_get_their_row():
     assert labels_of_config({"id2label": id2label}, rows=3) == ("crane (0)", "dog", "crane (2)")
 
 
+def test_numbers_can_be_names():
+    assert labels_of_config({"id2label": {"0": 3, "1": 1.5, "2": "x"}}, rows=3) == ("3", "1.5", "x")
+
+
 def test_a_config_without_names_has_placeholders():
     assert labels_of_config({}, rows=2) == ("LABEL_0", "LABEL_1")
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from trainers.corpus.prepare import Preparation, prepare
-from trainers.corpus.scan import scan
 from trainers.corpus.statistics import statistics
 from trainers.data.rows import BadRows
 from trainers.data.tokens.files import find_tagged_source
 from trainers.data.tokens.reader import load_token_datasets
+from trainers.data.tokens.scan import scan
 
 TYPES = ["Rate", "Cap", "Face", "Rare"]
 SHARES = [0.5, 0.3, 0.15, 0.05]

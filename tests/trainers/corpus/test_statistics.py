@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.corpus.scan import scan
 from trainers.corpus.statistics import statistics, statistics_table, write_statistics
 from trainers.data.rows import BadRows
 from trainers.data.tokens.files import find_tagged_source
+from trainers.data.tokens.scan import scan
 
 TRAIN = [
     ("5.25 % notes", "B-Rate O O"),

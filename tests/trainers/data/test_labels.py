@@ -6,7 +6,7 @@ from trainers.data.labels import LabelNames, label_ids, labels_from_list, read_l
 ANY = LabelNames(None)
 
 
-@pytest.mark.parametrize("label", [-1, "", " ", None, 0.5, False])
+@pytest.mark.parametrize("label", [-1, "", " ", None, 0.5, -1.0])
 def test_labels_that_are_neither_id_nor_name(label):
     with pytest.raises(ValueError, match="expected a name, or an id from 0"):
         ANY.name_of(label)
@@ -16,6 +16,14 @@ def test_a_name_that_looks_like_an_id_is_a_name():
     assert LabelNames(("1", "0")).name_of("0") == "0"
     assert LabelNames(("1", "0")).name_of(0) == "1"
     assert ANY.name_of(7) == ANY.name_of(" 7 ") == "7"
+
+
+def test_numbers_without_decimals_are_ids_and_truth_values_names():
+    """pandas writes 1.0 where a column of ids has gaps."""
+    assert [ANY.name_of(label) for label in (True, 1.0, "True", " a ")] == ["True", "1", "True", "a"]
+    declared = LabelNames(("no", "yes"))
+    assert [declared.name_of(label) for label in (True, 0.0, "1.0", "no")] == ["yes", "no", "yes", "no"]
+    assert LabelNames(("False", "True")).name_of(True) == "True"
 
 
 def test_names_are_sorted_by_the_alphabet_and_ids_by_size():
@@ -46,7 +54,7 @@ def test_labels_from_a_list(labels, names, targets, found):
         ("ab", None, "here: the labels are the string 'ab', expected a list"),
         (["a", None], None, "here, example 1: the label is None, expected a name, or an id from 0"),
         (["a", "c"], ["a", "b"], "here, example 1: the label is 'c', expected one of a, b, or an id from 0 to 1"),
-        ([True], None, "here, example 0: the label is True"),
+        ([[True]], None, r"here, example 0: the label is \[True\]"),
         (np.array([0.5]), None, "here, example 0: the label is 0.5"),
         (["a"], ["a", "a"], r"here: the label names are \['a', 'a'\], expected a list of different names"),
         (["a"], ["a", 1], "expected a list of different names"),

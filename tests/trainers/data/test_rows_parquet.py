@@ -4,7 +4,8 @@ import pytest
 
 from trainers.data.rows import BadRows
 from trainers.data.tokens.files import find_tagged_source
-from trainers.data.tokens.reader import TagIds, tagged_rows
+from trainers.data.tokens.forms import tagged_rows
+from trainers.data.tokens.tag_ids import TagIds
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -1,5 +1,6 @@
 import importlib.metadata
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, BertTokenizer, RobertaTokenizer
 
-from trainers.data.tokenizer import check_vocabulary, load_tokenizer
+from trainers.data.tokenizer import StatedLimits, check_vocabulary, for_words, load_tokenizer
 from trainers.data.tokens.windows import encode_tokens
 
 SENTENCES = [
@@ -45,6 +46,7 @@ def byte_level(tmp_path_factory) -> Path:
 
 
 def assert_same_pieces(tokenizer: Tokenizer, oracle) -> None:
+    tokenizer = for_words(tokenizer)
     for sentence in SENTENCES:
         expected = oracle(sentence, is_split_into_words=True)
         encoding = tokenizer.encode(sentence, is_pretokenized=True)
@@ -101,11 +103,11 @@ def test_vocab_json_and_merges_equal_transformers(byte_level):
     assert_same_pieces(tokenizer, oracle)
     assert_windows_hold_the_pieces(tokenizer, oracle)
     text = "gene <mask> expression </s>"
-    assert tokenizer.encode(text).ids == oracle(text)["input_ids"]
+    assert for_words(tokenizer).encode(text).ids == oracle(text)["input_ids"]
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_byte_level_tokenizer_json_gets_the_prefix_space(byte_level, tmp_path, nested):
+def test_words_get_the_prefix_space_of_a_byte_level_tokenizer_json(byte_level, tmp_path, nested):
     RobertaTokenizer.from_pretrained(byte_level).save_pretrained(tmp_path)
     data = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     assert data["pre_tokenizer"]["add_prefix_space"] is False
@@ -117,8 +119,99 @@ def test_byte_level_tokenizer_json_gets_the_prefix_space(byte_level, tmp_path, n
     assert_same_pieces(tokenizer, oracle)
     assert_windows_hold_the_pieces(tokenizer, oracle)
     words = ["and", "gene"]
-    pieces = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False).tokens
+    pieces = for_words(tokenizer).encode(words, is_pretokenized=True, add_special_tokens=False).tokens
     assert pieces == tokenizer.encode(" and gene", add_special_tokens=False).tokens
+
+
+UNUSUAL = [
+    "", " ", "a", "Great fun", " Great fun", "  two  spaces ", "tab\there\nand a line\r\n",
+    "\x00\x07control\x1f \x7f\x85", "Ångström naïve CAFÉ", "A\u030angstro\u0308m CAFE\u0301 e\u0301",
+    "İstanbul ß ŉ ǅ ﬁne", "漢字かな交じり文 한국어", "𠀀𪛖 🙂👩\u200d🔬🏽",
+    "\u200bzero wi\u200ddth \ufeffbom no\u00a0break\u3000wide", "don't [MASK] [SEP] <mask> </s> ##ing",
+    "שלום مرحبا नमस्ते", "\ufffd\ue000 \u0378", "..." * 40 + "x" * 250,
+]  # fmt: skip
+
+
+@pytest.fixture
+def families(minilm, byte_level, tmp_path):
+    """Folders of checkpoints by name: each with what its files say, in vocabulary files or in tokenizer.json."""
+    made = {}
+
+    def make(name, source, files, settings, *, convert=False):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in files:
+            shutil.copy(source / file, folder)
+        if convert:
+            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+            settings = json.loads((folder / "tokenizer_config.json").read_text()) | settings
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        kind = "roberta" if "roberta" in name else "distilbert" if "distilbert" in name else "bert"
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+        made[name] = folder
+
+    bert = {"tokenizer_class": "BertTokenizer"}
+    make("minilm", minilm, ["tokenizer.json", "vocab.txt"], {**bert, "do_lower_case": True})
+    make("bert-cased", minilm, ["vocab.txt"], {**bert, "do_lower_case": False})
+    make("bert-cased-json", minilm, ["tokenizer.json"], {**bert, "do_lower_case": False})
+    make("bert-accents", minilm, ["vocab.txt"], {**bert, "strip_accents": False})
+    make("bert-accents-json", minilm, ["tokenizer.json"], {**bert, "strip_accents": False})
+    make("bert-chinese-json", minilm, ["tokenizer.json"], {**bert, "tokenize_chinese_chars": False})
+    make("distilbert", minilm, ["vocab.txt"], {"tokenizer_class": "DistilBertTokenizer", "do_lower_case": True})
+    roberta = {"tokenizer_class": "RobertaTokenizer"}
+    make("roberta", byte_level, ["vocab.json", "merges.txt"], roberta)
+    make("roberta-json", byte_level, [], roberta, convert=True)
+    make("roberta-space", byte_level, ["vocab.json", "merges.txt"], {**roberta, "add_prefix_space": True})
+    make("roberta-space-json", byte_level, [], {**roberta, "add_prefix_space": True}, convert=True)
+    return made
+
+
+def test_running_text_is_tokenised_as_transformers_does(families):
+    chance = random.Random(3)
+    alphabet = "".join(UNUSUAL)
+    texts = [*UNUSUAL, *("".join(chance.choices(alphabet, k=chance.randint(1, 40))) for _ in range(300))]
+    seen = {}
+    for name, folder in families.items():
+        tokenizer, oracle = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+        found = [tokenizer.encode(text).ids for text in texts]
+        assert found == [oracle(text)["input_ids"] for text in texts], name
+        seen[name] = str(found)
+    # And no two settings are alike by chance.
+    assert seen["roberta"] == seen["roberta-json"] != seen["roberta-space"] == seen["roberta-space-json"]
+    assert seen["minilm"] == seen["distilbert"]
+    assert len(set(seen.values())) == 6
+
+
+def test_the_first_word_of_a_running_text_has_no_space_and_that_of_a_list_has_one(byte_level):
+    tokenizer = load_tokenizer(byte_level)
+    assert tokenizer.encode("gene and gene").tokens[1] == "gene"
+    words = for_words(tokenizer).encode(["gene", "and"], is_pretokenized=True)
+    assert words.tokens[1].startswith("Ġ")
+    assert tokenizer.encode("gene").tokens[1] == "gene", "the tokenizer itself stays as it is"
+    assert for_words(for_words(tokenizer)).to_str() == for_words(tokenizer).to_str()
+
+
+@pytest.mark.parametrize(
+    ("config", "limits"),
+    [
+        (None, StatedLimits(None, False)),
+        ({}, StatedLimits(None, False)),
+        ({"model_max_length": 128}, StatedLimits(128, False)),
+        ({"model_max_length": 10**30, "truncation_side": "left"}, StatedLimits(None, True)),
+        ({"model_max_length": 1e30}, StatedLimits(None, False)),
+    ],
+)
+def test_limits_that_a_checkpoint_states(tmp_path, config, limits):
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert StatedLimits.read(tmp_path) == limits
+
+
+@pytest.mark.parametrize("config", [{"model_max_length": "many"}, {"model_max_length": 0}, {"truncation_side": "up"}])
+def test_limits_that_are_none_are_refused(tmp_path, config):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"tokenizer_config.json: {next(iter(config))} is .*expected"):
+        StatedLimits.read(tmp_path)
 
 
 def test_tokenizer_json_comes_first(minilm, tmp_path):
@@ -164,6 +257,13 @@ def test_tokenizer_json_comes_first(minilm, tmp_path):
             },
             r"adds tokens that the vocabulary lacks \(\['\[GENE\]'\]\)",
         ),
+        (
+            {
+                "vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n",
+                "tokenizer_config.json": '{"added_tokens_decoder": {"5": {"content": "[GENE]"}}}',
+            },
+            r"tokenizer_config.json adds tokens that the vocabulary lacks",
+        ),
     ],
 )
 def test_folders_without_a_usable_tokenizer_are_refused(tmp_path, files, message):
@@ -181,3 +281,10 @@ def test_a_vocabulary_larger_than_the_model_is_refused(minilm):
     tokenizer.add_tokens(["[GENE]"])
     with pytest.raises(ValueError, match="'\\[GENE\\]'"):
         check_vocabulary(tokenizer, 30522)
+
+
+@pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "spiece.model", "spm.model"])
+def test_a_folder_with_sentencepiece_alone_says_how_to_get_a_tokenizer_json(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=rf"its tokenizer as {name} alone.*save_pretrained"):
+        load_tokenizer(tmp_path)

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainers.data.raw_text import split_text
 from trainers.serve.entities import find_spans, word_labels
-from trainers.serve.raw_text import split_text
 
 
 def brute_force(scores, counts, strategy):

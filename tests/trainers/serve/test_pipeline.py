@@ -118,7 +118,7 @@ def test_onnx_files_give_the_same(text_model, image_model, pictures, tmp_path):
 def test_words_are_no_input_for_texts(text_model, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"text": "a", "tokens": ["a"]}\n{"tokens": ["a"]}\n')
     with pytest.raises(SystemExit):
-        main(["predict", str(text_model), str(tmp_path / "in.jsonl")])
+        main(["predict", str(text_model), str(tmp_path / "in.jsonl"), "--on-bad-row", "error"])
     assert "in.jsonl:2: expected a JSON object with 'text', got" in capsys.readouterr().err
 
 

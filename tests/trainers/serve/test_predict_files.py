@@ -102,7 +102,7 @@ def test_text_for_reading(predict, ner, tmp_path):
 def test_a_bad_line_is_named(line, message, finished, tmp_path, capsys):
     path = write(tmp_path / "in.jsonl", '{"text": "il2"}', line)
     with pytest.raises(SystemExit) as stopped:
-        main(["predict", str(finished["full"]), str(path)])
+        main(["predict", str(finished["full"]), str(path), "--on-bad-row", "error"])
     assert stopped.value.code == 2
     assert re.search(message, capsys.readouterr().err)
 

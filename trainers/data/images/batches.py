@@ -10,18 +10,23 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.data.images.decode import decode
+from trainers.data.images.decode import decode, named, open_image
+from trainers.data.images.memory import as_stored, in_folder, plain_label
 from trainers.data.images.processing import ImageProcessing
+from trainers.data.images.tables import LABEL_COLUMNS, PICTURE_COLUMNS
 from trainers.data.labels import labels_from_list, relabel
+from trainers.data.table import column_of, rows_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from trainers.data.images.decode import PictureSource
 
 Augment = Literal["none", "flip", "crop"]
 CROP_AREA = (0.4, 1.0)
@@ -33,10 +38,12 @@ CROP_ASPECT = (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """One split of an image classification data set: N pictures. Of your own pictures, `from_lists` makes one."""
+    """One split of an image classification data set: N pictures. Of your own pictures, `from_lists` and `from_table`
+    make one."""
 
-    images: np.ndarray | list[Path]
-    """Pixels (N, H, W) or (N, H, W, 3) uint8, or N files, which are decoded when they are needed."""
+    images: np.ndarray | list[Path] | list[Any]
+    """Pixels (N, H, W) or (N, H, W, 3) uint8, or N files, by their paths or their content, which are decoded when they
+    are needed."""
     targets: np.ndarray
     """(N,) int64 label ids."""
     labels: tuple[str, ...]
@@ -47,7 +54,7 @@ class ImageDataset:
     @classmethod
     def from_lists(
         cls,
-        images: np.ndarray | Iterable[str | Path],
+        images: np.ndarray | Iterable[PictureSource],
         labels: Iterable[str | int],
         *,
         names: Sequence[str] | None = None,
@@ -56,7 +63,8 @@ class ImageDataset:
         """A split of your own pictures.
 
         Args:
-            images: N paths of files, or pixels (N, H, W) or (N, H, W, 3) uint8.
+            images: N pictures, each a path or another form that `decode` takes; or one array (N, H, W), (N, H, W, C)
+                or tensor (N, C, H, W) of all. Pillow images, arrays and tensors are held as 8-bit pixels.
             labels: N names of labels, or ids from 0.
             names: the names in order of their ids; None: those that occur, numbers by size, else by the alphabet.
             source: what messages call these pictures.
@@ -65,13 +73,48 @@ class ImageDataset:
             ValueError: there is not one label for each picture, or no picture at all; the pixels have another shape or
                 type; a file does not exist; a label is neither name nor id, or not among ``names``.
         """
-        if isinstance(images, np.ndarray):
-            check_pixels(images, source)
-        elif isinstance(images, (str, Path)):
-            raise ValueError(f"{source}: the pictures are {str(images)!r}, expected a list of paths.")
+        if isinstance(images, (str, Path, bytes)) or hasattr(images, "convert"):
+            shown = str(images) if isinstance(images, (str, Path)) else type(images).__name__
+            raise ValueError(f"{source}: the pictures are {shown!r}, expected a list of pictures.")
+        if isinstance(images, (np.ndarray, Tensor)) and images.ndim not in (3, 4):
+            raise ValueError(f"{source} is {tuple(images.shape)}, expected pictures (N, H, W) or (N, H, W, C)")
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[3:] not in ((), (3,)):
+            images = [_kept(image, f"{source}, example {index}") for index, image in enumerate(images)]
         else:
-            images = [_existing(image, f"{source}, example {index}") for index, image in enumerate(images)]
+            check_pixels(images, source)
         return cls(images, *labels_from_list(labels, names, len(images), source), source)
+
+    @classmethod
+    def from_table(
+        cls,
+        table: Any,
+        *,
+        image_column: str = "",
+        label_column: str = "",
+        folder: str | Path = "",
+        names: Sequence[str] | None = None,
+        source: str = "a table in memory",
+    ) -> ImageDataset:
+        """A split of your own table: a DataFrame, a datasets.Dataset, a list of dicts or a dict of lists.
+
+        Args:
+            table: the rows.
+            image_column: the column of the pictures, each a path or another form that `decode` takes, or a dict with
+                bytes and path as the hub stores them; by default names that are usual.
+            label_column: the column of the labels, names or ids; by default names that are usual.
+            folder: where paths begin that are relative.
+            names: as in `from_lists`; None: also what the column of a datasets.Dataset declares.
+            source: what messages call the rows.
+
+        Raises:
+            ValueError: there is no such column, a row has no label, or as `from_lists`.
+        """
+        rows, declared = rows_of(as_stored(table), source)
+        image_column = column_of(rows, image_column, PICTURE_COLUMNS, "the pictures", source)
+        label_column = column_of(rows, label_column, LABEL_COLUMNS, "the labels", source)
+        images = [in_folder(row.get(image_column), folder) for row in rows]
+        labels = [plain_label(row.get(label_column)) for row in rows]
+        return cls.from_lists(images, labels, names=names or declared.get(label_column), source=source)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -111,13 +154,16 @@ def check_pixels(images: np.ndarray, name: str) -> None:
         raise ValueError(f"{name} is empty: {images.shape}")
 
 
-def _existing(image: str | Path, where: str) -> Path:
-    """The path of a file that is there."""
-    if not isinstance(image, (str, Path)):
-        raise ValueError(f"{where} is {type(image).__name__}, expected the path of a picture, or one array for all.")
-    if not Path(image).is_file():
-        raise ValueError(f"{where}: {image}: no such file.")
-    return Path(image)
+def _kept(image: Any, where: str) -> Path | bytes | np.ndarray:
+    """A picture as it is held: the path of a file that is there, the content of one, or 8-bit pixels."""
+    if isinstance(image, (str, Path)):
+        if not Path(image).is_file():
+            raise ValueError(f"{where}: {image}: no such file.")
+        return Path(image)
+    if isinstance(image, bytes):
+        open_image(image, where).close()
+        return image
+    return np.asarray(decode(image, where))
 
 
 @dataclass(frozen=True)
@@ -154,8 +200,9 @@ class ImageBatches:
         augment = "none" if epoch is None else self.augment
         for row, index in zip(pixels, indices.tolist(), strict=True):
             source = self.dataset.images[index]
-            image = augmented(decode(source), self.processing, augment, self.seed, epoch or 0, index)
-            self.processing.fill(row, image, source)
+            name = named(source) if isinstance(source, Path) else f"{self.dataset.source}, picture {index}"
+            image = augmented(decode(source, name), self.processing, augment, self.seed, epoch or 0, index)
+            self.processing.fill(row, image, name)
         return {"pixel_values": self.processing.normalised(pixels)}, torch.from_numpy(self.targets[indices])
 
 

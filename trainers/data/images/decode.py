@@ -1,21 +1,28 @@
-"""One picture, from a file or an array to 8-bit pixels, whatever the camera, scanner or drawing program made it.
+"""One picture to 8-bit pixels, whatever it is handed over as and whatever camera, scanner or program made it.
 
 Pillow is imported by those who decode, so that the command line starts without it.
 """
 
 from __future__ import annotations
 
+import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
+import torch
+
+from trainers.data.images.arrays import eight_bit_pixels, from_16_bits, from_floats
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+    PictureSource = str | Path | bytes | IO[bytes] | Image | np.ndarray | torch.Tensor
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """Files with these endings are pictures of a data set; other files in its folders are passed over."""
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Formats that are decoded, whatever the file is called. None of them starts another program, as EPS does."""
@@ -27,56 +34,112 @@ DAMAGE = (OSError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticErro
 """What Pillow's decoders raise on damaged files, beside ValueError."""
 
 
-def open_image(path: str | Path) -> Image:
-    """Open a picture and read its header; the pixels are read by `decode`.
+def open_image(source: str | Path | bytes, name: str = "") -> Image:
+    """Open a picture file, or its content, and read its header; the pixels are read by `decode`.
 
     Raises:
-        ValueError: it is missing, empty, too large or no picture. The message begins with the path.
+        ValueError: it is missing, empty, too large or no picture. The message begins with ``name``, else the path.
     """
     from PIL import Image, UnidentifiedImageError
 
-    path = Path(path)
-    if not path.is_file():  # neither a folder nor a device, which would never end
-        raise ValueError(f"{path}: no such file")
-    if not path.stat().st_size:
-        raise ValueError(f"{path}: the file is empty")
+    name = name or named(source)
+    if isinstance(source, bytes):
+        content, size = io.BytesIO(source), len(source)
+    else:
+        content = Path(source)
+        if not content.is_file():  # neither a folder nor a device, which would never end
+            raise ValueError(f"{name}: no such file")
+        size = content.stat().st_size
+    if not size:
+        raise ValueError(f"{name}: the file is empty")
     try:
-        image = Image.open(path, formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{path}: {error}. The limit is {MAX_PIXELS:,} pixels") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below, whatever the filters are
+            image = Image.open(content, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name}: {error}. The limit is {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not a picture in one of the formats {', '.join(FORMATS)}") from error
+        raise ValueError(f"{name}: not a picture in one of the formats {', '.join(FORMATS)}") from error
     except (*DAMAGE, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error})") from error
-    if image.width * image.height > MAX_PIXELS:
-        size = f"{image.width} x {image.height}"
+        raise ValueError(f"{name}: damaged ({error})") from error
+    try:
+        _check_size(image, name)
+    except ValueError:
         image.close()
-        raise ValueError(f"{path}: {size} pixels, but the limit is {MAX_PIXELS:,} pixels. Make the picture smaller")
+        raise
     return image
 
 
-def decode(source: str | Path | np.ndarray) -> Image:
+def _check_size(image: Image, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(
+            f"{name}: {image.width} x {image.height} pixels, but the limit is {MAX_PIXELS:,} pixels. Make the picture "
+            "smaller"
+        )
+
+
+def is_picture(value: object) -> bool:
+    """Whether `decode` takes such a value as one picture."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim in (2, 3)
+    return isinstance(value, (str, Path, bytes)) or hasattr(value, "convert") or hasattr(value, "read")
+
+
+def named(source: object) -> str:
+    """What messages call a picture: its path if it has one."""
+    return str(source) if isinstance(source, (str, Path)) else "a picture"
+
+
+def decode(source: PictureSource, name: str = "") -> Image:
     """The picture upright in 8 bits a channel: mode "L" when it is grey, else "RGB".
 
-    An array is (H, W) or (H, W, 3) uint8. A camera's note that it was held sideways (EXIF orientation) is obeyed.
-    Transparent parts become white. 16-bit grey values are divided by 257, so that black and white keep their places.
-    Of an animation the first picture counts.
+    A camera's note that it was held sideways (EXIF orientation) is obeyed. Transparent parts become white. 16-bit
+    values are divided by 257, and floating-point numbers from 0 to 1 multiplied by 255, so that black and white keep
+    their places. Of an animation the first picture counts.
+
+    Args:
+        source: a path; the content of a file, as bytes or as an open file; a Pillow image of any mode; or pixels as
+            `eight_bit_pixels` takes them, a NumPy array or a tensor.
+        name: what messages call it; by default its path.
 
     Raises:
-        ValueError: a file cannot be decoded. The message begins with its path.
+        ValueError: it cannot be decoded. The message begins with the name.
     """
-    from PIL import Image, ImageOps
+    name = name or named(source)
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        from PIL import Image
 
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(source)
-    with open_image(source) as image:
         try:
-            image.load()
-            return _eight_bits(ImageOps.exif_transpose(image))
-        except DAMAGE as error:
-            raise ValueError(f"{source}: damaged or cut short ({error})") from error
+            return _eight_bits(Image.fromarray(eight_bit_pixels(source)))
         except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
+    if hasattr(source, "convert"):
+        _check_size(source, name)  # pyright: ignore[reportArgumentType]
+        return _decoded(source, name)  # pyright: ignore[reportArgumentType]
+    if hasattr(source, "read"):
+        source = source.read()  # pyright: ignore[reportAttributeAccessIssue]
+        if not isinstance(source, bytes):
+            raise ValueError(f"{name}: the file was opened as text. Open it with mode 'rb'")
+    if not isinstance(source, (str, Path, bytes)):
+        raise ValueError(
+            f"{name}: {type(source).__name__} is no picture: expected a path, bytes, a Pillow image, "
+            "an array or a tensor"
+        )
+    with open_image(source, name) as image:
+        return _decoded(image, name)
+
+
+def _decoded(image: Image, name: str) -> Image:
+    """The pixels of a picture that is open."""
+    from PIL import ImageOps
+
+    try:
+        image.load()
+        return _eight_bits(ImageOps.exif_transpose(image))
+    except DAMAGE as error:
+        raise ValueError(f"{name}: damaged or cut short ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _eight_bits(image: Image) -> Image:
@@ -88,20 +151,11 @@ def _eight_bits(image: Image) -> Image:
     if image.mode == "1":
         return image.convert(GREY)
     if image.mode.startswith("I"):  # 16-bit grey comes as I;16, I;16B or I
-        return Image.fromarray(_from_16_bits(np.asarray(image)))
+        return Image.fromarray(from_16_bits(np.asarray(image)))
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whose range is unknown. Save it with 8 or 16 bits")
+        return Image.fromarray(from_floats(np.asarray(image)))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         pixels = image.convert("RGBA")
         white = Image.new("RGBA", pixels.size, "white")
         return Image.alpha_composite(white, pixels).convert(GREY if image.mode[0] == "L" else COLOUR)
     return image.convert(COLOUR)  # palette, CMYK, YCbCr, LAB, HSV
-
-
-def _from_16_bits(values: np.ndarray) -> np.ndarray:
-    values = values.astype(np.int64)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError(
-            f"its grey values run from {values.min()} to {values.max()}, expected 0 to 65535. Save it with 8 or 16 bits"
-        )
-    return ((values + 128) // 257).astype(np.uint8)

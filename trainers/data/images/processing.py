@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from lora_core.files import read_json_object, write_json
-from trainers.data.images.decode import COLOUR, GREY, decode
+from trainers.data.images.decode import COLOUR, GREY, decode, named
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from trainers.data.images.decode import PictureSource
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 BILINEAR, BICUBIC = 2, 3
@@ -51,15 +53,15 @@ class ImageProcessing:
         """1 for models of grey pictures, 3 for colour."""
         return len(self.mean)
 
-    def __call__(self, sources: Sequence[str | Path | np.ndarray]) -> Tensor:
-        """Pixel values (B, C, H, W) float32 of files, or of arrays (H, W) or (H, W, 3) uint8.
+    def __call__(self, sources: Sequence[PictureSource]) -> Tensor:
+        """Pixel values (B, C, H, W) float32 of pictures, each whatever `decode` takes.
 
         Raises:
-            ValueError: a file cannot be decoded; the message begins with its path.
+            ValueError: a picture cannot be decoded; the message begins with its path.
         """
         pixels = self.empty(len(sources))
         for row, source in zip(pixels, sources, strict=True):
-            self.fill(row, self.fitted(decode(source)), source)
+            self.fill(row, self.fitted(decode(source)), named(source))
         return self.normalised(pixels)
 
     def empty(self, count: int) -> np.ndarray:
@@ -77,10 +79,9 @@ class ImageProcessing:
                 image = image.crop((left, top, left + self.size[1], top + self.size[0]))
         return image
 
-    def fill(self, row: np.ndarray, image: Image, source: str | Path | np.ndarray) -> None:
+    def fill(self, row: np.ndarray, image: Image, name: str) -> None:
         """Write a picture of the right size into its place (H, W, C) of a batch; grey is repeated for C = 3."""
         if image.size != (self.size[1], self.size[0]):
-            name = "a picture" if isinstance(source, np.ndarray) else source
             raise ValueError(
                 f"{name}: {image.width} x {image.height} pixels, but the model takes {self.size[1]} x {self.size[0]} "
                 f"and its {PREPROCESSOR_FILE} says not to resize. Resize the pictures, or set do_resize to true there"

@@ -1,20 +1,37 @@
 """Labelled pictures from disk: finds them, recognises their layout, reads the splits."""
 
+import logging
+from itertools import chain
 from pathlib import Path
 
 from trainers.data.images.batches import ImageDataset
 from trainers.data.images.decode import IMAGE_SUFFIXES
-from trainers.data.images.files import class_folders, read_class_folders, read_csv_files
+from trainers.data.images.files import image_files
+from trainers.data.images.folders import (
+    EXPECTED,
+    class_folders,
+    has_labelled_splits,
+    outer_folder,
+    read_class_folders,
+    split_folders,
+)
 from trainers.data.images.npz import read_npz
+from trainers.data.images.table_files import PictureTable, find_tables, folder_of_tables, read_table, read_tables
+from trainers.data.images.tables import TABLE_SUFFIXES, is_table
+from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, OnBadRow
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, check_one_form, find_source
+from trainers.data.sources import UNSPLIT, find_source
 from trainers.data.splits import completed, hold_out
 
-PATTERNS = [f"*{end}" for end in (".npz", ".csv", *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))]
+logger = logging.getLogger(__name__)
+
+PATTERNS = [f"*{end}" for end in (".npz", *TABLE_SUFFIXES, *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))]
 """Names of the files that are fetched of a data set on the hub."""
 
 
-def load_image_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[str, ImageDataset]:
+def load_image_datasets(
+    source: str | Path, *, on_bad_row: OnBadRow = "error", reading: Reading | None = None
+) -> dict[str, ImageDataset]:
     """Read the splits "train", "validation" and "test" of a data set, those that exist.
 
     A data set is one of
@@ -22,79 +39,108 @@ def load_image_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") -
     - an .npz file in the MedMNIST layout, or a folder that holds one;
     - a folder with train, val and test, each with a folder of pictures for each class;
     - a folder with a folder of pictures for each class: of each class 80 % become train, 10 % validation, 10 % test;
-    - a CSV file with the columns image (or path, file, filename) and label, and perhaps split, or a folder that
-      holds one such file, or train.csv, val.csv and test.csv. Without splits they are made in the same way.
+    - a table, or a folder that holds one, or one for each split: CSV, JSON lines or parquet with a column of pictures
+      (image, path, file_name, image_id, ...; in parquet also their content) and one of labels, or with a column of 0
+      and 1 for each class, and perhaps split. Without splits they are made in the same way.
 
-    Splits may also be called training, valid, validation, dev and testing, in any case. Data with a training split but
-    no validation split loses 10 % of the former to the latter, which is logged.
+    Any of these may lie in an outer folder, which is logged. Splits may also be called training, valid, validation, dev
+    and testing, in any case and with words that tell nothing (TEST_SET, seg_train). Splits without labels are left
+    out, which is logged. Data with a training split but no validation split loses 10 % of the former to the latter,
+    which is logged.
 
     Args:
         source: a path; a name under the folder in the environment variable LORA_DATA_DIR; or a hub id, for which
             LORA_DATA_DIR is searched first.
         on_bad_row: "skip" leaves out pictures that cannot be used, for which each is decoded once, and reports them
             through logging.
+        reading: which column holds the label, and the delimiter and encoding of tables; its own ``on_bad_row`` does
+            not count.
 
     Raises:
         ValueError: there is no such data set, it is in another form, or with ``on_bad_row="error"`` a picture or a
-            line cannot be used; the message names it.
+            line cannot be used; the message names it. Or there is only one class.
     """
     bad_rows = BadRows(on_bad_row)
-    datasets = _read(find_source(source, PATTERNS, "a folder, an .npz or CSV file"), bad_rows)
+    datasets = read_image_splits(source, bad_rows, reading)
     bad_rows.report()
+    learnt = datasets.get(UNSPLIT) or datasets.get("train")
+    if learnt is not None and len(set(learnt.targets.tolist())) == 1:
+        raise ValueError(
+            f"{learnt.source}: {learnt.labels[learnt.targets[0]]} is the only class: there is nothing to tell apart. "
+            f"Expected {EXPECTED}, or a table of pictures and labels."
+        )
+    return completed(_in_three(datasets[UNSPLIT]) if UNSPLIT in datasets else datasets)
+
+
+def read_image_splits(source: str | Path, bad_rows: BadRows, reading: Reading | None = None) -> dict[str, ImageDataset]:
+    """The splits as they lie there, under UNSPLIT what has none: nothing is cut, and a single class will do.
+
+    Raises:
+        ValueError: as `load_image_datasets`.
+    """
+    reading = reading or Reading()
+    place = find_source(source, PATTERNS, "a folder, an .npz file or a table")
+    datasets = _read_file(place, reading, bad_rows) if place.is_file() else _read_folder(place, reading, bad_rows)
     for dataset in datasets.values():
         if not len(dataset):
             raise ValueError(f"{dataset.source} holds no usable picture. Fill it or remove it.")
-    return completed(datasets)
+    return datasets
 
 
-def _read(path: Path, bad_rows: BadRows) -> dict[str, ImageDataset]:
-    if path.suffix == ".npz":
+def _read_file(path: Path, reading: Reading, bad_rows: BadRows) -> dict[str, ImageDataset]:
+    if path.suffix.lower() == ".npz":
         return read_npz(path)
-    if path.suffix == ".csv":
-        return _read_csv({UNSPLIT: path}, bad_rows)
-    if path.is_file():
-        raise ValueError(f"{path} is neither .npz nor .csv, and no folder.")
-    if folders := _by_split(path, ""):
-        return read_class_folders(folders, bad_rows)
-    if files := _by_split(path, ".csv"):
-        return _read_csv(files, bad_rows)
-    for suffix in (".csv", ".npz"):
-        found = sorted(path.glob(f"*{suffix}"))
-        if len(found) > 1:
-            raise ValueError(
-                f"{path} holds several {suffix} files: {', '.join(file.name for file in found)}. Name one."
-            )
-        if found:
-            return _read(found[0], bad_rows)
-    if class_folders(path):
-        return _in_three(read_class_folders({UNSPLIT: path}, bad_rows)[UNSPLIT])
+    if is_table(path):
+        return read_table(path, reading, bad_rows)
+    raise ValueError(f"{path} is no folder, and neither .npz nor a table ({', '.join(TABLE_SUFFIXES)}).")
+
+
+def _read_folder(folder: Path, reading: Reading, bad_rows: BadRows) -> dict[str, ImageDataset]:
+    """What lies in a folder, or in the only folder in it that holds pictures or tables."""
+    problems: dict[Path, ValueError] = {}
+    while True:
+        has_classes = bool(class_folders(folder))
+        tables, wrong = find_tables(folder, reading)
+        problems |= wrong
+        if tables and not _folders_come_first(folder, tables, reading):
+            if has_classes:
+                logger.info("%s: a table is read; the names of folders do not count as classes", folder)
+            return read_tables(folder, tables, problems, bad_rows)
+        if problems and reading.label_column:
+            raise next(iter(problems.values()))
+        arrays = sorted(folder.glob("*.npz"))
+        if len(arrays) > 1:
+            names = ", ".join(path.name for path in arrays)
+            raise ValueError(f"{folder} holds several .npz files: {names}. Name one.")
+        if arrays:
+            return read_npz(arrays[0])
+        inner = outer_folder(folder) or (None if has_classes else folder_of_tables(folder))
+        if inner is None or tables:
+            break
+        logger.info("%s: the data set lies in %s", folder, inner.name)
+        folder = inner
+    if class_folders(folder) or split_folders(folder):
+        for table in chain.from_iterable(tables.values()):
+            logger.warning("%s: the folders of classes are read, and not this table. To read it: --data %s", folder,
+                           table.path)  # fmt: skip
+        for path, problem in problems.items():
+            logger.warning("%s: the folders of classes are read, and not %s (%s)", folder, path.name, problem)
+        return read_class_folders(folder, bad_rows)
+    if problems:
+        raise next(iter(problems.values()))
+    loose = sum(1 for _ in image_files(folder))
+    there = f"{loose} pictures without labels" if loose else "no pictures"
     raise ValueError(
-        f"{path} holds no pictures: expected folders train, val and test with a folder for each class, a folder for "
-        "each class, an .npz file in the MedMNIST layout, or a CSV file with the columns image and label."
+        f"{folder} holds {there}: expected {EXPECTED}, an .npz file in the MedMNIST layout, or a table of pictures and "
+        "labels."
     )
 
 
-def _read_csv(files: dict[str, Path], bad_rows: BadRows) -> dict[str, ImageDataset]:
-    datasets = read_csv_files(files, bad_rows)
-    if UNSPLIT not in datasets:
-        return datasets
-    if len(datasets) > 1:
-        raise ValueError(
-            f"{files[UNSPLIT]} names a split in some lines and none in others. Fill the column or drop it."
-        )
-    return _in_three(datasets[UNSPLIT])
-
-
-def _by_split(folder: Path, suffix: str) -> dict[str, Path]:
-    """The folder of each split, or with a suffix its file."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        split = SPLIT_OF_NAME.get(path.name.lower().removesuffix(suffix))
-        if split and (path.is_file() and path.suffix.lower() == suffix if suffix else path.is_dir()):
-            found.setdefault(split, []).append(path)
-    for split, paths in found.items():
-        check_one_form(split, paths, folder)
-    return {split: found[split][0] for split in SPLIT_NAMES if split in found}
+def _folders_come_first(folder: Path, tables: dict[str, list[PictureTable]], reading: Reading) -> bool:
+    """Whether the folders of splits and classes are read, and not the tables beside them: unless those lie in the
+    folders of splits, or the user names a column."""
+    beside = all(table.path.parent == folder for table in chain.from_iterable(tables.values()))
+    return beside and has_labelled_splits(folder) and not reading.label_column
 
 
 def _in_three(dataset: ImageDataset) -> dict[str, ImageDataset]:

@@ -24,7 +24,8 @@ from trainers.data.texts.augment import WordAugmentation
 from trainers.data.tokens.pieces import special_ids
 from trainers.data.tokens.windows import IGNORED_LABEL
 
-LongText = Literal["head", "head_tail", "windows"]
+LongText = Literal["head", "tail", "head_tail", "windows"]
+"""What is kept of long texts. A run's settings have no "tail": some checkpoints ask for it."""
 Item = TypeVar("Item")
 
 TEXT_PROCESSING_FILE = "text_processing.json"
@@ -42,7 +43,7 @@ class EncodedTexts:
     offsets: np.ndarray
     """(N + 1,) int64: text n lies at offsets[n] to offsets[n + 1]."""
     targets: np.ndarray
-    """(N,) int64 label ids, or (N, L) or (N,) float32 as in `TextDataset`."""
+    """(N,) int64: label ids; or what else `TextDataset.targets` are."""
     pad_token_id: int
     """Token id that fills short texts up in a batch."""
     shortened: int
@@ -53,6 +54,8 @@ class EncodedTexts:
     """How training changes the texts; None: not at all."""
     cutter: "WindowCutter | None" = None
     """How long texts become several rows; None: every text is one row."""
+    token_type_ids: np.ndarray | None = None
+    """(total,) int8: which text of its pair each token is of, for encoders that tell them apart; None: for others."""
 
     lengths: np.ndarray = field(init=False)
     """(N,) int64: tokens of each text."""
@@ -73,9 +76,12 @@ class EncodedTexts:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """A batch of texts: ({"input_ids": (R, T), "attention_mask": (R, T)}, labels (R,)), all int64.
 
-        Labels are (R, L) or (R,) float32 where the targets are. With an ``epoch``, so in training, the texts are
-        changed as ``augmentation`` says. Where texts are cut into windows, the label stands at the first window of a
-        text, and IGNORED_LABEL, or NaN, at its others (`first_windows`).
+        Pairs have "token_type_ids" (R, T) too, where the encoder takes them. Labels are (R, L) or (R,) float32 where
+        the targets are.
+
+        With an ``epoch``, so in training, the texts are changed as ``augmentation`` says. Where texts are cut into
+        windows, the label stands at the first window of a text, and IGNORED_LABEL, or NaN, at its others
+        (`first_windows`).
 
         Raises:
             ValueError: there are no indices.
@@ -103,6 +109,8 @@ class EncodedTexts:
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(inside.astype(np.int64)),
         }
+        if self.token_type_ids is not None:
+            inputs["token_type_ids"] = torch.from_numpy(np.where(inside, self.token_type_ids[flat], 0).astype(np.int64))
         return inputs, torch.from_numpy(labels)
 
     def _text(self, index: int, epoch: int | None) -> np.ndarray:
@@ -170,9 +178,9 @@ def encode_texts(
         tokenizer: knows the special tokens around a text.
         max_length: most tokens of a row, special tokens included.
         pad_token_id: fills short texts up in a batch.
-        long_text: "head" keeps the first tokens, "head_tail" half from each end (one more from the head if the number
-            is odd); the special tokens stay around them. "windows" keeps all tokens, and batches hold several rows of
-            at most ``max_length`` for a long text.
+        long_text: "head" keeps the first tokens, "tail" the last, "head_tail" half from each end (one more from the
+            head if the number is odd); the special tokens stay around them. "windows" keeps all tokens, and batches
+            hold several rows of at most ``max_length`` for a long text.
         augmentation: how training changes the texts; None: not at all.
 
     Raises:
@@ -216,6 +224,64 @@ def encode_texts(
     return EncodedTexts(input_ids, offsets, targets, pad_token_id, shortened, numbered, augmentation, cutter)
 
 
+def encode_pairs(
+    texts: Sequence[str],
+    pairs: Sequence[str],
+    targets: Sequence[int] | np.ndarray,
+    tokenizer: Tokenizer,
+    max_length: int,
+    pad_token_id: int,
+    segments: int = 1,
+    long_text: LongText = "head",
+) -> EncodedTexts:
+    """Tokenise pairs of texts, such as [CLS] a [SEP] b [SEP], and shorten those of more than ``max_length`` tokens.
+
+    The longer text of a pair loses its last tokens until the pair fits, as transformers has it (longest_first).
+
+    Args:
+        texts: the first text of each of N pairs.
+        pairs: the second.
+        targets: (N,) label ids, or what else `TextDataset.targets` are.
+        tokenizer: knows the special tokens around and between two texts.
+        max_length: most tokens of a row, special tokens included.
+        pad_token_id: fills short rows up in a batch.
+        segments: texts that the encoder tells apart by token_type_ids; 1: it takes none.
+        long_text: "tail" has the longer text lose its first tokens instead.
+
+    Raises:
+        ValueError: a text is no string or holds half of a character, there are not as many of both and of the targets,
+            or ``max_length`` leaves no room for both.
+    """
+    targets = _checked_targets(np.asarray(targets))
+    if not len(texts) == len(pairs) == len(targets):
+        raise ValueError(f"got {len(targets)} targets for {len(texts)} texts and {len(pairs)} second texts.")
+    special = tokenizer.num_special_tokens_to_add(True)
+    if max_length < special + 2:
+        raise ValueError(f"max_length={max_length} leaves no room for two texts beside {special} special tokens.")
+    rows: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    shortened = 0
+    own = Tokenizer.from_str(tokenizer.to_str())  # the given one stays without truncation
+    own.enable_truncation(max_length, strategy="longest_first", direction="left" if long_text == "tail" else "right")
+    with tqdm(total=len(texts), desc="tokenise", unit="pair", disable=len(texts) < 10 * CHUNK) as progress:
+        for start in range(0, len(texts), CHUNK):
+            chunk = list(zip(texts[start : start + CHUNK], pairs[start : start + CHUNK], strict=True))
+            for index, pair in enumerate(chunk, start):
+                for text in pair:
+                    if not isinstance(text, str):
+                        raise ValueError(f"pair {index} holds {type(text).__name__}, expected two strings.")
+                    refuse_lone_surrogates(text)
+            for encoding in own.encode_batch(chunk):
+                shortened += bool(encoding.overflowing)
+                rows.append(np.array(encoding.ids, dtype=np.int32))
+                types.append(np.array(encoding.type_ids, dtype=np.int8))
+            progress.update(len(chunk))
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    input_ids = np.concatenate([np.empty(0, dtype=np.int32), *rows])
+    numbers = np.concatenate([np.empty(0, dtype=np.int8), *types]) if segments > 1 else None
+    return EncodedTexts(input_ids, offsets, targets, pad_token_id, shortened, token_type_ids=numbers)
+
+
 def _checked_targets(targets: np.ndarray) -> np.ndarray:
     """The targets as float32 where they are that, else as int64.
 
@@ -231,10 +297,10 @@ def _checked_targets(targets: np.ndarray) -> np.ndarray:
 
 
 def shorten(ids: list[Item], capacity: int, long_text: LongText) -> list[Item]:
-    """At most ``capacity`` of the ids: the first ones, or half from each end."""
+    """At most ``capacity`` of the ids: the first ones, the last ones, or half from each end."""
     if len(ids) <= capacity:
         return ids
-    tail = capacity // 2 if long_text == "head_tail" else 0
+    tail = {"tail": capacity, "head_tail": capacity // 2}.get(long_text, 0)
     return ids[: capacity - tail] + ids[len(ids) - tail :]
 
 
@@ -250,6 +316,8 @@ class TextProcessing:
     """Longest input in tokens, special tokens included; None: the model's limit."""
     long_text: LongText = "head"
     """What is kept of a longer text that is classified as a whole. Texts whose words are labelled are windowed."""
+    pairs: bool | None = None
+    """Whether the model was trained on pairs of texts; None: it is not known."""
 
     def to_json(self) -> str:
         """The content of text_processing.json."""
@@ -293,5 +361,8 @@ class TextProcessing:
         if max_length is not None and (type(max_length) is not int or max_length < 1):
             raise ValueError(f"{where}: max_length is {max_length!r}, expected a number of tokens or null.")
         if long_text not in get_args(LongText):
-            raise ValueError(f"{where}: long_text is {long_text!r}, expected 'head', 'head_tail' or 'windows'.")
-        return cls(max_length, long_text)
+            raise ValueError(f"{where}: long_text is {long_text!r}, expected one of {', '.join(get_args(LongText))}.")
+        pairs = values.get("pairs")
+        if pairs not in (None, False, True):
+            raise ValueError(f"{where}: pairs is {pairs!r}, expected true, false or null.")
+        return cls(max_length, long_text, pairs)

@@ -1,191 +1,275 @@
-"""Labelled texts from disk or the hub: finds the folder, recognises its layout, reads the splits."""
+"""Labelled texts from disk or the hub: finds the files, recognises their forms, reads the splits."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from trainers.data.labels import LabelNames, read_label_names
+from trainers.data.reading import Reading
+from trainers.data.rows import BadRows, OnBadRow, parquet_metadata, short
+from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, check_one_form, find_source, split_of
+from trainers.data.splits import completed, cut_in_three
+from trainers.data.texts.columns import Ambiguous, Columns, choose_columns, is_id, no_columns
+from trainers.data.texts.dataset import TextDataset, text_of
+from trainers.data.texts.forms import IGNORED_CLASSES, Table, class_folders, read_table
+from trainers.data.texts.targets import Targets, is_flag, is_unlabelled, only_minus_one
 
-from lora_core.models.task_model import ProblemType
-from trainers.data.labels import (
-    LabelNames,
-    as_problem_type,
-    problem_type_of,
-    relabel,
-    sorted_names,
-    targets_from_list,
-)
-from trainers.data.rows import BadRows, OnBadRow, short
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, check_one_form, find_source, split_of
-from trainers.data.splits import completed
-from trainers.data.texts.forms import (
-    IGNORED_CLASSES,
-    Row,
-    class_folder_rows,
-    class_folders,
-    csv_rows,
-    declared_names,
-    json_rows,
-    parquet_rows,
-    text_of,
-)
+__all__ = ["TextDataset", "load_text_datasets"]
 
 logger = logging.getLogger(__name__)
 
-READERS: dict[str, Callable[[Path, LabelNames, BadRows], Iterator[Row]]] = {
-    ".csv": csv_rows,
-    ".jsonl": json_rows,
-    ".json": json_rows,
-    ".jsonl.gz": json_rows,
-    ".json.gz": json_rows,
-    ".parquet": parquet_rows,
-    "": class_folder_rows,
-}
-"""By the end of the file name; a folder has none."""
+SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".data", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx")
+"""Ends of names of files that may hold texts, also with .gz; what is in them tells their form."""
+NO_DATA = ("label.json", "classes.txt", "dataset_infos.json", "dataset_dict.json", "state.json", "dataset_info.json")
+"""Files beside the data, in lower case; so are those whose names begin with README or LICENSE."""
 
 
-@dataclass(frozen=True)
-class TextDataset:
-    """One split of a text classification data set: N texts. Of your own texts, `from_lists` makes one."""
+@dataclass
+class _Found:
+    """What was read of one split, before it is known what the labels are."""
 
-    texts: list[str]
-    """The texts."""
-    targets: np.ndarray
-    """(N,) int64 label ids; or (N, L) float32, 1 for each label that a text has and 0 for the others; or (N,) float32
-    numbers to predict."""
-    labels: tuple[str, ...]
-    """Label names; the index is the id. Of numbers the name of what they are."""
-    source: str
-    """The file or folder that the split was read from."""
-
-    @classmethod
-    def from_lists(
-        cls,
-        texts: Iterable[str],
-        labels: Iterable[Any],
-        *,
-        names: Sequence[str] | None = None,
-        source: str = "texts in memory",
-    ) -> "TextDataset":
-        """A split of your own texts, cleaned as those of a file: without white space around them.
-
-        Args:
-            texts: N strings.
-            labels: N names of labels, or ids from 0; or N lists of these, or an array (N, L) of 0 and 1, where a text
-                may have several labels or none; or N floats, numbers to predict.
-            names: the names in order of their ids; None: those that occur, sorted as `load_text_datasets` sorts them.
-            source: what messages call these texts.
-
-        Raises:
-            ValueError: there is not one label for each text, or no text at all; a text is empty or no string; a label
-                is neither name nor id, or not among ``names``.
-        """
-        if isinstance(texts, str):
-            raise ValueError(f"{source}: the texts are the string {short(texts)}, expected a list of strings.")
-        cleaned = []
-        for index, text in enumerate(texts):
-            try:
-                cleaned.append(text_of([text]))
-            except ValueError as problem:
-                raise ValueError(f"{source}, example {index}: {problem}.") from problem
-        return cls(cleaned, *targets_from_list(labels, names, len(cleaned), source), source)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def problem_type(self) -> ProblemType:
-        """What the targets are."""
-        return problem_type_of(self.targets)
-
-    @property
-    def noun(self) -> str:
-        """What messages call the examples."""
-        return "texts"
-
-    @property
-    def groups(self) -> np.ndarray:
-        """(N,) a number for each text, the same for equal ones."""
-        numbers: dict[str, int] = {}
-        return np.array([numbers.setdefault(text, len(numbers)) for text in self.texts], dtype=np.int64)
-
-    def in_memory(self) -> "TextDataset":
-        """Itself: the texts are here already."""
-        return self
-
-    def with_labels(self, labels: tuple[str, ...]) -> "TextDataset":
-        """The same texts with the ids of ``labels``.
-
-        Raises:
-            ValueError: a text's label is not among them.
-        """
-        return replace(self, targets=relabel(self.targets, self.labels, labels, self.source), labels=labels)
-
-    def with_problem_type(self, problem_type: ProblemType) -> "TextDataset":
-        """The same texts with their labels read as this.
-
-        Raises:
-            ValueError: as `as_problem_type`.
-        """
-        targets, labels = as_problem_type(self.targets, self.labels, problem_type, self.source)
-        return replace(self, targets=targets, labels=labels)
+    source: Path
+    texts: list[str] = field(default_factory=list)
+    pairs: list[str] = field(default_factory=list)
+    cells: list[Any] = field(default_factory=list)
+    """The label of each text as it stands."""
+    places: list[tuple[Path, int | None]] = field(default_factory=list)
+    """File and line of each."""
+    unlabelled: list[tuple[Path, int | None]] = field(default_factory=list)
+    """File and line of the rows without a label."""
 
 
-def load_text_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[str, TextDataset]:
+def load_text_datasets(
+    source: str | Path,
+    *,
+    on_bad_row: OnBadRow = "error",
+    reading: Reading | None = None,
+    problem_type: str = "auto",
+) -> dict[str, TextDataset]:
     """Read the splits "train", "validation" and "test" of a data set, those that exist.
 
     In the folder of the data set, or in a folder in it, stand the splits, named train (or training), valid (val,
-    validation, dev) and test (testing), in any case, in one of these forms:
+    validation, dev) and test (testing), in any case. What is in the files tells their form, whatever their suffix:
 
-    - CSV with a header that names the columns of the text (text, sentence, review, or title and description) and of
-      the label (label, class, category, sentiment); or without a header, as AG News has it: the class, then the
-      parts of the text.
-    - JSON lines {"text": ..., "label": ...}: .jsonl or .json, also gzipped (.gz).
+    - columns between commas, tabs, semicolons or bars, under a header that names those of the text (text, sentence,
+      review, title and description, ...), of the label (label, class, sentiment, ...) and perhaps of a second text
+      (sentence1 and sentence2, premise and hypothesis, ...); or without one, as AG News has it: the class, then the
+      parts of the text. So do Excel files.
+    - JSON with such keys: an object a line, a list of objects, {"data": [...]}, or columns as pandas writes them.
     - Parquet with such columns. Numbers in the names (train-00000-of-00002.parquet) mark shards of one split.
+    - fastText: `__label__pos A fine film.`
     - Folders train/pos/*.txt, test/neg/*.txt and so on: a folder for each class, a file for each text.
 
+    One file, or class folders, without splits are cut: 80 % train, 10 % validation, 10 % test. Which columns are read,
+    and what is not, is logged.
+
     A label is a name or an id. Ids are named by label.json ({"Business": 0, ...}); by classes.txt, a name a line,
-    whose ids begin at 1 in CSV and at 0 elsewhere; or by the parquet file's metadata. Without these the labels are
-    whatever the splits hold, sorted.
+    whose ids begin at 1 in files of columns and at 0 elsewhere; or by the parquet file's metadata. Without these the
+    labels are whatever the splits hold, sorted. Lists of labels, cells with several, and columns of 0 and 1 are several
+    labels at once (`TextDataset.problem_type`), decimals are numbers. A split without labels is left out.
 
     Data with a training split but no validation split loses 10 % of the former to the latter, in which each label
     has its share and no text of the other part stands; this is logged.
 
     Args:
-        source: a folder; a name under the folder in the environment variable LORA_DATA_DIR; or a hub id, for which
-            LORA_DATA_DIR is searched first.
+        source: a file or folder; a name under the folder in the environment variable LORA_DATA_DIR; or a hub id, for
+            which LORA_DATA_DIR is searched first.
         on_bad_row: "skip" leaves out rows that cannot be used, and reports them through logging.
+        reading: which columns, delimiter and encoding to read; its own ``on_bad_row`` does not count.
+        problem_type: "auto", or what the labels are.
 
     Raises:
         ValueError: there is no such data set, it is in another form, or with ``on_bad_row="error"`` a row cannot be
             used; the message names file, line and value.
     """
-    bad_rows = BadRows(on_bad_row)
-    folder = find_source(source, _patterns(), "a folder")
-    files = _split_files(folder)
-    declared = declared_names(next(iter(files.values()))[0], folder)
-    rows: dict[str, list[Row]] = {}
+    bad_rows, reading = BadRows(on_bad_row), reading or Reading()
+    place = find_source(source, _patterns(), "a file or folder")
+    files = {UNSPLIT: [place]} if place.is_file() else _split_files(place)
+    folder = place.parent if place.is_file() else place
+    tables = {}
     for split, paths in files.items():
-        rows[split] = list(chain.from_iterable(READERS[_form(path)](path, declared, bad_rows) for path in paths))
-        if not rows[split]:
-            raise ValueError(f"{paths[0]} holds no usable text. Fill it or remove it.")
+        names, _ = _names_beside(paths[0], folder)
+        tables[split] = [read_table(path, reading, names or ()) for path in paths]
+    _check_forms(folder, tables)
+    columns = _columns(tables, reading)
+    declared = _declared_names(next(iter(tables.values()))[0], folder, columns)
+    found = {split: _read(split, tables[split], columns, reading, bad_rows, declared) for split in tables}
+    labelled = {split: rows for split, rows in found.items() if _has_labels(split, rows, declared)}
+    if not labelled or ("train" in found and "train" not in labelled):
+        missing = found.get("train", next(iter(found.values())))
+        raise ValueError(f"{missing.source} holds no labels, so nothing can be learned from it. Name their column: "
+                         "--label-column.")  # fmt: skip
+    datasets = _datasets(labelled, columns, declared, problem_type, bad_rows)
     bad_rows.report()
-    labels = declared.names or sorted_names(name for _, name in chain.from_iterable(rows.values()))
-    ids = {name: index for index, name in enumerate(labels)}
-    datasets = {}
-    for split, found in rows.items():
-        targets = np.array([ids[name] for _, name in found], dtype=np.int64)
-        datasets[split] = TextDataset([text for text, _ in found], targets, labels, str(files[split][0]))
-    return completed(datasets)
+    return completed(cut_in_three(datasets[UNSPLIT]) if UNSPLIT in datasets else datasets)
+
+
+def _columns(tables: dict[str, list[Table]], reading: Reading) -> Columns:
+    """The columns of the first table that has labels; said in one line where there was anything to choose.
+
+    Raises:
+        ValueError: no table has them, or which they are is not clear.
+    """
+    first: tuple[Table, ValueError] | None = None
+    for table in chain.from_iterable(tables.values()):
+        if not table.names:
+            continue
+        try:
+            columns = _choose(table, reading)
+            if columns is None:
+                raise no_columns(table.path, table.names)
+        except Ambiguous as problem:
+            raise no_columns(table.path, table.names, str(problem)) from problem
+        except ValueError as problem:
+            first = first or (table, problem)
+            continue
+        if table.form not in ("class folders", "fastText") and set(table.names) != {"text", "label"}:
+            logger.info("%s: %s", table.path, columns.said(table.names))
+        return columns
+    if first is None:
+        raise ValueError(f"{next(iter(tables.values()))[0].path} holds no usable text. Fill it or remove it.")
+    table, problem = first
+    raise problem if " has the columns " in str(problem) else ValueError(f"{table.path}: {problem}.")
+
+
+def _choose(table: Table, reading: Reading) -> Columns | None:
+    """The columns of one table with labels; None: it is not clear."""
+    if not table.has_header and not reading.label_column and "label" in table.names:
+        return Columns(tuple(name for name in table.names if name != "label"), (), ("label",))
+    columns = choose_columns(table.names, reading)
+    if columns is None and not reading.label_column:
+        known = choose_columns(table.names, reading, unlabelled=True)
+        if known is not None:
+            flags = _flag_columns(table, [name for name in table.names if name not in known.used])
+            if len(flags) > 1:
+                logger.warning("%s: the columns %s hold 0 and 1: multi-label", table.path, ", ".join(flags))
+                columns = replace(known, label=flags)
+    return columns
+
+
+def _flag_columns(table: Table, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the columns that hold 0 and 1 alone, and both in at least one of them."""
+    head = table.head()
+    flags = [name for name in names if not is_id(name) and all(is_flag(row.get(name)) for row in head)]
+    return tuple(flags) if head and any(float(row[name]) for row in head for name in flags) else ()
+
+
+def _read(
+    split: str, tables: list[Table], columns: Columns, reading: Reading, bad_rows: BadRows, declared: LabelNames
+) -> _Found:
+    """The usable rows of a split."""
+    found = _Found(tables[0].path)
+    for table in tables:
+        own = _in_table(table, columns, reading)
+        for number, row in table.read(own.used, bad_rows):
+            place = row.get("file", table.path) if table.form == "class folders" else table.path
+            try:
+                here = own if own.used <= row.keys() else _in_row(row, own, reading)
+                text = text_of([row[name] for name in here.text])
+                pair = text_of([row[name] for name in here.pair], "the second text") if here.pair else ""
+            except ValueError as problem:
+                bad_rows.add(place, number, str(problem))
+                continue
+            cell = row[here.label[0]] if len(here.label) == 1 else {name: row[name] for name in here.label} or None
+            if is_unlabelled(cell, declared.names):
+                found.unlabelled.append((place, number))
+                continue
+            found.texts.append(text)
+            found.pairs.append(pair)
+            found.cells.append(cell)
+            found.places.append((place, number))
+    if not found.texts and not found.unlabelled:
+        raise ValueError(f"{found.source} holds no usable text. Fill it or remove it.")
+    return found
+
+
+def _in_table(table: Table, columns: Columns, reading: Reading) -> Columns:
+    """The columns as this table spells them; without that of the label where it has none.
+
+    Raises:
+        ValueError: it lacks another.
+    """
+    if columns.used <= set(table.names) or not table.names:
+        return columns
+    if {*columns.text, *columns.pair} <= set(table.names):
+        return replace(columns, label=tuple(name for name in columns.label if name in table.names))
+    if table.form == "JSON":
+        return columns  # its rows may differ in their keys
+    try:
+        own = choose_columns(table.names, reading, unlabelled=True)
+    except ValueError as problem:
+        raise no_columns(table.path, table.names, str(problem)) from problem
+    if own is None or bool(own.pair) != bool(columns.pair):
+        raise no_columns(table.path, table.names, f"not {', '.join(sorted(columns.used))} as the other files")
+    return own
+
+
+def _in_row(row: dict[str, Any], columns: Columns, reading: Reading) -> Columns:
+    """The columns of a JSON object whose keys are not those of the others; its label may lack.
+
+    Raises:
+        ValueError: its text lacks.
+    """
+    try:
+        own = choose_columns(list(row), reading, unlabelled=True)
+    except ValueError:
+        own = None
+    if {*columns.text, *columns.pair} <= row.keys():
+        label = own.label if own else tuple(name for name in columns.label if name in row)
+        return replace(columns, label=label)
+    if own is None or bool(own.pair) != bool(columns.pair):
+        raise ValueError(f"the object has no {' and '.join(columns.text + columns.pair)}: {short(row)}")
+    return own
+
+
+def _has_labels(split: str, found: _Found, declared: LabelNames) -> bool:
+    """Whether a split has labels; one that has none is left out, which is said."""
+    if found.cells and not only_minus_one(found.cells):
+        return True
+    logger.warning("%s: none of its %d texts has a label: the %s split is left out", found.source,
+                   len(found.cells) + len(found.unlabelled), split)  # fmt: skip
+    return False
+
+
+def _datasets(
+    found: dict[str, _Found], columns: Columns, declared: LabelNames, problem_type: str, bad_rows: BadRows
+) -> dict[str, TextDataset]:
+    """The labels of all splits as targets."""
+    cells = list(chain.from_iterable(rows.cells for rows in found.values()))
+    targets = Targets(cells, declared, problem_type)
+    parsed: dict[str, list[Any]] = {}
+    kept: dict[str, list[int]] = {}
+    for split, rows in found.items():
+        for place, number in rows.unlabelled:
+            bad_rows.add(place, number, "the row has no label")
+        parsed[split], kept[split] = [], []
+        for index, (cell, (place, number)) in enumerate(zip(rows.cells, rows.places, strict=True)):
+            try:
+                parsed[split].append(targets.parse(cell))
+                kept[split].append(index)
+            except ValueError as problem:
+                bad_rows.add(place, number, str(problem))
+        if not kept[split]:
+            raise ValueError(f"{rows.source} holds no usable text. Fill it or remove it.")
+    labels = targets.names(chain.from_iterable(parsed.values()), columns.label)
+    return {
+        split: TextDataset(
+            [rows.texts[index] for index in kept[split]],
+            targets.array(parsed[split], labels),
+            labels,
+            str(rows.source),
+            [rows.pairs[index] for index in kept[split]] if columns.pair else None,
+            targets.problem_type,
+        )
+        for split, rows in found.items()
+    }
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
     """The files of each split, or the folder that holds its class folders."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file. Give the folder that holds it, with a file or folder for each split.")
     found = _files_in(folder) or _folders_in(folder)
     if not found:
         inner = {path: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _files_in(path))}
@@ -193,16 +277,23 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
             raise ValueError(f"several folders hold a data set: {', '.join(map(str, inner))}. Name one of them.")
         found = next(iter(inner.values()), {})
     if not found:
+        single = [path for path in sorted(folder.iterdir()) if _may_hold_texts(path)]
+        if len(single) > 1:
+            listed = ", ".join(path.name for path in single)
+            raise ValueError(
+                f"{folder} holds {listed}, and no name says which split it is. Name one of them, or call them train, "
+                "valid and test."
+            )
+        if single or len(class_folders(folder)) > 1:
+            return {UNSPLIT: single or [folder]}
         raise ValueError(
             f"{folder} holds no labelled texts: expected train, valid and test files ending in "
-            f"{', '.join(filter(None, READERS))}, or folders train and test with a folder of .txt files for each class."
+            f"{', '.join(SUFFIXES)}, one such file, or folders train and test with a folder of .txt files for each "
+            "class."
         )
     for split, paths in found.items():
         check_one_form(split, paths, paths[0].parent)
-    files = list(chain.from_iterable(found.values()))
-    if len({_form(path).removesuffix(".gz").replace(".jsonl", ".json") for path in files}) > 1:
-        listed = ", ".join(path.name for path in files)
-        raise ValueError(f"{folder} mixes files of several forms: {listed}. Keep one form.")
+    _name_others(list(chain.from_iterable(found.values())))
     return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
@@ -210,7 +301,7 @@ def _files_in(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         split = split_of(path)
-        if split and path.is_file() and _form(path):
+        if split and _may_hold_texts(path):
             found.setdefault(split, []).append(path)
     return found
 
@@ -227,15 +318,82 @@ def _folders_in(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _form(path: Path) -> str:
-    """The end of the file name that tells its form; empty for a folder, and for a file that is none of these."""
-    if path.is_dir():
-        return ""
-    return next((suffix for suffix in sorted(READERS, key=len, reverse=True) if path.name.endswith(suffix)), "")
+def _may_hold_texts(path: Path) -> bool:
+    """Whether a file can hold labelled texts, by its name."""
+    name = path.name.lower()
+    if name in NO_DATA or name.startswith((".", "readme", "license")) or not path.is_file():
+        return False
+    return name.removesuffix(".gz").endswith(SUFFIXES) or (name.endswith(".gz") and split_of(path) is not None)
+
+
+def _name_others(read: Sequence[Path]) -> None:
+    """Say which files beside those that are read look like data and are passed over."""
+    folders = dict.fromkeys(path.parent for path in read)
+    others = [path for folder in folders for path in sorted(folder.iterdir()) if _may_hold_texts(path)]
+    others = [path for path in others if path not in read]
+    if others:
+        listed = ", ".join(map(str, others[:5])) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        logger.warning("not read, as the name says no split: %s", listed)
+
+
+def _check_forms(folder: Path, tables: dict[str, list[Table]]) -> None:
+    """Refuse splits in different forms: some may be left over from another version of the data."""
+    flat = list(chain.from_iterable(tables.values()))
+    if len({table.form for table in flat if table.names or table.form != "columns"}) > 1:  # an empty file has no form
+        listed = ", ".join(sorted(table.path.name for table in flat))
+        raise ValueError(f"{folder} mixes files of several forms: {listed}. Keep one form.")
 
 
 def _patterns() -> list[str]:
     """Names of the files that a hub data set can hold."""
     names = (*SPLIT_OF_NAME, *map(str.capitalize, SPLIT_OF_NAME))
-    ends = filter(None, READERS)
+    ends = [f"{suffix}{packed}" for suffix in SUFFIXES for packed in ("", ".gz")]
     return ["*label.json", "*classes.txt", *(f"*{name}*{end}" for name, end in product(names, ends))]
+
+
+def _names_beside(path: Path, folder: Path) -> tuple[tuple[str, ...] | None, bool]:
+    """(The names of the labels that stand beside a file, or else in its data set's folder; whether in classes.txt)."""
+    for place in (path.parent, folder):
+        if (place / "label.json").is_file():
+            return read_label_names(place / "label.json"), False
+        if (place / "classes.txt").is_file():
+            return _read_classes(place / "classes.txt"), True
+    return None, False
+
+
+def _declared_names(table: Table, folder: Path, columns: Columns) -> LabelNames:
+    """The names of the labels: those that stand beside a file, or in its data set's folder, or in the file itself.
+
+    They stand in label.json ({"Business": 0, ...}), or in classes.txt, a name a line, whose ids begin at 1 in files of
+    columns and at 0 elsewhere.
+
+    Raises:
+        ValueError: a file of names is damaged, or names a label twice.
+    """
+    names, from_one = _names_beside(table.path, folder)
+    if names is not None:
+        return LabelNames(names, first_id=int(from_one and table.form == "columns"))
+    return LabelNames(_names_in_parquet(table.path, columns.label) if table.form == "parquet" else None)
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}.") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path} holds {list(names)}: expected the name of each class once, one a line.")
+    return names
+
+
+def _names_in_parquet(path: Path, columns: Iterable[str]) -> tuple[str, ...] | None:
+    """Class names of the label column, or of each label in its lists, where the hub's libraries wrote them."""
+    features = ((parquet_metadata(path) or {}).get("info") or {}).get("features") or {}
+    for name in columns:
+        feature = features.get(name)
+        while isinstance(feature, dict) and "feature" in feature:
+            feature = feature["feature"]
+        if isinstance(feature, dict) and feature.get("names"):
+            return tuple(feature["names"])
+    return None

@@ -17,8 +17,9 @@ Entity = tuple[str, int, int]
 Tag = TypeVar("Tag", str, int)
 
 _TAG = re.compile(r"O|[BI](-.+)?")
-_TAG_OF_ANY_SCHEME = re.compile(r"[BI]|[BIESLU]-.+")
-_BIO_PREFIX = {"B": "B", "S": "B", "U": "B", "I": "I", "E": "I", "L": "I"}
+BIO_PREFIX = {"B": "B", "S": "B", "U": "B", "W": "B", "I": "I", "M": "I", "E": "I", "L": "I"}
+"""What the letters of other schemes (IOBES, BILOU, BMEWO) are in BIO."""
+_TAG_OF_ANY_SCHEME = re.compile(rf"[BI]|[{''.join(BIO_PREFIX)}]-.+")
 
 
 def is_tag(text: str) -> bool:
@@ -108,4 +109,4 @@ def bio_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """
     if not all(label == OUTSIDE or _TAG_OF_ANY_SCHEME.fullmatch(label) for label in labels):
         return tuple(label if label == OUTSIDE else f"I-{label}" for label in labels)
-    return tuple(label if label == OUTSIDE else _BIO_PREFIX[label[0]] + label[1:] for label in labels)
+    return tuple(label if label == OUTSIDE else BIO_PREFIX[label[0]] + label[1:] for label in labels)

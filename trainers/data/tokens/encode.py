@@ -53,7 +53,7 @@ def load_windows(
     def make(notes: Notes) -> Iterator[Arrays]:
         bad_rows = BadRows(source.on_bad_row)
         yield from _chunks_of_windows(source.sentences(bad_rows), tokenizer, max_length, pad_token_id)
-        notes["bad_rows"] = {"count": bad_rows.count, "first": bad_rows.first}
+        notes["bad_rows"] = {"count": bad_rows.count, "first": bad_rows.first, "changed": bad_rows.changed}
 
     if cache:
         key = {

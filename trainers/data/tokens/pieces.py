@@ -14,11 +14,12 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from trainers.data.rows import refuse_lone_surrogates
+from trainers.data.tokenizer import for_words
 
 CHUNK = 20_000
 """Distinct words per call of the tokenizer; the progress bar shows from two chunks on."""
 MOST_WORDS = 300_000
-"""Distinct words that a table keeps (some 60 MB). A fuller one is emptied: memory must not grow with the text."""
+"""Distinct words that a part of a table keeps (some 60 MB). A fuller one is dropped: memory must not grow with text."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,14 @@ def split_words(words: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length
 
 
 class WordTable:
-    """The pieces of every distinct word met so far: what a stream of sentences has in common."""
+    """The pieces of every distinct word met so far: what streams of sentences have in common.
+
+    Threads may share a table. What it knows stands in parts, and a part belongs to one call of `split` at a time: there
+    are as many as calls ever ran at once, each of at most `MOST_WORDS` words.
+    """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer = for_words(tokenizer)
         self.prefix, self.suffix = special_ids(tokenizer)
         self.capacity = max_length - len(self.prefix) - len(self.suffix)
         if self.capacity < 1:
@@ -60,23 +65,18 @@ class WordTable:
                 f"max_length={max_length} leaves no room for text: the special tokens alone take "
                 f"{len(self.prefix) + len(self.suffix)} positions. Give a larger max_length."
             )
-        self._forget()
+        self._idle: list[_KnownWords] = []
 
     def split(self, words: Sequence[Sequence[str]]) -> WordPieces:
         """Pieces of all words of all sentences."""
-        if len(self._types) > MOST_WORDS:
-            self._forget()
-        known = len(self._types)
         try:
-            word_type = self._number(words)
-            self._learn(list(islice(self._types, known, None)))
-        except ValueError:
-            self._forget()  # it would hold words without their pieces
-            raise
-        counts = self._counts[word_type]
-        return WordPieces(
-            ids=self._ids,
-            first=self._first[word_type],
+            known = self._idle.pop()  # one step, also among threads; and no lock that a fork could leave closed
+        except IndexError:
+            known = _KnownWords(self.tokenizer, self.capacity)
+        first, counts = known.find(words)  # if words are refused the part is dropped: it holds some without pieces
+        pieces = WordPieces(
+            ids=known.ids,
+            first=first,
             counts=counts,
             cumulative=np.concatenate([[0], np.cumsum(counts)]),
             sentence_offsets=np.cumsum([0, *map(len, words)]),
@@ -84,11 +84,30 @@ class WordTable:
             suffix=self.suffix,
             capacity=self.capacity,
         )
+        if len(known) <= MOST_WORDS:
+            self._idle.append(known)
+        return pieces
 
-    def _forget(self) -> None:
+
+class _KnownWords:
+    """Distinct words and their pieces; for one thread at a time."""
+
+    def __init__(self, tokenizer: Tokenizer, capacity: int) -> None:
+        self.tokenizer, self.capacity = tokenizer, capacity
+        self.ids = np.empty(0, dtype=np.int32)
+        """(distinct pieces,) int32: token ids, one word after another. Replaced as words come, never written into."""
         self._types: defaultdict[str, int] = defaultdict(count().__next__)
-        self._ids = np.empty(0, dtype=np.int32)
         self._first = self._counts = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._types)
+
+    def find(self, words: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+        """For each of W words where in `ids` its pieces begin, and how many they are: (W,) and (W,) int64."""
+        known = len(self._types)
+        word_type = self._number(words)
+        self._learn(list(islice(self._types, known, None)))
+        return self._first[word_type], self._counts[word_type]
 
     def _number(self, words: Sequence[Sequence[str]]) -> np.ndarray:
         """For each word of the text its index in the table; new words get the next ones."""
@@ -111,10 +130,10 @@ class WordTable:
         refuse_lone_surrogates("".join(new))
         rows = _tokenise(new, self.tokenizer, self.capacity)
         counts = np.array([len(row) for row in rows], dtype=np.int64)
-        self._first = np.concatenate([self._first, len(self._ids) + np.cumsum(counts) - counts])
+        self._first = np.concatenate([self._first, len(self.ids) + np.cumsum(counts) - counts])
         self._counts = np.concatenate([self._counts, counts])
         ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(counts.sum()))
-        self._ids = np.concatenate([self._ids, ids])
+        self.ids = np.concatenate([self.ids, ids])
 
 
 def _tokenise(distinct: list[str], tokenizer: Tokenizer, capacity: int) -> list[list[int]]:

@@ -7,38 +7,31 @@ A split lies on disk, is read a sentence at a time and as often as it is needed 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from operator import ne
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from lora_core.files import sha256_of_file
 from trainers.data.labels import label_ids, relabel
-from trainers.data.rows import (
-    BadRows,
-    OnBadRow,
-    json_row,
-    numbered_lines,
-    parquet_batches,
-    parquet_columns,
-    refuse_lone_surrogates,
-    short,
-)
-from trainers.data.sources import UNSPLIT
-from trainers.data.tokens.bio import OUTSIDE, is_tag, open_stray, openings, paired_labels
-from trainers.data.tokens.files import TAG_COLUMNS, Format, TaggedFile, find_tagged_source
+from trainers.data.reading import Reading
+from trainers.data.rows import BadRows, OnBadRow, short
+from trainers.data.sources import SPLIT_NAMES, UNSPLIT
+from trainers.data.splits import HELD_OUT, SPLIT_SEED, stratified_split
+from trainers.data.tokens.bio import is_tag, open_stray, openings, paired_labels
+from trainers.data.tokens.files import TaggedFile, TaggedSource, find_tagged_source
+from trainers.data.tokens.forms import check_row, tagged_rows
+from trainers.data.tokens.scan import scan
+from trainers.data.tokens.schemes import Notation
+from trainers.data.tokens.tag_ids import TagIds
 
 logger = logging.getLogger(__name__)
 
 Sentence = tuple[list[str], list[int]]
 """Words, and the label id of each."""
-ScalarPair = tuple[Any, Any]
-"""Words and tags of a parquet file's row, as pyarrow scalars, which become lists when they are asked to."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +72,19 @@ class TokenDataset:
         if len(words) != len(tags) or not words:
             raise ValueError(f"{source}: {len(words)} sentences and {len(tags)} lists of tags, expected one for each.")
         if names is None:
-            names = paired_labels({tag for sentence in tags for tag in sentence if isinstance(tag, str)})
+            occurring = {tag for sentence in tags for tag in sentence if isinstance(tag, str)}
+            if wrong := sorted(tag for tag in occurring if not is_tag(tag)):
+                raise ValueError(
+                    f"{source}: the tag {short(wrong[0])} is not in BIO. Write B-{wrong[0]} for the first word of an "
+                    f"entity, I-{wrong[0]} for its other words and O for all others."
+                )
+            names = paired_labels(occurring)
+        if wrong := [name for name in names if not is_tag(name)]:
+            raise ValueError(f"{source}: the tag name {short(wrong[0])} is not in the IOB scheme: O, B-TYPE or I-TYPE.")
         tag_ids, ids = TagIds(tuple(names)), []
         for index, (sentence, own) in enumerate(zip(words, tags, strict=True)):
             try:
-                _check_row(sentence, own)
+                check_row(sentence, own)
                 ids.append(tag_ids.ids(own))
             except ValueError as problem:
                 raise ValueError(f"{source}, sentence {index}: {problem}.") from problem
@@ -140,6 +141,10 @@ class TokenFile:
     """What becomes of a row that cannot be used."""
     to_iob2: bool = False
     """Whether an I- that continues no entity of its type becomes B-."""
+    notation: Notation | None = None
+    """How the tags are written, where they are names that stand in the files."""
+    chosen: tuple[bytes, ...] | None = None
+    """For each file a byte for each of its rows, 1 for those of this split; None: all."""
 
     @property
     def source(self) -> str:
@@ -157,14 +162,17 @@ class TokenFile:
             ValueError: a row cannot be used and `bad_rows` does not skip such rows; a file has none that can; or a
                 word's label is not among the labels.
         """
-        tag_ids = TagIds(self.names)
-        opening = openings(self.names) if self.to_iob2 else {}
-        own = self.names
+        if self.chosen is not None:  # all that there is to say was said when they were drawn
+            bad_rows = BadRows(bad_rows.on_bad_row)
+        tag_ids = TagIds(self.names, self.notation)
+        own = tag_ids.names
+        opening = openings(own) if self.to_iob2 else {}
         new = label_ids(own, self.labels).tolist()
         same = new == list(range(len(own)))
-        for file in self.files:
-            empty = True
-            for _, words, tags in tagged_rows(file, tag_ids, bad_rows):
+        for number, file in enumerate(self.files):
+            wanted = None if self.chosen is None else np.frombuffer(self.chosen[number], dtype=bool)
+            empty = wanted is None or wanted.any()
+            for _, words, tags in tagged_rows(file, tag_ids, bad_rows, wanted=wanted):
                 empty = False
                 if opening:
                     tags = open_stray(tags, opening)
@@ -194,273 +202,145 @@ class TokenFile:
     def content_key(self) -> dict[str, Any]:
         """What the sentences depend on: equal keys give equal sentences."""
         return {
-            "files": [(sha256_of_file(file.path), file.member, file.format) for file in self.files],
+            "files": [_file_key(file) for file in self.files],
             "names": self.names,
             "labels": self.labels,
             "on_bad_row": self.on_bad_row,
             "to_iob2": self.to_iob2,
+            "notation": self.notation,
+            "chosen": None if self.chosen is None else hashlib.sha256(b"".join(self.chosen)).hexdigest(),
         }
 
 
-def load_token_datasets(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[str, TokenDataset]:
+def _file_key(file: TaggedFile) -> list[Any]:
+    how = file.columns if file.format == "conll" else file.keys
+    return [file.sha256(), file.member, file.format, repr(how), file.encoding]
+
+
+def load_token_datasets(
+    source: str | Path, *, on_bad_row: OnBadRow = "error", reading: Reading | None = None
+) -> dict[str, TokenDataset]:
     """Read the splits "train", "validation" and "test" of a data set into memory, those that exist.
 
-    `source` is that of `token_files`. A bad row is reported once, whatever its file.
+    The arguments are those of `token_files`. A bad row is reported once, whatever its file.
     """
-    bad_rows = BadRows(on_bad_row)
-    files = token_files(source, on_bad_row=on_bad_row)
+    files = token_files(source, on_bad_row=on_bad_row, reading=reading)
+    bad_rows = BadRows(reading.on_bad_row if reading else on_bad_row)
     datasets = {split: file.read(bad_rows) for split, file in files.items()}
     bad_rows.report()
     return datasets
 
 
-def token_files(source: str | Path, *, on_bad_row: OnBadRow = "error") -> dict[str, TokenFile]:
+def token_files(
+    source: str | Path, *, on_bad_row: OnBadRow = "error", reading: Reading | None = None
+) -> dict[str, TokenFile]:
     """The files of the splits "train", "validation" and "test" of a data set, those that exist, not yet read.
 
-    Names that the data declares (`find_tagged_source`) are the labels, in their order, and tags are taken as they are.
-    Without them, and in CoNLL, all files are read once: the labels are O, then B-X and I-X for every type X of any
-    split, sorted by type, and IOB1 becomes IOB2: an I- that continues nothing becomes B-.
+    Names that the data declares (`find_tagged_source`) are the labels, in their order, and tags are taken as they are,
+    but for other schemes, which are converted to BIO. Without them, and in files of columns, all files are read once:
+    the labels are O, then B-X and I-X for every type X of any split, sorted by type, and IOB1 becomes IOB2: an I- that
+    continues nothing becomes B-. One file alone is the split "all", for `completed` to cut.
 
     Args:
-        source: a folder, or a zip; a name under the folder in the environment variable LORA_DATA_DIR; or a hub data
-            set such as "tner/bionlp2004", for which LORA_DATA_DIR is searched first (also by its last part,
+        source: a folder, a file, or a zip; a name under the folder in the environment variable LORA_DATA_DIR; or a hub
+            data set such as "tner/bionlp2004", for which LORA_DATA_DIR is searched first (also by its last part,
             "bionlp2004").
         on_bad_row: "skip" leaves out rows that cannot be used, and reports them through logging.
+        reading: what a user says about the files, and what becomes of bad rows; None: ``on_bad_row`` alone.
 
     Raises:
-        ValueError: there is no data set, or it has no splits. A row that cannot be used raises ValueError, naming file,
-            line and value, when it is read.
+        ValueError: there is no data set. A row that cannot be used raises ValueError, naming file, line and value, when
+            it is read.
     """
+    reading = reading or Reading(on_bad_row=on_bad_row)
+    on_bad_row = reading.on_bad_row
     BadRows(on_bad_row)  # refuses another word at once
-    found = find_tagged_source(source)
+    found = find_tagged_source(source, reading=reading)
     splits: dict[str, list[TaggedFile]] = {}
     for file in found.files:
         splits.setdefault(file.split, []).append(file)
-    if UNSPLIT in splits:
-        raise ValueError(
-            f"{found.files[0]} is one file, without splits: draw them with `lora-core prepare`, or give a folder with "
-            "files such as train.json, valid.json and test.json."
-        )
-    names = None if found.files[0].format == "conll" else found.names  # tags of CoNLL are names, which tell themselves
-    if names is not None:
-        return {split: TokenFile(tuple(files), names, names, on_bad_row) for split, files in splits.items()}
-    occurring = {split: _occurring_labels(files, on_bad_row) for split, files in splits.items()}
+    is_columns = found.files[0].format == "conll"
+    if found.names is not None and not is_columns:
+        tag_ids = TagIds(found.names, found.notation)
+        made = tag_ids.scheme is not None
+        _say_scheme(tag_ids, source)
+        files = {
+            split: TokenFile(tuple(own), found.names, tag_ids.names, on_bad_row, made, found.notation)
+            for split, own in splits.items()
+        }
+        return files
+    tag_ids = TagIds(None, found.notation)  # tags of columns are names, which tell themselves
+    occurring = {split: _occurring_labels(own, on_bad_row, tag_ids) for split, own in splits.items()}
+    _say_scheme(tag_ids, source)
     for split, own in occurring.items():
         unknown = sorted(set(own) - set(occurring.get("train", own)))
         if unknown:
             listed = ", ".join(map(str, splits[split]))
             logger.warning("%s has labels that the training split lacks: %s", listed, ", ".join(unknown))
     labels = paired_labels(chain.from_iterable(occurring.values()))
-    return {split: TokenFile(tuple(files), labels, labels, on_bad_row, True) for split, files in splits.items()}
+    files = {
+        split: TokenFile(tuple(own), labels, labels, on_bad_row, True, found.notation) for split, own in splits.items()
+    }
+    return files
 
 
-def _occurring_labels(files: Sequence[TaggedFile], on_bad_row: OnBadRow) -> tuple[str, ...]:
+def _say_scheme(tag_ids: TagIds, source: str | Path) -> None:
+    if tag_ids.scheme:
+        logger.warning("%s: its tags are of the scheme %s; they are read as BIO (IOB2)", source, tag_ids.scheme)
+
+
+def completed(files: dict[str, TokenFile]) -> dict[str, TokenFile]:
+    """The splits of a run: those that are there, and those that are missing drawn from them, which is logged.
+
+    A training split without a validation split loses a tenth to it, and one file alone is cut 80/10/10; sentences of
+    the same words stay together.
+
+    Raises:
+        ValueError: there are too few sentences.
+    """
+    if UNSPLIT in files:
+        whole, names, shares = files[UNSPLIT], tuple(SPLIT_NAMES), [1 - 2 * HELD_OUT, HELD_OUT, HELD_OUT]
+    elif "train" in files and "validation" not in files:
+        whole, names, shares = files["train"], ("train", "validation"), [1 - HELD_OUT, HELD_OUT]
+    else:
+        return files
+    bad_rows = BadRows(whole.on_bad_row)
+    scanned = scan(TaggedSource(whole.files, whole.names, whole.notation), bad_rows)
+    bad_rows.report()
+    usable = np.flatnonzero(scanned.lengths > 0)
+    entity_rows = np.repeat(np.arange(len(scanned.lengths)), np.diff(scanned.entity_offsets))
+    places = (np.searchsorted(usable, entity_rows), scanned.entity_types)
+    split_of_row = np.full(len(scanned.lengths), -1)
+    split_of_row[usable] = stratified_split(scanned.fingerprints[usable], places, shares, SPLIT_SEED)
+    sizes = [int((split_of_row == number).sum()) for number in range(len(names))]
+    if min(sizes) == 0:
+        raise ValueError(
+            f"{whole.source} holds {len(usable)} sentences, too few different ones to set some aside for the "
+            f"{names[sizes.index(0)]} split. Add some, or give files for the splits, such as train.txt and dev.txt."
+        )
+    drawn = {}
+    for number, split in enumerate(names):
+        chosen = (split_of_row == number).astype(np.uint8)
+        parts = tuple(chosen[start:end].tobytes() for start, end in pairwise(scanned.file_offsets))
+        drawn[split] = replace(whole, chosen=parts)
+    listed = ", ".join(f"{split} {size}" for split, size in zip(names, sizes, strict=True))
+    missing = "no splits" if UNSPLIT in files else "no validation split"
+    logger.warning("%s: %s; its %d sentences were cut: %s", whole.source, missing, len(usable), listed)
+    drawn = {**files, **drawn}
+    return {split: drawn[split] for split in SPLIT_NAMES if split in drawn}
+
+
+def _occurring_labels(files: Sequence[TaggedFile], on_bad_row: OnBadRow, tag_ids: TagIds) -> tuple[str, ...]:
     """O, and B-X and I-X for every type X of some files' tags. What `TokenFile` will have to repair is logged."""
-    tag_ids = TagIds(None)
+    used: set[str] = set()
     for file in files:
         changed = 0
         opening: dict[str, str] = {}
         for _, _, ids in tagged_rows(file, tag_ids, BadRows(on_bad_row)):
             tags = [tag_ids.names[index] for index in ids]
+            used.update(tags)
             opening.update({tag: f"B{tag[1:]}" for tag in tags if tag[0] == "I"})
             changed += sum(map(ne, tags, open_stray(tags, opening)))
         if changed:
             logger.warning("%s: %d tags I- that continue nothing became B- (IOB2)", file, changed)
-    return paired_labels(tag_ids.names)
-
-
-class UnnamedTags(ValueError):
-    """The tags are ids that nothing names: not one row is at fault but the corpus."""
-
-
-class BadLine(ValueError):
-    """What is wrong with a row of several lines, and in which of them."""
-
-    def __init__(self, problem: str, place: int) -> None:
-        super().__init__(problem)
-        self.place = place
-        """Lines before it in the row."""
-
-
-class TagIds:
-    """The ids of tags: those of the declared names, and behind them names that only the sentences have."""
-
-    def __init__(self, declared: tuple[str, ...] | None) -> None:
-        self._declared = declared
-        self._ids = {name: index for index, name in enumerate(declared or (OUTSIDE,))}
-        self.names = tuple(self._ids)
-        """All names met so far; the index is the id."""
-        for name in self.names:
-            if not is_tag(name):
-                raise ValueError(f"the tag name {short(name)} is not in the IOB scheme: expected O, B-TYPE or I-TYPE.")
-        if declared and len(self._ids) < len(declared):
-            twice = next(name for name in declared if declared.count(name) > 1)
-            raise ValueError(f"the tag names have {twice!r} twice: every id needs a name of its own.")
-        if OUTSIDE not in self._ids:
-            raise ValueError(f"the tag names {short(declared)} lack 'O', the tag of words outside all entities.")
-        self.outside = self._ids[OUTSIDE]
-
-    def ids(self, tags: list[Any]) -> list[int]:
-        """One id per tag.
-
-        Raises:
-            ValueError: a tag is neither a name in BIO nor an id. The message says which.
-        """
-        kinds = set(map(type, tags))
-        if kinds == {int}:
-            if self._declared is None:
-                raise UnnamedTags(
-                    'the tags are ids, but nothing names them: put label.json ({"O": 0, "B-X": 1, ...}) into the '
-                    "folder of the data, or give a label file."
-                )
-            if min(tags) < 0 or max(tags) >= len(self._declared):
-                index, tag = next((index, tag) for index, tag in enumerate(tags) if not 0 <= tag < len(self._declared))
-                raise ValueError(f"tag {index} is {tag}, expected a label id from 0 to {len(self._declared) - 1}")
-            return tags
-        if kinds != {str}:
-            for index, tag in enumerate(tags):
-                if type(tag) not in (int, str):
-                    raise ValueError(f"tag {index} is {short(tag)}, expected a name, or a label id")
-            raise ValueError(f"the tags are {short(tags)}, expected names, or ids")
-        known = self._ids
-        try:
-            return [known[tag] for tag in tags]
-        except KeyError:
-            self._learn(tags)
-            return [known[tag] for tag in tags]
-
-    def _learn(self, tags: list[str]) -> None:
-        for tag in tags:
-            if not is_tag(tag):
-                raise ValueError(f"tag {short(tag)} is not in the IOB scheme: expected O, B-TYPE or I-TYPE")
-        for tag in tags:
-            self._ids.setdefault(tag, len(self._ids))
-        self.names = tuple(self._ids)
-
-
-def tagged_rows(
-    file: TaggedFile,
-    tag_ids: TagIds,
-    bad_rows: BadRows,
-    progress: tqdm | None = None,
-    wanted: np.ndarray | None = None,
-) -> Iterator[tuple[int, list[str], list[int]]]:
-    """Place among all rows of the file, words, and tag ids of every usable row.
-
-    Args:
-        file: the file.
-        tag_ids: the ids of tags, which learn names that are new.
-        bad_rows: takes the rows that cannot be used.
-        progress: counts bytes of the file.
-        wanted: (rows,) bool: other rows, and those behind its end, are passed over without being parsed.
-
-    Raises:
-        ValueError: a row cannot be used and `bad_rows` does not skip such rows; tags are ids without names; or the file
-            is damaged.
-    """
-    rows, parse = _FORMS[file.format]
-    for place, (number, raw) in enumerate(rows(file, progress)):
-        if wanted is not None and (place >= len(wanted) or not wanted[place]):
-            continue
-        try:
-            words, tags = parse(raw)
-            _check_row(words, tags)
-            ids = tag_ids.ids(tags)
-        except UnnamedTags as problem:
-            raise ValueError(f"{file}:{number}: {problem}") from problem
-        except BadLine as problem:
-            bad_rows.add(str(file), number + problem.place, str(problem))
-        except ValueError as problem:
-            bad_rows.add(str(file), number, str(problem))
-        else:
-            yield place, words, ids
-
-
-def _check_row(words: Any, tags: Any) -> None:
-    if not isinstance(words, list) or not isinstance(tags, list):
-        name, value = ("tags", tags) if isinstance(words, list) else ("tokens", words)
-        raise ValueError(f"{name} is {short(value)}, expected a list")
-    if len(words) != len(tags):
-        raise ValueError(f"{len(words)} tokens but {len(tags)} tags: {short(words)}")
-    if not words:
-        raise ValueError("an empty sentence (no tokens)")
-    if set(map(type, words)) != {str}:
-        index, word = next((index, word) for index, word in enumerate(words) if type(word) is not str)
-        raise ValueError(f"token {index} is {short(word)}, expected a string")
-    refuse_lone_surrogates("".join(words))
-
-
-def _json_rows(file: TaggedFile, progress: tqdm | None) -> Iterator[tuple[int, bytes]]:
-    for number, line in numbered_lines(file.path, file.member, progress):
-        if line.strip():
-            yield number, line
-
-
-def _json_lists(line: bytes) -> tuple[Any, Any]:
-    row = json_row(line)
-    if isinstance(row, dict) and "tokens" in row:
-        for column in TAG_COLUMNS:
-            if column in row:
-                return row["tokens"], row[column]
-    raise ValueError(f'expected an object {{"tokens": [...], "{TAG_COLUMNS[0]}": [...]}} on one line, got {short(row)}')
-
-
-def _conll_rows(file: TaggedFile, progress: tqdm | None) -> Iterator[tuple[int, list[bytes]]]:
-    """The lines of each sentence, and the number of the first."""
-    block: list[bytes] = []
-    number = 0
-    for number, line in numbered_lines(file.path, file.member, progress):
-        if line.strip() and not line.startswith(b"-DOCSTART-"):
-            block.append(line)
-        elif block:
-            yield number - len(block), block
-            block = []
-    if block:
-        yield number - len(block) + 1, block
-
-
-def _conll_lists(lines: list[bytes]) -> tuple[list[str], list[str]]:
-    """Words and tags of a sentence: a word a line, in the first column, and its tag in the last."""
-    words, tags = [], []
-    for place, line in enumerate(lines):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadLine(f"not UTF-8 ({error})", place) from error
-        # Only tabs or plain spaces part columns: words may hold other white space, such as a no-break space.
-        columns = text.split("\t") if "\t" in text else text.strip(" ").split(" ")
-        word, tag = columns[0].strip(" "), columns[-1].strip(" ")
-        if len(columns) < 2 or not word or not tag:
-            raise BadLine(f"expected a word and a tag, parted by a tab or a space, got {short(text)}", place)
-        if not is_tag(tag):
-            raise BadLine(
-                f"tag {short(tag)} of {short(word)} is not in the IOB scheme: expected O, B-TYPE or I-TYPE", place
-            )
-        words.append(word)
-        tags.append(tag)
-    return words, tags
-
-
-def _parquet_rows(file: TaggedFile, progress: tqdm | None) -> Iterator[tuple[int, ScalarPair]]:
-    names = parquet_columns(file.path)
-    columns = ["tokens", next((name for name in TAG_COLUMNS if name in names), TAG_COLUMNS[0])]
-    if missing := [name for name in columns if name not in names]:
-        raise ValueError(f"{file} has the columns {names}, but lacks {missing}.")
-    number = 0
-    for batch in parquet_batches(file.path, columns, progress):
-        for row in zip(batch.column(columns[0]), batch.column(columns[1]), strict=True):
-            number += 1
-            yield number, row
-
-
-def _parquet_lists(row: ScalarPair) -> tuple[Any, Any]:
-    return row[0].as_py(), row[1].as_py()
-
-
-Rows = Callable[[TaggedFile, tqdm | None], Iterator[tuple[int, Any]]]
-_FORMS: dict[Format, tuple[Rows, Callable[[Any], tuple[Any, Any]]]] = {
-    "json": (_json_rows, _json_lists),
-    "conll": (_conll_rows, _conll_lists),
-    "parquet": (_parquet_rows, _parquet_lists),
-}
-"""For each form what gives the rows with their numbers, and what makes words and tags of a row."""
+    return paired_labels(used)

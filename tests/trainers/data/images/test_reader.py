@@ -60,8 +60,8 @@ def test_splits_are_found_in_any_case_and_wording(tmp_path):
     counts = {"Training": 4, "Valid": 2, "TESTING": 3}
     pictures(tmp_path / "tables" / "files", cat=4)
     for name, count in counts.items():
-        pictures(tmp_path / "folders" / name, cat=count)
-        rows = [f"files/cat/{number:03}.png,cat" for number in range(count)]
+        pictures(tmp_path / "folders" / name, cat=count - 1, dog=1)
+        rows = [f"files/cat/{number:03}.png,{('cat', 'dog')[number == 0]}" for number in range(count)]
         (tmp_path / "tables" / f"{name}.csv").write_text("\n".join(["image,label", *rows]))
     for form in ("folders", "tables"):
         assert sizes(load_image_datasets(tmp_path / form)) == {"train": 4, "validation": 2, "test": 3}
@@ -131,10 +131,11 @@ def test_of_a_hub_data_set_only_what_can_be_read_is_fetched(tmp_path, monkeypatc
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert sizes(load_image_datasets("maker/pictures")) == {"test": 1}
     assert (asked["hub_id"], asked["repo_type"]) == ("maker/pictures", "dataset")
-    needed = ["train/cat/1.jpg", "test/cat/2.PNG", "data/set.npz", "train.csv"]
-    left = ["README.md", "train-00000-of-00001.parquet", "model.bin", "loader.py", "a.zip"]
+    needed = ["train/cat/1.jpg", "test/cat/2.PNG", "data/set.npz", "train.csv", "train-00000-of-00001.parquet",
+              "train/metadata.jsonl"]  # fmt: skip
+    left = ["README.md", "model.bin", "loader.py", "a.zip"]
     assert list(filter_repo_objects(needed + left, allow_patterns=asked["allow_patterns"])) == needed
-    with pytest.raises(ValueError, match=r"'maker/pictures' on the hub has no file called \*.npz, \*.csv, \*.jpg"):
+    with pytest.raises(ValueError, match=r"'maker/pictures' on the hub has no file called \*.npz, \*.csv, .*\*.jpg"):
         load_image_datasets("maker/pictures")
 
 
@@ -151,18 +152,18 @@ def test_tables(tmp_path):
     (tmp_path / "all.csv").write_text("\n".join(["image,label", *rows]))
     for source in (tmp_path, tmp_path / "all.csv"):  # a table goes before the folders that it points to
         assert sizes(load_image_datasets(source)) == {"train": 16, "validation": 2, "test": 2}
-    words = ["train"] * 8 + ["valid"] * 6 + ["test"] * 6
+    words = (["train"] * 4 + ["valid"] * 3 + ["test"] * 3) * 2
     split = [f"{row},{word}" for row, word in zip(rows, words, strict=True)]
     (tmp_path / "all.csv").write_text("\n".join(["image,label,split", *split]))
     assert sizes(load_image_datasets(tmp_path)) == {"train": 8, "validation": 6, "test": 6}
     (tmp_path / "all.csv").unlink()
-    for word, part in {"train": rows[:12], "val": rows[12:16], "test": rows[16:]}.items():
+    for word, part in {"train": rows[4:16], "val": rows[:4], "test": rows[16:]}.items():
         (tmp_path / f"{word}.csv").write_text("\n".join(["image,label", *part]))
     assert sizes(load_image_datasets(tmp_path)) == {"train": 12, "validation": 4, "test": 4}
 
 
 def test_labels_that_training_lacks_are_reported(tmp_path, caplog):
-    for split, classes in {"train": {"cat": 2}, "val": {"cat": 1}, "test": {"cat": 1, "eel": 1}}.items():
+    for split, classes in {"train": {"cat": 2, "dog": 2}, "val": {"cat": 1}, "test": {"cat": 1, "eel": 1}}.items():
         pictures(tmp_path / split, **classes)
     load_image_datasets(tmp_path)
     assert "the test split has labels that the training split lacks: eel" in caplog.text
@@ -170,9 +171,9 @@ def test_labels_that_training_lacks_are_reported(tmp_path, caplog):
 
 def test_pictures_left_out_are_reported_once(tmp_path, caplog):
     for split in ("train", "val"):
-        (pictures(tmp_path / split, cat=2) / "cat" / "bad.png").touch()
+        (pictures(tmp_path / split, cat=2, dog=1) / "cat" / "bad.png").touch()
     with caplog.at_level(logging.WARNING):
-        assert sizes(load_image_datasets(tmp_path, on_bad_row="skip")) == {"train": 2, "validation": 2}
+        assert sizes(load_image_datasets(tmp_path, on_bad_row="skip")) == {"train": 3, "validation": 3}
     assert caplog.text.count("left out 2 bad rows") == 1
 
 
@@ -182,12 +183,13 @@ def test_errors_say_what_is_there_and_what_to_do(tmp_path):
             load_image_datasets(source, **options)
 
     refused(
-        "nowhere", r"no data set 'nowhere': nothing there \(looked at .*nowhere\)\. Give a folder, an .npz or CSV file"
+        "nowhere",
+        r"no data set 'nowhere': nothing there \(looked at .*nowhere\)\. Give a folder, an .npz file or a table",
     )
     refused(tmp_path, "holds no pictures: expected folders train, val and test")
     refused(tmp_path, "on_bad_row='ignore': expected", on_bad_row="ignore")
     (tmp_path / "a.txt").touch()
-    refused(tmp_path / "a.txt", "neither .npz nor .csv")
+    refused(tmp_path / "a.txt", "is no folder, and neither .npz nor a table")
     for name in ("a.npz", "b.npz"):
         npz(tmp_path / "two" / name, train=2, test=2)
     refused(tmp_path / "two", "several .npz files: a.npz, b.npz. Name one")
@@ -196,10 +198,10 @@ def test_errors_say_what_is_there_and_what_to_do(tmp_path):
     refused(tmp_path / "both", "holds val, valid for the validation split. Keep one")
     (tmp_path / "empty" / "train").mkdir(parents=True)
     refused(tmp_path / "empty", "holds no usable picture")
-    refused(pictures(tmp_path / "few", cat=2), "too few to set some aside")
+    refused(pictures(tmp_path / "few", cat=1, dog=1), "too few to set some aside")
     pictures(tmp_path / "half", cat=1)
-    (tmp_path / "half" / "a.csv").write_text("image,label,split\ncat/000.png,x,train\ncat/000.png,x\n")
-    refused(tmp_path / "half", "names a split in some lines and none in others")
+    (tmp_path / "half" / "a.csv").write_text("image,label,split\ncat/000.png,x,train\ncat/000.png,x,\n")
+    refused(tmp_path / "half", "a.csv:3: split is '', expected one of train")
 
 
 @pytest.mark.skipif(not DATA_DIR, reason="needs the real data in LORA_DATA_DIR")

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.data.texts.reader import TextDataset, load_text_datasets
+from trainers.data.texts.dataset import TextDataset
+from trainers.data.texts.reader import load_text_datasets
 
 needs_data = pytest.mark.skipif("LORA_DATA_DIR" not in os.environ, reason="LORA_DATA_DIR is not set")
 
@@ -148,8 +149,8 @@ def test_held_out_validation_is_said_once_and_not_needed_for_a_test_split(tmp_pa
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"holds no labelled texts: expected train, valid and test files ending in .csv, .jsonl, .*or folders"),
-        ({"train_txt": "a"}, "holds no labelled texts"),
+        ({}, r"holds no labelled texts: expected train, valid and test files ending in .csv, .*.jsonl, .*or folders"),
+        ({"train_txt": "a"}, r"train.txt has the columns 'a', and which of them hold the text and the label is not"),
         (
             {"train_csv": "1,a", "train_jsonl": "{}"},
             r"holds train.csv, train.jsonl for the train split. Keep one of them",
@@ -175,7 +176,7 @@ def test_two_configurations_side_by_side(tmp_path):
         load_text_datasets(tmp_path)
     with pytest.raises(ValueError, match="on_bad_row='drop'"):
         load_text_datasets(tmp_path / "a", on_bad_row="drop")
-    with pytest.raises(ValueError, match=r"test.csv is a file. Give the folder"):
+    with pytest.raises(ValueError, match=r"test.csv holds 1 texts, too few to set some aside"):
         load_text_datasets(tmp_path / "a" / "test.csv")
 
 

@@ -79,7 +79,8 @@ def test_one_file_is_not_split(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"notes_dot_md": "x", "other_dot_jsonl": LINE}, "holds no tagged sentences: expected files of the splits"),
+        ({"notes_dot_md": "x", "other_dot_py": LINE}, "holds no tagged sentences: expected files of the splits"),
+        ({"a_dot_jsonl": LINE, "b_dot_jsonl": LINE}, "holds a.jsonl, b.jsonl, but no name tells the split of one"),
         (
             {"train_dot_jsonl": LINE, "train_dot_conll": LINE},
             "holds train.conll, train.jsonl for the train split. Keep one",
@@ -109,9 +110,9 @@ def test_a_zip_beside_its_own_content_counts_nothing_twice(tmp_path):
         found(tmp_path, train_dot_jsonl=LINE)
 
 
-def test_a_file_of_unknown_kind(tmp_path):
-    (tmp_path / "sentences.csv").write_text("")
-    with pytest.raises(ValueError, match=r"sentences.csv is no file of tagged sentences by its name: .*\.parquet"):
+def test_a_file_without_tags(tmp_path):
+    (tmp_path / "sentences.csv").write_text("label,text\n1,A fine film\n0,A dull film\n")
+    with pytest.raises(ValueError, match=r"sentences.csv: no column holds tags .* --columns 1,2"):
         find_tagged_source(tmp_path / "sentences.csv")
 
 
@@ -187,8 +188,8 @@ def test_wrong_name_files(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"O": 0, "S-X": 1, "B-X": 2, "I-X": 3, "E-X": 4}', r"outside the IOB scheme: \['S-X', 'E-X'\].*rewritten"),
-        ('{"LOC": 0, "O": 1}', r"outside the IOB scheme: \['LOC'\]"),
+        ('{"O": 0, "B-X": 1, "LOC": 2}', r"outside the IOB scheme: \['LOC'\]"),
+        ('{"O": 0, "X-Y": 1}', r"outside the IOB scheme: \['X-Y'\]"),
     ],
 )
 def test_labels_of_another_scheme_are_refused(tmp_path, content, message):

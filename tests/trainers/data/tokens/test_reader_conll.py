@@ -3,14 +3,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.data.rows import BadRows
-from trainers.data.tokens.files import TaggedFile
-from trainers.data.tokens.reader import TagIds, tagged_rows
+from trainers.data.tokens.files import TaggedFile, find_tagged_source
+from trainers.data.tokens.forms import tagged_rows
+from trainers.data.tokens.tag_ids import TagIds
 
 
 def read_all(path, bad_rows):
     """Words and tag names of all usable sentences."""
-    tag_ids = TagIds(None)
-    rows = list(tagged_rows(TaggedFile(path, "", "train", "conll"), tag_ids, bad_rows))
+    source = find_tagged_source(path)
+    tag_ids = TagIds(None, source.notation)
+    rows = list(tagged_rows(source.files[0], tag_ids, bad_rows))
     return [words for _, words, _ in rows], [[tag_ids.names[tag] for tag in tags] for _, _, tags in rows]
 
 
@@ -26,7 +28,7 @@ EXPECTED = ([["EU", "rejects"], ["Peter"]], [["B-ORG", "O"], ["B-PER"]])
         b"\xef\xbb\xbfEU B-ORG\r\nrejects O\r\n\r\nPeter B-PER\r\n",
         b"-DOCSTART- -X- -X- O\n\nEU B-ORG\nrejects O\n \t\n-DOCSTART- O\n\n\nPeter B-PER\n",
         b"EU B-ORG\nrejects O\n-DOCSTART-\nPeter B-PER\n",
-        b"\n\n EU  NNP   B-ORG \nrejects  O\n\nPeter B-PER\n",
+        b"\n\n EU  NNP   B-ORG \nrejects  VBZ O\n\nPeter NNP B-PER\n",
         b"EU\t \tB-ORG \nrejects\t\tO\n\t\nPeter\t_\tB-PER\r\n",
     ],
 )
@@ -44,21 +46,21 @@ def test_words_may_hold_any_white_space_but_tab_and_newline(tmp_path):
 
 
 BAD_LINES = [
-    (b"alone", r"train.txt:3: expected a word and a tag, parted by a tab or a space, got 'alone'"),
+    (b"alone", r"train.txt:3: expected a word and a tag, parted by spaces, got 'alone'"),
     (b"word\t", "expected a word and a tag"),
     (b"\tO", "expected a word and a tag"),
     (b"\xe9t\xe9 O", "train.txt:3: not UTF-8"),
-    (b"word S-PER", r"train.txt:3: tag 'S-PER' of 'word' is not in the IOB scheme"),
+    (b"word X-PER", r"train.txt:3: tag 'X-PER' of 'word' is not in the IOB scheme"),
     (b"word PER", "tag 'PER'"),
     (b"word B-", "tag 'B-'"),
-    (b"# id 123 domain=en", "tag 'domain=en'"),
+    (b"id domain=en", "tag 'domain=en'"),
 ]
 
 
 @pytest.mark.parametrize(("line", "message"), BAD_LINES)
 def test_bad_lines_are_named(tmp_path, line, message):
     path = tmp_path / "train.txt"
-    path.write_bytes(b"EU O\n\n" + line + b"\n")
+    path.write_bytes(b"EU B-ORG\n\n" + line + b"\n")
     with pytest.raises(ValueError, match=message):
         read_all(path, BadRows("error"))
 

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from trainers.data.rows import BadRows, numbered_lines
 from trainers.data.tokens.files import find_tagged_source
-from trainers.data.tokens.reader import TagIds, tagged_rows
+from trainers.data.tokens.forms import tagged_rows
+from trainers.data.tokens.tag_ids import TagIds
 
 NAMES = ("O", "B-Rate", "I-Rate")
 ROWS = [(["5", "%"], ["B-Rate", "O"]), (["None"], ["O"]), (["three", "quarters"], ["B-Rate", "I-Rate"])]
@@ -78,7 +79,7 @@ def test_unwanted_rows_are_not_parsed(tmp_path):
 
 
 BAD = [
-    ('{"tokens": ["5"], "ner_tags": ["S-Rate"]}', "tag 'S-Rate' is not in the IOB scheme"),
+    ('{"tokens": ["5"], "ner_tags": ["X-Rate"]}', "tag 'X-Rate' is not in the IOB scheme"),
     ('{"tokens": ["5"], "ner_tags": ["B-Rate", "O"]}', "1 tokens but 2 tags"),
     ('{"tokens": [], "ner_tags": []}', "an empty sentence"),
     ('{"tokens": ["5", 7], "ner_tags": ["O", "O"]}', "token 1 is 7, expected a string"),
@@ -122,7 +123,7 @@ def test_bad_rows_are_named_or_left_out(tmp_path, row, message):
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        (("O", "E-Rate"), "'E-Rate' is not in the IOB scheme"),
+        (("O", "B-Rate", "X-Rate"), "'X-Rate' is not in the IOB scheme"),
         (("B-X",), "lack 'O'"),
         (("O", "B-X", "B-X"), "have 'B-X' twice"),
     ],

@@ -137,7 +137,7 @@ def test_folders_that_are_no_data_set_are_refused(tmp_path, files, message):
 
 def test_a_file_whose_rows_are_all_bad_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no usable sentence"):
-        load_token_datasets(write(tmp_path, train_txt="bad\n"), on_bad_row="skip")
+        load_token_datasets(write(tmp_path, train_jsonl="bad\n"), on_bad_row="skip")
 
 
 def test_an_unknown_policy_is_refused(tmp_path):
@@ -183,8 +183,15 @@ def test_a_hub_data_set_is_downloaded_with_the_files_needed_only(tmp_path, monke
     assert list(load_token_datasets("tner/bionlp2004")) == ["train", "validation", "test"]
     ((repo_id, keywords),) = calls
     assert (repo_id, keywords["repo_type"]) == ("tner/bionlp2004", "dataset")
-    wanted = ("dataset/label.json", "dataset/valid.json", "train.conll", "data/train-00000-of-00001.parquet", "Dev.txt")
-    unwanted = ("model.bin", "script.py", "other.json", "notes.txt", "train.csv")
+    wanted = (
+        "dataset/label.json",
+        "dataset/valid.json",
+        "train.conll",
+        "data/train-00000-of-00001.parquet",
+        "Dev.txt",
+        "train.csv",
+    )
+    unwanted = ("model.bin", "script.py", "other.json", "notes.txt")
     assert list(filter_repo_objects([*wanted, *unwanted], allow_patterns=keywords["allow_patterns"])) == list(wanted)
 
 

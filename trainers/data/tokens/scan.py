@@ -17,7 +17,8 @@ from tqdm import tqdm
 from trainers.data.rows import BadRows
 from trainers.data.tokens.bio import entity_type, entity_types
 from trainers.data.tokens.files import TaggedFile, TaggedSource
-from trainers.data.tokens.reader import TagIds, tagged_rows
+from trainers.data.tokens.forms import tagged_rows
+from trainers.data.tokens.tag_ids import TagIds
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Scan:
     """Tags I-X that continue no X; each is read as the beginning of an entity."""
     unusable: int
     """Rows that were left out."""
+    tag_ids: TagIds
+    """The ids of the labels, for another pass over the files."""
 
     def split_of_rows(self) -> np.ndarray:
         """(N,) int64: index of each row's split among `splits`."""
@@ -67,7 +70,7 @@ def scan(source: TaggedSource, bad_rows: BadRows) -> Scan:
     Raises:
         ValueError: a row cannot be used and `bad_rows` does not skip such rows, or a file has none that can.
     """
-    tag_ids = TagIds(source.names)
+    tag_ids = TagIds(source.names, source.notation)
     rows = _Rows(tag_ids)
     offsets, counts = [0], []
     size = sum(file.path.stat().st_size for file in source.files)
@@ -96,6 +99,7 @@ def scan(source: TaggedSource, bad_rows: BadRows) -> Scan:
         np.array([[count[label] for label in range(len(labels))] for count in counts]),
         rows.stray,
         bad_rows.count,
+        tag_ids,
     )
 
 

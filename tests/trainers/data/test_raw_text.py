@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.serve.raw_text import split_text
+from trainers.data.raw_text import split_text
 
 
 def words(text):

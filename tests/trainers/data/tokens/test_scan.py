@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.corpus.scan import scan
 from trainers.data.rows import BadRows
 from trainers.data.tokens.bio import find_entities
 from trainers.data.tokens.files import find_tagged_source
+from trainers.data.tokens.scan import scan
 
 TAGS = ["O", "O", "B-a", "I-a", "B-b", "I-b"]
 SENTENCES = st.lists(

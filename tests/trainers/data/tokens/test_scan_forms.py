@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 
 from trainers.corpus.prepare import Preparation, prepare
-from trainers.corpus.scan import scan
 from trainers.data.rows import BadRows
 from trainers.data.tokens.bio import find_entities
 from trainers.data.tokens.files import find_tagged_source
-from trainers.data.tokens.reader import load_token_datasets, token_files
+from trainers.data.tokens.reader import completed, load_token_datasets, token_files
+from trainers.data.tokens.scan import scan
 
 LABELS = ("O", "B-Day", "I-Day", "B-Rate", "I-Rate")
 SPLITS = {
@@ -169,9 +169,35 @@ def test_what_is_prepared_from_every_form_trains_alike(folder, tmp_path_factory)
         assert named(zip(dataset.words, dataset.tags, strict=True), LABELS) == SPLITS[split]
 
 
-def test_a_single_file_has_no_splits_to_train_on(tmp_path):
-    (tmp_path / "sentences.jsonl").write_bytes(rows(SPLITS["train"]))
-    with pytest.raises(ValueError, match=r"sentences.jsonl is one file, without splits: .*lora-core prepare"):
-        token_files(tmp_path / "sentences.jsonl")
+def test_a_single_file_is_cut_for_a_run(tmp_path, caplog):
+    sentences = [([str(number), "%"], ["B-Rate", "O"]) for number in range(100)]
+    (tmp_path / "sentences.jsonl").write_bytes(rows(sentences + sentences[:50]))
+    files = token_files(tmp_path / "sentences.jsonl")
+    assert list(files) == ["all"]
+    cut = completed(files)
+    assert "no splits; its 150 sentences were cut: train 120, validation 15, test 15" in caplog.text
+    words = {split: {tuple(words) for words, _ in file.sentences(BadRows("error"))} for split, file in cut.items()}
+    assert list(words) == list(SPLITS)
+    assert sum(map(len, words.values())) == len(set.union(*words.values())) == 100  # equal ones are together
+    assert len({json.dumps(file.content_key()) for file in cut.values()}) == 3
+
+
+def test_a_training_split_gives_a_tenth_to_the_validation_split(tmp_path, caplog):
+    sentences = [([str(number), "%"], ["B-Rate", "O"]) for number in range(40)]
+    (tmp_path / "train.conll").write_bytes(columns(sentences))
+    (tmp_path / "test.conll").write_bytes(columns(SPLITS["test"]))
+    cut = completed(token_files(tmp_path))
+    assert list(cut) == list(SPLITS)
+    assert "no validation split; its 40 sentences were cut: train 36, validation 4" in caplog.text
+    assert cut["test"].chosen is None
+
+
+def test_too_few_sentences_to_cut(tmp_path):
+    (tmp_path / "sentences.jsonl").write_bytes(rows(SPLITS["train"][:1]))
+    with pytest.raises(ValueError, match=r"holds 1 sentences, too few different ones .* Add some, or give files"):
+        completed(token_files(tmp_path / "sentences.jsonl"))
+
+
+def test_a_zip_alone_has_its_splits(tmp_path):
     packed(tmp_path, "{}.jsonl", rows)
     assert list(token_files(tmp_path / "corpus.zip")) == list(SPLITS)

@@ -1,0 +1,74 @@
+"""Each row of the table of forms in trainers/README.md, read."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from trainers.data.texts.reader import load_text_datasets
+
+README = Path(__file__).parents[4] / "trainers" / "README.md"
+COUNT = 20
+
+
+def table():
+    """(Form, names of files, cells of the row) of every line of the table."""
+    part = README.read_text(encoding="utf-8").split("**Texts**")[1].split("**Images**")[0]
+    lines = [line for line in part.splitlines() if line.startswith("| ")][1:]
+    return [[cell.strip() for cell in re.split(r"(?<!`)\|(?!`)", line.strip("|"))] for line in lines]
+
+
+def write(path, label, form):
+    """A file of this form with COUNT texts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"text": f"text, {number}", "label": f"{label}{number % 2}"} for number in range(COUNT)]
+    name = path.name
+    if name.endswith(".xlsx"):
+        openpyxl = pytest.importorskip("openpyxl")
+        book = openpyxl.Workbook()
+        for row in [("text", "label"), *((row["text"], row["label"]) for row in rows)]:
+            book.active.append(row)
+        book.save(path)
+    elif name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+        from pyarrow import Table, parquet
+
+        parquet.write_table(Table.from_pylist(rows), path)
+    elif name.endswith(".gz"):
+        import gzip
+
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    elif name.endswith(".jsonl"):
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif name.endswith(".json"):
+        path.write_text(json.dumps(rows))
+    elif name == "classes.txt":
+        path.write_text("World\nSports\n")
+    elif form.startswith("columns as AG"):
+        path.write_text("".join(f'"{number % 2 + 1}","title","text, {number}"\n' for number in range(COUNT)))
+    elif form.startswith("fastText"):
+        path.write_text("".join(f"__label__{row['label']} {row['text']}\n" for row in rows))
+    elif form.startswith("pairs"):
+        path.write_text("premise,hypothesis,label\n" + "".join(f"p {n},h,{n % 2}\n" for n in range(COUNT)))
+    else:
+        between = "\t" if name.endswith(".tsv") else ","
+        path.write_text(f"label{between}text\n" + "".join(f'a{n % 2}{between}"text, {n}"\n' for n in range(COUNT)))
+
+
+@pytest.mark.parametrize(("form", "files", "row"), table(), ids=[form for form, _, _ in table()])
+def test_every_row_of_the_table_is_read(tmp_path, form, files, row):
+    assert row
+    if form.startswith("a folder"):
+        for number in range(COUNT):
+            path = tmp_path / "train" / ("pos" if number % 2 else "neg") / f"{number}_9.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"text {number}")
+    else:
+        for name in files.split(", "):
+            write(tmp_path / name, "a", form)
+    datasets = load_text_datasets(tmp_path)
+    assert "train" in datasets
+    assert len(datasets["train"].labels) == 2
+    assert (datasets["train"].pairs is not None) == form.startswith("pairs")
+    assert len(datasets["train"]) + len(datasets["validation"]) >= COUNT - 2

@@ -1,0 +1,87 @@
+"""Tables in memory to a model that predicts and is saved."""
+
+import dataclasses
+from typing import ClassVar
+
+import pytest
+
+import trainers
+
+WORDS = [["il2", "binds"], ["the", "gene"], ["gene", "binds", "il2"], ["the", "il2"]] * 5
+TAGS = [["B-protein", "O"], ["O", "B-DNA"], ["B-DNA", "O", "B-protein"], ["O", "B-protein"]] * 5
+ROWS = [{"tokens": words, "ner_tags": tags} for words, tags in zip(WORDS, TAGS, strict=True)]
+
+
+class Frame:
+    """What a DataFrame of pandas can do, as far as it is asked for."""
+
+    def __init__(self, rows):
+        self.rows, self.columns = rows, list(rows[0])
+
+    def to_dict(self, orient):
+        assert orient == "records"
+        return self.rows
+
+    def __getitem__(self, column):
+        return [row[column] for row in self.rows]
+
+
+@dataclasses.dataclass
+class ClassLabel:
+    names: list[str]
+
+
+@dataclasses.dataclass
+class Sequence:
+    feature: ClassLabel
+
+
+class HubDataset(list):
+    """What a datasets.Dataset can do: rows of ids, whose names are in its features."""
+
+    features: ClassVar = {"ner_tags": Sequence(ClassLabel(["O", "B-DNA", "B-protein"])), "tokens": None}
+
+
+NAMES = HubDataset.features["ner_tags"].feature.names
+TABLES = {
+    "list of dicts": ROWS,
+    "dict of lists": {"tokens": WORDS, "ner_tags": TAGS},
+    "pandas": Frame(ROWS),
+    "datasets": HubDataset(row | {"ner_tags": [NAMES.index(tag) for tag in row["ner_tags"]]} for row in ROWS),
+}
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_a_table_trains_a_model_that_predicts_and_is_saved(table, checkpoint, tmp_path, caplog):
+    trained = trainers.train(
+        table, model=str(checkpoint), output_dir=str(tmp_path / "run"), epochs=30, learning_rate=0.02, batch_size=4,
+        fresh_head=True, target_modules=["all-linear"],
+    )  # fmt: skip
+    assert "18 training examples stay, 2 became one" in caplog.text
+    assert trained.result["validation"]["f1"] == 1.0
+    found = trained.predict("il2 binds")
+    assert [entity["entity_group"] for entity in found] == ["protein"]
+    saved = trainers.pipeline("ner", model=trained.save(tmp_path / "model"))("il2 binds")
+    assert [(entity["word"], entity["entity_group"]) for entity in saved] == [("il2", "protein")]
+    assert saved[0]["score"] == pytest.approx(found[0]["score"], abs=1e-5)
+
+
+def test_what_is_no_table_is_refused_with_its_columns(tmp_path):
+    with pytest.raises(ValueError, match=r"the train split has the columns \['a'\]: expected one of tokens, words"):
+        trainers.train([{"a": 1}], output_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="the train split is 'corpus', expected a data set, a DataFrame"):
+        trainers.train("corpus", output_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"its columns differ in length: {'tokens': 1, 'ner_tags': 0}"):
+        trainers.train({"train": {"tokens": [["a"]], "ner_tags": []}}, output_dir=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_of_another_task_says_which(tmp_path):
+    texts = trainers.TextDataset.from_lists(["a", "b"], ["x", "y"])
+    with pytest.raises(ValueError, match=r"is a TextDataset, but task is 'token.*Pass task='text-class"):
+        trainers.train({"train": texts}, output_dir=str(tmp_path / "run"))
+
+
+def test_a_tag_without_its_prefix_is_named_as_it_was_written():
+    with pytest.raises(ValueError, match=r"the tag 'DRINK' is not in BIO\. Write B-DRINK"):
+        trainers.TokenDataset.from_lists([["tea", "please"]], [["DRINK", "O"]])

@@ -1,0 +1,204 @@
+"""The tables of a data set of pictures: which files they are, and the splits that their rows make."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from trainers.data.images.batches import ImageDataset
+from trainers.data.images.columns import Columns, choose_columns, picture_of, say_columns
+from trainers.data.images.files import Row, datasets_of_rows, inner_folders
+from trainers.data.images.folders import split_folders
+from trainers.data.images.paths import Pictures, split_of_place
+from trainers.data.images.tables import Table, is_table
+from trainers.data.reading import Reading
+from trainers.data.rows import BadRows, short
+from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, check_one_form, split_in_name, split_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PictureTable:
+    """A table of pictures and labels."""
+
+    table: Table
+    columns: Columns
+    pictures: Pictures
+    """Where its pictures lie."""
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.table.path
+
+    @classmethod
+    def open(
+        cls, path: Path, reading: Reading, pictures: Pictures | None = None, labels: Sequence[str] = ()
+    ) -> PictureTable:
+        """Find out what the columns of a file are; ``labels`` are those of the training split's table.
+
+        Raises:
+            ValueError: it is no table of pictures and labels.
+        """
+        table, pictures = Table.open(path, reading), pictures or Pictures(path.parent)
+        return cls(table, choose_columns(table, pictures, labels), pictures)
+
+
+def read_table(path: Path, reading: Reading, bad_rows: BadRows) -> dict[str, ImageDataset]:
+    """The splits of one table, or under UNSPLIT its rows where it tells none.
+
+    Raises:
+        ValueError: it is no table of pictures and labels.
+    """
+    return _read({UNSPLIT: [PictureTable.open(path, reading)]}, bad_rows)
+
+
+def read_tables(
+    folder: Path, tables: dict[str, list[PictureTable]], problems: dict[Path, ValueError], bad_rows: BadRows
+) -> dict[str, ImageDataset]:
+    """The splits of the tables that `find_tables` found in a folder.
+
+    Raises:
+        ValueError: it cannot be told which one is meant.
+    """
+    chosen = _meant(folder, tables)
+    for path, problem in problems.items():
+        logger.warning("not read: %s", str(problem) if str(path) in str(problem) else f"{path}: {problem}")
+    return _read(chosen, bad_rows)
+
+
+def find_tables(folder: Path, reading: Reading) -> tuple[dict[str, list[PictureTable]], dict[Path, ValueError]]:
+    """The tables of pictures and labels in a folder, by split, and what is wrong with the others.
+
+    The tables of other splits than the training split must have its column of labels: else they have no labels.
+    """
+    usable: dict[str, list[PictureTable]] = {}
+    problems: dict[Path, ValueError] = {}
+    labels: Sequence[str] = ()
+    shared: dict[Path, Pictures] = {}
+    files = table_files(folder)
+    for split in (*SPLIT_NAMES, UNSPLIT):
+        for path in files.get(split, []):
+            pictures = shared.setdefault(path.parent, Pictures(path.parent))
+            try:
+                found = PictureTable.open(path, reading, pictures, () if split == UNSPLIT else labels)
+            except ValueError as problem:
+                problems[path] = problem
+                continue
+            usable.setdefault(split, []).append(found)
+            labels = found.columns.labels if split == "train" else labels
+    return usable, problems
+
+
+def table_files(folder: Path) -> dict[str, list[Path]]:
+    """The tables in a folder by their splits, and those called metadata in the folders of splits."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and is_table(path) and "submission" not in path.name.lower():
+            split = split_of(path) or split_in_name(path.name.split(".")[0]) or UNSPLIT
+            files.setdefault(split, []).append(path)
+    for split, inner in split_folders(folder).items():
+        for path in sorted(inner.iterdir()):
+            if path.is_file() and is_table(path) and path.name.lower().startswith("metadata."):
+                files.setdefault(split, []).append(path)
+    return files
+
+
+def folder_of_tables(folder: Path) -> Path | None:
+    """The only folder with tables in a folder, such as data in a data set of the hub."""
+    found = [path for path in inner_folders(folder) if any(map(is_table, path.iterdir()))]
+    return found[0] if len(found) == 1 else None
+
+
+def _meant(folder: Path, usable: dict[str, list[PictureTable]]) -> dict[str, list[PictureTable]]:
+    """Those of the tables that make up the data set."""
+    of_splits = {split: found for split, found in usable.items() if split != UNSPLIT}
+    others = [table.path.name for table in usable.get(UNSPLIT, [])]
+    for split, found in of_splits.items():
+        check_one_form(split, [table.path for table in found], folder)
+    if "train" in of_splits or not others:
+        if others:
+            logger.warning("%s: %s is not read beside the tables of splits", folder, ", ".join(others))
+        return of_splits
+    names = [*others, *(table.path.name for found in of_splits.values() for table in found)]
+    if len(names) > 1:
+        suffixes = {Path(name).suffix for name in names}
+        kind = f"{suffixes.pop()} files" if len(suffixes) == 1 else "tables"
+        raise ValueError(f"{folder} holds several {kind}: {', '.join(names)}. Name one.")
+    return usable
+
+
+def _read(tables: dict[str, list[PictureTable]], bad_rows: BadRows) -> dict[str, ImageDataset]:
+    rows: dict[str, list[Row]] = {}
+    sources: dict[str, str] = {}
+    for split, found in tables.items():
+        for table in found:
+            say_columns(table.table, table.columns)
+            for own, row in _rows(split, table, bad_rows):
+                rows.setdefault(own, []).append(row)
+                sources.setdefault(own, str(table.path))
+    if list(rows) == [UNSPLIT]:
+        rows = _by_place(rows[UNSPLIT], next(iter(tables.values()))[0])
+        sources = dict.fromkeys(rows, sources[UNSPLIT])
+    if not rows:
+        raise ValueError(f"{next(iter(tables.values()))[0].path} holds no usable picture. Fill it or remove it.")
+    return datasets_of_rows(rows, sources, bad_rows)
+
+
+def _rows(split: str, table: PictureTable, bad_rows: BadRows) -> Iterator[tuple[str, Row]]:
+    """(Split, row) of each usable line."""
+    for number, values in table.table.lines():
+        try:
+            if isinstance(values, str):
+                raise ValueError(values)
+            own = split if table.columns.split is None else _split_of(values.get(table.columns.split), table.columns)
+            row = _picture(values, own, table), table.columns.label_of(values), table.path, number
+        except ValueError as problem:
+            bad_rows.add(table.path, number, str(problem))
+            continue
+        yield own, row
+
+
+def _split_of(word: Any, columns: Columns) -> str:
+    split = SPLIT_OF_NAME.get(str(word).strip().lower())
+    if split is None:
+        raise ValueError(f"{columns.split} is {short(word)}, expected one of {', '.join(SPLIT_OF_NAME)}")
+    return split
+
+
+def _picture(values: dict[str, Any], split: str, table: PictureTable) -> Path | bytes:
+    column = table.columns.picture
+    picture = picture_of(values.get(column))
+    if picture is None:
+        raise ValueError(f"{column} is empty: a label without a picture")
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        return table.pictures.find(picture, split)
+    except ValueError as problem:
+        raise ValueError(f"{column} is {problem}") from problem
+
+
+def _lies_in(picture: Path | bytes, folder: Path) -> TypeGuard[Path]:
+    return isinstance(picture, Path) and picture.is_relative_to(folder)
+
+
+def _by_place(rows: list[Row], table: PictureTable) -> dict[str, list[Row]]:
+    """The rows by the splits whose folders their pictures lie in, if all do and there are several."""
+    folder = table.pictures.folder
+    inside = [row[0].relative_to(folder) if _lies_in(row[0], folder) else Path() for row in rows]
+    places = [split_of_place(path) for path in inside]
+    told = {place for place in places if place}
+    if len(told) < 2:
+        return {UNSPLIT: rows}
+    if None in places:
+        raise ValueError(
+            f"{table.path}: {places.count(None)} of {len(places)} pictures lie outside of the folders of splits that "
+            "the others lie in. Add a column split, or move the pictures."
+        )
+    logger.info("%s: the pictures' folders tell the splits", table.path)
+    return {split: [row for row, place in zip(rows, places, strict=True) if place == split] for split in told}

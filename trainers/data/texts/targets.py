@@ -1,0 +1,197 @@
+"""What the labels of texts are: one of several names, several at once, or a number; and the targets that they become.
+
+It is guessed from all labels of a data set together, and said where it is not the usual one name for each text.
+"""
+
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from trainers.data.labels import LabelNames, sorted_names
+from trainers.data.rows import short
+
+logger = logging.getLogger(__name__)
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+"""The names that a checkpoint's config.json uses."""
+SEPARATORS = ",|;"
+"""Characters that can stand between labels in one cell."""
+SINGLE, MULTI, REGRESSION = get_args(ProblemType)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def is_unlabelled(cell: Any, names: Sequence[str] | None) -> bool:
+    """Whether a cell holds no label: nothing, no number, or the -1 that stands for none where labels have names."""
+    if cell is None or type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, str) and not cell.strip()):
+        return True
+    if isinstance(cell, float) and math.isnan(cell):
+        return True
+    return names is not None and _is_minus_one(cell) and "-1" not in names
+
+
+def only_minus_one(cells: Iterable[Any]) -> bool:
+    """Whether every label is -1, as in the test splits of GLUE: these have none."""
+    return all(map(_is_minus_one, cells))
+
+
+def _is_minus_one(cell: Any) -> bool:
+    return (isinstance(cell, (int, float)) and cell == -1) or (isinstance(cell, str) and cell.strip() == "-1")
+
+
+def problem_type_of(cells: Sequence[Any], names: Sequence[str] | None = None) -> tuple[ProblemType, str]:
+    """What the labels of a whole data set are, and in words why, empty where they are single names.
+
+    Args:
+        cells: all labels, as they stand in the files; none that `is_unlabelled`.
+        names: the declared names.
+    """
+    if any(isinstance(cell, (list, tuple, dict, np.ndarray)) for cell in cells):
+        return MULTI, "labels are lists: multi-label"
+    if names is None:
+        numbers = [number(cell) for cell in cells]
+        if cells and all(value is not None for value in numbers):
+            decimals = {value for value in numbers if value is not None}
+            if not all(value.is_integer() for value in decimals):
+                return REGRESSION, f"labels are {len(decimals)} different decimals: regression"
+            return SINGLE, ""
+    separator = separator_of(cells, names)
+    if separator:
+        return MULTI, f"cells hold several labels with {separator!r} between: multi-label"
+    return SINGLE, ""
+
+
+def separator_of(cells: Iterable[Any], names: Sequence[str] | None = None) -> str:
+    """What stands between several labels in one cell; empty: no cell holds several.
+
+    Names may hold such characters themselves ("Portland, OR"). So the parts must be labels elsewhere too: fewer
+    different parts than different cells, and one of them in a cell of its own unless all cells have several.
+    """
+    counts = Counter(cell.strip() for cell in cells if isinstance(cell, str) and (names is None or cell not in names))
+    for separator in SEPARATORS:
+        several = [cell for cell in counts if separator in cell.strip(separator)]
+        alone = {cell for cell in counts if separator not in cell} | set(names or ())
+        parts = {part.strip() for cell in several for part in cell.split(separator)} - {""}
+        shared = parts & alone if alone else parts
+        if several and shared and len(parts | alone) < len(counts) + len(names or ()) and (not names or parts <= alone):
+            return separator
+    return ""
+
+
+def number(cell: Any) -> float | None:
+    """The number that a cell holds; None: it holds something else."""
+    if isinstance(cell, (bool, np.bool_)):
+        return None
+    if isinstance(cell, (int, float, np.integer, np.floating)):
+        return float(cell)
+    if isinstance(cell, str) and _NUMBER.fullmatch(cell.strip()):
+        return float(cell)
+    return None
+
+
+class Targets:
+    """Turns the labels of one data set, cell by cell, into what its targets are made of."""
+
+    def __init__(
+        self, cells: Sequence[Any], declared: LabelNames, problem_type: str = "auto", noun: str = "labels"
+    ) -> None:
+        """
+        Args:
+            cells: the labels of all splits, as they stand; they tell the problem type.
+            declared: their names.
+            problem_type: "auto", or what the user says that they are.
+            noun: what the labels are called in the message that says the guess.
+
+        Raises:
+            ValueError: the problem type is unknown.
+        """
+        if problem_type not in ("auto", *get_args(ProblemType)):
+            raise ValueError(f"problem_type is {problem_type!r}, expected auto, {', '.join(get_args(ProblemType))}.")
+        self.declared = declared
+        found, reason = problem_type_of(cells, declared.names)
+        self.problem_type: ProblemType = found if problem_type == "auto" else problem_type  # type: ignore[assignment]
+        if problem_type == "auto" and reason:
+            logger.warning("%s. --problem-type says otherwise.", reason)
+        self.separator = separator_of(cells, declared.names) if self.problem_type == MULTI else ""
+        numbers = {number(cell) for cell in cells} if declared.names is None else {None}
+        self._ids_only = bool(numbers) and None not in numbers
+        self._minus_is_a_name = numbers == {-1.0, 1.0}
+
+    def parse(self, cell: Any) -> Any:
+        """The name of the label, the tuple of the names of the labels, or the number in a cell.
+
+        Raises:
+            ValueError: it is not what the problem type wants.
+        """
+        if isinstance(cell, np.generic):
+            cell = cell.item()
+        if self.problem_type == REGRESSION:
+            value = number(cell)
+            if value is None or not math.isfinite(value):
+                raise ValueError(f"the label is {short(cell)}, expected a number")
+            return value
+        if self.problem_type == SINGLE:
+            return self._single(cell)
+        if isinstance(cell, dict):  # a column for each label
+            return tuple(name for name, flag in cell.items() if _flag(name, flag))
+        if isinstance(cell, str):
+            own = self.declared.names is not None and cell.strip() in self.declared.names
+            cell = [cell] if own or not self.separator else cell.split(self.separator)
+            cell = [part for part in cell if part.strip()]
+        parts = list(cell) if isinstance(cell, (list, tuple, np.ndarray)) else [cell]
+        names = [self.declared.name_of(part.item() if isinstance(part, np.generic) else part) for part in parts]
+        return tuple(dict.fromkeys(names))
+
+    def _single(self, cell: Any) -> str:
+        value = number(cell)
+        if value == -1:
+            if self._minus_is_a_name:
+                return "-1"
+            raise ValueError(f"the label is {short(cell)}, which stands for none; where it is a class, write a name")
+        if self._ids_only and value is not None and value.is_integer() and not str(cell).strip().isdecimal():
+            return self.declared.name_of(int(value))  # 1.0 is the id 1, and no name
+        return self.declared.name_of(cell)
+
+    def names(self, parsed: Iterable[Any], columns: Sequence[str]) -> tuple[str, ...]:
+        """The names of the labels in the order of their ids, from all that was parsed.
+
+        Args:
+            parsed: of all splits.
+            columns: of the label: those of 0 and 1 are the names; that of a number is its name.
+        """
+        if self.problem_type == REGRESSION:
+            return (columns[0] if columns else "score",)
+        if self.problem_type == MULTI and len(columns) > 1:
+            return tuple(columns)
+        if self.declared.names is not None:
+            return self.declared.names
+        if self.problem_type == SINGLE:
+            return sorted_names(parsed)
+        return sorted_names(name for names in parsed for name in names)
+
+    def array(self, parsed: Sequence[Any], names: Sequence[str]) -> np.ndarray:
+        """The targets: (N,) int64 ids, (N, L) float32 of 0 and 1, or (N,) float32 numbers."""
+        if self.problem_type == REGRESSION:
+            return np.array(parsed, dtype=np.float32)
+        ids = {name: index for index, name in enumerate(names)}
+        if self.problem_type == SINGLE:
+            return np.array([ids[name] for name in parsed], dtype=np.int64)
+        targets = np.zeros((len(parsed), len(names)), dtype=np.float32)
+        for row, labels in enumerate(parsed):
+            targets[row, [ids[label] for label in labels]] = 1
+        return targets
+
+
+def is_flag(cell: Any) -> bool:
+    """Whether a cell can be one of a column for each label: 0 or 1."""
+    return number(cell) in (0.0, 1.0) or isinstance(cell, (bool, np.bool_))
+
+
+def _flag(name: str, cell: Any) -> bool:
+    if not is_flag(cell):
+        raise ValueError(f"{name} is {short(cell)}, expected 0 or 1")
+    return bool(cell if not isinstance(cell, str) else float(cell))

@@ -1,0 +1,127 @@
+"""Training from Python: examples in memory in, an object that predicts and saves out.
+
+trained = trainers.train({"train": frame}, task="text-classification", output_dir="runs/mine")
+trained.predict(["what a film"])
+trained.save("my-model")
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lora_core
+from lora_core.models import save_pretrained
+from trainers.config import RunConfig
+from trainers.data.images.batches import ImageDataset
+from trainers.data.splits import HELD_OUT, SPLIT_SEED, hold_out, take
+from trainers.data.table import column_of, rows_of
+from trainers.data.texts.dataset import TextDataset
+from trainers.data.texts.encode import TextProcessing
+from trainers.data.tokens.reader import TokenDataset
+from trainers.experiment import logger, run
+from trainers.finished import FinishedRun
+from trainers.run_folder import Run
+from trainers.serve import pipeline
+from trainers.serve.pipeline import Pipeline
+from trainers.tasks import kind_of
+
+TASK_OF: dict[type, str] = {
+    TokenDataset: "token-classification",
+    TextDataset: "text-classification",
+    ImageDataset: "image-classification",
+}
+WORD_COLUMNS = ("tokens", "words")
+TAG_COLUMNS = ("ner_tags", "tags", "labels")
+
+
+@dataclass(frozen=True)
+class TrainedRun(Run):
+    """What `train` gives back: the run's scores, and its model at work."""
+
+    @cached_property
+    def _pipeline(self) -> Pipeline:
+        return pipeline(model=self.folder)
+
+    def predict(self, inputs: Any) -> Any:
+        """Predictions for one input or a list of them, as `trainers.pipeline` makes them."""
+        return self._pipeline(inputs)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model, adapters merged, into a folder in the transformers layout, with what its inputs need."""
+        finished = FinishedRun.open(self.folder)
+        if finished.config.method == "lora":
+            lora_core.eject_lora(lora_core.merge_lora(finished.model))
+        save_pretrained(finished.model, folder)
+        pairs = bool(TextProcessing.read(finished.weights_folder).pairs)
+        finished.kind.save_preprocessing(finished.config, Path(folder), pairs)
+        return Path(folder)
+
+
+def train(data: Any, **settings: Any) -> TrainedRun:
+    """Train and test a model on data in memory.
+
+    Args:
+        data: the splits "train" and perhaps "validation" and "test" by name, or the training examples alone. Each is a
+            TokenDataset, TextDataset or ImageDataset; or a pandas DataFrame, a datasets.Dataset, a list of dicts or a
+            dict of lists, whose columns hold words and tags ("tokens", "ner_tags"), or what the settings text_column,
+            pair_column and label_column name. Without a validation split a tenth of the training examples becomes it.
+        settings: fields of RunConfig; output_dir may be a string, target_modules a list.
+
+    Returns:
+        The run, with `predict(inputs)` and `save(folder)`. All that it measured is in its folder too.
+
+    Raises:
+        ValueError: a setting is unknown (with the nearest name), or the data does not fit the task (the message says
+            where).
+    """
+    config = RunConfig.from_dict(settings, "trainers.train")
+    kind_of(config.task)
+    splits = dict(data) if isinstance(data, Mapping) and (not data or "train" in data) else {"train": data}
+    datasets = {name: _dataset(split, config, f"the {name} split") for name, split in splits.items()}
+    if "train" in datasets and "validation" not in datasets:
+        datasets["train"], datasets["validation"] = _held_out(datasets["train"])
+        sizes = len(datasets["train"]), len(datasets["validation"])
+        logger.warning("no validation split: %d training examples stay, %d became one", *sizes)
+    done = run(config, datasets)
+    return TrainedRun(**{name: getattr(done, name) for name in done.__dataclass_fields__})
+
+
+def _dataset(split: Any, config: RunConfig, source: str) -> Any:
+    """A split as a data set of the run's task."""
+    for kind, task in TASK_OF.items():
+        if isinstance(split, kind):
+            if task != config.task:
+                raise ValueError(f"{source} is a {kind.__name__}, but task is {config.task!r}. Pass task={task!r}.")
+            return split
+    if hasattr(split, "with_labels"):
+        return split
+    if config.task == "token-classification":
+        return _tagged(split, source)
+    columns = {"label_column": config.label_column, "source": source}
+    if config.task == "image-classification":
+        return ImageDataset.from_table(split, **columns)
+    return TextDataset.from_table(split, text_column=config.text_column, pair_column=config.pair_column, **columns)
+
+
+def _tagged(table: Any, source: str) -> TokenDataset:
+    rows, names = rows_of(table, source)
+    words = column_of(rows, "", WORD_COLUMNS, "the words", source)
+    tags = column_of(rows, "", TAG_COLUMNS, "the tags", source)
+    return TokenDataset.from_lists(
+        [row[words] for row in rows], [row[tags] for row in rows], names=names.get(tags), source=source
+    )
+
+
+def _held_out(train: Any) -> tuple[Any, Any]:
+    """The rest, and a tenth of the examples, of each label its share where an example has one label."""
+    if not isinstance(train, TokenDataset):
+        return hold_out(train)
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
+    count = max(1, round(HELD_OUT * len(train)))
+    if count >= len(train):
+        raise ValueError(f"{train.source} holds {len(train)} sentences, too few to set some aside for scoring.")
+    return take(train, np.sort(order[count:])), take(train, np.sort(order[:count]))
