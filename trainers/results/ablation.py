@@ -93,6 +93,12 @@ def ablation_row(variant: Variant, runs: Sequence[Run]) -> AblationRow:
     """One line of the table from the finished runs of a variant."""
     config, first = variant.configs[0], runs[0].result
     split = "test" if "test" in first else "validation"
+    for each in runs:
+        if "confusion" not in each.result[split]:
+            raise ValueError(
+                f"{each.folder} did {each.result.get('problem_type', config.task)}: an ablation needs runs with one "
+                "label for each text or image."
+            )
     scores = [run.result[split] for run in runs]
     lora = config.method == "lora"
     alpha = config.r if config.lora_alpha is None else config.lora_alpha

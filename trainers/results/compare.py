@@ -17,7 +17,14 @@ import numpy as np
 
 from lora_core.files import write_json, write_text
 from trainers.config import RunConfig
-from trainers.results.significance import Difference, SeedGroup, compare_predictions, seed_groups, seeds_table
+from trainers.results.significance import (
+    Difference,
+    SeedGroup,
+    compare_predictions,
+    counts_of_run,
+    seed_groups,
+    seeds_table,
+)
 from trainers.run_folder import Run, has_predictions
 from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes, save_figure
 from trainers.tasks import kind_of
@@ -88,6 +95,8 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
     if not 0 <= baseline < len(runs):
         raise ValueError(f"The baseline is run {baseline}, but the runs are numbered 0 to {len(runs) - 1}.")
     names = distinct_names(runs)
+    for run in runs:
+        counts_of_run(run)  # refuses what has no F1
     split = "test" if all(run.result.get("test") for run in runs) else "validation"
     _check_same_data(runs, split)
     baseline_f1 = _figure(runs[baseline], split, "f1")
@@ -220,6 +229,12 @@ def _task(run: Run) -> str:
 def _check_same_data(runs: list[Run], split: str) -> None:
     first = runs[0]
     for run in runs:
+        kinds = [one.result.get("problem_type", "single_label_classification") for one in (first, run)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{first.folder} did {kinds[0]} but {run.folder} {kinds[1]}: only runs of one problem type "
+                "can be compared."
+            )
         if _task(run) != _task(first):
             raise ValueError(
                 f"{first.folder} did {_task(first)} but {run.folder} {_task(run)}: "

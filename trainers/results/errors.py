@@ -165,6 +165,7 @@ def analyse(
     """
     if run.kind is not text_kind:
         raise ValueError(f"{run.run.folder} did {run.config.task}: the analysis is for text-classification.")
+    run.check_one_label()
     dataset = run.examples(split)
     if dataset.pairs is not None:
         raise ValueError(f"{run.run.folder} read pairs of texts: the analysis of words is for single texts.")

@@ -27,7 +27,20 @@ SHOWN_CHARACTERS = 600
 """Most characters of a text that are shown."""
 MAX_CONFUSED = 36
 """Most labels whose confusions are drawn."""
-SCORES = {"f1": "F1", "strict_f1": "strict F1", "precision": "precision", "recall": "recall", "accuracy": "accuracy"}
+SCORES = {
+    "f1": "F1, %",
+    "strict_f1": "strict F1, %",
+    "macro_f1": "macro F1, %",
+    "samples_f1": "F1 by example, %",
+    "precision": "precision, %",
+    "recall": "recall, %",
+    "accuracy": "accuracy, %",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "r2": "R2",
+    "mae": "mean absolute error",
+}
+"""Names on the page; what is a share is shown in percent."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ def write_report(folder: str | Path, errors: int = 20) -> Path:
     finished = FinishedRun.open(folder)
     run, split = finished.run, finished.scored_split
     config = RunConfig.from_dict(run.config, str(folder))
+    problem_type = finished.problem_type
     mistakes, wrong, problem = [], 0, ""
     try:
         predicted, gold = finished.predictions(split)
@@ -78,9 +92,10 @@ def write_report(folder: str | Path, errors: int = 20) -> Path:
         split=split,
         result=run.result,
         scores=run.result[split],
-        score_names={key: name for key, name in SCORES.items() if key in run.result[split]},
+        problem_type=problem_type,
+        cards=_cards(run.result[split], problem_type),
         duration=duration,
-        curves=_curves(run, config.metric) if run.epochs else "",
+        curves=_curves(run, finished.metric) if run.epochs else "",
         confusion=_confusion(run, split),
         mistakes=mistakes,
         wrong=wrong,
@@ -90,14 +105,29 @@ def write_report(folder: str | Path, errors: int = 20) -> Path:
     return write_text(finished.files.report, page)
 
 
+def _cards(scores: dict[str, Any], problem_type: str | None) -> list[tuple[str, str]]:
+    """(Value, name) of the scores on top of the page. Macro F1 is that of several labels, where F1 is another."""
+    names = {key: name for key, name in SCORES.items() if key in scores}
+    if problem_type != "multi_label_classification":
+        names.pop("macro_f1", None)
+    return [
+        (f"{100 * scores[key]:.2f}" if name.endswith("%") else f"{scores[key]:.4f}", name)
+        for key, name in names.items()
+    ]
+
+
 def find_mistakes(run: FinishedRun, split: str, limit: int) -> list[Mistake]:
-    """Sentences with the most wrong words; or texts or images, one of every confusion in turn, frequent ones first.
+    """Sentences with the most wrong words; or texts or images, one of every confusion in turn, frequent ones first;
+    with several labels those with the most wrong ones, with numbers those that are furthest off.
 
     Raises:
         ValueError: the run has no predictions for the split, or its data is gone or has changed since.
     """
     dataset, (predicted, gold) = run.examples(split), run.predictions(split)
-    if run.kind.ONE_LABEL:
+    if run.problem_type == "regression":
+        wrong = [abs(float(guess[0] - true[0])) for guess, true in zip(predicted, gold, strict=True)]
+        chosen = sorted(np.flatnonzero(wrong).tolist(), key=lambda index: -wrong[index])[:limit]
+    elif run.problem_type == "single_label_classification":
         chosen = in_turns(np.concatenate(gold), np.concatenate(predicted))[:limit]
     else:
         wrong = [int((guess != true).sum()) for guess, true in zip(predicted, gold, strict=True)]
@@ -106,10 +136,19 @@ def find_mistakes(run: FinishedRun, split: str, limit: int) -> list[Mistake]:
         _mistake(
             index,
             run.kind.shown(dataset, index),
-            *([run.labels[int(tag)] for tag in ids[index]] for ids in (gold, predicted)),
+            *(_names(run, ids[index]) for ids in (gold, predicted)),
         )
         for index in chosen
     ]
+
+
+def _names(run: FinishedRun, answer: np.ndarray) -> list[str]:
+    """The labels of one example, by word for a sentence; else one string."""
+    if run.problem_type == "regression":
+        return [f"{answer[0]:.4g}"]
+    if run.problem_type == "multi_label_classification":
+        return [", ".join(run.labels[index] for index in np.flatnonzero(answer)) or "(no label)"]
+    return [run.labels[int(tag)] for tag in answer]
 
 
 def _mistake(index: int, shown: Any, true: list[str], guess: list[str]) -> Mistake:
@@ -158,10 +197,11 @@ def _curves(run: Run, metric: str) -> str:
         epochs, [event["validation"]["loss"] for event in run.epochs], "s-", color=COLOURS[1], label="validation"
     )
     losses.set(title="Loss", xlabel="epoch")
-    names = dict.fromkeys(["f1", "accuracy", metric if metric != "loss" else "f1"])
-    for name, colour in zip(names, COLOURS, strict=False):
+    shown = ["f1", "accuracy"] if "f1" in run.result["validation"] else ["pearson", "spearman"]
+    for name, colour in zip(dict.fromkeys([*shown, metric]), COLOURS, strict=False):
         values = [100 * event["validation"][name] for event in run.epochs]
-        scores.plot(epochs, values, "o-", color=colour, label=SCORES.get(name, name))
+        label = SCORES.get(name, name).removesuffix(", %")
+        scores.plot(epochs, values, "o-", color=colour, label=label)
     scores.set(title="Validation scores, %", xlabel="epoch")
     for axes in (losses, scores):
         plain_axes(axes)
@@ -177,6 +217,8 @@ def _confusion(run: Run, split: str) -> str:
     """The confusion matrix, of labels or of entity types, as a data URI; "" where there is none to draw."""
     labels = list(run.result["labels"])
     matrix = run.result[split].get("confusion")
+    if matrix is None and run.result.get("problem_type") is not None:
+        return ""
     if matrix is None:
         if not has_predictions(run, split):
             return ""

@@ -19,6 +19,7 @@ from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.run_folder import Run, read_predictions
 from trainers.show import markdown_table
 from trainers.tasks import kind_of
+from trainers.tasks.label_scores import multi_label_counts
 
 Counts = Callable[[list[np.ndarray], list[np.ndarray], Sequence[str]], np.ndarray]
 """From predicted and true label ids of each example, and the label names, to counts (N, K, 3)."""
@@ -64,8 +65,8 @@ def difference(
     """The difference between two predictions of the same N examples, label ids of each.
 
     Args:
-        counts: what F1 is made of, (N, K, 3): `entity_counts` for that over all entities, `label_counts` for the mean
-            over the labels.
+        counts: what F1 is made of, (N, K, 3): `entity_counts` and `multi_label_counts` for that over all entities or
+            labels, `label_counts` for the mean over the labels.
     """
     one, two = counts(predicted, gold, labels), counts(other, gold, labels)
     low, high = bootstrap_interval(one, two, macro=one.shape[1] > 1)
@@ -75,7 +76,18 @@ def difference(
 
 
 def counts_of_run(run: Run) -> Counts:
-    """What F1 of a run's task is made of."""
+    """What F1 of a run's task is made of.
+
+    Raises:
+        ValueError: it learned numbers, which have no F1.
+    """
+    problem_type = run.result.get("problem_type")
+    if problem_type == "regression":
+        raise ValueError(
+            f"{run.folder} did regression: it has no F1 to compare. Its scores are in {run.files.metrics}."
+        )
+    if problem_type == "multi_label_classification":
+        return multi_label_counts
     return kind_of(run.config.get("task", RunConfig().task)).counts
 
 

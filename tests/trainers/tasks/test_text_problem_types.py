@@ -15,6 +15,11 @@ from trainers.config import RunConfig
 from trainers.data.texts.reader import TextDataset
 from trainers.experiment import run
 from trainers.finished import FinishedRun, evaluate_run
+from trainers.results.ablation import Variant, ablation_row
+from trainers.results.compare import compare_runs, write_comparison
+from trainers.results.errors import analyse
+from trainers.results.report import find_mistakes, write_report
+from trainers.results.vote import vote
 from trainers.serve import pipeline
 from trainers.serve.export import export_run
 from trainers.tasks import check_settings, text
@@ -119,6 +124,48 @@ def test_numbers_learn(runs, splits):
     found = [each[0]["score"] for each in map(pipeline(None, done.folder), dataset.texts[:5])]
     assert found == pytest.approx(np.concatenate(FinishedRun.open(done.folder).predictions("test")[0])[:5], abs=1e-4)
     assert Decision.read(done.files.weights("lora")).problem_type == "regression"
+
+
+def test_what_looks_at_finished_runs_knows_them_or_says_so(runs, splits, checkpoint, tmp_path):
+    several, numbers = runs["multi_label_classification"], runs["regression"]
+    other = trainers.train(splits["multi_label_classification"], **settings(checkpoint, tmp_path / "other", epochs=1))
+    comparison = compare_runs([several, other])
+    assert [row.f1 for row in comparison.rows] == [one.result["test"]["f1"] for one in (several, other)]
+    difference = comparison.rows[1].difference
+    assert difference.f1_low <= comparison.rows[1].f1_difference <= difference.f1_high < 0
+    gold = splits["multi_label_classification"]["test"].targets
+    predicted = [np.stack(FinishedRun.open(one.folder).predictions("test")[0]) for one in (several, other)]
+    right = [(one == gold).all(1) for one in predicted]
+    assert difference.only_baseline_right == (right[0] & ~right[1]).sum()
+    write_comparison(comparison, tmp_path)
+
+    for one, shown in ((several, "threshold"), (numbers, "Pearson correlation")):
+        mistakes = find_mistakes(_with_data(one, splits), "test", 3)
+        assert len(mistakes) == 3 or one is several
+        page = write_report(one.folder).read_text()
+        assert shown in page
+        assert "Confusion matrix" not in page
+    off = [abs(float(mistake.true) - float(mistake.predicted)) for mistake in mistakes]
+    assert off == sorted(off, reverse=True)
+    mistakes = find_mistakes(_with_data(other, splits), "test", 3)
+    assert {name for mistake in mistakes for name in mistake.true.split(", ")} <= {*NAMES, "(no label)"}
+
+    with pytest.raises(ValueError, match=r"regression did regression: it has no F1 to compare"):
+        compare_runs([numbers, several])
+    members = [FinishedRun.open(one.folder) for one in (several, other)]
+    with pytest.raises(ValueError, match=r"did multi_label_classification: expected a run with one label for each"):
+        vote(members)
+    with pytest.raises(ValueError, match=r"did regression: expected a run with one label for each example"):
+        analyse(FinishedRun.open(numbers.folder))
+    with pytest.raises(ValueError, match=r"did regression: an ablation needs runs with one label"):
+        ablation_row(Variant("tiny", [RunConfig()]), [numbers])
+
+
+def _with_data(run, splits):
+    finished = FinishedRun.open(run.folder)
+    finished.__dict__["datasets"] = splits[run.result["problem_type"]]
+    finished.config.__dict__["data"] = "in memory"
+    return finished
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
