@@ -14,7 +14,7 @@ from lora_core.files import read_json_object
 from lora_core.models.task_model import ProblemType
 from trainers.data.rows import short
 
-VALUE = "value"
+NUMBER = "score"
 """The name of what a regression predicts, where the data has none."""
 
 
@@ -122,70 +122,6 @@ def problem_type_of(targets: np.ndarray) -> ProblemType:
     return "regression" if targets.ndim == 1 else "multi_label_classification"
 
 
-def targets_from_list(
-    labels: Iterable[Any], names: Sequence[str] | None, count: int, source: str
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The targets of labels that are given as a list, as `problem_type_of` has them, and the label names.
-
-    Args:
-        labels: for each example a name or an id from 0; or a list of these, which may be empty; or a number with a
-            point (float). An array (N, L) of 0 and 1 says which labels each has.
-        names: as for `labels_from_list`; of numbers the name of the value, by default `VALUE`.
-        count, source: as for `labels_from_list`.
-
-    Raises:
-        ValueError: as `labels_from_list`; or the labels are of several kinds, one stands twice at an example, or a
-            number is not finite.
-    """
-    if isinstance(labels, np.ndarray) and labels.ndim == 2:
-        if not np.isin(labels, (0, 1)).all():
-            raise ValueError(f"{source}: an array of labels holds 0 and 1, a column for each label.")
-        names = [str(column) for column in range(labels.shape[1])] if names is None else names
-        if len(names) != labels.shape[1]:
-            raise ValueError(f"{source}: {labels.shape[1]} columns of labels, but {len(names)} names.")
-        labels = [np.flatnonzero(row).tolist() for row in labels]
-    given = labels if isinstance(labels, str) else list(labels)
-    several = [isinstance(label, (list, tuple, set, frozenset, np.ndarray)) for label in given]
-    numbers = [isinstance(label, (float, np.floating)) for label in given]
-    if not any(several) and not any(numbers):
-        return labels_from_list(given, names, count, source)
-    if len(given) != count:
-        raise ValueError(f"{source}: {count} examples and {len(given)} labels, expected examples with a label each.")
-    kinds = several if any(several) else numbers
-    if not all(kinds) or (any(several) and any(numbers)):
-        odd = kinds.index(False) if not all(kinds) else 0
-        wanted = "a list of labels" if any(several) else "a number with a point"
-        raise ValueError(f"{source}, example {odd}: the label is {short(given[odd])}, but others have {wanted}.")
-    if not any(several):
-        return _numbers_from_list(given, names, source)
-    counts = [len(own) for own in given]
-    flat = [label for own in given for label in own]
-    ids, found = labels_from_list(flat, names, len(flat), source)
-    owners = np.repeat(np.arange(count), counts)
-    targets = np.zeros((count, len(found)), dtype=np.float32)
-    np.add.at(targets, (owners, ids), 1)
-    if targets.max() > 1:
-        example, label = np.argwhere(targets > 1)[0]
-        raise ValueError(
-            f"{source}, example {example}: the label {found[label]!r} stands twice. Give each label once; 0 and 1 for "
-            "every label are to be an array (N, L)."
-        )
-    return targets, found
-
-
-def _numbers_from_list(
-    numbers: Sequence[Any], names: Sequence[str] | None, source: str
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(N,) float32, and the name of the value."""
-    if names is not None and (isinstance(names, str) or len(names) != 1):
-        raise ValueError(f"{source}: the label names are {short(names)}, but a number has one name, such as ['score'].")
-    targets = np.array(numbers, dtype=np.float32)
-    if not np.isfinite(targets).all():
-        odd = int(np.flatnonzero(~np.isfinite(targets))[0])
-        raise ValueError(f"{source}, example {odd}: the label is {numbers[odd]}, expected a finite number.")
-    return targets, (VALUE,) if names is None else tuple(names)
-
-
 def as_problem_type(
     targets: np.ndarray, labels: tuple[str, ...], problem_type: ProblemType, source: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -205,7 +141,7 @@ def as_problem_type(
             numbers = np.array([float(label) for label in labels], dtype=np.float32)
         except ValueError as error:
             raise ValueError(f"{source} has labels that are no numbers, for a regression: {error}.") from error
-        return _numbers_from_list(numbers[targets].tolist(), None, source)
+        return numbers[targets], (NUMBER,)
     raise ValueError(
         f"{source} is data for {own}, which cannot be read as {problem_type}. Leave --problem-type out, or give one "
         "label for each text."

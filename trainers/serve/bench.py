@@ -26,6 +26,8 @@ from trainers.show import COLOURS, blank_figure, plain_axes, save_figure, text_t
 CUDA = "CUDAExecutionProvider"
 COMPARED = 500
 """Most examples whose predictions are compared."""
+SAME_NUMBER = 0.01
+"""How far apart two numbers are the same prediction, in standard deviations of the predictions."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def bench_run(
     for variant in variants:
         figures, predictions = _in_own_process(variant, work)
         reference = reference or predictions
-        same = [np.array_equal(ours, theirs) for ours, theirs in zip(predictions, reference, strict=True)]
+        same = same_predictions(predictions, reference)
         size = weights if variant.source == folder else file_size(variant.source)
         measured.append(Measured(variant.name, variant.device, size, identical=sum(same[:compared]), **figures))
     return Comparison(
@@ -149,6 +151,14 @@ def bench_run(
         CUDA in onnxruntime.get_available_providers(),
         tuple(measured),
     )
+
+
+def same_predictions(predictions: list[np.ndarray], reference: list[np.ndarray]) -> list[bool]:
+    """Of each example whether it has the reference's labels, or a number within `SAME_NUMBER` of it."""
+    if not np.issubdtype(reference[0].dtype, np.floating):
+        return [np.array_equal(ours, theirs) for ours, theirs in zip(predictions, reference, strict=True)]
+    ours, theirs = np.concatenate(predictions), np.concatenate(reference)  # (N,) each
+    return (np.abs(ours - theirs) <= SAME_NUMBER * theirs.std()).tolist()
 
 
 def bench_table(comparison: Comparison) -> str:

@@ -11,7 +11,7 @@ from lora_core.export import export_onnx, read_metadata
 from trainers.cli import main
 from trainers.finished import FinishedRun
 from trainers.run_folder import read_run
-from trainers.serve.bench import Variant, bench_run, bench_table
+from trainers.serve.bench import Variant, bench_run, bench_table, same_predictions
 from trainers.serve.bench_worker import measure
 from trainers.serve.export import export_run, is_exported
 from trainers.serve.served import load_served
@@ -148,3 +148,11 @@ def test_wrong_arguments(run):
     for name in ("limit", "timed", "rounds", "threads"):
         with pytest.raises(ValueError, match="at least 1"):
             bench_run(run, **{name: 0})
+
+
+def test_numbers_are_the_same_within_a_hundredth_of_their_spread():
+    numbers = [np.array([value], np.float32) for value in (0.0, 10.0, 20.0)]
+    moved = [numbers[0] + 0.05, numbers[1] + 0.2, numbers[2]]
+    assert same_predictions(moved, numbers) == [True, False, True]
+    labels = [np.array([0, 1]), np.array([1, 1])]
+    assert same_predictions([labels[0], labels[0]], labels) == [True, False]

@@ -67,7 +67,8 @@ def splits(tiny):
             split: TextDataset.from_lists(texts, labels, names=NAMES) for split, (texts, labels, _) in made.items()
         },
         "regression": {
-            split: TextDataset.from_lists(texts, numbers, names=["sum"]) for split, (texts, _, numbers) in made.items()
+            split: TextDataset.from_lists(texts, numbers, problem_type="regression")
+            for split, (texts, _, numbers) in made.items()
         },
     }
 
@@ -117,7 +118,7 @@ def test_numbers_learn(runs, splits):
     assert test["pearson"] > 0.9
     assert set(test) == {"loss", "pearson", "spearman", "mse", "mae", "r2"}
     assert test["loss"] == pytest.approx(test["mse"], rel=1e-5)
-    assert done.result["labels"] == ["sum"]
+    assert done.result["labels"] == ["score"]
     assert "thresholds" not in done.result
     assert max(event["validation"]["pearson"] for event in done.epochs) == done.result["validation"]["pearson"]
     dataset = splits["regression"]["test"]
@@ -222,7 +223,7 @@ def test_files_are_trained_evaluated_exported_and_measured(tiny, checkpoint, tmp
 
 def test_long_texts_in_windows(checkpoint, splits, tmp_path):
     for name, data in splits.items():
-        long = {split: TextDataset([f"{text} {text} {text}" for text in one.texts], one.targets, one.labels, "long")
+        long = {split: dataclasses.replace(one, texts=[f"{text} {text} {text}" for text in one.texts])
                 for split, one in data.items()}  # fmt: skip
         changes = {"long_text": "windows", "max_length": 8, "micro_batch_size": 3, "epochs": 3, "head": "textcnn"}
         done = trainers.train(long, **settings(checkpoint, tmp_path / name, **changes))

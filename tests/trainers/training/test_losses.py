@@ -15,7 +15,14 @@ from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.tasks import image, text, token
 from trainers.tasks.classification import Classification
 from trainers.tasks.token import TokenClassification
-from trainers.training.losses import TrainingLoss, balanced_weights, training_loss
+from trainers.training.losses import (
+    MultiLabelLoss,
+    TrainingLoss,
+    balanced_weights,
+    multi_label_loss,
+    positive_weights,
+    training_loss,
+)
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.0, 0.1, 0.2], [-3.0, 4.0, 1.0], [1.0, 1.0, 1.0]])
 LABELS = torch.tensor([0, 2, 0, 1])
@@ -123,3 +130,38 @@ def test_a_run_trains_on_its_loss_and_validates_on_the_plain_one(tiny, checkpoin
 def test_wrong_settings(setting, message):
     with pytest.raises(ValueError, match=message):
         RunConfig(**setting)
+
+
+SEVERAL = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
+
+
+def test_weights_of_several_labels_are_torchs():
+    expected = F.binary_cross_entropy_with_logits(LOGITS, SEVERAL, pos_weight=torch.tensor(WEIGHTS), reduction="sum")
+    torch.testing.assert_close(MultiLabelLoss(WEIGHTS)(LOGITS, SEVERAL), expected)
+    plain = F.binary_cross_entropy_with_logits(LOGITS, SEVERAL, reduction="sum")
+    torch.testing.assert_close(MultiLabelLoss()(LOGITS.bfloat16(), SEVERAL), plain, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_focus_and_smoothing_of_several_labels_written_out(gamma, smoothing):
+    expected = 0.0
+    for logits, targets in zip(LOGITS.tolist(), SEVERAL.tolist(), strict=True):
+        for logit, target, weight in zip(logits, targets, WEIGHTS, strict=True):
+            p = 1 / (1 + math.exp(-logit))
+            smoothed = target * (1 - smoothing) + smoothing / 2
+            entropy = -weight * smoothed * math.log(p) - (1 - smoothed) * math.log(1 - p)
+            expected += (1 - (p if target else 1 - p)) ** gamma * entropy
+    logits = LOGITS.clone().requires_grad_()
+    loss = MultiLabelLoss(WEIGHTS, gamma, smoothing)(logits, SEVERAL)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    (certain,) = torch.autograd.grad(MultiLabelLoss(None, gamma)(500 * logits, SEVERAL), logits)
+    assert certain.isfinite().all()
+
+
+def test_balanced_labels_count_as_much_as_their_absence():
+    targets = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 1], [0, 1, 1]], np.float32)
+    assert positive_weights(targets) == (3.0, 3.0, 1.0)
+    config = RunConfig(class_weights="balanced", focal_gamma=1.0)
+    assert multi_label_loss(config, targets) == MultiLabelLoss((3.0, 3.0, 1.0), 1.0)
+    assert multi_label_loss(RunConfig(), targets) is None

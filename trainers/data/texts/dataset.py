@@ -55,7 +55,8 @@ class TextDataset:
 
         Args:
             texts: N strings.
-            labels: N names of labels, or ids from 0; lists of them; or numbers that are no whole ones.
+            labels: N names of labels, or ids from 0; lists of them, which may be empty, or an array (N, L) of 0 and 1;
+                or numbers that are no whole ones.
             pairs: the second text of each, where texts come in pairs.
             names: the names in order of their ids; None: those that occur, sorted as `load_text_datasets` sorts them.
             source: what messages call these texts.
@@ -69,6 +70,8 @@ class TextDataset:
         second = None if pairs is None else _cleaned(pairs, "second text", source)
         if second is not None and len(second) != len(cleaned):
             raise ValueError(f"{source}: {len(cleaned)} texts and {len(second)} second texts, expected one for each.")
+        if isinstance(labels, np.ndarray) and labels.ndim == 2:
+            names, labels = _columns(labels, names, source)
         labels = labels if isinstance(labels, str) else list(labels)
         targets, found, kind = _targets(labels, names, len(cleaned), source, problem_type)
         return cls(cleaned, targets, found, source, second, kind)
@@ -193,6 +196,23 @@ def _joined(parts: Sequence[Any], noun: str, source: str, index: int) -> str:
         raise ValueError(f"{source}, example {index}: {problem}.") from problem
 
 
+def _columns(flags: np.ndarray, names: Sequence[str] | None, source: str) -> tuple[Sequence[str], list[dict[str, Any]]]:
+    """The label names of an array of 0 and 1, by default the numbers of its columns, and its rows by name."""
+    names = [str(column) for column in range(flags.shape[1])] if names is None else names
+    if len(names) != flags.shape[1]:
+        raise ValueError(f"{source}: {flags.shape[1]} columns of labels, but {len(names)} names.")
+    return names, [dict(zip(names, row.tolist(), strict=True)) for row in flags]
+
+
+def _refuse_repeated(labels: Any) -> None:
+    """Raise ValueError for a list that names a label twice: it may be meant as 0 and 1 for each label."""
+    if isinstance(labels, (list, tuple)) and len(set(map(str, labels))) < len(labels):
+        raise ValueError(
+            f"the labels are {short(labels)}, where one stands twice. Give each once; 0 and 1 for every label are to "
+            "be a NumPy array (N, L)"
+        )
+
+
 def _targets(
     labels: Any, names: Sequence[str] | None, count: int, source: str, problem_type: str
 ) -> tuple[np.ndarray, tuple[str, ...], ProblemType]:
@@ -207,6 +227,7 @@ def _targets(
     parsed = []
     for index, cell in enumerate(cells):
         try:
+            _refuse_repeated(cell)
             parsed.append(kind.parse(cell))
         except ValueError as problem:
             raise ValueError(f"{source}, example {index}: {problem}.") from problem

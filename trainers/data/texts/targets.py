@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from trainers.data.labels import LabelNames, sorted_names
+from trainers.data.labels import NUMBER, LabelNames, sorted_names
 from trainers.data.rows import short
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class Targets:
             columns: of the label: those of 0 and 1 are the names; that of a number is its name.
         """
         if self.problem_type == REGRESSION:
-            return (columns[0] if columns else "score",)
+            return (columns[0] if columns else NUMBER,)
         if self.problem_type == MULTI and len(columns) > 1:
             return tuple(columns)
         if self.declared.names is not None:
