@@ -292,10 +292,10 @@ def test_a_mistake_leaves_no_run_behind(config, data):
         assert not config.output_dir.exists()
 
 
-def test_data_without_validation(config, data, tmp_path):
+def test_data_without_a_training_split(config, data, tmp_path):
     shutil.copytree(data, tmp_path / "short")
-    (tmp_path / "short" / "valid.json").unlink()
-    with pytest.raises(ValueError, match="has no validation split; it has train, test"):
+    (tmp_path / "short" / "train.json").unlink()
+    with pytest.raises(ValueError, match="has no train split; it has validation, test"):
         run(dataclasses.replace(config, data=str(tmp_path / "short")))
 
 
