@@ -335,6 +335,13 @@ def test_data_without_validation(config, data, tmp_path, caplog):
     assert "no validation split; its" in caplog.text
 
 
+def test_data_without_a_training_split(config, data, tmp_path):
+    shutil.copytree(data, tmp_path / "short")
+    (tmp_path / "short" / "train.json").unlink()
+    with pytest.raises(ValueError, match="has no train split; it has validation, test"):
+        run(dataclasses.replace(config, data=str(tmp_path / "short")))
+
+
 def test_data_without_test_scores_validation_only(config, data, tmp_path):
     shutil.copytree(data, tmp_path / "short")
     (tmp_path / "short" / "test.json").unlink()

@@ -122,6 +122,10 @@ def _warnings(scan: Scan, splits: dict[str, SplitStatistics], usable: np.ndarray
     found = []
     if scan.unusable:
         found.append(f"{scan.unusable:,} rows cannot be used and were left out.")
+    if scan.tag_ids.scheme:
+        found.append(
+            f"The tags are of the scheme {scan.tag_ids.scheme}; they are counted, and trained on, as BIO (IOB2)."
+        )
     if scan.stray:
         found.append(f"{scan.stray:,} tags I-X continue no entity; each is counted as the beginning of one.")
     found += _conflicts(scan, usable)

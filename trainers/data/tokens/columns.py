@@ -212,11 +212,12 @@ def _index_column(sample: Sample) -> int | None:
             if not all(map(_INDEX.fullmatch, cells)):
                 break
             numbers = [int(cell) for cell in cells if cell.isdecimal()]
-            if any(b not in (a + 1, numbers[0]) for a, b in pairwise(numbers)):
+            if any(b != a + 1 and not b == numbers[0] != a for a, b in pairwise(numbers)):
                 break
             longest = max(longest, len(numbers))
         else:
-            if longest > 1:
+            # Where all sentences are of one word, all of them must be the first.
+            if longest > 1 or (sample.count > 2 and set(sample.column(index)) in ({"0"}, {"1"})):
                 return index
     return None
 

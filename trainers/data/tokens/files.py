@@ -10,7 +10,7 @@ import logging
 import re
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from pathlib import Path
@@ -316,11 +316,18 @@ def _rows_head(file: TaggedFile, rows: Sequence[dict]) -> _Head:
     return _Head(file, words is not None, None, tuple(tag for tag in flat if isinstance(tag, (str, int))), len(rows))
 
 
-def keys_in(row: Iterable[str], asked: tuple[str, ...]) -> tuple[str | None, str | None]:
+def keys_in(row: Container[str], asked: tuple[str, ...]) -> tuple[str | None, str | None]:
     """The keys of words and tags among those of a row; None where there is none."""
-    names = list(row)
-    words, tags = ((asked[0],), (asked[1],)) if asked else (WORD_KEYS, TAG_KEYS)
-    return next((key for key in words if key in names), None), next((key for key in tags if key in names), None)
+    if not asked:
+        return _first(WORD_KEYS, row), _first(TAG_KEYS, row)
+    return _first(asked[:1], row), _first(asked[1:], row)
+
+
+def _first(keys: Iterable[str], row: Container[str]) -> str | None:
+    for key in keys:
+        if key in row:
+            return key
+    return None
 
 
 def _parsed(line: bytes, kind: type, key: str = "") -> Any:

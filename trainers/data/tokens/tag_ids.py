@@ -44,9 +44,9 @@ class TagIds:
         wrong = [name for name in names if not tag_parts(name, self._notation or "B-X")]
         if wrong:
             raise ValueError(f"the tag name {short(wrong[0])} {expected(self._notation)}.")
+        if {name[0] for name in names} == {OUTSIDE, "I"}:  # no name says where an entity begins
+            self._in_bio = []
         self._learn(list(names))
-        if declared and self._letters == {"I"}:  # without a B- there is no name for the beginning of an entity
-            self._convert()
         self._notation = notation or self._notation
         self.outside = self._ids[OUTSIDE]
 
