@@ -247,7 +247,7 @@ def test_an_interrupted_run_from_scratch_goes_on(config, monkeypatch):
     assert run(config).result["test"] == whole.result["test"]
 
 
-def interrupt(model, config):
+def interrupt(*arguments):
     raise KeyboardInterrupt
 
 

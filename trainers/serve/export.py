@@ -76,7 +76,9 @@ def export_run(
     for path in (finished.files.onnx, finished.files.int8_onnx):  # of an earlier export
         remove(path)
     with TemporaryDirectory(prefix=".export-", dir=folder) as scratch:  # a file has its own name once it is checked
-        path = export_onnx(finished.model, Path(scratch, finished.files.onnx.name), metadata=_metadata(finished))
+        path = Path(scratch, finished.files.onnx.name)
+        segments = getattr(data, "token_type_ids", None) is not None
+        path = export_onnx(finished.model, path, metadata=_metadata(finished), segments=segments)
         batches = _parity_batches(finished.model, data)
         difference = verify_onnx(finished.model, path, batches, atol=LOGITS_WITHIN)
         parity = {"logits_within": difference, "allowed": LOGITS_WITHIN, "batches": len(batches)}

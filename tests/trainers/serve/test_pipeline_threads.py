@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import random
+import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,11 @@ THREADS = 8
 
 
 @pytest.fixture(scope="module")
-def exported(finished, finished_text, finished_image):
+def exported(finished, finished_text, finished_image, tmp_path_factory):
     """The folders of the runs by task, with their ONNX files."""
-    folders = {"ner": finished["full"], "text": finished_text, "image": finished_image}
+    root = tmp_path_factory.mktemp("exported")
+    runs = {"ner": finished["full"], "text": finished_text, "image": finished_image}
+    folders = {task: shutil.copytree(run, root / task) for task, run in runs.items()}
     for folder in folders.values():
         export_run(folder, points_lost=100)
     return folders

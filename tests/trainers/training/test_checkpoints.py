@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -263,7 +264,7 @@ def test_later_checkpoints_do_not_push_out_the_new_one(state, tmp_path, alone):
 def test_the_same_step_may_be_written_again(state, tmp_path, alone):
     save_checkpoint(state, tmp_path, 1, alone)
     flip_bit(tmp_path / "checkpoints" / "step-0" / "tensors.safetensors")
-    (tmp_path / "checkpoints" / ".step-0.999999999").mkdir()
+    (tmp_path / "checkpoints" / f".step-0.{socket.gethostname()}-999999999-1").mkdir()
     save_checkpoint(state, tmp_path, 1, alone)
     assert damage(tmp_path / "checkpoints" / "step-0") is None
     assert names(tmp_path) == {"step-0"}

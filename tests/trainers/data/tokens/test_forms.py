@@ -13,7 +13,7 @@ README = Path(__file__).parents[4] / "trainers" / "README.md"
 
 def rows_of_the_table():
     """The name, the first file and the pieces of code in the example of each form."""
-    text = README.read_text(encoding="utf-8").split("**Words with labels**")[1].split("**Texts**")[0]
+    text = README.read_text(encoding="utf-8").split("**Words with labels**")[1].split("**Texts with lab")[0]
     for form, files, example in re.findall(r"^\| (.+?) \| (.+?) \| (.+) \|$", text, re.MULTILINE)[1:]:
         yield form, re.split(r"[, ]", files)[0], re.findall(r"`([^`]+)`", example)
 
