@@ -25,9 +25,10 @@ from lora_core.files import sha256_of_file
 from lora_core.models.task_model import TaskModel
 from trainers.data.batches import Data
 from trainers.data.images.processing import PREPROCESSOR_FILE
-from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
+from trainers.data.texts.encode import TEXT_PROCESSING_FILE
 from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.finished import FinishedRun
+from trainers.serve.served import processing_of
 from trainers.show import text_table
 from trainers.tasks.decision import DECISION_FILE
 
@@ -76,8 +77,8 @@ def export_run(
     for path in (finished.files.onnx, finished.files.int8_onnx):  # of an earlier export
         remove(path)
     with TemporaryDirectory(prefix=".export-", dir=folder) as scratch:  # a file has its own name once it is checked
-        path = Path(scratch, finished.files.onnx.name)
         segments = getattr(data, "token_type_ids", None) is not None
+        path = Path(scratch, finished.files.onnx.name)
         path = export_onnx(finished.model, path, metadata=_metadata(finished), segments=segments)
         batches = _parity_batches(finished.model, data)
         difference = verify_onnx(finished.model, path, batches, atol=LOGITS_WITHIN)
@@ -144,8 +145,7 @@ def _metadata(finished: FinishedRun) -> dict[str, str]:
     if not texts:
         raise ValueError(f"{finished.weights_folder} holds neither {' nor '.join(PREPROCESSING)}: the run is damaged.")
     if TOKENIZER_FILE in texts:
-        processing = TextProcessing(finished.config.max_length, finished.config.long_text)
-        texts[TEXT_PROCESSING_FILE] = processing.to_json()
+        texts[TEXT_PROCESSING_FILE] = processing_of(finished).to_json()
     return {**texts, **_origin(finished), "run": finished.run.name, "base_model": Path(finished.config.model).name,
             "data": Path(finished.config.data).name}  # fmt: skip
 
@@ -163,5 +163,7 @@ def _parity_batches(model: TaskModel, data: Data) -> list[Mapping[str, Tensor]]:
     chosen = by_length[np.linspace(0, len(by_length) - 1, min(PARITY_EXAMPLES, len(by_length))).astype(int)]
     if model.base_model.reads == "images":
         return [data.collate(chosen[:1])[0], data.collate(chosen[:8])[0]]
+    if getattr(data, "token_type_ids", None) is not None:
+        return [data.collate(part)[0] for part in (chosen[:1], chosen[-1:], chosen[:8], chosen)]
     sequences = [data.collate(chosen[place : place + 1])[0]["input_ids"][0].tolist() for place in range(len(chosen))]
     return list(parity_batches(model, sequences))
