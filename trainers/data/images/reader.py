@@ -21,7 +21,7 @@ from trainers.data.images.tables import TABLE_SUFFIXES, is_table
 from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, OnBadRow
 from trainers.data.sources import UNSPLIT, find_source
-from trainers.data.splits import completed, hold_out
+from trainers.data.splits import completed, cut_in_three
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def load_image_datasets(
             f"{learnt.source}: {learnt.labels[learnt.targets[0]]} is the only class: there is nothing to tell apart. "
             f"Expected {EXPECTED}, or a table of pictures and labels."
         )
-    return completed(_in_three(datasets[UNSPLIT]) if UNSPLIT in datasets else datasets)
+    return completed(cut_in_three(datasets[UNSPLIT]) if UNSPLIT in datasets else datasets)
 
 
 def read_image_splits(source: str | Path, bad_rows: BadRows, reading: Reading | None = None) -> dict[str, ImageDataset]:
@@ -141,10 +141,3 @@ def _folders_come_first(folder: Path, tables: dict[str, list[PictureTable]], rea
     folders of splits, or the user names a column."""
     beside = all(table.path.parent == folder for table in chain.from_iterable(tables.values()))
     return beside and has_labelled_splits(folder) and not reading.label_column
-
-
-def _in_three(dataset: ImageDataset) -> dict[str, ImageDataset]:
-    """80 % train, 10 % validation and 10 % test of each class."""
-    rest, test = hold_out(dataset)
-    train, validation = hold_out(rest, of=len(dataset))
-    return {"train": train, "validation": validation, "test": test}
