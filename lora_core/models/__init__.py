@@ -7,6 +7,7 @@ lora_core's config, dropout, files and vit_names alone; lora_core.kernels, lora_
 from lora_core.models.bert import BertConfig, BertModel
 from lora_core.models.build import build_model, config_from_dict
 from lora_core.models.distilbert import DistilBertConfig, DistilBertModel
+from lora_core.models.electra import ElectraConfig, ElectraModel
 from lora_core.models.pretrained import load_pretrained, save_pretrained
 from lora_core.models.roberta import (
     CamembertConfig,
@@ -28,6 +29,8 @@ __all__ = [
     "DeiTModel",
     "DistilBertConfig",
     "DistilBertModel",
+    "ElectraConfig",
+    "ElectraModel",
     "RobertaConfig",
     "RobertaModel",
     "ViTConfig",

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from lora_core.models.bert import BertModel
 from lora_core.models.distilbert import DistilBertModel
+from lora_core.models.electra import ElectraModel
 from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.heads import HEADS
 from lora_core.models.recurrent import BiLSTMModel, LSTMModel
@@ -22,6 +23,7 @@ _FAMILIES: tuple[type[Encoder], ...] = (
     XLMRobertaModel,
     CamembertModel,
     DistilBertModel,
+    ElectraModel,
     ViTModel,
     DeiTModel,
     LSTMModel,
