@@ -93,5 +93,10 @@ class ElectraModel(BertModel):
         return self.encoder["layer"](hidden, additive_mask(attention_mask, hidden.dtype))
 
     def onnx_embeddings(self, graph: GraphBuilder, inputs: str) -> str:
-        hidden = self.embeddings.onnx(graph, inputs)
+        return self._onnx_projected(graph, self.embeddings.onnx(graph, inputs))
+
+    def onnx_segments(self, graph: GraphBuilder, inputs: str, segments: str) -> str:
+        return self._onnx_projected(graph, self.embeddings.onnx(graph, inputs, segments))
+
+    def _onnx_projected(self, graph: GraphBuilder, hidden: str) -> str:
         return hidden if self.embeddings_project is None else graph.dense(hidden, self.embeddings_project)

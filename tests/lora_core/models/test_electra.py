@@ -129,3 +129,17 @@ def test_the_defaults_are_those_of_transformers():
     reference = transformers.ElectraConfig().to_dict()
     fields = ElectraConfig().to_dict()
     assert {name: reference[name] for name in fields} == fields
+
+
+@torch.no_grad()
+def test_pairs_of_texts_equal_transformers_and_are_exported(reference, tmp_path, task):
+    model = load_pretrained(tmp_path / "theirs", task)
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(5, 60, (3, 9), generator=generator)
+    segments = torch.tensor([[0] * 4 + [1] * 5] * 3)
+    expected = reference(input_ids, token_type_ids=segments).logits
+    torch.testing.assert_close(model(input_ids, token_type_ids=segments), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(model(input_ids), expected, atol=1e-2)
+    served = OnnxModel(export_onnx(model, tmp_path / "pairs.onnx", segments=True))
+    found = served(input_ids, token_type_ids=segments)
+    torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-4, atol=1e-4)
