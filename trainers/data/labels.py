@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from trainers.data.rows import short
 
 NUMBER = "score"
 """The name of what a regression predicts, where the data has none."""
+
+
+SEPARATORS = ",|;"
+"""Characters that can stand between labels in one cell."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,23 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
     """Different names in a fixed order: ids by their size, names by the alphabet."""
     different = sorted(set(names))  # first by the alphabet: 1 and 01 are one number
     return tuple(sorted(different, key=int) if all(map(str.isdecimal, different)) else different)
+
+
+def separator_of(cells: Iterable[Any], names: Sequence[str] | None = None) -> str:
+    """What stands between several labels in one cell; empty: no cell holds several.
+
+    Names may hold such characters themselves ("Portland, OR"). So the parts must be labels elsewhere too: fewer
+    different parts than different cells, and one of them in a cell of its own unless all cells have several.
+    """
+    counts = Counter(cell.strip() for cell in cells if isinstance(cell, str) and (names is None or cell not in names))
+    for separator in SEPARATORS:
+        several = [cell for cell in counts if separator in cell.strip(separator)]
+        alone = {cell for cell in counts if separator not in cell} | set(names or ())
+        parts = {part.strip() for cell in several for part in cell.split(separator)} - {""}
+        shared = parts & alone if alone else parts
+        if several and shared and len(parts | alone) < len(counts) + len(names or ()) and (not names or parts <= alone):
+            return separator
+    return ""
 
 
 def labels_from_list(

@@ -154,7 +154,13 @@ def _form_of(path: Path, reading: Reading) -> Form | None:
     head = [line.split() for _, line in islice(numbered_lines(path, encoding=reading.encoding), PEEKED)]
     filled = [words for words in head if words and words[0] != b"-DOCSTART-"]
     tagged = [words for words in filled if len(words) > 1 and is_tag(words[-1].decode("utf-8", "replace"))]
-    return "conll" if filled and tagged == filled else None
+    if filled and tagged == filled:
+        return "conll"
+    tabs = {line.count(b"\t") for _, line in islice(numbered_lines(path, encoding=reading.encoding), PEEKED) if line}
+    if len(tabs) == 1 and 0 not in tabs and len(filled) > 1:
+        logger.warning("%s has tabs in every line: each whole line is taken for one text. If they part columns, pass "
+                       "--input-format table, with --text-column.", path)  # fmt: skip
+    return None
 
 
 def _lines(lines: Iterator[tuple[int, bytes]], where: str, form: Form | None, names: Sequence[str]) -> Iterator[Record]:

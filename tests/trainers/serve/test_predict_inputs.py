@@ -197,3 +197,10 @@ def test_a_table_on_standard_input(content, arguments, finished_text, monkeypatc
     main(["predict", str(finished_text), *arguments])
     found = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
     assert [row["id"] for row in found] == ["1", "2", "3"]
+
+
+def test_lines_with_tabs_that_may_be_columns_are_said(finished_text, tmp_path, capsys, caplog):
+    (tmp_path / "sms.txt").write_text("ham\tsee you\nspam\twin now\n")
+    main(["predict", str(finished_text), str(tmp_path / "sms.txt")])
+    assert "sms.txt has tabs in every line: each whole line is taken for one text" in caplog.text
+    assert len(capsys.readouterr().out.splitlines()) == 2

@@ -18,6 +18,7 @@ from trainers.data.images.folders import (
 from trainers.data.images.npz import read_npz
 from trainers.data.images.table_files import PictureTable, find_tables, folder_of_tables, read_table, read_tables
 from trainers.data.images.tables import TABLE_SUFFIXES, is_table
+from trainers.data.labels import separator_of
 from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, OnBadRow
 from trainers.data.sources import UNSPLIT, find_source
@@ -64,6 +65,12 @@ def load_image_datasets(
     datasets = read_image_splits(source, bad_rows, reading)
     bad_rows.report()
     learnt = datasets.get(UNSPLIT) or datasets.get("train")
+    if learnt is not None and (separator := separator_of([learnt.labels[target] for target in learnt.targets])):
+        several = next(label for label in learnt.labels if separator in label)
+        raise ValueError(
+            f"{learnt.source}: {several!r} is several labels in one. Pictures are learned with one label each: leave "
+            "such rows out, or give a column with one label (--label-column)."
+        )
     if learnt is not None and len(set(learnt.targets.tolist())) == 1:
         raise ValueError(
             f"{learnt.source}: {learnt.labels[learnt.targets[0]]} is the only class: there is nothing to tell apart. "

@@ -43,6 +43,8 @@ IGNORED_CLASSES = ("unsup",)
 WRAPPERS = ("data", "rows", "examples", "records", "items")
 """Keys under which a JSON file may hold its rows."""
 
+_STATED = re.compile(rb"sep=(.|\t)", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -216,7 +218,8 @@ def _rows_of(path: Path, value: Any) -> list[Any]:
         return [value]  # one row, of JSON lines
     raise ValueError(
         f"{path} holds an object with {short(list(value))}: expected a list of objects, an object a line, "
-        '{"data": [...]}, or columns {"text": {...}, "label": {...}}.'
+        '{"data": [...]}, or columns {"text": {...}, "label": {...}}. Splits in one object are to be files of '
+        "their own, train.json and test.json."
     )
 
 
@@ -294,7 +297,10 @@ class _ExcelRows:
 def _delimited(path: Path, lines: Lines, reading: Reading, classes: Collection[str]) -> Table:
     """Columns between delimiters, under a header or without one."""
     csv.field_size_limit(sys.maxsize)
-    delimiter = reading.separator or _delimiter(lines, reading)
+    stated = _STATED.fullmatch(lines[0][1].rstrip(b"\r\n")) if lines else None
+    if stated:  # as Excel writes it, for itself
+        lines = lines[1:]
+    delimiter = reading.separator or (stated[1].decode() if stated else _delimiter(lines, reading))
     reader = _Delimited(path, lines, delimiter, _has_quotes(lines, delimiter))
     head = [cells for _, cells in islice(reader.records(BadRows("skip")), PEEK)]
     if not head:

@@ -12,15 +12,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from trainers.data.labels import NUMBER, LabelNames, sorted_names
+from trainers.data.labels import NUMBER, SEPARATORS, LabelNames, separator_of, sorted_names
 from trainers.data.rows import short
 
 logger = logging.getLogger(__name__)
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 """The names that a checkpoint's config.json uses."""
-SEPARATORS = ",|;"
-"""Characters that can stand between labels in one cell."""
 SINGLE, MULTI, REGRESSION = get_args(ProblemType)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -65,19 +63,13 @@ def problem_type_of(cells: Sequence[Any], names: Sequence[str] | None = None) ->
     return SINGLE, ""
 
 
-def separator_of(cells: Iterable[Any], names: Sequence[str] | None = None) -> str:
-    """What stands between several labels in one cell; empty: no cell holds several.
-
-    Names may hold such characters themselves ("Portland, OR"). So the parts must be labels elsewhere too: fewer
-    different parts than different cells, and one of them in a cell of its own unless all cells have several.
-    """
+def _said_separator(cells: Iterable[Any], names: Sequence[str] | None) -> str:
+    """What stands between labels where a user says that cells hold several; empty: every cell is one label."""
     counts = Counter(cell.strip() for cell in cells if isinstance(cell, str) and (names is None or cell not in names))
-    for separator in SEPARATORS:
-        several = [cell for cell in counts if separator in cell.strip(separator)]
-        alone = {cell for cell in counts if separator not in cell} | set(names or ())
-        parts = {part.strip() for cell in several for part in cell.split(separator)} - {""}
-        shared = parts & alone if alone else parts
-        if several and shared and len(parts | alone) < len(counts) + len(names or ()) and (not names or parts <= alone):
+    for separator in (*SEPARATORS, " "):
+        parts = {part.strip() for cell in counts for part in cell.split(separator)} - {""}
+        if any(separator in cell for cell in counts) and (separator != " " or len(parts) < len(counts)):
+            logger.warning("cells are cut at %r: they hold %d different labels", separator, len(parts))
             return separator
     return ""
 
@@ -116,7 +108,9 @@ class Targets:
         self.problem_type: ProblemType = found if problem_type == "auto" else problem_type  # type: ignore[assignment]
         if problem_type == "auto" and reason:
             logger.warning("%s. --problem-type says otherwise.", reason)
-        self.separator = separator_of(cells, declared.names) if self.problem_type == MULTI else ""
+        self.separator = ""
+        if self.problem_type == MULTI:
+            self.separator = separator_of(cells, declared.names) or _said_separator(cells, declared.names)
         numbers = {number(cell) for cell in cells} if declared.names is None else {None}
         self._ids_only = bool(numbers) and None not in numbers
         self._minus_is_a_name = numbers == {-1.0, 1.0}
@@ -170,7 +164,12 @@ class Targets:
         if self.declared.names is not None:
             return self.declared.names
         if self.problem_type == SINGLE:
-            return sorted_names(parsed)
+            found = sorted_names(parsed)
+            if "-" in found and "+" not in found:
+                logger.warning(
+                    "one of the labels is '-', which is taken for a class. If it is none, take its rows out."
+                )
+            return found
         return sorted_names(name for names in parsed for name in names)
 
     def array(self, parsed: Sequence[Any], names: Sequence[str]) -> np.ndarray:
@@ -187,11 +186,17 @@ class Targets:
 
 
 def is_flag(cell: Any) -> bool:
-    """Whether a cell can be one of a column for each label: 0 or 1."""
-    return number(cell) in (0.0, 1.0) or isinstance(cell, (bool, np.bool_))
+    """Whether a cell can be one of a column for each label: 0 or 1, or true or false."""
+    return number(cell) in (0.0, 1.0) or isinstance(cell, (bool, np.bool_)) or _is_word(cell)
+
+
+def _is_word(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.strip().lower() in ("true", "false")
 
 
 def _flag(name: str, cell: Any) -> bool:
     if not is_flag(cell):
         raise ValueError(f"{name} is {short(cell)}, expected 0 or 1")
+    if _is_word(cell):
+        return cell.strip().lower() == "true"
     return bool(cell if not isinstance(cell, str) else float(cell))

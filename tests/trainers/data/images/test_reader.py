@@ -210,3 +210,15 @@ def test_pneumonia_mnist(monkeypatch):
     datasets = load_image_datasets("pneumonia_mnist")
     assert sizes(datasets) == {"train": 2428, "validation": 270, "test": 468}
     assert datasets["train"].labels == ("normal", "pneumonia")
+
+
+def test_several_labels_in_one_cell_are_no_classes(tmp_path):
+    """As in NIH's table of chest X-rays."""
+    labels = ["Effusion", "Cardiomegaly", "Cardiomegaly|Effusion", "Effusion|Mass"] * 10
+    rows = []
+    for number, label in enumerate(labels):
+        Image.new("L", (8, 8), number).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{label}")
+    (tmp_path / "images.csv").write_text("\n".join(["image,label", *rows]) + "\n")
+    with pytest.raises(ValueError, match=r"'Cardiomegaly\|Effusion' is several labels in one.*--label-column"):
+        load_image_datasets(tmp_path)
