@@ -43,6 +43,9 @@ def test_an_interrupted_run_goes_on_to_the_same_end(here):
     lines = [f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None]
     (here / "run.toml").write_text("\n".join(lines))
     main(["train", "--config", "run.toml", "--output-dir", "interrupted", "--resume", "auto"])
+    assert len(read_run("interrupted").epochs) == len(read_run("run").epochs)
+    if torch.__version__.split(".")[:2] != read_run("run").result["torch"].split(".")[:2]:
+        pytest.skip("another version of torch draws other numbers for dropout")
     whole, resumed = (load_file(Path(name, "adapter", "adapter_model.safetensors")) for name in ("run", "interrupted"))
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():

@@ -100,7 +100,8 @@ def test_images_too(tmp_path, kind):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     processor = transformers.ViTImageProcessor.from_pretrained(tmp_path)
     oracle = transformers.pipeline("image-classification", model=str(tmp_path), image_processor=processor, device="cpu")
-    assert_same([pipeline(None, tmp_path, top_k=None)(picture)], [oracle(picture)], abs=1e-4)
+    bare = {"function_to_apply": "none"} if kind == "regression" else {}  # which transformers 5.16 does not find out
+    assert_same([pipeline(None, tmp_path, top_k=None)(picture)], [oracle(picture, **bare)], abs=1e-4)
 
 
 def test_a_multi_label_model_gives_every_label_above_its_threshold(checkpoint, tmp_path, capsys):
