@@ -17,10 +17,11 @@ import lora_core
 from lora_core.models import save_pretrained
 from trainers.config import RunConfig
 from trainers.data.images.batches import ImageDataset
-from trainers.data.splits import HELD_OUT, SPLIT_SEED, hold_out, take
+from trainers.data.splits import HELD_OUT, SPLIT_SEED, hold_out, stratified_split, take
 from trainers.data.table import column_of, rows_of
 from trainers.data.texts.dataset import TextDataset
 from trainers.data.texts.encode import TextProcessing
+from trainers.data.tokens.bio import OUTSIDE
 from trainers.data.tokens.reader import TokenDataset
 from trainers.experiment import logger, run
 from trainers.finished import FinishedRun
@@ -117,11 +118,18 @@ def _tagged(table: Any, source: str) -> TokenDataset:
 
 
 def _held_out(train: Any) -> tuple[Any, Any]:
-    """The rest, and a tenth of the examples, of each label its share where an example has one label."""
+    """The rest, and about a tenth of the examples, of each label its share; equal examples stay on one side."""
     if not isinstance(train, TokenDataset):
         return hold_out(train)
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
-    count = max(1, round(HELD_OUT * len(train)))
-    if count >= len(train):
-        raise ValueError(f"{train.source} holds {len(train)} sentences, too few to set some aside for scoring.")
-    return take(train, np.sort(order[count:])), take(train, np.sort(order[:count]))
+    numbers: dict[tuple[str, ...], int] = {}
+    groups = np.array([numbers.setdefault(tuple(words), len(numbers)) for words in train.words])
+    outside = train.labels.index(OUTSIDE)
+    entities = [(row, tag) for row, tags in enumerate(train.tags) for tag in tags if tag != outside]
+    rows, types = np.array(entities, dtype=np.int64).reshape(-1, 2).T
+    held_out = stratified_split(groups, (rows, types), [1 - HELD_OUT, HELD_OUT], SPLIT_SEED) == 1
+    if not held_out.any() or held_out.all():
+        raise ValueError(
+            f"{train.source} holds {len(numbers)} different sentences, too few to set some aside for scoring. Add "
+            "some, or give a validation split."
+        )
+    return take(train, np.flatnonzero(~held_out)), take(train, np.flatnonzero(held_out))

@@ -6,9 +6,16 @@ from typing import ClassVar
 import pytest
 
 import trainers
+from trainers.notebook import _held_out
 
-WORDS = [["il2", "binds"], ["the", "gene"], ["gene", "binds", "il2"], ["the", "il2"]] * 5
-TAGS = [["B-protein", "O"], ["O", "B-DNA"], ["B-DNA", "O", "B-protein"], ["O", "B-protein"]] * 5
+PATTERNS = [
+    (["il2", "binds"], ["B-protein", "O"]),
+    (["the", "gene"], ["O", "B-DNA"]),
+    (["gene", "binds", "il2"], ["B-DNA", "O", "B-protein"]),
+    (["the", "il2"], ["O", "B-protein"]),
+]
+WORDS = [[*PATTERNS[number % 4][0], f"w{number}"] for number in range(40)]
+TAGS = [[*PATTERNS[number % 4][1], "O"] for number in range(40)]
 ROWS = [{"tokens": words, "ner_tags": tags} for words, tags in zip(WORDS, TAGS, strict=True)]
 
 
@@ -57,7 +64,7 @@ def test_a_table_trains_a_model_that_predicts_and_is_saved(table, checkpoint, tm
         table, model=str(checkpoint), output_dir=str(tmp_path / "run"), epochs=30, learning_rate=0.02, batch_size=4,
         fresh_head=True, target_modules=["all-linear"],
     )  # fmt: skip
-    assert "18 training examples stay, 2 became one" in caplog.text
+    assert "training examples stay" in caplog.text
     assert trained.result["validation"]["f1"] == 1.0
     found = trained.predict("il2 binds")
     assert [entity["entity_group"] for entity in found] == ["protein"]
@@ -85,3 +92,14 @@ def test_a_data_set_of_another_task_says_which(tmp_path):
 def test_a_tag_without_its_prefix_is_named_as_it_was_written():
     with pytest.raises(ValueError, match=r"the tag 'DRINK' is not in BIO\. Write B-DRINK"):
         trainers.TokenDataset.from_lists([["tea", "please"]], [["DRINK", "O"]])
+
+
+def test_equal_sentences_are_never_on_both_sides(tmp_path):
+    words = [[f"w{number % 30}", "il2"] for number in range(90)]
+    sides = _held_out(trainers.TokenDataset.from_lists(words, [["O", "B-protein"]] * 90))
+    train, validation = ({tuple(sentence) for sentence in side.words} for side in sides)
+    assert not train & validation
+    assert len(train | validation) == 30
+    assert 6 <= len(sides[1]) <= 12
+    with pytest.raises(ValueError, match="holds 1 different sentences, too few"):
+        trainers.train({"tokens": [["a"]] * 9, "ner_tags": [["O"]] * 9}, output_dir=str(tmp_path / "run"))
