@@ -4,6 +4,8 @@ Shapes: N examples, L labels.
 """
 
 import dataclasses
+import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lora_core.models.task_model import ProblemType, TaskModel
@@ -19,8 +22,9 @@ from trainers.config import RunConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
 from trainers.data.splits import sample
 from trainers.data.texts.encode import first_windows
+from trainers.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 from trainers.loop import evaluate
-from trainers.model import load_model
+from trainers.model import load_model, tokenizer_folder
 from trainers.run_folder import Run, RunFolder, has_predictions, read_predictions, read_run
 from trainers.tasks import kind_of, with_problem_type
 from trainers.tasks.classification import MultiLabelClassification
@@ -29,6 +33,8 @@ from trainers.training.distributed import World, distributed
 from trainers.training.precision import autocast, choose_kernels
 
 CPU = torch.device("cpu")
+
+logger = logging.getLogger("trainers")
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,22 @@ class FinishedRun:
 
     def encode(self, dataset: Any) -> Data:
         """A data set as the model takes it."""
+        self._check_tokenizer()
         return self.kind.encode(dataset, self.model, self.config)
+
+    def _check_tokenizer(self) -> None:
+        """Say where texts are cut into tokens in another way than in training, as a file beside the weights tells."""
+        saved = self.weights_folder / TOKENIZER_FILE
+        if not self.kind.ONE_LABEL or not saved.is_file():
+            return
+        both = Tokenizer.from_file(str(saved)), load_tokenizer(tokenizer_folder(self.config))
+        trained, used = (json.loads(tokenizer.to_str())["pre_tokenizer"] for tokenizer in both)
+        if trained != used:
+            logger.warning(
+                "%s was trained by an older version, which put a space before the first word; the scores that are "
+                "computed now are of texts without it. Pipelines and exports take texts as in training.",
+                self.run.folder,
+            )
 
     def sample(self, name: str, limit: int) -> Data:
         """At most ``limit`` examples of a split, drawn with the run's seed, as the model takes them."""
