@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_core.models import source
-from lora_core.models.source import resolve
+from lora_core.models.pretrained import source
+from lora_core.models.pretrained.source import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

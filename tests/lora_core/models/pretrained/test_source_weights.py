@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_core.models import BertConfig, build_model
-from lora_core.models.source import read_tensors, split_encoder
+from lora_core.models.pretrained.source import read_tensors, split_encoder
 
 ENCODER = build_model(BertConfig(50, 24, 2, 3, 40))
 
