@@ -29,7 +29,7 @@ ORDER = (
     ("trainers.data.spans",),
     ("trainers.data.tokens",),
     ("trainers.data.texts", "trainers.data.images"),
-    ("trainers.model", "trainers.training"),
+    ("trainers.convert", "trainers.model", "trainers.training"),
     ("trainers.tasks",),
     ("trainers.loop",),
     ("trainers.experiment",),
