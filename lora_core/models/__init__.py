@@ -5,10 +5,12 @@ and build for all, and pretrained/, which reads and writes checkpoints. Needs lo
 vit_names alone; lora_core.kernels, lora_core.export and trainers build on it.
 """
 
+from lora_core.models.encoders.albert import AlbertConfig, AlbertModel
 from lora_core.models.encoders.bert import BertConfig, BertModel
 from lora_core.models.encoders.build import build_model, config_from_dict
 from lora_core.models.encoders.distilbert import DistilBertConfig, DistilBertModel
 from lora_core.models.encoders.electra import ElectraConfig, ElectraModel
+from lora_core.models.encoders.mpnet import MPNetConfig, MPNetModel
 from lora_core.models.encoders.roberta import (
     CamembertConfig,
     CamembertModel,
@@ -22,6 +24,8 @@ from lora_core.models.pretrained.loading import load_pretrained, save_pretrained
 from lora_core.models.pretrained.source import resolve
 
 __all__ = [
+    "AlbertConfig",
+    "AlbertModel",
     "BertConfig",
     "BertModel",
     "CamembertConfig",
@@ -32,6 +36,8 @@ __all__ = [
     "DistilBertModel",
     "ElectraConfig",
     "ElectraModel",
+    "MPNetConfig",
+    "MPNetModel",
     "RobertaConfig",
     "RobertaModel",
     "ViTConfig",

@@ -111,7 +111,7 @@ class Encoder(nn.Module):
         self.config = config
         self.fresh_parameters: tuple[str, ...] = ()
         """Names of the parameters that the checkpoint lacked and that therefore start at random."""
-        self.pooler: Pooler | None = None
+        self.pooler: nn.Module | None = None
 
     def add_pooler(self) -> None:
         """Give the encoder its pooler, if the family has one. `forward` does not call it: heads do."""
