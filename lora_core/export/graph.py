@@ -90,13 +90,16 @@ class Graph:
                 self.input(name, data_type, dims or value.shape)
         return name
 
-    def parameter(self, module: nn.Module, name: str = "weight") -> str:
-        """A parameter or buffer of a module as it stands."""
-        return self.derived(f"{self.path(module)}.{name}", self.array(module, name), [(module, name)])
+    def parameter(self, module: nn.Module, name: str = "weight", dims: Sequence[str | int] = ()) -> str:
+        """A parameter or buffer of a module as it stands; of the shape ``dims`` where adapters replace it."""
+        return self.derived(f"{self.path(module)}.{name}", self.array(module, name), [(module, name)], dims)
 
-    def derived(self, name: str, value: np.ndarray, sources: Sequence[tuple[nn.Module, str]]) -> str:
+    def derived(
+        self, name: str, value: np.ndarray, sources: Sequence[tuple[nn.Module, str]], dims: Sequence[str | int] = ()
+    ) -> str:
         """A weight computed from parameters of modules; settable if one of those is."""
-        return self.weight(name, value, self._settable(f"{self.path(module)}.{part}" for module, part in sources))
+        settable = self._settable(f"{self.path(module)}.{part}" for module, part in sources)
+        return self.weight(name, value, settable, dims)
 
     def matrix(self, layers: Layers, dims: Sequence[str | int] = ()) -> str:
         """The weights of ``layers`` side by side, (in, out of all)."""

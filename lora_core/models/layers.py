@@ -99,7 +99,7 @@ class GraphBuilder(Protocol):
     def path(self, module: nn.Module) -> str: ...
     def array(self, module: nn.Module, name: str = "weight") -> np.ndarray: ...
     def constant(self, value: Any, dtype: Any = np.int64) -> str: ...
-    def parameter(self, module: nn.Module, name: str = "weight") -> str: ...
+    def parameter(self, module: nn.Module, name: str = "weight", dims: Sequence[str | int] = ()) -> str: ...
     def derived(self, name: str, value: np.ndarray, sources: Sequence[tuple[nn.Module, str]]) -> str: ...
     def op(
         self, op_type: str, *inputs: str, domain: str = "", outputs: Sequence[str] = (), **attributes: Any
@@ -262,6 +262,30 @@ class PackedLSTM(nn.Module):
         padded, _ = pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])
         directions = 2 if self.lstm.bidirectional else 1
         return padded.to(x.dtype), states[-directions:].transpose(0, 1).flatten(1).to(x.dtype)  # (B, T, H), (B, H)
+
+    def onnx_last(self, graph: GraphBuilder, x: str, mask: str) -> str:
+        """The final states (B, H) of a bidirectional LSTM of one layer as a graph; ``mask`` is (B, T) int32."""
+        assert self.lstm.num_layers == 1
+        assert self.lstm.bidirectional
+        states = self.lstm.hidden_size
+
+        def of_both(name: str, *kinds: str) -> str:
+            """Parameters of both directions; ONNX has the gates in the order input, output, forget, cell."""
+            names = [[f"{kind}_l0{side}" for kind in kinds] for side in ("", "_reverse")]
+            value = []
+            for each in names:
+                gates = [np.split(graph.array(self.lstm, part), 4) for part in each]  # input, forget, cell, output
+                value.append(np.concatenate([part[gate] for part in gates for gate in (0, 3, 1, 2)]))
+            sources = [(self.lstm, part) for each in names for part in each]
+            return graph.derived(f"{graph.path(self)}.{name}", np.stack(value), sources)
+
+        lengths = graph.op("ReduceSum", mask, graph.constant([1]), keepdims=0)  # (B,)
+        lengths = graph.op("Max", lengths, graph.constant(1, np.int32))
+        steps = graph.op("Transpose", x, perm=[1, 0, 2])  # (T, B, E)
+        weights = of_both("W", "weight_ih"), of_both("R", "weight_hh"), of_both("B", "bias_ih", "bias_hh")
+        outputs = [f"{graph.path(self)}.{name}" for name in ("outputs", "states")]
+        graph.op("LSTM", steps, *weights, lengths, outputs=outputs, hidden_size=states, direction="bidirectional")
+        return graph.op("Reshape", graph.op("Transpose", outputs[1], perm=[1, 0, 2]), graph.constant([0, -1]))
 
 
 def _lengths(x: Tensor, attention_mask: Tensor | None) -> Tensor:
