@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.encoders.bert import BertModel
+from lora_core.models.encoders.deberta import DebertaV2Model
 from lora_core.models.encoders.distilbert import DistilBertModel
 from lora_core.models.encoders.electra import ElectraModel
 from lora_core.models.encoders.recurrent import BiLSTMModel, LSTMModel
@@ -24,6 +25,7 @@ _FAMILIES: tuple[type[Encoder], ...] = (
     CamembertModel,
     DistilBertModel,
     ElectraModel,
+    DebertaV2Model,
     ViTModel,
     DeiTModel,
     LSTMModel,
