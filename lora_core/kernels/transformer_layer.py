@@ -61,7 +61,9 @@ def attention(
         context = attend(query, key, value, layout.mask, own.num_heads)
     else:
         shared = own.project_shared(partial(project_rows, dtype=dtype), *shared)
-        context = own.attend(query.float(), key.float(), value.float(), layout.mask, *shared)
+        if not own.attends_in_half:
+            query, key, value = query.float(), key.float(), value.float()
+        context = own.attend(query, key, value, layout.mask, *shared)
     return project(layout.pack(context), (parts.attention_output,), dtype)[0]
 
 

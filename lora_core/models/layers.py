@@ -135,6 +135,9 @@ class MultiHeadAttention(nn.Module):
     and the fused layers and the export use its own.
     """
 
+    attends_in_half: ClassVar[bool] = False
+    """Whether `attend` is made for queries, keys and values in bfloat16 too, with its softmax in float32."""
+
     def __init__(self, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from lora_core.dropout import Dropout
 from lora_core.models.layers import MASKED, GraphBuilder, MultiHeadAttention, Project
@@ -54,6 +56,26 @@ def shifted(scores: Tensor, columns: int) -> Tensor:
 
     Without the first `rows` entries of all, and with rows one entry shorter, each row begins one entry further left.
     """
+    return _Shifted.apply(scores, columns)
+
+
+class _Shifted(Function):
+    """The slices' own backward passes would fill and copy the whole twice."""
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, columns: int) -> Tensor:
+        ctx.shape, ctx.columns = scores.shape, columns
+        return _shifted_view(scores, columns)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        found = grad.new_zeros(ctx.shape)
+        _shifted_view(found, ctx.columns).copy_(grad)
+        return found, None
+
+
+def _shifted_view(scores: Tensor, columns: int) -> Tensor:
     rows, width = scores.shape[-2:]
     return scores.flatten(-2)[..., rows:].unflatten(-1, (rows, width - 1))[..., :columns]
 
@@ -75,6 +97,8 @@ class DisentangledSelfAttention(MultiHeadAttention):
         share: positions are projected by the layers that project queries and keys.
         position_dropout: of the embeddings of distances.
     """
+
+    attends_in_half = True
 
     def __init__(
         self,
