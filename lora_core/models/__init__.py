@@ -8,6 +8,7 @@ vit_names alone; lora_core.kernels, lora_core.export and trainers build on it.
 from lora_core.models.encoders.albert import AlbertConfig, AlbertModel
 from lora_core.models.encoders.bert import BertConfig, BertModel
 from lora_core.models.encoders.build import build_model, config_from_dict
+from lora_core.models.encoders.deberta import DebertaV2Config, DebertaV2Model
 from lora_core.models.encoders.distilbert import DistilBertConfig, DistilBertModel
 from lora_core.models.encoders.electra import ElectraConfig, ElectraModel
 from lora_core.models.encoders.mpnet import MPNetConfig, MPNetModel
@@ -30,6 +31,8 @@ __all__ = [
     "BertModel",
     "CamembertConfig",
     "CamembertModel",
+    "DebertaV2Config",
+    "DebertaV2Model",
     "DeiTConfig",
     "DeiTModel",
     "DistilBertConfig",

@@ -5,7 +5,7 @@ Shapes: B texts or images, T tokens (padded), Q tokens that ask (T, or fewer), H
 D = H / N.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -106,7 +106,8 @@ class GraphBuilder(Protocol):
     ) -> str: ...
     def cast(self, x: str, dtype: Any) -> str: ...
     def linear(self, x: str, layers: nn.Module | Sequence[nn.Module]) -> str: ...
-    def dense(self, x: str, layer: nn.Module) -> str: ...
+    def dense(self, x: str, layers: nn.Module | Sequence[nn.Module]) -> str: ...
+    def table(self, table: nn.Module, norm: nn.Module | None = None) -> str: ...
     def label_layer(self, x: str, layer: nn.Module) -> str: ...
     def activate(self, x: str, activation: nn.Module) -> str: ...
     def normalise(self, x: str, norm: nn.Module) -> str: ...
@@ -125,6 +126,10 @@ class GraphBuilder(Protocol):
     ) -> str: ...
 
 
+Project = Callable[[Tensor, tuple[nn.Module, ...]], tuple[Tensor, ...]]
+"""Computes linear layers on one input (..., in), each (..., out): the plain way or the fused layers' own."""
+
+
 class MultiHeadAttention(nn.Module):
     """Attention without its output projection. A subclass adds the projections to query, key and value.
 
@@ -132,15 +137,23 @@ class MultiHeadAttention(nn.Module):
     and the fused layers and the export use its own.
     """
 
+    attends_in_half: ClassVar[bool] = False
+    """Whether `attend` is made for queries, keys and values in bfloat16 too, with its softmax in float32."""
+
     def __init__(self, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = Dropout(dropout)
 
+    def project_shared(self, project: Project, *shared: Tensor) -> tuple[Tensor, ...]:
+        """What `attend` takes as `shared`, from what `LayerStack` was given for all layers: the same, unless a layer
+        has projections of its own for it."""
+        return shared
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *shared: Tensor) -> Tensor:
         """The attended values (B, Q, H) for projected queries (B, Q, H), keys and values (B, T, H).
 
-        `mask` is from `additive_mask`, `shared` is what `LayerStack` was given for all layers.
+        `mask` is from `additive_mask`, `shared` from `project_shared`.
         """
         dropout_p = self.dropout.p if self.dropout.training else 0.0
         return multi_head_attention(query, key, value, mask, self.num_heads, dropout_p)
@@ -148,7 +161,7 @@ class MultiHeadAttention(nn.Module):
     def onnx(self, graph: GraphBuilder, x: str, query_key_value: Sequence[nn.Module], mask: str, *shared: str) -> str:
         """`attend` on the projections of x (B, T, H) as a graph.
 
-        `query_key_value` is that of `LayerParts`, `mask` (B, T) int32 or "", `shared` as for `attend`.
+        `query_key_value` is that of `LayerParts`, `mask` (B, T) int32 or "", `shared` from `Encoder.onnx_shared`.
         """
         return graph.attention(x, query_key_value, self.num_heads, mask)
 

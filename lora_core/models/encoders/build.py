@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.encoders.albert import AlbertModel
 from lora_core.models.encoders.bert import BertModel
+from lora_core.models.encoders.deberta import DebertaV2Model
 from lora_core.models.encoders.distilbert import DistilBertModel
 from lora_core.models.encoders.electra import ElectraModel
 from lora_core.models.encoders.mpnet import MPNetModel
@@ -28,6 +29,7 @@ _FAMILIES: tuple[type[Encoder], ...] = (
     ElectraModel,
     AlbertModel,
     MPNetModel,
+    DebertaV2Model,
     ViTModel,
     DeiTModel,
     LSTMModel,
