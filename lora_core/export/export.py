@@ -108,5 +108,5 @@ def write_graph(
         "skip_layer_norm": 2 * len(parts),
         "bias_gelu": sum(type(each.activation) is nn.GELU for each in parts),
     }
-    assert found.items() >= fused.items(), (found, fused)
+    assert all(found[name] >= count for name, count in fused.items()), (found, fused)
     return path

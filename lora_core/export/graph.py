@@ -121,8 +121,9 @@ class Graph:
         return self.op("Add", y, self.op("MatMul", self.op("MatMul", x, update[0]), update[1]))
 
     def dense(self, x: str, layer: nn.Module) -> str:
-        """A linear layer with its bias."""
-        return self.op("Add", self.linear(x, layer), self.bias(layer))
+        """A linear layer with its bias, if it has one."""
+        y = self.linear(x, layer)
+        return self.op("Add", y, self.bias(layer)) if self._has_bias(layer) else y
 
     def label_layer(self, x: str, layer: nn.Module) -> str:
         """A linear layer whose outputs are the labels; where adapters replace it, each may have a number of its own."""
@@ -143,10 +144,10 @@ class Graph:
 
     def activated(self, x: str, layer: nn.Module, activation: nn.Module) -> str:
         """A linear layer with its bias and activation; for a GELU the two are one operator."""
-        y, bias = self.linear(x, layer), self.bias(layer)
         if type(activation) is nn.GELU:
-            return self.op("FastGelu" if activation.approximate == "tanh" else "BiasGelu", y, bias, domain=MICROSOFT)
-        return self.activate(self.op("Add", y, bias), activation)
+            inputs = self.linear(x, layer), self.bias(layer)
+            return self.op("FastGelu" if activation.approximate == "tanh" else "BiasGelu", *inputs, domain=MICROSOFT)
+        return self.activate(self.dense(x, layer), activation)
 
     def activate(self, x: str, activation: Any) -> str:
         """An activation of lora_core.models.layers, or a module with a method `onnx(graph, x)`."""
@@ -161,7 +162,8 @@ class Graph:
     def add_and_normalise(self, x: str, layer: nn.Module, residual: str, norm: nn.Module, total: str = "") -> str:
         """LayerNorm of ``residual`` + a linear layer of x; ``total`` names that sum where it is needed too."""
         scale, shift = self._scale_and_shift(norm)
-        inputs = [self.linear(x, layer), residual, scale, shift, self.bias(layer)]
+        inputs = [self.linear(x, layer), residual, scale, shift]
+        inputs += [self.bias(layer)] if self._has_bias(layer) else []
         output = self._fresh(f"{self.path(norm)}.output")
         names = [output, "", "", total] if total else [output]
         return self.op("SkipLayerNormalization", *inputs, domain=MICROSOFT, outputs=names, epsilon=norm.eps)
@@ -245,6 +247,11 @@ class Graph:
         """A layer's bias (out,)."""
         bias = self.parameters.tensors.get(f"{self.path(layer)}.bias")
         return np.zeros(len(self.array(layer)), np.float32) if bias is None else bias
+
+    def _has_bias(self, layer: nn.Module) -> bool:
+        """Whether a layer has a bias, or adapters may give it one."""
+        path = f"{self.path(layer)}.bias"
+        return path in self.parameters.tensors or self._settable([path])
 
     def _settable(self, paths: Iterable[str]) -> bool:
         """Whether adapters may replace one of these tensors."""

@@ -44,7 +44,7 @@ def quantize_onnx(path: str | Path, target: str | Path) -> Path:
     if metadata["precision"] != "fp32":
         raise ValueError(f"{path} is {metadata['precision']}; quantise the fp32 file")
     model = read_model(path)
-    _Quantiser(model.graph).run()
+    _Quantiser(model.graph, int(metadata.get("vocab_size", 0))).run()
     facts = {name: text for name, text in metadata.items() if name not in ("graph_sha256", "external_data")}
     write_model(model, target, {**facts, **INT8_FACTS, "fp32_sha256": metadata["graph_sha256"]})
     before, after = fused_counts(path), fused_counts(target)
@@ -61,10 +61,15 @@ def quantised(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Quantiser:
-    """One pass over the nodes of a graph of this library."""
+    """One pass over the nodes of a graph of this library.
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    Args:
+        vocab_size: V, 0 for images.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, vocab_size: int) -> None:
         self.graph = graph
+        self.vocab_size = vocab_size
         settable = {value.name for value in graph.input}
         self.weights = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in settable}
         self.added: dict[str, TensorProto] = {}
@@ -73,6 +78,7 @@ class _Quantiser:
             "Attention": self._attention,
             "SkipLayerNormalization": self._skip_layer_norm,
             "EmbedLayerNormalization": self._embeddings,
+            "Gather": self._gather,
         }
 
     def run(self) -> None:
@@ -115,13 +121,32 @@ class _Quantiser:
         ]
 
     def _skip_layer_norm(self, node: NodeProto) -> Iterable[NodeProto]:
-        """LayerNorm(x + bias + skip); the sum is the fourth output."""
-        x, skip, scale, shift, bias = node.input
+        """LayerNorm(x + skip), or of x + bias + skip; the sum is the fourth output."""
+        x, skip, scale, shift, *bias = node.input
         total = node.output[3] if len(node.output) > 3 else f"{node.name}_sum"
+        biased = f"{node.name}_biased" if bias else x
         return [
-            _node("Add", [x, bias], [f"{node.name}_biased"], f"{node.name}_bias", ""),
-            _node("Add", [f"{node.name}_biased", skip], [total], f"{node.name}_skip", ""),
+            *([_node("Add", [x, *bias], [biased], f"{node.name}_bias", "")] if bias else []),
+            _node("Add", [biased, skip], [total], f"{node.name}_skip", ""),
             _layer_norm(node, total, scale, shift),
+        ]
+
+    def _gather(self, node: NodeProto) -> Iterable[NodeProto]:
+        """Rows of the int8 word embeddings (V, H), scaled; another table stays as it is."""
+        table, ids = node.input
+        if table not in self.weights or [*self.weights[table].dims[:-1]] != [self.vocab_size]:
+            return [node]
+        return self._word_rows(node.name, table, ids, node.output[0])
+
+    def _word_rows(self, name: str, words: str, ids: str, output: str) -> list[NodeProto]:
+        """The rows of a table for ids (B, T), as ``output`` (B, T, H)."""
+        values, scales = self._int8(words, 1)
+        scales = self._column(scales)
+        return [
+            _node("Gather", [values, ids], [f"{name}_rows"], f"{name}_rows", ""),  # (B, T, H) int8
+            _node("Cast", [f"{name}_rows"], [f"{name}_wide"], f"{name}_cast", "", to=TensorProto.FLOAT),
+            _node("Gather", [scales, ids], [f"{name}_scales"], f"{name}_scales", ""),  # (B, T, 1)
+            _node("Mul", [f"{name}_wide", f"{name}_scales"], [output], f"{name}_words", ""),
         ]
 
     def _embeddings(self, node: NodeProto) -> Iterable[NodeProto]:
@@ -131,8 +156,6 @@ class _Quantiser:
         position_ids = rest[1] if len(rest) > 1 else ""
         if words not in self.weights:
             return [node]
-        values, scales = self._int8(words, 1)
-        scales = self._column(scales)
         if position_ids:
             located = [_node("Gather", [places, position_ids], [f"{name}_places"], f"{name}_place", "")]  # (B, T, H)
         else:
@@ -148,10 +171,7 @@ class _Quantiser:
             ]
         place = f"{name}_located" if segment_ids else f"{name}_places"
         return [
-            _node("Gather", [values, ids], [f"{name}_rows"], f"{name}_rows", ""),  # (B, T, H) int8
-            _node("Cast", [f"{name}_rows"], [f"{name}_wide"], f"{name}_cast", "", to=TensorProto.FLOAT),
-            _node("Gather", [scales, ids], [f"{name}_scales"], f"{name}_scales", ""),  # (B, T, 1)
-            _node("Mul", [f"{name}_wide", f"{name}_scales"], [f"{name}_words"], f"{name}_words", ""),
+            *self._word_rows(name, words, ids, f"{name}_words"),
             *located,
             _node("Add", [f"{name}_words", place], [f"{name}_sum"], f"{name}_sum", ""),
             _layer_norm(node, f"{name}_sum", scale, shift),

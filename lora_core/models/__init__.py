@@ -9,6 +9,7 @@ from lora_core.models.encoders.bert import BertConfig, BertModel
 from lora_core.models.encoders.build import build_model, config_from_dict
 from lora_core.models.encoders.distilbert import DistilBertConfig, DistilBertModel
 from lora_core.models.encoders.electra import ElectraConfig, ElectraModel
+from lora_core.models.encoders.modernbert import ModernBertConfig, ModernBertModel
 from lora_core.models.encoders.roberta import (
     CamembertConfig,
     CamembertModel,
@@ -32,6 +33,8 @@ __all__ = [
     "DistilBertModel",
     "ElectraConfig",
     "ElectraModel",
+    "ModernBertConfig",
+    "ModernBertModel",
     "RobertaConfig",
     "RobertaModel",
     "ViTConfig",

@@ -34,6 +34,11 @@ FAMILIES = {
         {"dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 40},
         {"vocab_size": 50, "max_position_embeddings": 16},
     ),
+    "modernbert": (
+        transformers.ModernBertConfig,
+        {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 20},
+        {"vocab_size": 50, "max_position_embeddings": 32, "pad_token_id": 0, "local_attention": 6},
+    ),
 }
 
 AUTO_CLASSES = {
