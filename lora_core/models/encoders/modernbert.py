@@ -110,6 +110,14 @@ class ModernBertConfig(EncoderConfig):
     """Standard deviations at which new weights are cut off; None: 3."""
     pad_token_id: int = 50283
     """Id of the padding token."""
+    bos_token_id: int | None = 50281
+    """Id of the token before a text; this and the next three are kept for those who read the saved model."""
+    eos_token_id: int | None = 50282
+    """Id of the token after a text."""
+    cls_token_id: int | None = 50281
+    """Id of the first token."""
+    sep_token_id: int | None = 50282
+    """Id of the token between texts."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModernBertConfig":

@@ -21,6 +21,7 @@ CASES = [("token-classification", "cls"), ("text-classification", "cls"), ("text
 BASE: dict[str, Any] = {
     "model_type": "modernbert", "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3,
     "intermediate_size": 20, "max_position_embeddings": 32, "pad_token_id": 0, "local_attention": 6,
+    "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
 }  # fmt: skip
 PUBLISHED = {"model_type": "modernbert", "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0,
              "local_rope_theta": 10000.0, "position_embedding_type": "absolute", "layer_norm_eps": 1e-05,
