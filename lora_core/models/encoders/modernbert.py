@@ -44,8 +44,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 """Kinds of layers, as config.json names them."""
 EVERY_N_LAYERS = 3
 """Every so manyth layer attends to the whole text, where config.json does not say."""
-BLOCKS = 4
-"""Texts of more windows than this are attended to in blocks; in shorter ones a mask over all pairs costs no more."""
+BLOCKS = 5
+"""Texts longer than this times the window are attended to in blocks; in shorter ones a mask over all pairs is faster.
+"""
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def load_pretrained(
             vision model's position embeddings are interpolated to it, bicubically.
         head: "default", the family's own, or a name in `lora_core.models.heads.HEADS`; None takes what the checkpoint
             was saved with. A head of another name than the checkpoint's is a new one.
-        fresh_head: leave out the checkpoint's head.
+        fresh_head: leave out the checkpoint's head, but not what its pretraining made of it (ModernBERT).
         head_follows: an adapter with a head is loaded next, so nothing is logged about a new one.
         seed: of new parameters.
 
