@@ -20,7 +20,6 @@ from trainers.data.images.batches import ImageDataset
 from trainers.data.splits import HELD_OUT, SPLIT_SEED, hold_out, stratified_split, take
 from trainers.data.table import column_of, rows_of
 from trainers.data.texts.dataset import TextDataset
-from trainers.data.texts.encode import TextProcessing
 from trainers.data.tokens.bio import OUTSIDE
 from trainers.data.tokens.reader import TokenDataset
 from trainers.experiment import logger, run
@@ -57,8 +56,10 @@ class TrainedRun(Run):
         if finished.config.method == "lora":
             lora_core.eject_lora(lora_core.merge_lora(finished.model))
         save_pretrained(finished.model, folder)
-        pairs = bool(TextProcessing.read(finished.weights_folder).pairs)
-        finished.kind.save_preprocessing(finished.config, Path(folder), pairs)
+        pairs = bool(finished.text_processing.pairs)
+        finished.kind.save_preprocessing(finished.config, Path(folder), pairs, finished.inputs_folder)
+        if not finished.task.decision.is_usual:
+            finished.task.decision.save(folder)
         return Path(folder)
 
 

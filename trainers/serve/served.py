@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from trainers.data.texts.encode import LongText
-    from trainers.finished import FinishedRun
 
 logger = logging.getLogger(__name__)
 
@@ -124,14 +123,7 @@ def _load_run(folder: Path, device: torch.device) -> Served:
     model, config = finished.model, finished.config
     if config.method == "lora":
         lora_core.eject_lora(lora_core.merge_lora(model))
-    return _of_model(str(folder), model, finished.weights_folder, device, processing_of(finished))
-
-
-def processing_of(finished: FinishedRun) -> TextProcessing:
-    """How a run's model takes long texts: as its settings say, or else what was saved beside it."""
-    saved = TextProcessing.read(finished.weights_folder)
-    longest = finished.config.max_length or saved.max_length
-    return TextProcessing(longest, finished.config.long_text, saved.pairs)
+    return _of_model(str(folder), model, finished.weights_folder, device, finished.text_processing)
 
 
 def _processing_of_checkpoint(folder: Path) -> TextProcessing:
