@@ -14,7 +14,7 @@ from typing import IO, Any, Literal, cast, get_args
 from tqdm import tqdm
 
 from lora_core.files import replacing
-from trainers.data.reading import Reading
+from trainers.data.reading import AS_FOUND, Reading
 from trainers.serve import pipeline_for
 from trainers.serve.entities import Entity
 from trainers.serve.pipeline import Pipeline, chunks
@@ -34,7 +34,7 @@ def predict_files(
     *,
     format: Format = "jsonl",
     input_format: InputFormat = "auto",
-    reading: Reading | None = None,
+    reading: Reading = AS_FOUND,
     on_bad_row: OnBadInput = "mark",
     task: str | None = None,
     max_tokens: int | None = None,
@@ -61,7 +61,7 @@ def predict_files(
     served = load_served(model, task, device)
     predictor = pipeline_for(served, max_tokens=max_tokens, **options)
     files = expanded(files, "image" in predictor.fields)
-    records = records_of(files, predictor.fields, input_format, reading or Reading())
+    records = records_of(files, predictor.fields, input_format, reading, served.reading)
     bad = _BadInputs(on_bad_row)
     try:
         with _opened(output) as sink:

@@ -3,31 +3,42 @@
 Every input becomes a `Record`, a damaged one too: it says what is wrong with it, and the others go on.
 """
 
+import gzip
 import json
 import logging
-import shutil
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from glob import glob
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from trainers.data.images.files import image_files, is_ignored, say_what_is_not_read
+from trainers.data.images.paths import Pictures
 from trainers.data.reading import Reading
-from trainers.data.rows import BadRows, json_row, numbered_lines, refuse_lone_surrogates, short
-from trainers.data.texts.columns import choose_columns, no_columns
-from trainers.data.texts.forms import read_table
+from trainers.data.rows import LEGACY, SNIFFED, BadRows, encoding_of, json_row, numbered_lines, short
+from trainers.data.sources import UNSPLIT
+from trainers.data.spans import docbin
+from trainers.data.spans.exports import text_or_words
+from trainers.data.spans.reader import SpanReader, holds_spans
+from trainers.data.texts.forms import Table, read_table
 from trainers.data.tokens.bio import is_tag
+from trainers.data.tokens.files import TaggedFile
+from trainers.serve.predict_words import WordFile, decoded
+from trainers.serve.rows import Input, InputRows, has_columns
 
 logger = logging.getLogger("trainers")
 
 STANDARD_INPUT = "-"
 PEEKED = 50
 """Lines of a file of plain text that are looked at for tags."""
+
+PACKED = (b"\x1f\x8b", b"PAR1", b"PK\x03\x04", b"\xff\xfe", b"\xfe\xff")
+"""What files begin with that are no lines in UTF-8: gzip, parquet, Excel, UTF-16."""
 
 Form = Literal["jsonl", "text", "table", "conll"]
 InputFormat = Literal["auto", "jsonl", "text", "table", "conll"]
@@ -52,7 +63,7 @@ class Record:
 
     fields: dict[str, Any]
     """The line's JSON object, or a row's cells by column; for plain text {"text": ...}. All of it is written out."""
-    source: str | list[str] | tuple[str, str]
+    source: Input
     """What is predicted from it: a text, a pair of texts, a list of words, or the path of an image."""
     size: int
     """Bytes that it takes of its file; 0 where that is not known."""
@@ -88,82 +99,248 @@ def expanded(files: Sequence[str], takes_pictures: bool) -> tuple[str, ...]:
 
 
 def records_of(
-    files: Sequence[str], names: Sequence[str], input_format: InputFormat, reading: Reading
+    files: Sequence[str], fields: Sequence[str], input_format: InputFormat, given: Reading, trained: Reading
 ) -> Iterator[Record]:
     """The inputs in some files, in order.
 
     Args:
         files: paths; - is standard input.
-        names: under which an object holds what is predicted from; the first is also what a line of plain text is.
+        fields: under which an object holds what is predicted from; the first is also what a line of plain text is.
         input_format: of the files; auto: as their names and contents say.
-        reading: which column is the text, what stands between columns, and the encoding, where the user says so.
+        given: which column is the text, what stands between columns, and the encoding, where the user says so.
+        trained: the same of the files that the model was trained on; a file that it fits is read so.
 
     Raises:
         ValueError: a file as a whole cannot be read.
     """
     for file in files:
-        suffix = Path(file.lower().removesuffix(".gz")).suffix
-        if "image" in names and file != STANDARD_INPUT and suffix not in (*SUFFIXES, ".txt"):
+        if "image" in fields and file != STANDARD_INPUT and _suffix(file) not in (*SUFFIXES, ".txt"):
             yield Record({"image": file}, file, Path(file).stat().st_size, file)
             continue
-        as_table = reading.delimiter or reading.text_column or reading.pair_column
-        given: Form | None = "table" if as_table and input_format == "auto" and suffix != ".jsonl" else None
-        form = given or SUFFIXES.get(suffix) if input_format == "auto" else input_format
-        where = "standard input" if file == STANDARD_INPUT else file
-        if file == STANDARD_INPUT and form in ("jsonl", "text", None) and not reading.encoding:
-            yield from _lines(enumerate(sys.stdin.buffer, start=1), where, form, names)
+        if file != STANDARD_INPUT:
+            yield from _InputFile(Path(file), file, fields, given, trained).records(input_format)
             continue
-        with _on_disk(file) as path:
-            form = form or _form_of(path, reading)
-            if form == "jsonl" and _begins_with(path, b"[", reading):
-                form = "table"  # a JSON array of objects
-            if form == "table":
-                yield from _rows(path, where, names, reading)
-            elif form == "conll":
-                yield from _sentences(path, where, names, reading)
-            else:
-                yield from _lines(numbered_lines(path, encoding=reading.encoding, keep_ends=True), where, form, names)
+        where, first = "standard input", sys.stdin.buffer.readline()
+        rest = chain([first], sys.stdin.buffer)
+        if input_format in ("jsonl", "text", "auto") and not given.encoding and not _is_whole(first, trained):
+            form: Form | None = None if input_format == "auto" else input_format
+            yield from _lines(enumerate(rest, start=1), where, form, fields, InputRows(fields, given, trained))
+            continue
+        with tempfile.TemporaryDirectory(prefix="lora-core-predict-") as folder:
+            path = Path(folder, "input")
+            with path.open("wb") as copy:
+                copy.writelines(rest)
+            yield from _InputFile(path, where, fields, given, trained).records(input_format)
 
 
-@contextmanager
-def _on_disk(file: str) -> Iterator[Path]:
-    """The path of a file; standard input is copied into one."""
-    if file != STANDARD_INPUT:
-        yield Path(file)
-        return
-    with tempfile.TemporaryDirectory(prefix="lora-core-predict-") as folder:
-        path = Path(folder, "input")
-        with path.open("wb") as copy:
-            shutil.copyfileobj(sys.stdin.buffer, copy)
-        yield path
+def _suffix(file: str) -> str:
+    return Path(file.lower().removesuffix(".gz")).suffix
 
 
-def _begins_with(path: Path, mark: bytes, reading: Reading) -> bool:
-    lines = (line.strip() for _, line in numbered_lines(path, encoding=reading.encoding))
-    return next(filter(None, lines), b"").startswith(mark)
+def _is_whole(first: bytes, trained: Reading) -> bool:
+    """Whether what begins with this line must be read as a whole: packed, a JSON array, or a table as in training."""
+    text = first.strip()
+    return first.startswith(PACKED) or text == b"[" or text.startswith(b"[{") or _names_columns(first, trained)
 
 
-def _form_of(path: Path, reading: Reading) -> Form | None:
-    """What the content of a file says; None: lines of text, or of JSON if the first begins with a brace."""
-    if not path.is_file():  # a pipe can be read once
+def _names_columns(first: bytes, trained: Reading) -> bool:
+    """Whether the first line of a file is a header with the columns that the model was trained on."""
+    names = trained.text_column.split(",")
+    cells = {cell.strip(' "') for cell in re.split(r"[,;|\t]", first.decode("utf-8", "replace").strip("\ufeff\r\n"))}
+    return trained.text_column != "" and len(cells) > 1 and {name.strip() for name in names} <= cells
+
+
+@dataclass(frozen=True)
+class _InputFile:
+    """A file on disk."""
+
+    path: Path
+    where: str
+    """What messages call it."""
+    fields: Sequence[str]
+    given: Reading
+    trained: Reading
+
+    def records(self, input_format: InputFormat) -> Iterator[Record]:
+        """Its inputs, in the form that the user names, or that its name and its content say."""
+        form = self._form() if input_format == "auto" else input_format
+        rows = InputRows(self.fields, self.given, self.trained)
+        if _suffix(str(self.path)) == docbin.SUFFIX or (form in ("jsonl", "table") and self._is_export()):
+            return _exported(self.path, self.where, rows)
+        if form == "jsonl" and _is_document(self.path, self.encoding):
+            form = "table"
+        if form == "conll":
+            return self._sentences()
+        if form == "table":
+            return self._sentences() if input_format == "auto" and self._is_tagged() else self._rows(rows)
+        lines = numbered_lines(self.path, encoding=self.encoding, keep_ends=True)
+        return _lines(lines, self.where, form, self.fields, rows)
+
+    @cached_property
+    def encoding(self) -> str:
+        """What the user says; or what was said in training, where the content is in no form of Unicode."""
+        if self.given.encoding or not self.trained.encoding or not self.path.is_file():
+            return self.given.encoding
+        with self.path.open("rb") as file:
+            head = file.read(SNIFFED)
+        if head.startswith(b"\x1f\x8b"):
+            with gzip.open(self.path) as unpacked:
+                head = unpacked.read(SNIFFED)
+        if encoding_of(head) != LEGACY:
+            return ""
+        logger.info("%s is read as %s, as in training", self.where, self.trained.encoding)
+        return self.trained.encoding
+
+    def _form(self) -> Form | None:
+        suffix = _suffix(str(self.path))
+        given = self.given
+        if (given.delimiter or given.text_column or given.pair_column) and suffix not in (".jsonl", ".ndjson"):
+            return "table"
+        if given.columns:
+            return "conll"
+        return SUFFIXES.get(suffix) or self._form_of_content()
+
+    def _form_of_content(self) -> Form | None:
+        """What the content says; None: lines of text, or of JSON if the first begins with a brace."""
+        if not self.path.is_file():  # a pipe can be read once
+            return None
+        with self.path.open("rb") as file:
+            magic = file.read(4)
+        if magic in (b"PAR1", b"PK\x03\x04"):
+            return "table"
+        head = [line for _, line in islice(numbered_lines(self.path, encoding=self.encoding), PEEKED)]
+        first = next((line.strip() for line in head if line.strip()), b"")
+        if first.startswith(b"[") and _is_document(self.path, self.encoding):
+            return "jsonl"
+        if head and _names_columns(head[0], self.trained):
+            return "table"
+        cells = [line.split() for line in head]
+        filled = [words for words in cells if words and words[0] != b"-DOCSTART-"]
+        tagged = [words for words in filled if len(words) > 1 and is_tag(words[-1].decode("utf-8", "replace"))]
+        if filled and (tagged == filled or self._is_tagged()):
+            return "conll"
+        tabs = {line.count(b"\t") for line in head if line}
+        if len(tabs) == 1 and 0 not in tabs and len(filled) > 1:
+            logger.warning("%s has tabs in every line: each whole line is taken for one text. If they part columns, "
+                           "pass --input-format table, with --text-column.", self.where)  # fmt: skip
         return None
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic in (b"PAR1", b"PK\x03\x04"):
-        return "table"
-    head = [line.split() for _, line in islice(numbered_lines(path, encoding=reading.encoding), PEEKED)]
-    filled = [words for words in head if words and words[0] != b"-DOCSTART-"]
-    tagged = [words for words in filled if len(words) > 1 and is_tag(words[-1].decode("utf-8", "replace"))]
-    if filled and tagged == filled:
-        return "conll"
-    tabs = {line.count(b"\t") for _, line in islice(numbered_lines(path, encoding=reading.encoding), PEEKED) if line}
-    if len(tabs) == 1 and 0 not in tabs and len(filled) > 1:
-        logger.warning("%s has tabs in every line: each whole line is taken for one text. If they part columns, pass "
-                       "--input-format table, with --text-column.", path)  # fmt: skip
-    return None
+
+    @cached_property
+    def _word_file(self) -> WordFile:
+        return WordFile(self.path, self.where, replace(self.given, encoding=self.encoding), self.trained)
+
+    def _is_tagged(self) -> bool:
+        """Whether this is a file of tagged words for sure, and the model takes words."""
+        return "tokens" in self.fields and self.path.is_file() and self._word_file.is_tagged
+
+    def _sentences(self) -> Iterator[Record]:
+        """A record for each sentence of a file with a word a line."""
+        if "tokens" not in self.fields:
+            raise ValueError(
+                f"{self.where} holds tagged words, a word a line, and this model takes a {self.fields[0]}. If each "
+                "line is one: --input-format text."
+            )
+        for first, words, size, error in self._word_file.sentences():
+            yield Record({"tokens": words}, words, size, f"{self.where}:{first}", error)
+
+    def _is_export(self) -> bool:
+        """Whether this is the export of an annotation tool, whose texts are found by its own keys."""
+        asked = self.given.text_column or self.given.pair_column or self.given.delimiter
+        return not asked and "image" not in self.fields and self.path.is_file() and holds_spans(self.path)
+
+    def _rows(self, rows: InputRows) -> Iterator[Record]:
+        """A record for each row of a table."""
+        table = self._table()
+        if not table.names:
+            raise ValueError(f"{self.where} holds no rows.")
+        columns = None
+        if table.form != "JSON":
+            try:
+                columns, problem = rows.columns(table.names), "which of them to predict from is not clear"
+            except ValueError as error:
+                problem = str(error)
+            if columns is None:
+                raise ValueError(f"{self.where} has the columns {short(table.names)}, and {problem}. {self._remedy()}")
+            said = self.where, table.form, short(table.names), columns
+            logger.info("%s is read as a table (%s) of %s; predicted from: %s", *said)
+        bad, words = _Passed(self.where), "tokens" in self.fields
+        for number, row in table.read(table.names, bad):
+            yield from bad.taken()
+            place = f"{self.where}:{number}"
+            try:
+                source = rows.input_of(row) if columns is None else columns.input_of(row, words)
+                yield Record(row, self._found(source), 0, place)
+            except ValueError as problem:
+                yield Record(row, "", 0, place, str(problem))
+        yield from bad.taken()
+
+    def _table(self) -> Table:
+        """As in training where that gives the columns of training, else as the user and the content say."""
+        reading, trained = replace(self.given, encoding=self.encoding), self.trained
+        as_trained = replace(reading, label_column=trained.label_column)
+        if not self.given.text_column:
+            as_trained = replace(as_trained, text_column=trained.text_column)
+        for delimiter in dict.fromkeys((self.given.delimiter or trained.delimiter, self.given.delimiter)):
+            table = read_table(self.path, replace(as_trained, delimiter=delimiter))
+            if table.form != "columns":
+                return table
+            if as_trained.text_column and has_columns(table.names, as_trained):
+                if delimiter != self.given.delimiter:
+                    logger.info("%s has %s between columns, as in training", self.where, delimiter)
+                return table
+        return read_table(self.path, reading)
+
+    def _remedy(self) -> str:
+        if "image" in self.fields:
+            return "Call the column of the pictures' paths image."
+        words = ", a word: --input-format conll" if "tokens" in self.fields else ""
+        return (
+            f"Name it: --text-column, and for pairs --pair-column. If each line is a text: --input-format text{words}."
+        )
+
+    def _found(self, source: Input) -> Input:
+        """The path of a picture, from here or from the table's folder; anything else as it is."""
+        if "image" not in self.fields or not isinstance(source, str) or Path(source).is_file():
+            return source
+        return str(self._pictures.find(source))
+
+    @cached_property
+    def _pictures(self) -> Pictures:
+        return Pictures(self.path.parent)
 
 
-def _lines(lines: Iterator[tuple[int, bytes]], where: str, form: Form | None, names: Sequence[str]) -> Iterator[Record]:
+def _is_document(path: Path, encoding: str) -> bool:
+    """Whether a file of JSON is one value that holds rows, and not a row a line."""
+    lines = (line.strip() for _, line in numbered_lines(path, encoding=encoding))
+    first, second = (*islice(filter(None, lines), 2), b"", b"")[:2]
+    try:
+        value = json_row(first)
+    except ValueError:
+        return first[:1] in (b"[", b"{") and not second.startswith(b"{" if first[:1] == b"{" else b"[")
+    if isinstance(value, list):
+        return text_or_words(value) is None
+    if not isinstance(value, dict) or second or text_or_words(value) is not None or "tokens" in value:
+        return False
+    return bool(value) and all(isinstance(cell, (list, dict)) for cell in value.values())
+
+
+def _exported(path: Path, where: str, rows: InputRows) -> Iterator[Record]:
+    """A record for each text of an annotation tool's export, whether or not it is labelled."""
+    logger.info("%s is read as the export of an annotation tool; predicted from its texts", where)
+    for number, (_, value) in SpanReader(BadRows("skip")).rows(TaggedFile(path, "", UNSPLIT, "spans")):
+        place, size = f"{where}:{number}", len(value) + 1 if isinstance(value, bytes) else 0
+        try:
+            row = json_row(value) if isinstance(value, bytes) else value
+            row = {"text": row.text} if hasattr(row, "ents") else row
+            source = rows.input_of(row)
+            yield Record(row if isinstance(row, dict) else {"text": source}, source, size, place)
+        except ValueError as problem:
+            yield Record({}, "", size, place, str(problem))
+
+
+def _lines(
+    lines: Iterator[tuple[int, bytes]], where: str, form: Form | None, fields: Sequence[str], rows: InputRows
+) -> Iterator[Record]:
     """A record for each line; blank lines of JSON lines are none. A form of None is told by the first line of text."""
     for number, line in lines:
         if number == 1:
@@ -175,46 +352,15 @@ def _lines(lines: Iterator[tuple[int, bytes]], where: str, form: Form | None, na
         place, size = f"{where}:{number}", len(line)
         line = line.rstrip(b"\r\n")
         try:
-            fields = _fields(line, names) if form == "jsonl" else {names[0]: _decoded(line)}
-            yield Record(fields, _source(fields, names), size, place)
+            if form == "jsonl":
+                row = json_row(line)
+                source = rows.input_of(row)
+                yield Record(row if isinstance(row, dict) else {"text": source}, source, size, place)
+            else:
+                text = decoded(line)
+                yield Record({fields[0]: text}, text, size, place)
         except ValueError as problem:
             yield Record({}, "", size, place, str(problem))
-
-
-def _decoded(line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error})") from error
-
-
-def _fields(line: bytes, names: Sequence[str]) -> dict[str, Any]:
-    """The object on a line, which holds one of the names; ValueError says what is wrong with it."""
-    fields = json_row(line)
-    if not isinstance(fields, dict) or sum(name in fields for name in names) != 1:
-        raise ValueError(
-            f"expected a JSON object with {' or '.join(map(repr, names))}, got {short(line.decode('utf-8'))}"
-        )
-    return fields
-
-
-def _source(fields: dict[str, Any], names: Sequence[str]) -> str | list[str] | tuple[str, str]:
-    """What is predicted from: the value of the one name that is there, and beside a text its pair."""
-    name = next(name for name in names if name in fields)
-    source = fields[name]
-    if name == "tokens":
-        if not isinstance(source, list) or not all(isinstance(word, str) for word in source):
-            raise ValueError(f"tokens is {short(source)}, expected a list of strings")
-        refuse_lone_surrogates("".join(source))
-    else:
-        if not isinstance(source, str):
-            raise ValueError(f"{name} is {short(source)}, expected a string")
-        refuse_lone_surrogates(source)
-        if name == "text" and fields.get("text_pair") is not None:
-            pair = _source({"pair": fields["text_pair"]}, ["pair"])
-            assert isinstance(pair, str)
-            return source, pair
-    return source
 
 
 class _Passed(BadRows):
@@ -232,72 +378,6 @@ class _Passed(BadRows):
         """Those that came since the last call."""
         taken, self.records = self.records, []
         return taken
-
-
-def _rows(path: Path, where: str, names: Sequence[str], reading: Reading) -> Iterator[Record]:
-    """A record for each row of a table."""
-    table = read_table(path, reading)
-    if not table.names:
-        raise ValueError(f"{where} holds no rows.")
-    parts = [name for name in names if name in table.names and not (reading.text_column or reading.pair_column)][:1]
-    pair: list[str] = ["text_pair"] if parts == ["text"] and "text_pair" in table.names else []
-    if not parts and names[0] == "text":
-        try:
-            columns = choose_columns(table.names, reading, unlabelled=True)
-        except ValueError as problem:
-            raise no_columns(where, table.names, str(problem)) from problem
-        if columns is None:
-            raise no_columns(where, table.names)
-        parts, pair = list(columns.text), list(columns.pair)
-    if not parts:
-        raise ValueError(f"{where} has the columns {short(table.names)}, expected {' or '.join(map(repr, names))}.")
-    named = ", ".join(parts) + (f" with {', '.join(pair)}" if pair else "")
-    logger.info("%s is read as a table (%s); predicted from: %s", where, table.form, named)
-    bad = _Passed(where)
-    for number, row in table.read(table.names, bad):
-        yield from bad.taken()
-        place = f"{where}:{number}"
-        try:
-            source = _joined(row, parts)
-            yield Record(row, (str(source), str(_joined(row, pair))) if pair else source, 0, place)
-        except ValueError as problem:
-            yield Record(row, "", 0, place, str(problem))
-    yield from bad.taken()
-
-
-def _joined(row: dict[str, Any], parts: Sequence[str]) -> str | list[str] | tuple[str, str]:
-    """What is predicted from a row: the value of one column, or those of several joined by a space."""
-    if missing := [name for name in parts if name not in row]:
-        raise ValueError(f"{missing[0]} is missing")
-    sources = [_source({part: row[part]}, [part]) for part in parts]
-    return sources[0] if len(sources) == 1 else " ".join(s for s in map(str.strip, map(str, sources)) if s)
-
-
-def _sentences(path: Path, where: str, names: Sequence[str], reading: Reading) -> Iterator[Record]:
-    """A record for each sentence of a file with a word a line, in the first column; blank lines part sentences."""
-    if "tokens" not in names:
-        raise ValueError(
-            f"{where} holds tagged words, a word a line, and this model takes a {names[0]}. If each line is one: "
-            "--input-format text."
-        )
-    logger.info("%s is read as sentences, a word a line", where)
-    words: list[str] = []
-    error, first, size = "", 0, 0
-    for number, line in numbered_lines(path, encoding=reading.encoding):
-        if line.strip() and not line.startswith(b"-DOCSTART-"):
-            first, size = first or number, size + len(line) + 1
-            try:
-                text = _decoded(line)
-                # Only tabs or plain spaces part columns: words may hold other white space, such as a no-break space.
-                cells = text.split(reading.separator or "\t") if "\t" in text or reading.separator else text.split(" ")
-                words.append(cells[0].strip(" "))
-            except ValueError as problem:
-                error = error or f"line {number}: {problem}"
-        elif first:
-            yield Record({"tokens": words}, words, size, f"{where}:{first}", error)
-            words, error, first, size = [], "", 0, 0
-    if first:
-        yield Record({"tokens": words}, words, size, f"{where}:{first}", error)
 
 
 def as_json(fields: dict[str, Any]) -> str:

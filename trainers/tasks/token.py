@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lora_core.models.crf import crf_log_likelihood, split_scores, viterbi
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
-from trainers.data.reading import Reading
+from trainers.data.reading import AS_FOUND, Reading
 from trainers.data.texts.encode import TextProcessing
 from trainers.data.tokenizer import TOKENIZER_FILE, StatedLimits, check_vocabulary, load_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
@@ -143,9 +143,11 @@ def text_processing(config: RunConfig, saved: Path | None = None) -> TextProcess
     """How long texts end: as the settings say, or else what a finished run saved, or for a new one the checkpoint."""
     if saved is not None:
         own = TextProcessing.read(saved)
-        return dataclasses.replace(own, max_length=config.max_length or own.max_length, long_text=config.long_text)
+        reading = Reading.of(config) if own.reading == AS_FOUND else own.reading
+        longest = config.max_length or own.max_length
+        return TextProcessing(longest, config.long_text, own.pairs, reading)
     stated = None if is_scratch(config) else StatedLimits.read(tokenizer_folder(config)).max_length
-    return TextProcessing(config.max_length or stated, config.long_text)
+    return TextProcessing(config.max_length or stated, config.long_text, reading=Reading.of(config))
 
 
 def task(labels: tuple[str, ...], config: RunConfig, train: TokenWindows | None = None) -> TokenClassification:

@@ -87,7 +87,7 @@ def test_dates_in_a_table_are_written(predict):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("new.csv", "a,b\n1,2\n", "Name them: --text-column"),
+        ("new.csv", "a,b\n1,2\n", "Name it: --text-column"),
         ("new.csv", "review,comment\nx,y\n", "several columns could be the text"),
         ("new.csv", "", "holds no rows"),
         ("new.conll", "il2 B-protein\n\n", "holds tagged words"),
