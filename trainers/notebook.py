@@ -47,7 +47,8 @@ class TrainedRun(Run):
         return pipeline(model=self.folder)
 
     def predict(self, inputs: Any) -> Any:
-        """Predictions for one input or a list of them, as `trainers.pipeline` makes them."""
+        """Predictions for one input, a list of them, or a table such as that of training, as `trainers.pipeline` makes
+        them."""
         return self._pipeline(inputs)
 
     def save(self, folder: str | Path) -> Path:

@@ -147,7 +147,7 @@ class InputRows:
             raise ValueError(f"{expected}, got {short(row)}")
         asked = self._given.text_column or self._trained.text_column
         if not asked and sum(name in row for name in self._fields) > 1:
-            raise ValueError(f"{expected}, got both: {short(dict(row))}. Say which: --text-column text")
+            raise ValueError(f"{expected}, got both: {short(dict(row))}. Leave one out")
         columns = self.columns(row)
         if columns is None:
             raise ValueError(f"{expected}, got {short(dict(row))}")
