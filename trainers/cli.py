@@ -134,18 +134,12 @@ def read_toml(path: Path, default: Config) -> Config:
 def train(config: RunConfig) -> None:
     """Train and test a model."""
     from trainers.experiment import run
-    from trainers.run_folder import RunFolder
 
     if not config.data:
         raise ValueError("--data is missing: a folder, a name in $LORA_DATA_DIR, or a hub id such as tner/bionlp2004.")
-    result = run(config).result
-    if not _is_main():
-        return
-    test = result.get("test", result["validation"])
-    names = {"f1": "F1", "precision": "precision", "recall": "recall"} if "f1" in test else {
-        "pearson": "Pearson correlation", "mse": "squared error", "r2": "R2"}  # fmt: skip
-    shown = ", ".join(f"{name} {test[key]:.4f}" for key, name in names.items())
-    print(f"{shown}; all figures in {RunFolder(config.output_dir).metrics}")
+    finished = run(config)
+    if _is_main():
+        print(finished.summary)
 
 
 def compare(
