@@ -1,76 +1,29 @@
-"""What `lora-core predict` reads: JSON lines, plain text, tables and tagged sentences, told by name and content.
+"""What `lora-core predict` reads: files, patterns, folders of pictures, standard input and pipes.
 
 Every input becomes a `Record`, a damaged one too: it says what is wrong with it, and the others go on.
 """
 
-import gzip
-import json
 import logging
-import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from contextlib import nullcontext
 from glob import glob
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO
 
 from trainers.data.images.files import image_files, is_ignored, say_what_is_not_read
-from trainers.data.images.paths import Pictures
 from trainers.data.reading import Reading
-from trainers.data.rows import LEGACY, SNIFFED, BadRows, encoding_of, json_row, numbered_lines, short
-from trainers.data.sources import UNSPLIT
-from trainers.data.spans import docbin
-from trainers.data.spans.exports import text_or_words
-from trainers.data.spans.reader import SpanReader, holds_spans
-from trainers.data.texts.forms import Table, read_table
-from trainers.data.tokens.bio import is_tag
-from trainers.data.tokens.files import TaggedFile
-from trainers.serve.predict_words import WordFile, decoded
-from trainers.serve.rows import Input, InputRows, has_columns
+from trainers.serve.predict_forms import InputFile, names_columns, say_header, suffix_of
+from trainers.serve.predict_records import SUFFIXES, Form, InputFormat, Record, lines_of
+from trainers.serve.rows import InputRows
 
 logger = logging.getLogger("trainers")
 
 STANDARD_INPUT = "-"
-PEEKED = 50
-"""Lines of a file of plain text that are looked at for tags."""
-
 PACKED = (b"\x1f\x8b", b"PAR1", b"PK\x03\x04", b"\xff\xfe", b"\xfe\xff")
 """What files begin with that are no lines in UTF-8: gzip, parquet, Excel, UTF-16."""
-
-Form = Literal["jsonl", "text", "table", "conll"]
-InputFormat = Literal["auto", "jsonl", "text", "table", "conll"]
-SUFFIXES: dict[str, Form] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "table",
-    ".tsv": "table",
-    ".parquet": "table",
-    ".xlsx": "table",
-    ".conll": "conll",
-    ".bio": "conll",
-    ".iob2": "conll",
-}
-"""By the end of the file name, behind which .gz may stand."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One input."""
-
-    fields: dict[str, Any]
-    """The line's JSON object, or a row's cells by column; for plain text {"text": ...}. All of it is written out."""
-    source: Input
-    """What is predicted from it: a text, a pair of texts, a list of words, or the path of an image."""
-    size: int
-    """Bytes that it takes of its file; 0 where that is not known."""
-    where: str
-    """file:line."""
-    error: str = ""
-    """Why it cannot be predicted from, if so."""
 
 
 def expanded(files: Sequence[str], takes_pictures: bool) -> tuple[str, ...]:
@@ -87,6 +40,9 @@ def expanded(files: Sequence[str], takes_pictures: bool) -> tuple[str, ...]:
                 found.append(name)
                 continue
             if name != file and is_ignored(Path(name).name):
+                continue
+            if name != file and not takes_pictures:
+                logger.warning("%s is a folder, so what it holds is not read. Name its files: %s/*", name, name)
                 continue
             pictures = [str(path) for path in image_files(Path(name))] if takes_pictures else []
             if not pictures and name == file:
@@ -114,272 +70,45 @@ def records_of(
         ValueError: a file as a whole cannot be read.
     """
     for file in files:
-        if "image" in fields and file != STANDARD_INPUT and _suffix(file) not in (*SUFFIXES, ".txt"):
+        if "image" in fields and file != STANDARD_INPUT and suffix_of(file) not in (*SUFFIXES, ".txt"):
             yield Record({"image": file}, file, Path(file).stat().st_size, file)
             continue
-        if file != STANDARD_INPUT:
-            yield from _InputFile(Path(file), file, fields, given, trained).records(input_format)
+        if Path(file).is_file():
+            yield from InputFile(Path(file), file, fields, given, trained).records(input_format)
             continue
-        where, first = "standard input", sys.stdin.buffer.readline()
-        rest = chain([first], sys.stdin.buffer)
-        if input_format in ("jsonl", "text", "auto") and not given.encoding and not _is_whole(first, trained):
-            form: Form | None = None if input_format == "auto" else input_format
-            yield from _lines(enumerate(rest, start=1), where, form, fields, InputRows(fields, given, trained))
-            continue
-        with tempfile.TemporaryDirectory(prefix="lora-core-predict-") as folder:
-            path = Path(folder, "input")
-            with path.open("wb") as copy:
-                copy.writelines(rest)
-            yield from _InputFile(path, where, fields, given, trained).records(input_format)
+        where = "standard input" if file == STANDARD_INPUT else file
+        with nullcontext(sys.stdin.buffer) if file == STANDARD_INPUT else open(file, "rb") as stream:
+            yield from _streamed(stream, where, fields, input_format, given, trained)
 
 
-def _suffix(file: str) -> str:
-    return Path(file.lower().removesuffix(".gz")).suffix
+def _streamed(
+    stream: IO[bytes],
+    where: str,
+    fields: Sequence[str],
+    input_format: InputFormat,
+    given: Reading,
+    trained: Reading,
+) -> Iterator[Record]:
+    """The inputs in what can be read once: lines as they come; other forms from a copy on disk."""
+    first = stream.readline()
+    lines = chain([first] if first else [], stream)
+    by_line = input_format in ("jsonl", "text") or (
+        input_format == "auto" and SUFFIXES.get(suffix_of(where)) in (None, "jsonl") and not _is_whole(first, trained)
+    )
+    if by_line and not given.encoding and not first.startswith(PACKED):
+        form: Form | None = None if input_format == "auto" else input_format
+        if form is None:
+            say_header(first, where)
+        yield from lines_of(enumerate(lines, start=1), where, form, fields, InputRows(fields, given, trained))
+        return
+    with tempfile.TemporaryDirectory(prefix="lora-core-predict-") as folder:
+        path = Path(folder, Path(where).name)
+        with path.open("wb") as copy:
+            copy.writelines(lines)
+        yield from InputFile(path, where, fields, given, trained).records(input_format)
 
 
 def _is_whole(first: bytes, trained: Reading) -> bool:
-    """Whether what begins with this line must be read as a whole: packed, a JSON array, or a table as in training."""
+    """Whether what begins with this line must be read as a whole: a JSON array, or a table as in training."""
     text = first.strip()
-    return first.startswith(PACKED) or text == b"[" or text.startswith(b"[{") or _names_columns(first, trained)
-
-
-def _names_columns(first: bytes, trained: Reading) -> bool:
-    """Whether the first line of a file is a header with the columns that the model was trained on."""
-    names = trained.text_column.split(",")
-    cells = {cell.strip(' "') for cell in re.split(r"[,;|\t]", first.decode("utf-8", "replace").strip("\ufeff\r\n"))}
-    return trained.text_column != "" and len(cells) > 1 and {name.strip() for name in names} <= cells
-
-
-@dataclass(frozen=True)
-class _InputFile:
-    """A file on disk."""
-
-    path: Path
-    where: str
-    """What messages call it."""
-    fields: Sequence[str]
-    given: Reading
-    trained: Reading
-
-    def records(self, input_format: InputFormat) -> Iterator[Record]:
-        """Its inputs, in the form that the user names, or that its name and its content say."""
-        form = self._form() if input_format == "auto" else input_format
-        rows = InputRows(self.fields, self.given, self.trained)
-        if _suffix(str(self.path)) == docbin.SUFFIX or (form in ("jsonl", "table") and self._is_export()):
-            return _exported(self.path, self.where, rows)
-        if form == "jsonl" and _is_document(self.path, self.encoding):
-            form = "table"
-        if form == "conll":
-            return self._sentences()
-        if form == "table":
-            return self._sentences() if input_format == "auto" and self._is_tagged() else self._rows(rows)
-        lines = numbered_lines(self.path, encoding=self.encoding, keep_ends=True)
-        return _lines(lines, self.where, form, self.fields, rows)
-
-    @cached_property
-    def encoding(self) -> str:
-        """What the user says; or what was said in training, where the content is in no form of Unicode."""
-        if self.given.encoding or not self.trained.encoding or not self.path.is_file():
-            return self.given.encoding
-        with self.path.open("rb") as file:
-            head = file.read(SNIFFED)
-        if head.startswith(b"\x1f\x8b"):
-            with gzip.open(self.path) as unpacked:
-                head = unpacked.read(SNIFFED)
-        if encoding_of(head) != LEGACY:
-            return ""
-        logger.info("%s is read as %s, as in training", self.where, self.trained.encoding)
-        return self.trained.encoding
-
-    def _form(self) -> Form | None:
-        suffix = _suffix(str(self.path))
-        given = self.given
-        if (given.delimiter or given.text_column or given.pair_column) and suffix not in (".jsonl", ".ndjson"):
-            return "table"
-        if given.columns:
-            return "conll"
-        return SUFFIXES.get(suffix) or self._form_of_content()
-
-    def _form_of_content(self) -> Form | None:
-        """What the content says; None: lines of text, or of JSON if the first begins with a brace."""
-        if not self.path.is_file():  # a pipe can be read once
-            return None
-        with self.path.open("rb") as file:
-            magic = file.read(4)
-        if magic in (b"PAR1", b"PK\x03\x04"):
-            return "table"
-        head = [line for _, line in islice(numbered_lines(self.path, encoding=self.encoding), PEEKED)]
-        first = next((line.strip() for line in head if line.strip()), b"")
-        if first.startswith(b"[") and _is_document(self.path, self.encoding):
-            return "jsonl"
-        if head and _names_columns(head[0], self.trained):
-            return "table"
-        cells = [line.split() for line in head]
-        filled = [words for words in cells if words and words[0] != b"-DOCSTART-"]
-        tagged = [words for words in filled if len(words) > 1 and is_tag(words[-1].decode("utf-8", "replace"))]
-        if filled and (tagged == filled or self._is_tagged()):
-            return "conll"
-        tabs = {line.count(b"\t") for line in head if line}
-        if len(tabs) == 1 and 0 not in tabs and len(filled) > 1:
-            logger.warning("%s has tabs in every line: each whole line is taken for one text. If they part columns, "
-                           "pass --input-format table, with --text-column.", self.where)  # fmt: skip
-        return None
-
-    @cached_property
-    def _word_file(self) -> WordFile:
-        return WordFile(self.path, self.where, replace(self.given, encoding=self.encoding), self.trained)
-
-    def _is_tagged(self) -> bool:
-        """Whether this is a file of tagged words for sure, and the model takes words."""
-        return "tokens" in self.fields and self.path.is_file() and self._word_file.is_tagged
-
-    def _sentences(self) -> Iterator[Record]:
-        """A record for each sentence of a file with a word a line."""
-        if "tokens" not in self.fields:
-            raise ValueError(
-                f"{self.where} holds tagged words, a word a line, and this model takes a {self.fields[0]}. If each "
-                "line is one: --input-format text."
-            )
-        for first, words, size, error in self._word_file.sentences():
-            yield Record({"tokens": words}, words, size, f"{self.where}:{first}", error)
-
-    def _is_export(self) -> bool:
-        """Whether this is the export of an annotation tool, whose texts are found by its own keys."""
-        asked = self.given.text_column or self.given.pair_column or self.given.delimiter
-        return not asked and "image" not in self.fields and self.path.is_file() and holds_spans(self.path)
-
-    def _rows(self, rows: InputRows) -> Iterator[Record]:
-        """A record for each row of a table."""
-        table = self._table()
-        if not table.names:
-            raise ValueError(f"{self.where} holds no rows.")
-        columns = None
-        if table.form != "JSON":
-            try:
-                columns, problem = rows.columns(table.names), "which of them to predict from is not clear"
-            except ValueError as error:
-                problem = str(error)
-            if columns is None:
-                raise ValueError(f"{self.where} has the columns {short(table.names)}, and {problem}. {self._remedy()}")
-            said = self.where, table.form, short(table.names), columns
-            logger.info("%s is read as a table (%s) of %s; predicted from: %s", *said)
-        bad, words = _Passed(self.where), "tokens" in self.fields
-        for number, row in table.read(table.names, bad):
-            yield from bad.taken()
-            place = f"{self.where}:{number}"
-            try:
-                source = rows.input_of(row) if columns is None else columns.input_of(row, words)
-                yield Record(row, self._found(source), 0, place)
-            except ValueError as problem:
-                yield Record(row, "", 0, place, str(problem))
-        yield from bad.taken()
-
-    def _table(self) -> Table:
-        """As in training where that gives the columns of training, else as the user and the content say."""
-        reading, trained = replace(self.given, encoding=self.encoding), self.trained
-        as_trained = replace(reading, label_column=trained.label_column)
-        if not self.given.text_column:
-            as_trained = replace(as_trained, text_column=trained.text_column)
-        for delimiter in dict.fromkeys((self.given.delimiter or trained.delimiter, self.given.delimiter)):
-            table = read_table(self.path, replace(as_trained, delimiter=delimiter))
-            if table.form != "columns":
-                return table
-            if as_trained.text_column and has_columns(table.names, as_trained):
-                if delimiter != self.given.delimiter:
-                    logger.info("%s has %s between columns, as in training", self.where, delimiter)
-                return table
-        return read_table(self.path, reading)
-
-    def _remedy(self) -> str:
-        if "image" in self.fields:
-            return "Call the column of the pictures' paths image."
-        words = ", a word: --input-format conll" if "tokens" in self.fields else ""
-        return (
-            f"Name it: --text-column, and for pairs --pair-column. If each line is a text: --input-format text{words}."
-        )
-
-    def _found(self, source: Input) -> Input:
-        """The path of a picture, from here or from the table's folder; anything else as it is."""
-        if "image" not in self.fields or not isinstance(source, str) or Path(source).is_file():
-            return source
-        return str(self._pictures.find(source))
-
-    @cached_property
-    def _pictures(self) -> Pictures:
-        return Pictures(self.path.parent)
-
-
-def _is_document(path: Path, encoding: str) -> bool:
-    """Whether a file of JSON is one value that holds rows, and not a row a line."""
-    lines = (line.strip() for _, line in numbered_lines(path, encoding=encoding))
-    first, second = (*islice(filter(None, lines), 2), b"", b"")[:2]
-    try:
-        value = json_row(first)
-    except ValueError:
-        return first[:1] in (b"[", b"{") and not second.startswith(b"{" if first[:1] == b"{" else b"[")
-    if isinstance(value, list):
-        return text_or_words(value) is None
-    if not isinstance(value, dict) or second or text_or_words(value) is not None or "tokens" in value:
-        return False
-    return bool(value) and all(isinstance(cell, (list, dict)) for cell in value.values())
-
-
-def _exported(path: Path, where: str, rows: InputRows) -> Iterator[Record]:
-    """A record for each text of an annotation tool's export, whether or not it is labelled."""
-    logger.info("%s is read as the export of an annotation tool; predicted from its texts", where)
-    for number, (_, value) in SpanReader(BadRows("skip")).rows(TaggedFile(path, "", UNSPLIT, "spans")):
-        place, size = f"{where}:{number}", len(value) + 1 if isinstance(value, bytes) else 0
-        try:
-            row = json_row(value) if isinstance(value, bytes) else value
-            row = {"text": row.text} if hasattr(row, "ents") else row
-            source = rows.input_of(row)
-            yield Record(row if isinstance(row, dict) else {"text": source}, source, size, place)
-        except ValueError as problem:
-            yield Record({}, "", size, place, str(problem))
-
-
-def _lines(
-    lines: Iterator[tuple[int, bytes]], where: str, form: Form | None, fields: Sequence[str], rows: InputRows
-) -> Iterator[Record]:
-    """A record for each line; blank lines of JSON lines are none. A form of None is told by the first line of text."""
-    for number, line in lines:
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if form is None and line.strip():
-            form = "jsonl" if line.lstrip().startswith(b"{") else "text"
-        if form == "jsonl" and not line.strip():
-            continue
-        place, size = f"{where}:{number}", len(line)
-        line = line.rstrip(b"\r\n")
-        try:
-            if form == "jsonl":
-                row = json_row(line)
-                source = rows.input_of(row)
-                yield Record(row if isinstance(row, dict) else {"text": source}, source, size, place)
-            else:
-                text = decoded(line)
-                yield Record({fields[0]: text}, text, size, place)
-        except ValueError as problem:
-            yield Record({}, "", size, place, str(problem))
-
-
-class _Passed(BadRows):
-    """Bad rows as records, in their places among the others."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__("skip")
-        self.where = where
-        self.records: list[Record] = []
-
-    def add(self, file: Path | str, line: int | None, problem: str) -> None:
-        self.records.append(Record({}, "", 0, f"{self.where}:{line}", problem))
-
-    def taken(self) -> list[Record]:
-        """Those that came since the last call."""
-        taken, self.records = self.records, []
-        return taken
-
-
-def as_json(fields: dict[str, Any]) -> str:
-    """The line of an output file; what JSON does not have, such as the dates of a table, is written as text."""
-    return json.dumps(fields, ensure_ascii=False, default=str)
+    return text == b"[" or text.startswith(b"[{") or names_columns(first, trained)
