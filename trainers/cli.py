@@ -310,8 +310,7 @@ def predict(
         output: file to write, gzipped if its name ends in .gz; by default standard output.
         format: jsonl adds "entities" or "labels" to the input's fields, in place of one of that name; text is for
             reading.
-        input_format: auto goes by the file's name, then by its content; standard input is JSON lines if it begins with
-            a brace, else plain text.
+        input_format: auto goes by the file's name, then by its content; standard input goes by its first line.
         columns: words: the column of the word, as "2" (from 1) or by name; by default as in training, or what the
             content says.
         text_column: the column or key of the text, or of its parts ("title,body"); by default that of training, or
