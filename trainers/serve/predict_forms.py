@@ -17,7 +17,7 @@ from trainers.data.spans import docbin
 from trainers.data.spans.exports import text_or_words
 from trainers.data.spans.reader import SpanReader, holds_spans
 from trainers.data.texts.columns import key
-from trainers.data.texts.forms import Table, read_table
+from trainers.data.texts.forms import FASTTEXT_LABEL, Table, read_table
 from trainers.data.tokens.bio import is_tag
 from trainers.data.tokens.files import TaggedFile
 from trainers.serve.predict_records import SUFFIXES, Form, InputFormat, Record, lines_of
@@ -102,6 +102,11 @@ class InputFile:
         given = self.given
         if (given.delimiter or given.text_column or given.pair_column) and suffix not in (".jsonl", ".ndjson"):
             return "table"
+        if given.columns and "tokens" not in self.fields:
+            raise ValueError(
+                f"--columns is for models that label words, and this one takes a {self.fields[0]}. Leave it out; the "
+                "column of a text is --text-column."
+            )
         if given.columns:
             return "conll"
         return SUFFIXES.get(suffix) or self._form_of_content()
@@ -119,7 +124,7 @@ class InputFile:
         if first.startswith(b"%PDF") or any(b"\0" in line for line in head):
             raise ValueError(f"{self.where} is no text: its content is binary. Give texts; or if it is one, pass "
                              "--input-format text.")  # fmt: skip
-        if head and names_columns(head[0], self.trained):
+        if first.startswith(FASTTEXT_LABEL.encode()) or (head and names_columns(head[0], self.trained)):
             return "table"
         if head:
             say_header(head[0], self.where)

@@ -38,8 +38,8 @@ class WordFile:
                 return False
         try:
             layout = find_columns([self._sample], "", self.where) if self._sample.sentences else None
-        except ValueError:  # several columns of tags
-            return True
+        except ValueError:  # several columns could be tags
+            return False
         return layout is not None and (layout.header or layout.notation not in (None, "X"))
 
     def sentences(self) -> Iterator[tuple[int, list[str], int, str]]:
@@ -62,6 +62,8 @@ class WordFile:
         """The columns: those that the user names, else those named in training, else what the content says."""
         sample = self._sample
         if asked := self.given.columns:
+            if asked.isdecimal() and not 1 <= int(asked) <= max(1, sample.count):
+                raise ValueError(f"--columns is {asked}, but {self.where} has {sample.count} columns.")
             return find_columns([sample], asked if "," in asked else f"{asked},{asked}", self.where) or Columns()
         for asked in dict.fromkeys((self.trained.columns, "")):
             try:

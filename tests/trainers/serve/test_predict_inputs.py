@@ -64,6 +64,7 @@ def parquet_bytes(rows):
         ("new.json", json.dumps(ROWS, indent=2)),
         ("new.jsonl", "\n".join(map(json.dumps, ROWS))),
         ("new", "\n".join(map(json.dumps, ROWS))),
+        ("new.json", json.dumps({"data": ROWS}, indent=2)),
     ],
 )  # fmt: skip
 def test_the_column_of_the_text_is_predicted_from_and_the_others_come_back(name, content, predict, classify):
@@ -92,6 +93,7 @@ def test_dates_in_a_table_are_written(predict):
         ("new.csv", "a,b\n1,2\n", "Name it: --text-column"),
         ("new.csv", "review,comment\nx,y\n", "several columns could be the text"),
         ("new.csv", "", "holds no rows"),
+        ("new.xlsx", b"PK\x03\x04 cut", "new.xlsx is damaged or cut short"),
         ("new.conll", "il2 B-protein\n\n", "holds tagged words"),
         ("new.txt", "il2 B-protein\nbinds O\n\n", "holds tagged words"),
     ],
@@ -282,3 +284,23 @@ def test_a_pattern_neither_reads_its_own_output_nor_passes_over_folders_in_silen
         main(["predict", str(finished_text), str(tmp_path / "in" / "*.txt"), "--output", str(output)])
     assert "it would be lost" in capsys.readouterr().err
     assert output.read_text() == before
+
+
+def test_one_object_over_several_lines_is_one_input(predict, classify):
+    (found,) = predict("new.json", json.dumps({"text": "il2 gene", "id": 7}, indent=2))
+    assert (found["labels"], found["id"]) == (classify("il2 gene"), 7)
+
+
+def test_sentences_in_the_cells_of_a_table_are_no_words_a_line(predict, ner, finished):
+    (found,) = predict("new.csv", "tokens,tags\nthe junb gene,O B-protein O\n", model=finished["full"])
+    assert found["entities"] == json.loads(json.dumps(ner("the junb gene")))
+
+
+@pytest.mark.parametrize(
+    ("ner_model", "columns", "message"),
+    [(False, "1", "--columns is for models that label words"), (True, "9", "--columns is 9, but")],
+)
+def test_columns_that_do_not_fit(ner_model, columns, message, predict, finished, capsys):
+    with pytest.raises(SystemExit):
+        predict("new.txt", "il2 B-protein\n", "--columns", columns, model=finished["full"] if ner_model else None)
+    assert message in capsys.readouterr().err

@@ -214,3 +214,9 @@ def test_exports_of_annotation_tools_are_predicted_from_labelled_or_not(
     found = predict(model, tmp_path / "new.json")
     expected = json.loads(json.dumps(pipeline(model=model)(["il2 gene", "junb"])))
     assert [row[name] for row in found] == (expected if task == "words" else [[one] for one in expected])
+
+
+def test_labels_of_fasttext_are_no_words(finished_text, predict, tmp_path):
+    (tmp_path / "new.txt").write_text("__label__DNA il2 gene\n__label__protein junb\n")
+    found = predict(finished_text, tmp_path / "new.txt")
+    assert [row["labels"] for row in found] == [[one] for one in pipeline(model=finished_text)(["il2 gene", "junb"])]
