@@ -21,6 +21,10 @@ import numpy as np
 
 from lora_core.files import read_json_object, replacing, write_json, write_text
 
+MAIN_SCORES = {"f1": "F1", "precision": "precision", "recall": "recall"}
+REGRESSION_SCORES = {"pearson": "Pearson correlation", "mse": "squared error", "r2": "R2"}
+"""What is shown of a run's scores, and under which names."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -126,6 +130,15 @@ class Run:
     def files(self) -> RunFolder:
         """The places of its files."""
         return RunFolder(self.folder)
+
+    @property
+    def summary(self) -> str:
+        """Its scores in one line."""
+        split = "test" if "test" in self.result else "validation"
+        scores = self.result[split]
+        names = MAIN_SCORES if "f1" in scores else REGRESSION_SCORES
+        shown = ", ".join(f"{name} {scores[key]:.4f}" for key, name in names.items())
+        return f"{split}: {shown}; all figures in {self.files.metrics}"
 
 
 def read_run(folder: str | Path) -> Run:
