@@ -29,7 +29,7 @@ ORDER = (
     ("trainers.data.texts", "trainers.data.images"),
     ("trainers.model", "trainers.training"),
     ("trainers.tasks",),
-    ("trainers.loop",),
+    ("trainers.loop", "trainers.inputs"),
     ("trainers.experiment",),
     ("trainers.finished",),
     ("trainers.serve", "trainers.results", "trainers.corpus"),

@@ -87,7 +87,7 @@ POINTS = {
     "files of step 12": lambda: while_writing_tensors("step-12"),
     "name of step 12": lambda: around_rename("step-12", before=True),
     "after step 12": lambda: around_rename("step-12", before=False),
-    "removal of step 6": lambda: kill_around(shutil, "rmtree", lambda path, **_: Path(path).name == "step-6"),
+    "removal of step 6": lambda: kill_around(shutil, "rmtree", lambda path, **_: ".step-6." in str(path)),
     "after the last step": lambda: kill_around(experiment, "save_model", lambda *_: True),
     "after the model was saved": lambda: kill_around(experiment, "save_model", lambda *_: True, before=False),
     "log of the result": lambda: while_logging("result"),

@@ -108,7 +108,7 @@ class Kind(Protocol):
         ...
 
     def encode(self, dataset: Any, model: Any, config: RunConfig) -> Any:
-        """A split as the model takes it, a Data."""
+        """A split as the model takes it: a Data, with a `content` that tells it from others (trainers/inputs.py)."""
         ...
 
     def task(self, labels: tuple[str, ...], config: RunConfig, train: Any = None) -> Task:

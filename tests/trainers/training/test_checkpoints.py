@@ -70,11 +70,15 @@ def without_times(path):
     return [{key: value for key, value in json.loads(text).items() if key not in ignored} for text in texts]
 
 
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def assert_same_run(one, other):
-    files = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
-    assert files == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
-    assert {"tensors.safetensors", "metrics.jsonl", "config.json"} < {path.name for path in files}
-    for path in files:
+    names = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
+    assert {"tensors.safetensors", "metrics.jsonl", "config.json"} < {path.name for path in names}
+    for path in names:
         if path.suffix in (".safetensors", ".npz"):
             assert (one / path).read_bytes() == (other / path).read_bytes(), path
         elif path.name != "manifest.json":  # the checksum of state.json, which holds times
@@ -90,9 +94,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(killed, name):
     assert report[name] == [-9, 0], log
     assert sorted(set(map(int, re.findall(r"epoch (\d)/3", log)))) == RUNS[name]
     method = name.split(",")[0]
-    if name == "lora, removal of step 6":  # nothing was written after the kill, so nothing was removed either
-        for left in ("step-6", "best-1"):
-            shutil.rmtree(killed / name / "checkpoints" / left)
+    if name == "lora, removal of step 6":  # nothing was written after the kill, so nothing else was removed either
+        shutil.rmtree(killed / name / "checkpoints" / "best-1")
     assert_same_run(killed / name, killed / f"{method}, straight")
 
 
@@ -154,19 +157,38 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(interrupted, killed,
     DAMAGES[kind](folder / "checkpoints" / "step-12")
     with caplog.at_level(logging.WARNING, "trainers"):
         assert newest_checkpoint(folder) == folder / "checkpoints" / "step-6"
-        assert "step-12 is skipped" in caplog.text
+        (said,) = caplog.messages
+        assert said.startswith(f"{folder / 'checkpoints' / 'step-12'} is skipped: ")
+        assert ("manifest.json is missing" if kind == "no manifest" else "tensors.safetensors is not as it was") in said
+        damaged = {path.name: path.read_bytes() for path in (folder / "checkpoints" / "step-12").iterdir()}
         resume()
+    aside = folder / "checkpoints" / "set-aside"
+    assert {path.name: path.read_bytes() for path in (aside / "step-12").iterdir()} == damaged
+    shutil.rmtree(aside)
     assert_same_run(folder, killed / "lora, straight")
 
 
-def test_without_an_undamaged_checkpoint_the_run_starts_anew(interrupted, killed, caplog):
+@pytest.mark.fault("every checkpoint is damaged", "--resume auto refuses, with the reason of each", "none")
+def test_without_an_undamaged_checkpoint_the_run_is_refused_until_the_user_says_so(interrupted, killed, capsys, tiny):
     folder, resume = interrupted
-    for step in (6, 12):
-        flip_bit(folder / "checkpoints" / f"step-{step}" / "tensors.safetensors")
-    resume()
-    assert "step-12 is skipped" in caplog.text
-    assert "step-6 is skipped" in caplog.text
-    assert_same_run(folder, killed / "lora, straight")
+    flip_bit(folder / "checkpoints" / "step-6" / "tensors.safetensors")
+    (folder / "checkpoints" / "step-12" / "state.json").unlink()
+    before = files(folder)
+    with pytest.raises(SystemExit) as exit_:
+        resume()
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "step-12 is skipped: it is incomplete: state.json is missing" in error
+    assert "step-6 is skipped: tensors.safetensors is not as it was written" in error
+    assert "begin anew with --overwrite" in error
+    assert files(folder) == before
+    settings = json.loads((folder / "config.json").read_text())
+    main([*tiny.arguments(settings["model"], settings["data"], folder, "--keep-checkpoints", "2"), "--overwrite"])
+    straight = shutil.copytree(killed / "lora, straight", folder.parent / "straight")
+    for run in (folder, straight):  # the only setting that differs
+        text = (run / "config.json").read_text()
+        (run / "config.json").write_text(text.replace('"overwrite": true', '"overwrite": false'))
+    assert_same_run(folder, straight)
 
 
 def test_a_named_checkpoint_that_is_damaged_or_missing(interrupted, capsys):
@@ -185,7 +207,14 @@ def test_a_named_checkpoint_that_is_damaged_or_missing(interrupted, capsys):
 
 def test_going_back_to_a_named_checkpoint(interrupted, killed):
     folder, resume = interrupted
-    resume(folder / "checkpoints" / "step-6")
+    root = folder / "checkpoints"
+    before = files(root)
+    resume(root / "step-6")
+    later = {path.relative_to(root / "set-aside"): content for path, content in files(root / "set-aside").items()}
+    assert later == {
+        path.relative_to(root): content for path, content in before.items() if path.parts[-2] in ("step-12", "best-2")
+    }
+    shutil.rmtree(root / "set-aside")
     assert_same_run(folder, killed / "lora, straight")
 
 
@@ -257,7 +286,8 @@ def test_later_checkpoints_do_not_push_out_the_new_one(state, tmp_path, alone):
     for step in (30, 20):
         state.step = step
         save_checkpoint(state, tmp_path, 1, alone)
-    assert names(tmp_path) == {"step-20"}
+    assert names(tmp_path) == {"step-20", "set-aside"}
+    assert [path.name for path in (tmp_path / "checkpoints" / "set-aside").iterdir()] == ["step-30"]
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-20"
 
 
