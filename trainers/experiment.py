@@ -172,6 +172,7 @@ def _where_to_begin(config: RunConfig) -> Start:
             f"{folder.path} holds no run to resume: it has no {folder.settings.name}. Use --resume auto to begin one "
             "there."
         )
+    folder.read_inputs()  # a file of this name that is none of ours is not written over
     if not folder.settings.is_file() and folder.saved("step"):
         raise ValueError(
             f"{folder.path} holds checkpoints, but no {folder.settings.name} that says of what run. Restore it, move "

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lora_core.files import sha256_of_file
 from trainers.cli import main
 from trainers.config import TrainConfig
 from trainers.loop import fit
@@ -26,6 +27,7 @@ from trainers.training.checkpoints import (
     restore_best,
     save_best,
     save_checkpoint,
+    unusable,
 )
 from trainers.training.optim import build_optimizer, build_scheduler
 from trainers.training.precision import grad_scaler
@@ -39,10 +41,14 @@ RUNS = {
     "lora, epoch 2": [2, 3],
     "lora, log of epoch 2": [2, 3],
     "lora, best of epoch 2": [2, 3],
+    "lora, before step 12": [2, 3],
     "lora, files of step 12": [2, 3],
+    "lora, between the files of step 12": [2, 3],
+    "lora, manifest of step 12": [2, 3],
     "lora, name of step 12": [2, 3],
     "lora, after step 12": [3],
     "lora, removal of step 6": [],
+    "lora, half of step 6 removed": [],
     "lora, after the last step": [],
     "lora, after the model was saved": [],
     "lora, log of the result": [],
@@ -86,15 +92,20 @@ def assert_same_run(one, other):
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.fault(
+    "kill -9 at each named point of an epoch, a save and a removal",
+    "--resume auto ends bit for bit as without it",
+    "what came after the last checkpoint",
+)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_killed_run_ends_as_if_it_had_not_been(killed, name):
     report = json.loads((killed / "report.json").read_text())
-    assert report.keys() == {*RUNS, "interrupted"}
+    assert report.keys() == {*RUNS, "interrupted", "unscored"}
     log = (killed / f"{name}.resumed").read_text()
     assert report[name] == [-9, 0], log
     assert sorted(set(map(int, re.findall(r"epoch (\d)/3", log)))) == RUNS[name]
     method = name.split(",")[0]
-    if name == "lora, removal of step 6":  # nothing was written after the kill, so nothing else was removed either
+    if name.endswith(("removal of step 6", "half of step 6 removed")):  # nothing was saved later, so nothing removed
         shutil.rmtree(killed / name / "checkpoints" / "best-1")
     assert_same_run(killed / name, killed / f"{method}, straight")
 
@@ -119,6 +130,21 @@ def interrupted(killed, tiny, checkpoint, data, tmp_path):
     return folder, lambda resume="auto": main([*arguments, "--resume", str(resume)])
 
 
+def sign(step, _=None, **others):
+    """Give a checkpoint the manifest of the files that it has now, and of others."""
+    digests = {name: sha256_of_file(step / name) for name in ("tensors.safetensors", "state.json")}
+    (step / "manifest.json").write_text(json.dumps(digests | others))
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def linked(path):
+    path.symlink_to(path.rename(path.with_suffix(".elsewhere")))
+
+
 def flip_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
@@ -136,6 +162,15 @@ DAMAGES = {
     "empty manifest": lambda step: (step / "manifest.json").write_text("{}"),
     "binary manifest": lambda step: (step / "manifest.json").write_bytes(b"\xff\xfe\x00"),
     "empty folder": lambda step: [path.unlink() for path in step.iterdir()],
+    "nested manifest": lambda step: (step / "manifest.json").write_text("[" * 100_000),
+    "endless manifest": lambda step: os.truncate(step / "manifest.json", 1 << 40),
+    "a third name": lambda step: sign(step, **{"../../config.json": "0"}),
+    "a link": lambda step: linked(step / "tensors.safetensors"),
+    "pipe as manifest": lambda step: pipe(step / "manifest.json"),
+    "pipe as state": lambda step: pipe(step / "state.json"),
+    "pipe as tensors": lambda step: pipe(step / "tensors.safetensors"),
+    "signed nested state": lambda step: sign(step, (step / "state.json").write_text("[" * 100_000)),
+    "signed list as state": lambda step: sign(step, (step / "state.json").write_text("[]")),
 }
 
 
@@ -143,14 +178,20 @@ DAMAGES = {
 def test_damage_is_found(interrupted, kind):
     folder, _ = interrupted
     step = folder / "checkpoints" / "step-12"
-    assert damage(step) is None
+    assert unusable(step) is None
     DAMAGES[kind](step)
-    assert damage(step)
+    assert unusable(step)
+    assert bool(damage(step)) is not kind.startswith("signed")
     with pytest.raises(SystemExit) as exit_:
         interrupted[1](step)
     assert exit_.value.code == 2
 
 
+@pytest.mark.fault(
+    "the newest checkpoint is cut short, altered or has no manifest",
+    "skipped with file and reason, kept, bit for bit",
+    "one checkpoint",
+)
 @pytest.mark.parametrize("kind", ["truncated", "bit of a tensor", "no manifest"])
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(interrupted, killed, caplog, kind):
     folder, resume = interrupted
