@@ -195,12 +195,11 @@ def _after_the_end(folder: RunFolder, config: RunConfig) -> Start:
     listed = ", ".join(f"{name} is {what}" for name, what in lost.items())
     try:
         checkpoint = newest_checkpoint(folder.path)
-        problem = f"{folder.checkpoints} has no checkpoint"
     except ValueError as error:
-        checkpoint, problem = None, str(error)
+        raise ValueError(f"The run in {folder.path} is finished, but {listed}: copy it back. {error}") from error
     if checkpoint is None:
         raise ValueError(
-            f"The run in {folder.path} is finished, but {listed}, and it cannot be written again: {problem} "
+            f"The run in {folder.path} is finished, but {listed}, and there is no checkpoint to write it again from. "
             "Copy it back, train again with --overwrite, or choose another --output-dir."
         )
     logger.warning("The run in %s is finished, but %s: it is written again from %s.", folder.path, listed, checkpoint)

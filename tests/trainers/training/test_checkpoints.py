@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from lora_core.files import sha256_of_file
 from trainers.cli import main
 from trainers.config import TrainConfig
+from trainers.finished import FinishedRun
 from trainers.loop import fit
 from trainers.tasks.token import TokenClassification
 from trainers.training.checkpoints import (
@@ -117,6 +118,16 @@ def test_the_straight_run_has_dropout_and_learns(killed):
     assert epochs[0]["validation"]["loss"] > epochs[1]["validation"]["loss"]
     config = json.loads((killed / "lora, straight" / "config.json").read_text())
     assert config["lora_dropout"] == config["hidden_dropout"] == config["attention_dropout"] == 0.1
+
+
+@pytest.mark.fault("kill -9 between the weights and the result", "is not finished; --resume auto scores it", "none")
+def test_a_run_that_was_killed_between_weights_and_result(killed):
+    """What it ends as is told by "after the model was saved"."""
+    assert json.loads((killed / "report.json").read_text())["unscored"] == [-9]
+    weights = killed / "unscored" / "adapter" / "adapter_model.safetensors"
+    assert weights.read_bytes() == (killed / "lora, straight" / "adapter" / weights.name).read_bytes()
+    with pytest.raises(ValueError, match=r"has not finished: its last finished epoch is 3, .*with --resume auto"):
+        FinishedRun.open(killed / "unscored")
 
 
 # Damaged checkpoints
