@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lora_core.files import BLOCK, sha256_of_file
-from lora_core.models.source import CONFIG_FILE, SINGLE_FILE, resolve
+from lora_core.files import BLOCK, read_json_object, sha256_of_file
+from lora_core.models.pretrained.pickled import PICKLED_FILE, PICKLED_INDEX
+from lora_core.models.pretrained.source import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, resolve
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.data.images.batches import ImageBatches
 from trainers.data.tokenizer import load_tokenizer
@@ -28,6 +29,8 @@ from trainers.training.distributed import World
 
 logger = logging.getLogger("trainers")
 
+WEIGHT_FILES = (SINGLE_FILE, INDEX_FILE, PICKLED_FILE, PICKLED_INDEX)
+"""Where a model's weights are, in the order in which they are looked for."""
 WHOLE = 1 << 30
 """Bytes of a weights file up to which all of it is read: some 270 million parameters in fp32."""
 BLOCKS = 256
@@ -143,12 +146,12 @@ def _examples(encoded: Any) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> dict[str, Any]:
-    """Size and digest of a model's config.json and weights."""
-    single = folder / SINGLE_FILE
-    weights = [single] if single.exists() else sorted(folder.glob("model*.safetensors"))
+    """Size and digest of a model's config.json and of the files that its weights were read from, just now."""
+    first = next(folder / name for name in WEIGHT_FILES if (folder / name).exists())
+    shards = set(read_json_object(first, "")["weight_map"].values()) if first.suffix == ".json" else ()
     return {
         path.name: {"bytes": path.stat().st_size, "sha256": _digest_of_file(path)}
-        for path in (folder / CONFIG_FILE, *weights)
+        for path in (folder / CONFIG_FILE, first, *(folder / shard for shard in sorted(shards)))
     }
 
 

@@ -131,15 +131,23 @@ class Graph:
         y = self.op("MatMul", x, self.matrix(layer, [width, count]))
         return self.op("Add", y, self.bias(layer, [count]))
 
-    def attention(self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "") -> str:
-        """Self-attention with its projections, three or one, but for that of its output; ``mask`` is (B, T) int32."""
+    def attention(
+        self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "", added: str = ""
+    ) -> str:
+        """Self-attention with its projections, three or one, but for that of its output.
+
+        Args:
+            mask: (B, T) int32.
+            added: to the scores, (1, N, T, T) or (B, N, T, T).
+        """
         layers, masks = query_key_value, [mask] if mask else []
         options = {"domain": MICROSOFT, "num_heads": heads, **({"mask_filter_value": MASKED} if mask else {})}
-        if not any(self.path(layer) in self.parameters.factors for layer in layers):
+        if not added and not any(self.path(layer) in self.parameters.factors for layer in layers):
             return self.op("Attention", x, self.matrix(layers), self.bias(layers), *masks, **options)
         parts = [self._fresh(f"{self._name(layers)}.{part}") for part in ("query", "key", "value")]
         self.op("Split", self.linear(x, layers), outputs=parts, axis=-1, num_outputs=3)
-        return self.op("MultiHeadAttention", *parts, self.bias(layers), *masks, **options)
+        biases = [mask, added] if added else masks
+        return self.op("MultiHeadAttention", *parts, self.bias(layers), *biases, **options)
 
     def activated(self, x: str, layer: nn.Module, activation: nn.Module) -> str:
         """A linear layer with its bias and activation; for a GELU the two are one operator."""

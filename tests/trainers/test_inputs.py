@@ -249,6 +249,24 @@ def test_large_weights_are_told_by_their_size_and_blocks(tmp_path, monkeypatch):
     assert len(set(digests)) == 3
 
 
+def test_weights_in_several_files_have_a_digest_each(here):
+    path = here / "model/model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    path.unlink()
+    names = sorted(tensors)
+    shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for shard, held in shards.items():
+        save_file({name: tensors[name] for name in held}, here / "model" / shard)
+    index = {"weight_map": {name: shard for shard, held in shards.items() for name in held}}
+    (here / "model/model.safetensors.index.json").write_text(json.dumps(index))
+    run(dataclasses.replace(CONFIG, epochs=0, output_dir=here / "new"))
+    model = RunFolder(here / "new").read_inputs()["model"]
+    assert model.keys() == {"config.json", "model.safetensors.index.json", *shards}
+    assert {name: about["bytes"] for name, about in model.items()} == {
+        name: (here / "model" / name).stat().st_size for name in model
+    }
+
+
 # Across processes
 
 
