@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,16 +167,16 @@ class RunFolder:
 
     def remove(self) -> None:
         """Delete what a run wrote here and nothing else; but for tokenizer.json, which the next may have replaced."""
-        # First what makes it a run: killed on the way, it must not look like one that can go on.
-        for path in (self.settings, self.inputs, self.metrics, self.report, self.onnx, self.int8_onnx):
-            path.unlink(missing_ok=True)
         for _, path in (*self.saved("step"), *self.saved("best")):
             discard(path)
         if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
             self.checkpoints.rmdir()
         for folder in (self.weights("lora"), self.weights("full"), self.path / "predictions"):
             if folder.is_dir():
-                shutil.rmtree(folder)
+                discard(folder)
+        # Last what makes it a run: killed on the way, it can still be overwritten.
+        for path in (self.report, self.onnx, self.int8_onnx, self.inputs, self.settings, self.metrics):
+            path.unlink(missing_ok=True)
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write config.json; the folder is made if need be."""

@@ -200,9 +200,11 @@ def restore_best(state: TrainState, folder: Path, world: World) -> None:
     problem = damage(best)
     if problem:
         raise ValueError(f"{best} cannot be read: {problem}. Resume from a checkpoint, or train again.")
-    tensors = load_file(best / TENSORS)
+    tensors, trained = load_file(best / TENSORS), trained_tensors(state.model)
+    if {name: tensor.shape for name, tensor in tensors.items()} != {name: t.shape for name, t in trained.items()}:
+        raise ValueError(f"{best} holds other trained parameters than this run. Resume with the settings of the first.")
     with torch.no_grad():
-        for name, tensor in trained_tensors(state.model).items():
+        for name, tensor in trained.items():
             tensor.copy_(tensors[name])
     world.barrier()
 

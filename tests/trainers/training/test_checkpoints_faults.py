@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_core.files import sha256_of_file
+from lora_core.files import discard, sha256_of_file
 from trainers.config import RunConfig, TrainConfig
 from trainers.experiment import run
 from trainers.run_folder import MetricsLog, RunFolder, set_aside
@@ -215,6 +215,30 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else(stopped, straig
         (folder / "checkpoints" / name / "mine").write_text("mine")
     run(dataclasses.replace(straight, output_dir=folder, overwrite=True, epochs=1))
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step-abc", "set-aside", "step-6", "best-1"}
+
+
+@pytest.mark.parametrize("calls", range(8))
+def test_an_overwriting_that_is_broken_off_can_be_repeated(stopped, straight, monkeypatch, calls):
+    folder, _ = stopped
+    (folder / "adapter").mkdir()
+    anew = dataclasses.replace(straight, output_dir=folder, overwrite=True, epochs=1)
+    left = iter(range(calls))
+
+    def broken_off(original):
+        def remove(path, **options):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            original(path, **options)
+
+        return remove
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainers.run_folder.discard", broken_off(discard))
+        patch.setattr(Path, "unlink", broken_off(Path.unlink))
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder(folder).remove()
+    assert len(run(anew).epochs) == 1
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step-6", "best-1"}
 
 
 def test_set_aside_never_writes_over(tmp_path):
