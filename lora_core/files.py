@@ -87,11 +87,12 @@ def remove_abandoned(folder: str | Path, name: str | None = None) -> list[Path]:
         found = pattern.fullmatch(path.name)
         if found is None or path.name in _unfinished or _is_alive(found[2]):
             continue
-        if found[3] == "-old" and not os.path.lexists(path.with_name(found[1])):
-            os.replace(path, path.with_name(found[1]))
-            continue
-        _remove(path)
-        removed.append(path)
+        with contextlib.suppress(FileNotFoundError):  # another process removes it at the same time
+            if found[3] == "-old" and not os.path.lexists(path.with_name(found[1])):
+                os.replace(path, path.with_name(found[1]))
+                continue
+            _remove(path)
+            removed.append(path)
     return removed
 
 

@@ -154,6 +154,23 @@ def test_only_what_killed_processes_of_this_machine_left_is_removed(tmp_path):
     assert remove_abandoned(tmp_path / "nowhere") == []
 
 
+def test_two_processes_may_remove_the_same(tmp_path, monkeypatch):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    abandoned = [tmp_path / f".a.{socket.gethostname()}-{int(dead.stdout)}-{number}-gone" for number in range(3)]
+    for path in abandoned:
+        path.mkdir()
+    rmtree = shutil.rmtree
+
+    def overtaken(path):
+        rmtree(path)
+        if path == abandoned[1]:
+            rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", overtaken)
+    assert sorted(remove_abandoned(tmp_path)) == [abandoned[0], abandoned[2]]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folders_that_are_made_are_on_disk_with_their_names(tmp_path, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
