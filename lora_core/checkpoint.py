@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lora_core.adapters import delete_adapter, hosts, record_of, set_adapter, state_of
 from lora_core.config import TASK_TYPES, LoRAConfig, Pattern
-from lora_core.files import replacing
+from lora_core.files import make_folder, replacing
 from lora_core.inject import add_exactly, eject_lora
 from lora_core.layers import model_modules
 from lora_core.targets import attention_outputs, preset_of, without_idle_patterns
@@ -73,8 +73,7 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
     """
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in lora_state_dict(model, adapter_name).items()}
     refuse_non_finite(tensors, "The adapter was not saved")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     config = record_of(model, adapter_name).config
     head = config.modules_to_save
     task_type = TASK_TYPES.get(getattr(model, "task", "")) if head else None  # PEFT adds a head by itself for a task

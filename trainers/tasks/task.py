@@ -108,7 +108,7 @@ class Kind(Protocol):
         ...
 
     def encode(self, dataset: Any, model: Any, config: RunConfig, saved: Path | None = None) -> Any:
-        """A split as the model takes it, a Data.
+        """A split as the model takes it: a Data, with a `content` that tells it from others (trainers/inputs.py).
 
         ``saved`` is the folder into which `save_preprocessing` has written how a finished run's model takes its inputs;
         None: a new run, for which the checkpoint says it.

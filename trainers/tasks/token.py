@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora_core.files import write_text
 from lora_core.models.crf import crf_log_likelihood, split_scores, viterbi
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
@@ -188,7 +189,8 @@ def _check_iob2(labels: tuple[str, ...], data: TokenWindows) -> None:
 
 def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False, saved: Path | None = None) -> None:
     """Write the model's tokenizer.json and the run's text_processing.json into ``folder``."""
-    load_tokenizer(saved or tokenizer_folder(config)).save(str(folder / TOKENIZER_FILE))
+    tokenizer = load_tokenizer(saved or tokenizer_folder(config))
+    write_text(folder / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
     dataclasses.replace(text_processing(config, saved), pairs=pairs).save(folder)
 
 

@@ -116,6 +116,11 @@ class EncodedTexts:
             inputs["token_type_ids"] = torch.from_numpy(np.where(inside, self.token_type_ids[flat], 0).astype(np.int64))
         return inputs, torch.from_numpy(labels)
 
+    def content(self) -> tuple[int, list[np.ndarray]]:
+        """How many texts there are, and all that the model is given of them."""
+        arrays = [self.input_ids, self.offsets, self.targets, self.words, self.token_type_ids]
+        return len(self), [array for array in arrays if array is not None]
+
     def _text(self, index: int, epoch: int | None) -> np.ndarray:
         """The tokens of a text, augmented in training."""
         own = slice(self.offsets[index], self.offsets[index + 1])
