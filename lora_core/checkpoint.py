@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora_core.adapters import delete_adapter, hosts, record_of, set_adapter, state_of
-from lora_core.config import TASK_TYPES, LoRAConfig, Pattern
+from lora_core.config import TASK_TYPES, LoRAConfig
 from lora_core.files import replacing
 from lora_core.inject import add_exactly, eject_lora
 from lora_core.layers import model_modules
+from lora_core.patterns import Pattern
 from lora_core.targets import attention_outputs, preset_of, without_idle_patterns
 from lora_core.updates import ThirdsUpdate
 from lora_core.vit_names import NEW_MARK, OLD_MARK, any_path, to_new_name, to_old_name

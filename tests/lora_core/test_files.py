@@ -6,10 +6,19 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from lora_core.files import read_json_object, replacing, sha256_of_file, write_json, write_text
+from lora_core.files import (
+    file_inside,
+    read_json_object,
+    regular_file,
+    replacing,
+    sha256_of_file,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -87,3 +96,73 @@ def test_the_digest_is_that_of_the_bytes(tmp_path):
     content = os.urandom(3 << 20)
     (tmp_path / "a").write_bytes(content)
     assert sha256_of_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.fault("a pipe or a device in the place of a file", "refused at once, named", "none")
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "link to a device"])
+def test_what_is_no_file_is_never_opened(kind, tmp_path):
+    path = tmp_path / "config.json"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path = Path("/dev/zero")
+    else:
+        path.symlink_to("/dev/zero")
+    for read in (regular_file, sha256_of_file, lambda place: read_json_object(place, "Copy it.")):
+        with pytest.raises(ValueError, match=f"{path} is a.* instead of a file") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        regular_file(tmp_path / "nowhere")
+
+
+def test_a_named_file_lies_in_its_folder(tmp_path):
+    outside = tmp_path / "secret.bin"
+    outside.write_text("secret")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "part.bin").write_text("part")
+    (folder / "near.bin").symlink_to("part.bin")
+    (folder / "far.bin").symlink_to(outside)
+    assert file_inside(folder, "part.bin").read_text() == file_inside(folder, "near.bin").read_text() == "part"
+    for name in ("../secret.bin", str(outside), "", ".", "..", "a/../part.bin", "..\\secret.bin", "part.bin\0"):
+        with pytest.raises(ValueError, match="not the plain name of a file"):
+            file_inside(folder, name)
+    with pytest.raises(ValueError, match=r"is a link to .*secret\.bin, outside its folder"):
+        file_inside(folder, "far.bin")
+    with pytest.raises(FileNotFoundError):
+        file_inside(folder, "absent.bin")
+
+
+def test_links_into_the_hubs_cache_are_its_own(tmp_path):
+    snapshot, blobs = tmp_path / "models--a--b/snapshots/123", tmp_path / "models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "abc").write_text("part")
+    (snapshot / "part.bin").symlink_to("../../blobs/abc")
+    assert file_inside(snapshot, "part.bin").read_text() == "part"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1, "b": {"c": 2, "c": 3}}', "the key 'c' stands twice"),
+        ('{"a": ' + "[" * 150 + "]" * 150 + "}", "nested more than 100 deep"),
+        ('{"a": ' + "[" * 200_000 + "]" * 200_000 + "}", "is not JSON|nested more"),
+        ('{"a": ' + "9" * 5000 + "}", "is not JSON"),
+    ],
+)
+def test_json_that_readers_would_read_differently_or_without_end(content, message, tmp_path):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=f"a.json .*{message}.*Copy it") as error:
+        read_json_object(tmp_path / "a.json", "Copy it.")
+    assert len(str(error.value)) < 400
+
+
+def test_a_json_file_of_any_size_is_not_read(tmp_path):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(1 << 40)  # a sparse file
+    with pytest.raises(ValueError, match="1,099,511,627,776 bytes"):
+        read_json_object(tmp_path / "a.json", "Copy it.")
