@@ -107,7 +107,7 @@ def file_inside(folder: str | Path, name: str) -> Path:
         raise ValueError(f"{name!r} is not the plain name of a file in {folder}.")
     path = regular_file(folder / name)
     home, real = folder.resolve(), path.resolve()
-    hub = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    hub = next((parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots"), home)
     if not (real.is_relative_to(home) or real.is_relative_to(hub)):
         raise ValueError(f"{path} is a link to {real}, outside its folder. Copy the file itself into the folder.")
     return path

@@ -16,6 +16,7 @@ from lora_core.models.recurrent import BiLSTMModel, LSTMModel
 from lora_core.models.roberta import CamembertModel, RobertaModel, XLMRobertaModel
 from lora_core.models.task_model import Head, TaskModel, check_labels
 from lora_core.models.vit import DeiTModel, ViTModel
+from lora_core.patterns import shown
 
 _FAMILIES: tuple[type[Encoder], ...] = (
     BertModel,
@@ -43,8 +44,8 @@ def config_from_dict(values: Mapping[str, Any]) -> EncoderConfig:
         ValueError: the family is unknown, or a value is malformed or not implemented.
     """
     model_type = values.get("model_type")
-    if model_type not in ENCODERS:
-        raise ValueError(f"model_type is {model_type!r}; implemented are {', '.join(ENCODERS)}")
+    if not isinstance(model_type, str) or model_type not in ENCODERS:
+        raise ValueError(f"model_type is {shown(model_type)}; implemented are {', '.join(ENCODERS)}")
     return ENCODERS[model_type].config_class.from_dict(values)
 
 

@@ -34,14 +34,20 @@ def test_shards_outside_the_folder_are_refused(tmp_path, shard):
         read_tensors(folder)
 
 
-def test_a_shard_that_is_a_link_is_read(tmp_path):
+def test_a_shard_that_is_a_link_of_the_hubs_cache_is_read_and_no_other_link(tmp_path):
     """The hub's cache keeps files elsewhere and links to them."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    save_file({"x": torch.ones(1)}, tmp_path / "blob")
-    (folder / "a.safetensors").symlink_to(tmp_path / "blob")
+    folder, blobs = tmp_path / "models--a--b/snapshots/1", tmp_path / "models--a--b/blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir()
+    save_file({"x": torch.ones(1)}, blobs / "blob")
+    (folder / "a.safetensors").symlink_to("../../blobs/blob")
     write_index(folder, {"x": "a.safetensors"})
     assert read_tensors(folder).keys() == {"x"}
+    (folder / "a.safetensors").unlink()
+    (blobs / "blob").rename(tmp_path / "secret")
+    (folder / "a.safetensors").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=r"a\.safetensors is a link to .*secret, outside its folder"):
+        read_tensors(folder)
 
 
 def test_a_leftover_copy_in_another_shard_is_not_taken(tmp_path):
