@@ -28,7 +28,9 @@ Names = str | tuple[str, ...] | None
 MOST_RANK = 1 << 16
 """Of an update; no layer of an encoder has more to give."""
 MOST_NAMES = 20_000
-"""Names or patterns in one field."""
+"""Names, patterns or layers in one field."""
+MOST_TOKENS = 1 << 17
+"""Rows of the embedding that an adapter may train; more are better trained in full, by modules_to_save."""
 MOST_ITERATIONS = 1000
 """N of "pissa_niter_N"; some 4 to 16 are usual."""
 
@@ -112,6 +114,10 @@ class LoRAConfig:
         self._validate()
 
     def _validate(self) -> None:
+        for name in (*_NAMES_FIELDS, "rank_pattern", "alpha_pattern", "layers_to_transform", "trainable_token_indices"):
+            value, most = getattr(self, name), MOST_TOKENS if name == "trainable_token_indices" else MOST_NAMES
+            if isinstance(value, (tuple, dict)) and len(value) > most:
+                raise ValueError(f"{name} holds {len(value):,} entries; the most allowed are {most:,}.")
         check_types(self)
         for where, r in [("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())]:
             if not 1 <= r <= MOST_RANK:
@@ -120,10 +126,6 @@ class LoRAConfig:
             names = getattr(self, name)
             if isinstance(names, tuple) and "" in names:
                 raise ValueError(f"{name} must hold names of modules, but it is {shown(names)}.")
-        for name in (*_NAMES_FIELDS, "rank_pattern", "alpha_pattern"):
-            names = getattr(self, name)
-            if not isinstance(names, str) and len(names or ()) > MOST_NAMES:
-                raise ValueError(f"{name} holds {len(names):,} names; the most allowed are {MOST_NAMES:,}.")
         for name in ("layers_to_transform", "trainable_token_indices"):
             if any(not 0 <= number < _MOST_INDEX for number in getattr(self, name) or ()):
                 raise ValueError(f"{name} must hold whole numbers from 0, but it is {shown(getattr(self, name))}.")
