@@ -28,6 +28,7 @@ from trainers.training.adversarial import build_adversary
 from trainers.training.batch_plan import BatchPlan
 from trainers.training.checkpoints import load_checkpoint, restore_best, save_best, save_checkpoint
 from trainers.training.distributed import World
+from trainers.training.numbers import check_some_step
 from trainers.training.optim import build_optimizer, build_scheduler, take_step
 from trainers.training.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
 from trainers.training.state import TrainState, seed_generators
@@ -63,7 +64,7 @@ def fit(
 
     Raises:
         ValueError: nothing is trainable, or the checkpoint belongs to another run.
-        FloatingPointError: the loss or a gradient is not finite (with fp16, such steps are skipped instead).
+        FloatingPointError: a gradient is not finite (with fp16, such steps are skipped, but not without end).
     """
     seed_generators(config.seed + world.rank)
     model.to(world.device)
@@ -91,8 +92,8 @@ def fit(
                                 loss = task.training_loss_sum(parallel(**part.inputs), part.labels) * part.weight
                             state.scaler.scale(loss).backward()
                         if not perturbed:
-                            state.add_loss(loss.detach() * (step.labels / world.size))
-                take_step(state, config.max_grad_norm)
+                            state.add_loss(loss.detach() * (step.labels / world.size), part.examples)
+                take_step(state, config.max_grad_norm, world, folder)
                 state.end_step(step.labels, step.tokens)
                 progress.update()
                 if state.step % 20 == 0:
@@ -110,6 +111,7 @@ def fit(
         if improved:
             save_best(state, folder, world)
         save_checkpoint(state, folder, config.keep_checkpoints, world)
+    check_some_step(state)
     if state.best_epoch:
         restore_best(state, folder, world)
     return state

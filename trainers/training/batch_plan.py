@@ -29,6 +29,8 @@ class Part:
     its own, which still takes part in the exchange of gradients."""
     last: bool
     """Whether it is this process's last part of the step, in which gradients are exchanged."""
+    examples: np.ndarray
+    """The places of its examples in the training data, counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,13 @@ class BatchPlan:
             for indices in parts
         ]
         loaded = load_batches(self.data, read, self.world.device, epoch=epoch, workers=self.workers)
+        examples = iter(read)
         for batch, parts in zip(batches, shares, strict=True):
             labels = max(1, int(self.data.label_counts[batch].sum()))
             weights = [self.world.size / labels if len(indices) else 0.0 for indices in parts]
             yield Step(
                 (
-                    Part(inputs, targets, weight, last=number == len(weights))
+                    Part(inputs, targets, weight, last=number == len(weights), examples=next(examples))
                     for number, (weight, (inputs, targets)) in enumerate(
                         zip(weights, islice(loaded, len(weights)), strict=True), start=1
                     )

@@ -16,7 +16,7 @@ MUTATIONS = 60
 def report(tmp_path_factory):
     """What hostile_files.py reports."""
     folder = tmp_path_factory.mktemp("hostile")
-    script = Path(__file__).with_name("hostile_files.py")
+    script = Path(__file__).resolve().parents[1] / "hostile_files.py"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, str(script), str(folder), str(MUTATIONS)],
