@@ -94,7 +94,7 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
         file_config(model, adapter_name), inference_mode=True, task_type=config.task_type or task_type
     )
     tensors, config = for_transformers(model, tensors, config)
-    with replacing(folder / WEIGHTS_FILE) as new:
+    with replacing(folder / WEIGHTS_FILE, sum(tensor.nbytes for tensor in tensors.values())) as new:
         save_file(tensors, new, metadata={"format": "pt"})
     config.save(folder)
     return folder

@@ -4,10 +4,12 @@ Used by everything here and above that writes or checks a file; it needs the sta
 """
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -27,8 +29,70 @@ MOST_NESTED = 100
 _unfinished: set[str] = set()  # names of the temporaries that threads of this process are making
 
 
+class DiskFullError(OSError):
+    """A disk, a quota or a limit of a file's size let no more be written. The message is one line."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(number, message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def disk_errors(path: str | Path, size: int | None = None, remedy: str = "") -> Iterator[None]:
+    """Turns what stops the block from writing at ``path`` for want of room into a DiskFullError.
+
+    Args:
+        size: bytes that are to be written, where it is known.
+        remedy: what to do; by default, to make room or to take another folder.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:  # OSError, and what safetensors and others make of one
+        number = _room_error(error)
+        if number is None:
+            raise
+        folder = next(parent for parent in Path(path).absolute().parents if parent.is_dir())
+        free = f"{shutil.disk_usage(folder).free:,} bytes are free"
+        if number == errno.EFBIG:
+            free = "a file may not be larger here (ulimit -f)"
+        needed = "" if size is None else f"{size:,} bytes are needed, "
+        remedy = remedy or "Make room there, or name another folder."
+        raise DiskFullError(
+            number, f"{path} could not be written: {os.strerror(number).lower()}; {needed}{free}. {remedy}"
+        ) from error
+
+
+def _room_error(error: Exception) -> int | None:
+    """The number of the system's error for want of room that an exception tells of; None: it tells of none."""
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in known else None
+    told = re.search(r"\b(?:os error|code:|errno) (\d+)", str(error), re.IGNORECASE)  # Rust's words, and Python's
+    return int(told[1]) if told and int(told[1]) in known else None
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, size: int | None = None, remedy: str = "") -> Iterator[Path]:
+    """Give a temporary path beside ``path``; the block makes a file or a folder there, which takes the name ``path``
+    when it is whole (`_replacing` says how).
+
+    Args:
+        size, remedy: for the message of a full disk, as for `disk_errors`.
+
+    Raises:
+        DiskFullError: there was no room. ``path`` is as it was.
+    """
+    with disk_errors(path, size, remedy), _replacing(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; the block makes a file or a folder there.
 
     If the block succeeds, what it made is flushed to disk and takes the name ``path``, in the place of what bore it: a

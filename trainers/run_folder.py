@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_core.files import read_json_object, replacing, write_json, write_text
+from lora_core.files import disk_errors, read_json_object, replacing, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class MetricsLog:
     def write(self, event: str, **values: Any) -> None:
         """Append one event and flush it to the file."""
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
+            with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"event": event, **values}) + "\n")
 
 

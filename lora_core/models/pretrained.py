@@ -324,6 +324,6 @@ def save_pretrained(model: Encoder | TaskModel, folder: str | Path) -> None:
         values["problem_type"] = model.problem_type
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / SINGLE_FILE) as path:
+    with replacing(folder / SINGLE_FILE, sum(tensor.nbytes for tensor in tensors.values())) as path:
         save_file(tensors, path, metadata={"format": "pt"})
     write_json(folder / CONFIG_FILE, values)

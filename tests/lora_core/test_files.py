@@ -1,7 +1,9 @@
 """Files that are whole or not there."""
 
+import errno
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,8 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lora_core.files import (
+    DiskFullError,
+    disk_errors,
     file_inside,
     read_json_object,
     regular_file,
@@ -166,3 +172,63 @@ def test_a_json_file_of_any_size_is_not_read(tmp_path):
         file.truncate(1 << 40)  # a sparse file
     with pytest.raises(ValueError, match="1,099,511,627,776 bytes"):
         read_json_object(tmp_path / "a.json", "Copy it.")
+
+
+@pytest.mark.fault("a full disk while a file is written", "a line: bytes and path; the old file stays", "none")
+@pytest.mark.parametrize("write", ["python", "safetensors"])
+def test_a_file_without_room(write, tmp_path):
+    """Linux' limit of a file's size stands for a full disk: the write fails halfway, and really."""
+    path = tmp_path / "a.bin"
+    path.write_text("old")
+
+    def fill():
+        with replacing(path, size=200_000, remedy="Make room.") as temporary:
+            if write == "python":
+                temporary.write_bytes(bytes(200_000))
+            else:
+                save_file({"x": torch.ones(50_000)}, temporary)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(DiskFullError) as error:
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value) == (
+        f"{path} could not be written: file too large; 200,000 bytes are needed, a file may not be larger here "
+        "(ulimit -f). Make room."
+    )
+    assert error.value.errno == errno.EFBIG
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"a.bin": "old"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+        RuntimeError('Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "..." })'),
+    ],
+)
+def test_a_full_disk_says_how_much_is_free(error, tmp_path):
+    with pytest.raises(DiskFullError, match=r"a\.bin could not be written: .*; [\d,]+ bytes are free\. Make room"):
+        fail_to_write(tmp_path / "a.bin", error)
+
+
+def fail_to_write(path, error):
+    with disk_errors(path):
+        raise error
+
+
+def test_other_errors_of_writing_pass(tmp_path):
+    with pytest.raises(PermissionError):
+        fail_to_write(tmp_path / "a.bin", PermissionError(errno.EACCES, "denied"))
+    with pytest.raises(RuntimeError, match="code 28"):
+        fail_to_write(tmp_path / "a.bin", RuntimeError("code 28"))
+
+
+def test_a_device_that_is_full(tmp_path):
+    with pytest.raises(DiskFullError, match="no space left on device"), disk_errors("/dev/full"):
+        Path("/dev/full").write_bytes(bytes(10_000))

@@ -67,6 +67,16 @@ class BatchPlan:
         """Steps of all epochs."""
         return total_steps(self.data.lengths, epochs=self.epochs, **self._recipe)
 
+    @property
+    def pass_tokens(self) -> int:
+        """Most tokens (or images) in one pass, padding included."""
+        if self.most_tokens is not None:
+            return self.most_tokens
+        examples = self.most_examples or max(1, self._recipe["batch_size"] // self.world.size)
+        most = examples * int(max(self.data.lengths, default=1))
+        whole = self._recipe["batch_tokens"]
+        return min(most, whole) if whole and self.most_examples else whole or most
+
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The global batches of an epoch: for each the indices of its examples, the same on every process."""
         return epoch_batches(self.data.lengths, epoch=epoch, **self._recipe)

@@ -23,6 +23,7 @@ from trainers.training.state import TrainState, random_state, trained_tensors
 
 logger = logging.getLogger("trainers")
 
+NO_ROOM = "Make room there and go on with --resume auto; --keep-checkpoints 1 takes the least."
 TENSORS, PROGRESS, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 
 
@@ -128,7 +129,9 @@ def _best_epoch(checkpoint: Path) -> int | None:
 def _write(target: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
     """Write a checkpoint so that ``target`` is either complete or as it was."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as folder:  # it may be there: the same step or epoch, repeated after an interruption
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    # It may be there: the same step or epoch, repeated after an interruption.
+    with replacing(target, size, NO_ROOM) as folder:
         folder.mkdir()
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
         (folder / PROGRESS).write_text(json.dumps(progress, indent=1), encoding="utf-8")
