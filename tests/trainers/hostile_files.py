@@ -21,8 +21,10 @@ import traceback
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -31,8 +33,10 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 
 from lora_core import inject_lora, load_adapter, save_adapter
-from lora_core.export import OnnxModel, export_onnx
+from lora_core.export import OnnxModel, export_onnx, export_onnx_base, save_onnx_adapter
 from lora_core.export.onnx_file import METADATA_DIGEST, MODEL_METADATA, fields, read_metadata
+from lora_core.export.parameters import sha256_of
+from lora_core.export.runtime import ADAPTER_FACTS
 from lora_core.export.write import _entries
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
 from trainers.data.images.npz import read_npz
@@ -204,6 +208,7 @@ class Onnx:
         with self.path.open("rb") as file:
             end = next(part.start for part in fields(file, 0, len(data)) if part.number == MODEL_METADATA)
         self.body, self.metadata = data[:end], read_metadata(self.path)
+        self.metadata |= {"decision.json": "{}", "text_processing.json": '{"max_length": 8}'}
 
     def write(self, rng):
         body, facts = self.body, dict(self.metadata)
@@ -225,6 +230,42 @@ class Onnx:
         model = OnnxModel(self.path)
         model(torch.tensor([[1, 2, 3]]))
         load_served(self.path).tokenizer()
+
+
+class OnnxAdapter:
+    """A file of save_onnx_adapter: its bytes, or what it says of itself with a right digest of its values."""
+
+    def __init__(self, folder):
+        self.path = folder / "a.onnx_adapter"
+        model = inject_lora(bert("token-classification"), r=2, adapter_name="a")
+        self.base = OnnxModel(export_onnx_base(model, folder / "base.onnx"))
+        self.data = save_onnx_adapter(model, "a", self.path).read_bytes()
+        self.values = onnxruntime.AdapterFormat.read_adapter(str(self.path)).get_parameters()
+        self.values = {name: value.numpy().copy() for name, value in self.values.items()}
+        self.facts = json.loads(self.values.pop(ADAPTER_FACTS).tobytes())
+
+    def write(self, rng):
+        if rng.random() < 0.3:
+            self.path.write_bytes(mutated_bytes(self.data, rng))
+            return
+        facts, values = dict(self.facts), dict(self.values)
+        if rng.random() < 0.6:
+            facts = mutated_json(facts, rng)
+        else:
+            name = rng.choice(list(values))
+            shape = rng.choice([(0,), (1, 1), (7, 3), (10**6,), (2, 8), ()])
+            values[rng.choice([name, "x"])] = np.zeros(shape, rng.choice([np.float32, np.int64, np.uint8]))
+            facts["sha256"] = sha256_of(values)
+        text = np.frombuffer(dumped(facts).encode("utf-8", "surrogatepass"), np.uint8)
+        file = onnxruntime.AdapterFormat()
+        file.set_adapter_version(1)
+        file.set_model_version(1)
+        named = {**values, ADAPTER_FACTS: text}
+        file.set_parameters({key: onnxruntime.OrtValue.ortvalue_from_numpy(each) for key, each in named.items()})
+        file.export_adapter(str(self.path))
+
+    def read(self):
+        self.base.load_adapter(self.path, "a")(torch.tensor([[1, 2, 3]]))
 
 
 class Npz:
@@ -292,8 +333,8 @@ class TokenizerFiles:
             "add_prefix_space": False,
             "model_max_length": 512,
             "truncation_side": "right",
-            "unk_token": {"content": "[UNK]"},
-            "added_tokens_decoder": {"0": {"content": "[PAD]", "special": True}},
+            **({"unk_token": {"content": "[UNK]"}} if kind != "merges" else {}),
+            "added_tokens_decoder": {"0": {"content": "<pad>" if kind == "merges" else "[PAD]"}},
         }
         self.vocabulary = "\n".join(sorted(self.json["model"]["vocab"], key=self.json["model"]["vocab"].get)) + "\n"
 
@@ -306,6 +347,17 @@ class TokenizerFiles:
         write_json_file(self.folder / "tokenizer_config.json", config)
         if self.kind == "json":
             write_json_file(self.folder / "tokenizer.json", data)
+        elif self.kind == "merges":
+            words = {
+                word: id for id, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"aword", "wo", "wor"])
+            }
+            merges = b"#version: 0.2\nw o\nwo r\n"
+            if rng.random() < 0.5:
+                words = mutated_json(words, rng)
+            else:
+                merges = mutated_bytes(merges, rng)
+            write_json_file(self.folder / "vocab.json", words)
+            (self.folder / "merges.txt").write_bytes(merges)
         else:
             text = self.vocabulary.encode()
             (self.folder / "vocab.txt").write_bytes(mutated_bytes(text, rng) if rng.random() < 0.5 else text)
@@ -336,9 +388,11 @@ READERS = {
     "lstm": lambda folder: Model(folder, "lstm"),
     "index": lambda folder: Model(folder, shards=True),
     "onnx": Onnx,
+    "onnx adapter": OnnxAdapter,
     "npz": Npz,
     "tokenizer.json": TokenizerFiles,
     "vocab.txt": lambda folder: TokenizerFiles(folder, "vocab"),
+    "merges.txt": lambda folder: TokenizerFiles(folder, "merges"),
     "preprocessor": Preprocessor,
 }
 SIZES = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 2}
@@ -354,7 +408,7 @@ def tokenizer():
     return made
 
 
-def bert(task):
+def bert(task) -> Any:
     return build_model(
         config_from_dict({"model_type": "bert", "vocab_size": 40, "max_position_embeddings": 16, **SIZES}),
         task,
@@ -362,7 +416,7 @@ def bert(task):
     )
 
 
-def other(kind, task):
+def other(kind, task) -> Any:
     sizes = {"image_size": 8, "patch_size": 4, **SIZES} if kind == "vit" else {"vocab_size": 40, "hidden_size": 8}
     return build_model(config_from_dict({"model_type": kind, **sizes}), task, ["O", "B"])
 

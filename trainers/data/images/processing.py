@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_core.files import read_json_object, write_json
+from lora_core.files import json_object, read_json_object, write_json
 from lora_core.patterns import shown
 from trainers.data.images.decode import COLOUR, GREY, decode, named
 
@@ -163,6 +163,22 @@ class ImageProcessing:
             mean=mean,
             std=std,
         )
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> ImageProcessing:
+        """From the content of preprocessor_config.json, as text.
+
+        Raises:
+            ValueError: as `from_dict`. The message begins with ``where``.
+        """
+        try:
+            values = json_object(text)
+        except ValueError as error:
+            raise ValueError(f"{where} {error}.") from error
+        try:
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}.") from error
 
     @classmethod
     def read(cls, folder: str | Path) -> ImageProcessing | None:
