@@ -41,6 +41,7 @@ from lora_core.export.write import _entries
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
 from trainers.data.images.npz import read_npz
 from trainers.data.images.processing import ImageProcessing
+from trainers.data.sentencepiece import _message_class
 from trainers.data.tokenizer import StatedLimits, load_tokenizer
 from trainers.serve.served import load_served
 
@@ -237,7 +238,7 @@ class OnnxAdapter:
 
     def __init__(self, folder):
         self.path = folder / "a.onnx_adapter"
-        model = inject_lora(bert("token-classification"), r=2, adapter_name="a")
+        model: Any = inject_lora(bert("token-classification"), r=2, adapter_name="a")
         self.base = OnnxModel(export_onnx_base(model, folder / "base.onnx"))
         self.data = save_onnx_adapter(model, "a", self.path).read_bytes()
         self.values = onnxruntime.AdapterFormat.read_adapter(str(self.path)).get_parameters()
@@ -367,6 +368,41 @@ class TokenizerFiles:
         StatedLimits.read(self.folder)
 
 
+class SentencePiece:
+    """spm.model and config.json."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        message = _message_class()()
+        for number, piece in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "▁a", "▁", "word", *"word"]):
+            message.pieces.add(piece=piece, score=-float(number), type=2 if piece == "[UNK]" else 1)
+        message.normalizer_spec.add_dummy_prefix = True
+        message.trainer_spec.model_type = 1
+        self.data = message.SerializeToString()
+
+    def write(self, rng):
+        config = {"model_type": "deberta-v2"}
+        write_json_file(self.folder / "config.json", mutated_json(config, rng) if rng.random() < 0.1 else config)
+        (self.folder / "spm.model").write_bytes(mutated_bytes(self.data, rng))
+
+    def read(self):
+        load_tokenizer(self.folder).encode("a word")
+
+
+class Pickled(Model):
+    """pytorch_model.bin: its bytes, of which no digest is kept."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        (folder / "model.safetensors").unlink()
+        stored = io.BytesIO()
+        torch.save(bert(self.task).state_dict(), stored)
+        self.weights = stored.getvalue()
+
+    def write(self, rng):
+        (self.folder / "pytorch_model.bin").write_bytes(mutated_bytes(self.weights, rng))
+
+
 class Preprocessor:
     """preprocessor_config.json."""
 
@@ -387,12 +423,14 @@ READERS = {
     "vit": lambda folder: Model(folder, "vit"),
     "lstm": lambda folder: Model(folder, "lstm"),
     "index": lambda folder: Model(folder, shards=True),
+    "pickle": Pickled,
     "onnx": Onnx,
     "onnx adapter": OnnxAdapter,
     "npz": Npz,
     "tokenizer.json": TokenizerFiles,
     "vocab.txt": lambda folder: TokenizerFiles(folder, "vocab"),
     "merges.txt": lambda folder: TokenizerFiles(folder, "merges"),
+    "spm.model": SentencePiece,
     "preprocessor": Preprocessor,
 }
 SIZES = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 2}

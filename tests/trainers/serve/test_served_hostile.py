@@ -29,8 +29,8 @@ def report(tmp_path_factory):
     return json.loads((folder / "report.json").read_text())
 
 
-READERS = ("adapter", "bert", "vit", "lstm", "index", "onnx", "onnx adapter", "npz", "tokenizer.json", "vocab.txt",
-           "merges.txt", "preprocessor")  # fmt: skip
+READERS = ("adapter", "bert", "vit", "lstm", "index", "pickle", "onnx", "onnx adapter", "npz", "tokenizer.json",
+           "vocab.txt", "merges.txt", "spm.model", "preprocessor")  # fmt: skip
 
 
 @pytest.mark.fault("a model folder with mutated, re-signed files", "a line that names the file", "none")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lora_core.checkpoint import refuse_non_finite
 from lora_core.files import replacing, write_json
-from lora_core.models.build import (
+from lora_core.models.encoder import Encoder
+from lora_core.models.encoders.build import (
     architecture_name,
     assemble,
     assemble_encoder,
@@ -22,9 +23,15 @@ from lora_core.models.build import (
     find_head,
     initialise,
 )
-from lora_core.models.encoder import Encoder
 from lora_core.models.heads import HEADS
-from lora_core.models.source import CONFIG_FILE, SINGLE_FILE, read_config, read_tensors, resolve, split_encoder
+from lora_core.models.pretrained.source import (
+    CONFIG_FILE,
+    SINGLE_FILE,
+    read_config,
+    read_tensors,
+    resolve,
+    split_encoder,
+)
 from lora_core.models.task_model import (
     Head,
     ProblemType,
@@ -41,6 +48,9 @@ logger = logging.getLogger("lora_core")
 
 HEAD_FIELD = "head"
 """In config.json: the name of a head that is not the family's own."""
+
+SHARED_LAYERS = 100
+"""Layers that may be of the same tensors, as ALBERT's are; it has 12 or 24."""
 
 SHOWN = 10
 """Names that an error message lists of each kind."""
@@ -70,7 +80,7 @@ def load_pretrained(
     `model.problem_type` is what config.json says of the head of texts or images that was kept; None for a new head.
 
     Args:
-        source: a folder in the transformers layout, a hub id or `"embedded"`, see `lora_core.models.source.resolve`.
+        source: a folder in the transformers layout, a hub id or `"embedded"`, see `resolve` in source.py.
         task: `encoder`, `token-classification`, `text-classification` or `image-classification`.
         labels: the label names in the order of the logits; None takes those of the checkpoint's head. Where both exist
             they must be the same names, and the head's rows are brought into the order of `labels`. The rows of a
@@ -138,7 +148,7 @@ def _encoder_of(config: Any, tensors: int, folder: Path) -> Encoder:
     Raises:
         ValueError: the config has more layers than tensors, or sizes that no tensor can have.
     """
-    if config.num_hidden_layers > tensors:
+    if config.num_hidden_layers > max(tensors, SHARED_LAYERS):
         raise ValueError(
             f"{folder / CONFIG_FILE} says that there are {shown(config.num_hidden_layers)} layers, but the weights "
             f"beside it are {tensors} tensors. Check that both files are of one model"
