@@ -18,7 +18,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tomli
 import tyro
 
+from lora_core.files import DiskFullError
 from trainers.config import GROUPS, Config, RunConfig
+
+OUT_OF_MEMORY, DISK_FULL = 3, 4
+"""Exit statuses; 2 is that of a wrong value or file."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,7 +42,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def exit_on_user_error(call: Callable[[], None]) -> None:
-    """Call, and turn an error that is the user's to mend into its message and exit status 2.
+    """Call, and turn an error that is the user's to mend into its message and exit status 2 (3: memory, 4: disk).
 
     A reader of the output that closes it early ends the command silently, as it would any other.
     """
@@ -47,10 +51,19 @@ def exit_on_user_error(call: Callable[[], None]) -> None:
     except BrokenPipeError as error:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at exit complains
         raise SystemExit(128 + signal.SIGPIPE) from error
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, MemoryError) as error:
         if _is_main():  # under torchrun every process meets the same error
             print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        status = OUT_OF_MEMORY if isinstance(error, MemoryError) else 2
+        raise SystemExit(DISK_FULL if isinstance(error, DiskFullError) else status) from error
+    except RuntimeError as error:
+        from trainers.training.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        less = "Give less at a time: a lower --max-tokens of predict, a lower --micro-batch-tokens of training."
+        print(f"error: out of memory: {str(error).splitlines()[0]} {less}", file=sys.stderr)
+        raise SystemExit(OUT_OF_MEMORY) from error
 
 
 def _is_main() -> bool:

@@ -29,6 +29,7 @@ from trainers.training.state import TrainState, random_state, trained_tensors
 
 logger = logging.getLogger("trainers")
 
+NO_ROOM = "Make room there and go on with --resume auto; --keep-checkpoints 1 takes the least."
 TENSORS, PROGRESS, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 FILES = (TENSORS, PROGRESS)
 """What a manifest lists."""
@@ -216,7 +217,9 @@ def _write(files: RunFolder, name: str, tensors: dict[str, Tensor], progress: di
         logger.warning("%s is not this run's: it is kept as %s.", target, set_aside(target))
     if files.run_id():
         progress = {**progress, RUN: files.run_id()}
-    with replacing(target) as folder:  # ours may be there: the same step or epoch, repeated after an interruption
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    # Ours may be there: the same step or epoch, repeated after an interruption.
+    with replacing(target, size, NO_ROOM) as folder:
         folder.mkdir()
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
         (folder / PROGRESS).write_text(json.dumps(progress, indent=1), encoding="utf-8")
