@@ -1,8 +1,10 @@
 """A whole run: data, model, adapters, training, test scores, and the run folder."""
 
+import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from trainers.tasks.task import Task
 from trainers.training.checkpoints import newest_checkpoint
 from trainers.training.distributed import World, distributed
 from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
+from trainers.training.run_lock import locked
 
 logger = logging.getLogger("trainers")
 
@@ -39,13 +42,24 @@ def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
     Raises:
         ValueError: the folder holds another run, or a setting or the data is wrong (the message says which).
     """
-    with distributed() as world:
+    with distributed(config.timeout) as world, _locked(config.output_dir, world):
         return _run(config, datasets, world)
+
+
+@contextmanager
+def _locked(folder: Path, world: World) -> Iterator[None]:
+    """Hold the run folder's lock, on the main process for all."""
+    with ExitStack() as stack:
+        world.from_main(lambda: stack.enter_context(locked(folder)))
+        yield
 
 
 def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) -> Run:
     check_settings(config)
     config = with_learning_rate(config)
+    begun = f"run in {config.output_dir.absolute()}"
+    if world.from_main(lambda: world.remembers(begun)):
+        config = dataclasses.replace(config, resume="auto", overwrite=False)
     checkpoint, finished = world.from_main(lambda: _where_to_begin(config))
     if finished:
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
@@ -69,6 +83,8 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
         if config.overwrite and folder.is_run():
             folder.remove()
         folder.write_settings(given.to_dict())
+    if world.is_main:
+        world.remember(begun)
     reset_peak_memory(world.device)
     state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
     peak = max(world.gather(peak_memory_bytes(world.device)))

@@ -94,6 +94,7 @@ def fit(
                             state.add_loss(loss.detach() * (step.labels / world.size))
                 take_step(state, config.max_grad_norm)
                 state.end_step(step.labels, step.tokens)
+                world.at_step(state.step)
                 progress.update()
                 if state.step % 20 == 0:
                     progress.set_postfix(loss=f"{state.local_loss(world):.4f}")

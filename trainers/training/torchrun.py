@@ -1,0 +1,80 @@
+"""What torchrun's agent, the process that started this one, has to do with a run: its store, and its end.
+
+The agent starts the processes again when one fails (`--max-restarts`). Its store outlives them, so that what an earlier
+start wrote there, addresses of processes that are dead among it, is in the way of the next: every start meets in a part
+of the store of its own.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import uuid
+from datetime import timedelta
+
+import torch.distributed as dist
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def is_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def end_with_agent() -> None:
+    """Have this process killed when the agent ends without a word to it (Linux), so that it does not write on.
+
+    Elsewhere `Watch` looks after the agent. A worker process of torch's DataLoader ends by itself soon after this one.
+    """
+    if is_torchrun() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def open_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """The store that the environment names: the agent's under torchrun, else one that rank 0 serves."""
+    return next(dist.rendezvous("env://", rank, size, timeout=timeout))[0]
+
+
+def connect(timeout: timedelta) -> dist.Store:
+    """Another connection to the store that `open_store` opened."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(host, port, is_master=False, timeout=timeout)
+
+
+def meet(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
+    """A prefix for keys of the store that the processes of this start share with no earlier start.
+
+    torchrun's count of restarts cannot be it: each node counts its own. So rank 0 draws one and publishes it, the others
+    answer with names of their own, and rank 0 confirms what it was answered; whoever is not among those confirmed has
+    read the prefix of an earlier start, and reads again.
+
+    Raises:
+        TimeoutError: a process did not come in time.
+    """
+    mine = uuid.uuid4().hex
+    deadline = time.monotonic() + timeout.total_seconds()
+    if rank == 0:
+        store.set("meeting", mine)
+        answers = [_get(store, f"{mine}/{other}", other, deadline) for other in range(1, size)]
+        store.set(f"{mine}/confirmed", " ".join(answers))
+        return mine
+    while True:
+        prefix = _get(store, "meeting", 0, deadline)
+        store.set(f"{prefix}/{rank}", mine)
+        confirmed = f"{prefix}/confirmed"
+        if store.check([confirmed]) and mine in store.get(confirmed).decode().split():
+            return prefix
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"Another process has not come within {timeout.total_seconds():g} s (--timeout).")
+        time.sleep(0.02)
+
+
+def _get(store: dist.Store, key: str, writer: int, deadline: float) -> str:
+    """The value of a key that rank ``writer`` sets."""
+    while not store.check([key]):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"rank {writer} has not come in time (--timeout).")
+        time.sleep(0.02)
+    return store.get(key).decode()

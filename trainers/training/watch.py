@@ -1,0 +1,200 @@
+"""The watch over a run of several processes: signs of life, and the first failure, in a store that all can read.
+
+A process that fails or hangs leaves the others waiting in an exchange, which then breaks or times out with words about
+sockets. So a thread of every process writes down how far it is, and the first failure is written down; whoever notices
+that something is wrong reads there what it was, and the user is told once.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from trainers.training.failure import Failure
+from trainers.training.torchrun import is_torchrun
+
+BEAT = 0.5
+"""Seconds between two signs of life."""
+SILENT = 2.5
+"""Seconds without a new sign of life after which a process is taken for dead or stopped."""
+GRACE = 4.0
+"""Seconds that a process has to end by itself when another has failed."""
+FAILURE, TOLD = "failure", "told"
+"""Keys of the store: the first failure, and that the user has read of it."""
+
+
+@dataclass(frozen=True)
+class Life:
+    """A sign of life."""
+
+    beat: int
+    """How many the process has given: it grows while the process runs, whatever it is at."""
+    meetings: int
+    """How often it has come where all processes meet; one that others wait for has come there less often."""
+    step: int
+    """Optimiser steps done."""
+
+
+class Watch:
+    """This process's part of the watch; over when the context ends."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
+        """
+        Args:
+            store: shared by the processes of this start alone, over a connection of its own.
+            timeout: how long the processes wait for each other.
+        """
+        self.rank, self.size, self.timeout = rank, size, timeout
+        self.meetings = self.step = self._beat = 0
+        self._store, self._agent = store, os.getppid()
+        self._ends, self._is_failing = threading.Event(), False
+        self._give_sign()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ends.set()
+        self._thread.join(timeout=2 * BEAT)  # longer only if the store does not answer any more
+
+    def meet(self) -> None:
+        """Count that this process has come where all meet; called just before it waits for the others."""
+        self.meetings += 1
+
+    def fail(self, error: Exception) -> Failure:
+        """Make known that this process met an error, or learn which failure of another caused it.
+
+        Returns:
+            The first failure of all processes.
+        """
+        self._is_failing = True
+        mine = Failure.of(error, self.rank)
+        try:
+            if _is_lost_contact(error):
+                mine = self._first(wait=2 * BEAT) or self._absent(error) or mine
+            first = Failure.from_json(self._store.compare_set(FAILURE, "", mine.to_json()).decode())
+        except RuntimeError:  # the store is gone
+            return self._gone()
+        return mine if mine.is_also(first) else first
+
+    def tell(self, failure: Failure) -> None:
+        """Tell the user of the failure, or wait until another process has.
+
+        Rank 0 does; if it does not answer, whoever made the failure known.
+        """
+        with suppress(RuntimeError):  # no store, no others to wait for
+            if self.rank != 0 and self._is_told(wait=BEAT + GRACE + 1):
+                return
+        if self.rank in (0, failure.by):
+            print(f"{failure.detail}error: {failure.line}", file=sys.stderr, flush=True)
+            with suppress(RuntimeError):
+                self._store.set(TOLD, "")
+
+    def _run(self) -> None:
+        """Give signs of life, and end the process when another has failed and this one does not notice.
+
+        It may be at something long, or wait for a GPU that waits for the others.
+        """
+        failure, noticed = None, 0.0
+        while not self._ends.wait(BEAT):
+            if is_torchrun() and os.getppid() != self._agent:
+                os._exit(1)
+            if failure is None:
+                try:
+                    self._give_sign()
+                    failure = self._first()
+                except RuntimeError:
+                    failure = self._gone()
+                noticed = time.monotonic()
+            elif time.monotonic() > noticed + GRACE and not self._is_failing:
+                self.tell(failure)
+                os._exit(failure.status)
+
+    def _give_sign(self) -> None:
+        self._beat += 1
+        self._store.set(f"life/{self.rank}", json.dumps(asdict(Life(self._beat, self.meetings, self.step))))
+
+    def _lives(self) -> dict[int, Life]:
+        """The last sign of life of every process."""
+        return {rank: Life(**json.loads(self._store.get(f"life/{rank}"))) for rank in range(self.size)}
+
+    def _first(self, wait: float = 0) -> Failure | None:
+        """The failure that a process has made known; None if after ``wait`` seconds there is none."""
+        end = time.monotonic() + wait
+        while not self._store.check([FAILURE]):
+            if time.monotonic() >= end:
+                return None
+            time.sleep(0.05)
+        return Failure.from_json(self._store.get(FAILURE).decode())
+
+    def _is_told(self, wait: float) -> bool:
+        """Whether the user is told of the failure within ``wait`` seconds."""
+        end = time.monotonic() + wait
+        while not self._store.check([TOLD]):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def _absent(self, error: Exception) -> Failure | None:
+        """The failure of the process that the others wait for; None if none can be named."""
+        before = self._lives()
+        time.sleep(SILENT)
+        lives = self._lives()
+        silent = [rank for rank in lives if lives[rank].beat == before[rank].beat]
+        latest = max(life.meetings for life in lives.values())
+        missing = silent or [rank for rank in lives if lives[rank].meetings < latest]
+        if not missing:
+            return None
+        rank = missing[0]
+        reached = f"step {lives[rank].step}"
+        if _is_timeout(error):
+            message = (
+                f"rank {rank} has not answered for {self.timeout.total_seconds():g} s: its last sign of life was at "
+                f"{reached}. If it only needs longer, raise --timeout; else --resume auto continues the run."
+            )
+        else:
+            message = (
+                f"rank {rank} has ended without a word at {reached}: it was killed, perhaps for want of memory. "
+                "--resume auto continues the run."
+            )
+        return Failure(rank, self.rank, message)
+
+    def _gone(self) -> Failure:
+        """The failure that a lost store is; the lowest rank that is left tells it."""
+        message = "rank 0, or the torchrun that started it, has ended. --resume auto continues the run."
+        return Failure(0, by=1, message=message)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Take no SIGTERM: torchrun sends it to the others as soon as one process has ended, before they can speak."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_lost_contact(error: Exception) -> bool:
+    """Whether an exchange between processes broke, for another of them has ended or does not answer."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _is_timeout(error: Exception) -> bool:
+    """Whether an exchange was waited for too long."""
+    text = str(error).lower()
+    return "timed out" in text or "timeout" in text
