@@ -60,6 +60,8 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
     begun = f"run in {config.output_dir.absolute()}"
     if world.from_main(lambda: world.remembers(begun)):
         config = dataclasses.replace(config, resume="auto", overwrite=False)
+        if world.is_main:
+            logger.warning("torchrun has started the run again: it continues from its newest checkpoint.")
     checkpoint, finished = world.from_main(lambda: _where_to_begin(config))
     if finished:
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)

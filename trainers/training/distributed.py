@@ -86,7 +86,7 @@ class World:
         """Wait for all processes."""
         if self.size > 1:
             self._meet()
-            dist.monitored_barrier(self.group, wait_all_ranks=True)
+            dist.barrier(self.group)
 
     def at_step(self, step: int) -> None:
         """Note how many optimiser steps are done, for the message should this process come no further."""
@@ -154,8 +154,6 @@ def distributed(timeout: float = TIMEOUT) -> Iterator[World]:
                 failure = watch.fail(error)
                 if failure.rank == rank:
                     failure.write_for_torchrun()
-                if not cuda:
-                    dist.destroy_process_group()  # the others, who may wait for this process, notice
                 watch.tell(failure)
             raise SystemExit(failure.status) from error
         finally:

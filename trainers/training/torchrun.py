@@ -46,35 +46,35 @@ def connect(timeout: timedelta) -> dist.Store:
 def meet(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
     """A prefix for keys of the store that the processes of this start share with no earlier start.
 
-    torchrun's count of restarts cannot be it: each node counts its own. So rank 0 draws one and publishes it, the others
-    answer with names of their own, and rank 0 confirms what it was answered; whoever is not among those confirmed has
-    read the prefix of an earlier start, and reads again.
+    torchrun's count of restarts cannot be it: each node counts its own. So rank 0 draws one and publishes it, the
+    others answer with names of their own, and rank 0 confirms what it was answered; whoever is not among those
+    confirmed has read the prefix of an earlier start, and reads again.
 
     Raises:
         TimeoutError: a process did not come in time.
     """
     mine = uuid.uuid4().hex
-    deadline = time.monotonic() + timeout.total_seconds()
+    end = time.monotonic() + timeout.total_seconds()
+
+    def late(who: str) -> None:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{who} has not come within {timeout.total_seconds():g} s (--timeout).")
+        time.sleep(0.02)
+
+    def answer(other: int) -> str:
+        while not store.check([f"{mine}/{other}"]):
+            late(f"rank {other}")
+        return store.get(f"{mine}/{other}").decode()
+
     if rank == 0:
         store.set("meeting", mine)
-        answers = [_get(store, f"{mine}/{other}", other, deadline) for other in range(1, size)]
-        store.set(f"{mine}/confirmed", " ".join(answers))
+        store.set(f"{mine}/confirmed", " ".join([answer(other) for other in range(1, size)]))
         return mine
     while True:
-        prefix = _get(store, "meeting", 0, deadline)
-        store.set(f"{prefix}/{rank}", mine)
-        confirmed = f"{prefix}/confirmed"
-        if store.check([confirmed]) and mine in store.get(confirmed).decode().split():
-            return prefix
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"Another process has not come within {timeout.total_seconds():g} s (--timeout).")
-        time.sleep(0.02)
-
-
-def _get(store: dist.Store, key: str, writer: int, deadline: float) -> str:
-    """The value of a key that rank ``writer`` sets."""
-    while not store.check([key]):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"rank {writer} has not come in time (--timeout).")
-        time.sleep(0.02)
-    return store.get(key).decode()
+        if store.check(["meeting"]):
+            prefix = store.get("meeting").decode()
+            store.set(f"{prefix}/{rank}", mine)
+            confirmed = f"{prefix}/confirmed"
+            if store.check([confirmed]) and mine in store.get(confirmed).decode().split():
+                return prefix
+        late("Another process")

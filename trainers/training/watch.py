@@ -25,8 +25,8 @@ BEAT = 0.5
 """Seconds between two signs of life."""
 SILENT = 2.5
 """Seconds without a new sign of life after which a process is taken for dead or stopped."""
-GRACE = 4.0
-"""Seconds that a process has to end by itself when another has failed."""
+GRACE = 2.0
+"""Seconds that a process has to end by itself when another has failed; it may be about to meet the same error."""
 FAILURE, TOLD = "failure", "told"
 """Keys of the store: the first failure, and that the user has read of it."""
 
@@ -93,7 +93,7 @@ class Watch:
         Rank 0 does; if it does not answer, whoever made the failure known.
         """
         with suppress(RuntimeError):  # no store, no others to wait for
-            if self.rank != 0 and self._is_told(wait=BEAT + GRACE + 1):
+            if self.rank != 0 and self._is_told(wait=BEAT + GRACE + 1.5):
                 return
         if self.rank in (0, failure.by):
             print(f"{failure.detail}error: {failure.line}", file=sys.stderr, flush=True)
@@ -101,9 +101,9 @@ class Watch:
                 self._store.set(TOLD, "")
 
     def _run(self) -> None:
-        """Give signs of life, and end the process when another has failed and this one does not notice.
+        """Give signs of life, and end the process when another has failed and this one does not end by itself.
 
-        It may be at something long, or wait for a GPU that waits for the others.
+        It may be at something long, or wait in an exchange: the failed process tells why before its connections break.
         """
         failure, noticed = None, 0.0
         while not self._ends.wait(BEAT):
@@ -117,6 +117,7 @@ class Watch:
                     failure = self._gone()
                 noticed = time.monotonic()
             elif time.monotonic() > noticed + GRACE and not self._is_failing:
+                print(file=sys.stderr)  # a progress bar may be in the line
                 self.tell(failure)
                 os._exit(failure.status)
 
@@ -157,7 +158,7 @@ class Watch:
         if not missing:
             return None
         rank = missing[0]
-        reached = f"step {lives[rank].step}"
+        reached = f"step {max(self.step, lives[rank].step)}"  # exchanges keep all at one step
         if _is_timeout(error):
             message = (
                 f"rank {rank} has not answered for {self.timeout.total_seconds():g} s: its last sign of life was at "
