@@ -22,6 +22,7 @@ ORDER = (
     ("lora_core.extras", "lora_core.models"),
     ("lora_core.kernels",),
     ("lora_core.export",),
+    ("trainers.parent",),
     ("trainers.config", "trainers.show", "trainers.run_folder"),
     ("trainers.data",),
     ("trainers.data.spans",),

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers.training.torchrun import connect, end_with_agent, is_torchrun, meet, open_store
+from trainers.parent import end_with_parent
+from trainers.training.torchrun import connect, is_torchrun, meet, open_store
 from trainers.training.watch import Watch, undisturbed
 
 Value = TypeVar("Value")
@@ -126,7 +127,8 @@ def distributed(timeout: float = TIMEOUT) -> Iterator[World]:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    end_with_agent()
+    if is_torchrun():
+        end_with_parent()
     wait = timedelta(seconds=timeout)
     store = open_store(rank, size, wait) if is_torchrun() or size > 1 else None
     if store is None or size == 1 or dist.is_initialized():

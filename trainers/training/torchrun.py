@@ -1,35 +1,21 @@
-"""What torchrun's agent, the process that started this one, has to do with a run: its store, and its end.
+"""The store through which processes find each other: that of torchrun's agent, or one that rank 0 serves.
 
 The agent starts the processes again when one fails (`--max-restarts`). Its store outlives them, so that what an earlier
 start wrote there, addresses of processes that are dead among it, is in the way of the next: every start meets in a part
 of the store of its own.
 """
 
-import ctypes
 import os
-import signal
-import sys
 import time
 import uuid
 from datetime import timedelta
 
 import torch.distributed as dist
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
 
 def is_torchrun() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def end_with_agent() -> None:
-    """Have this process killed when the agent ends without a word to it (Linux), so that it does not write on.
-
-    Elsewhere `Watch` looks after the agent. A worker process of torch's DataLoader ends by itself soon after this one.
-    """
-    if is_torchrun() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def open_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
