@@ -26,6 +26,8 @@ class Failure:
     """Its traceback, where the message may not be enough."""
     status: int = 1
     """The exit status of every process."""
+    common: bool = False
+    """Whether all processes met it: then it is no matter of one rank."""
 
     @classmethod
     def of(cls, error: Exception, rank: int) -> "Failure":
@@ -45,14 +47,12 @@ class Failure:
         """As one line, for the other processes."""
         return json.dumps(asdict(self))
 
-    def is_also(self, other: "Failure") -> bool:
-        """Whether another process met the same error; then it is no matter of one rank."""
-        return bool(self.cause) and (self.cause, self.message) == (other.cause, other.message)
-
     @property
     def line(self) -> str:
-        """What the user is told."""
-        return f"rank {self.rank}: {self.cause}: {self.message}" if self.cause else self.message
+        """What the user is told: of an error that all processes met, what a single one would tell."""
+        if not self.cause or (self.common and not self.detail):
+            return self.message
+        return f"{self.cause}: {self.message}" if self.common else f"rank {self.rank}: {self.cause}: {self.message}"
 
     def write_for_torchrun(self) -> None:
         """Write the file that torchrun's summary reads, in the form of torch.distributed.elastic's `record`."""

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -27,6 +27,8 @@ SILENT = 2.5
 """Seconds without a new sign of life after which a process is taken for dead or stopped."""
 GRACE = 2.0
 """Seconds that a process has to end by itself when another has failed; it may be about to meet the same error."""
+PATIENCE = BEAT + GRACE + 1.5
+"""Seconds within which another process has noticed a failure, and told or left."""
 FAILURE, TOLD = "failure", "told"
 """Keys of the store: the first failure, and that the user has read of it."""
 
@@ -64,8 +66,7 @@ class Watch:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._ends.set()
-        self._thread.join(timeout=2 * BEAT)  # longer only if the store does not answer any more
+        self._leave()
 
     def meet(self) -> None:
         """Count that this process has come where all meet; called just before it waits for the others."""
@@ -82,10 +83,12 @@ class Watch:
         try:
             if _is_lost_contact(error):
                 mine = self._first(wait=2 * BEAT) or self._absent(error) or mine
+            else:
+                self._store.set(f"error/{self.rank}", mine.to_json())
             first = Failure.from_json(self._store.compare_set(FAILURE, "", mine.to_json()).decode())
+            return replace(mine, common=True) if self._all_met(mine) else first
         except RuntimeError:  # the store is gone
             return self._gone()
-        return mine if mine.is_also(first) else first
 
     def tell(self, failure: Failure) -> None:
         """Tell the user of the failure, or wait until another process has.
@@ -93,7 +96,7 @@ class Watch:
         Rank 0 does; if it does not answer, whoever made the failure known.
         """
         with suppress(RuntimeError):  # no store, no others to wait for
-            if self.rank != 0 and self._is_told(wait=BEAT + GRACE + 1.5):
+            if self.rank != 0 and self._is_set([TOLD], PATIENCE):
                 return
         if self.rank in (0, failure.by):
             print(f"{failure.detail}error: {failure.line}", file=sys.stderr, flush=True)
@@ -119,6 +122,7 @@ class Watch:
             elif time.monotonic() > noticed + GRACE and not self._is_failing:
                 print(file=sys.stderr)  # a progress bar may be in the line
                 self.tell(failure)
+                self._leave()
                 os._exit(failure.status)
 
     def _give_sign(self) -> None:
@@ -129,19 +133,35 @@ class Watch:
         """The last sign of life of every process."""
         return {rank: Life(**json.loads(self._store.get(f"life/{rank}"))) for rank in range(self.size)}
 
+    def _leave(self) -> None:
+        """Give no more signs of life, and do not use the store any more.
+
+        If rank 0 serves it, it waits for the others to say so: without it they would complain.
+        """
+        self._ends.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=2 * BEAT)  # longer only if the store does not answer any more
+        with suppress(RuntimeError):
+            self._store.set(f"left/{self.rank}", "")
+            if self.rank == 0 and not is_torchrun():
+                self._is_set([f"left/{rank}" for rank in range(1, self.size)], PATIENCE)
+
     def _first(self, wait: float = 0) -> Failure | None:
         """The failure that a process has made known; None if after ``wait`` seconds there is none."""
-        end = time.monotonic() + wait
-        while not self._store.check([FAILURE]):
-            if time.monotonic() >= end:
-                return None
-            time.sleep(0.05)
-        return Failure.from_json(self._store.get(FAILURE).decode())
+        return Failure.from_json(self._store.get(FAILURE).decode()) if self._is_set([FAILURE], wait) else None
 
-    def _is_told(self, wait: float) -> bool:
-        """Whether the user is told of the failure within ``wait`` seconds."""
+    def _all_met(self, error: Failure) -> bool:
+        """Whether every process meets this error, or will in a moment."""
+        keys = [f"error/{rank}" for rank in range(self.size)]
+        if not self._is_set(keys, wait=2 * BEAT):
+            return False
+        others = [Failure.from_json(self._store.get(key).decode()) for key in keys]
+        return all((other.cause, other.message) == (error.cause, error.message) for other in others)
+
+    def _is_set(self, keys: list[str], wait: float = 0) -> bool:
+        """Whether all keys are in the store within ``wait`` seconds."""
         end = time.monotonic() + wait
-        while not self._store.check([TOLD]):
+        while not self._store.check(keys):
             if time.monotonic() >= end:
                 return False
             time.sleep(0.05)
@@ -152,12 +172,10 @@ class Watch:
         before = self._lives()
         time.sleep(SILENT)
         lives = self._lives()
-        silent = [rank for rank in lives if lives[rank].beat == before[rank].beat]
-        latest = max(life.meetings for life in lives.values())
-        missing = silent or [rank for rank in lives if lives[rank].meetings < latest]
-        if not missing:
+        silent = {rank for rank in lives if lives[rank].beat == before[rank].beat}
+        rank = min(lives, key=lambda rank: (lives[rank].meetings, rank not in silent))
+        if rank not in silent and lives[rank].meetings == max(life.meetings for life in lives.values()):
             return None
-        rank = missing[0]
         reached = f"step {max(self.step, lives[rank].step)}"  # exchanges keep all at one step
         if _is_timeout(error):
             message = (
