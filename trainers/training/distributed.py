@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers.parent import end_with_parent
@@ -32,9 +33,9 @@ class World:
     device: torch.device
     watch: Watch | None = None
     """Who is where, when there are several processes."""
-    store: dist.Store | None = None
+    store: Store | None = None
     """What outlives the processes when torchrun starts them again."""
-    group: dist.ProcessGroup | None = None
+    group: Any = None
     """The processes as they exchange plain values, over the CPU; None: torch's default group."""
 
     @property
@@ -137,9 +138,9 @@ def distributed(timeout: float = TIMEOUT) -> Iterator[World]:
             yield world
         return
     prefix, failed = meet(store, rank, size, wait), False
-    with Watch(dist.PrefixStore(f"{prefix}/watch", connect(wait)), rank, size, wait) as watch:
+    with Watch(PrefixStore(f"{prefix}/watch", connect(wait)), rank, size, wait) as watch:
         try:
-            shared = dist.PrefixStore(prefix, store)
+            shared = PrefixStore(prefix, store)
             # NCCL's own timeout ends a process with many words: exchanges over the CPU are to notice first.
             longest = wait + timedelta(minutes=1) if cuda else wait
             dist.init_process_group(

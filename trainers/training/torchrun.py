@@ -10,7 +10,7 @@ import time
 import uuid
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch.distributed import Store, TCPStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 
 
 def is_torchrun() -> bool:
@@ -18,18 +18,18 @@ def is_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def open_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+def open_store(rank: int, size: int, timeout: timedelta) -> Store:
     """The store that the environment names: the agent's under torchrun, else one that rank 0 serves."""
-    return next(dist.rendezvous("env://", rank, size, timeout=timeout))[0]
+    return next(rendezvous("env://", rank, size, timeout=timeout))[0]
 
 
-def connect(timeout: timedelta) -> dist.Store:
+def connect(timeout: timedelta) -> Store:
     """Another connection to the store that `open_store` opened."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    return TCPStore(host, port, is_master=False, timeout=timeout)
 
 
-def meet(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
+def meet(store: Store, rank: int, size: int, timeout: timedelta) -> str:
     """A prefix for keys of the store that the processes of this start share with no earlier start.
 
     torchrun's count of restarts cannot be it: each node counts its own. So rank 0 draws one and publishes it, the

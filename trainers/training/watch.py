@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch.distributed import DistError, Store  # pyright: ignore[reportPrivateImportUsage]
 
 from trainers.training.failure import Failure
 from trainers.training.torchrun import is_torchrun
@@ -48,7 +48,7 @@ class Life:
 class Watch:
     """This process's part of the watch; over when the context ends."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
+    def __init__(self, store: Store, rank: int, size: int, timeout: timedelta) -> None:
         """
         Args:
             store: shared by the processes of this start alone, over a connection of its own.
@@ -210,7 +210,7 @@ def undisturbed() -> Iterator[None]:
 
 def _is_lost_contact(error: Exception) -> bool:
     """Whether an exchange between processes broke, for another of them has ended or does not answer."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def _is_timeout(error: Exception) -> bool:

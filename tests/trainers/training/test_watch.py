@@ -123,9 +123,9 @@ def test_a_rank_that_stands_still_is_named(end, failing, rank):
     case = f"rank {rank} stands still"
     statuses, lines = end(case)
     assert statuses == [1, 1]
-    line = f"error: rank {rank} has not answered for 3 s: its last sign of life was at step 7. {MORE_TIME}"
+    line = f"error: rank {rank} has not answered for 5 s: its last sign of life was at step 7. {MORE_TIME}"
     assert lines == [[line], []]
-    assert all(3 < seconds < 60 for _, seconds in failing[1][case])
+    assert all(5 < seconds < 60 for _, seconds in failing[1][case])
 
 
 @pytest.mark.fault(
@@ -134,7 +134,7 @@ def test_a_rank_that_stands_still_is_named(end, failing, rank):
 def test_a_stopped_rank_is_named(end):
     statuses, lines = end("rank 1 is stopped")
     assert statuses == [1, -9]
-    assert lines[0] == [f"error: rank 1 has not answered for 3 s: its last sign of life was at step 7. {MORE_TIME}"]
+    assert lines[0] == [f"error: rank 1 has not answered for 5 s: its last sign of life was at step 7. {MORE_TIME}"]
 
 
 def test_torchrun_shows_the_line_too(start, tmp_path):
