@@ -24,8 +24,10 @@ from trainers.tasks.decision import Decision
 from trainers.tasks.task import Task
 from trainers.training.checkpoints import newest_checkpoint
 from trainers.training.distributed import World, distributed
+from trainers.training.fsdp import copy_tensors, is_sharded, whole
 from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
 from trainers.training.run_lock import locked
+from trainers.training.state import trained_tensors
 
 logger = logging.getLogger("trainers")
 
@@ -97,6 +99,9 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
     task = task.decided(found["validation"][1], data["validation"])
     scores = {split: _score(split, task, data[split], *found[split], config, world) for split in found}
     trainable, total = lora_core.parameter_counts(model)
+    if is_sharded(model):  # what is saved is an ordinary model
+        trained, model = whole(trained_tensors(model)), build(config, labels)
+        copy_tensors(trained, trained_tensors(model))
     if world.is_main:
         save_model(model, config, task.decision, getattr(datasets["train"], "pairs", None) is not None)
     MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write(

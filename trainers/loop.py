@@ -28,6 +28,7 @@ from trainers.training.adversarial import build_adversary
 from trainers.training.batch_plan import BatchPlan
 from trainers.training.checkpoints import load_checkpoint, restore_best, save_best, save_checkpoint
 from trainers.training.distributed import World
+from trainers.training.fsdp import is_sharded, put_away, shard
 from trainers.training.optim import build_optimizer, build_scheduler, take_step
 from trainers.training.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
 from trainers.training.state import TrainState, seed_generators
@@ -66,8 +67,12 @@ def fit(
         FloatingPointError: the loss or a gradient is not finite (with fp16, such steps are skipped instead).
     """
     seed_generators(config.seed + world.rank)
-    model.to(world.device)
     choose_kernels(model, config, world.device)
+    if config.parallel == "fsdp" and world.size > 1:
+        shard(model, world.device, world.size)
+        if world.is_main:
+            logger.info("The parameters are shared out over %d processes, for which the layers are plain.", world.size)
+    model.to(world.device)
     plan = BatchPlan(train, config, world, micro_batch_tokens(model, config))
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, plan.total_steps)
@@ -122,20 +127,35 @@ def evaluate(model: nn.Module, task: Task, data: Data, config: TrainConfig, worl
     return {"loss": loss, **task.metrics(predictions, data)}
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World
 ) -> tuple[float, list[np.ndarray]]:
     """Mean loss, and the prediction for each example of ``data`` in order, on every process."""
+    with torch.no_grad() if is_sharded(model) else torch.inference_mode():  # FSDP keeps tensors that it makes here
+        found = _predict(model, task, data, config, world)
+    put_away(model)
+    return found
+
+
+def _predict(
+    model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World
+) -> tuple[float, list[np.ndarray]]:
     model.eval()
     loss = torch.zeros((), dtype=torch.float64)
     found: dict[int, np.ndarray] = {}
-    batches = evaluation_batches(data.lengths, config.evaluation_tokens(data.lengths), world.rank, world.size)
+    tokens = config.evaluation_tokens(data.lengths)
+    batches = evaluation_batches(data.lengths, tokens, world.rank, world.size)
+    counted = len(batches)
+    if is_sharded(model):  # all processes take part in every pass; the first one has most
+        passes = len(evaluation_batches(data.lengths, tokens, 0, world.size))
+        batches += [np.arange(1)] * (passes - counted)
     loaded = load_batches(data, batches, world.device, workers=config.workers)
     with _progress("evaluate", len(batches), world) as progress:
-        for indices, (inputs, labels) in zip(batches, loaded, strict=True):
+        for number, (indices, (inputs, labels)) in enumerate(zip(batches, loaded, strict=True)):
             with autocast(model, config.precision, world.device):
                 logits = model(**inputs)
+            if number >= counted:
+                continue
             loss += task.loss_sum(logits, labels).double().cpu()
             found.update(zip(indices.tolist(), task.predict(logits, labels), strict=True))
             progress.update()

@@ -12,13 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_core.files import replacing, sha256_of_file
 from trainers.run_folder import RunFolder
 from trainers.training.distributed import World
+from trainers.training.fsdp import copy_tensors, whole
 from trainers.training.state import TrainState, random_state, trained_tensors
 
 logger = logging.getLogger("trainers")
@@ -51,11 +51,12 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) ->
     for other, tensors in world.gather((mine, mine_tensors)):
         randoms.append(other)
         random_tensors |= tensors
+    tensors = state.tensors()
     if world.is_main:
         root = RunFolder(folder).checkpoints
         _write(
             root / f"step-{state.step}",
-            state.tensors() | random_tensors,
+            tensors | random_tensors,
             {**state.progress(), "random": randoms},
         )
         _remove_unneeded(root, state.step, keep)
@@ -87,8 +88,9 @@ def damage(checkpoint: Path) -> str | None:
 
 def save_best(state: TrainState, folder: Path, world: World) -> None:
     """Keep the trained weights of the best epoch so far, in `checkpoints/best-EPOCH`."""
+    tensors = whole(trained_tensors(state.model))
     if world.is_main:
-        _write(RunFolder(folder).checkpoints / f"best-{state.best_epoch}", trained_tensors(state.model), {})
+        _write(RunFolder(folder).checkpoints / f"best-{state.best_epoch}", tensors, {})
     world.barrier()
 
 
@@ -98,10 +100,7 @@ def restore_best(state: TrainState, folder: Path, world: World) -> None:
     problem = damage(best)
     if problem:
         raise ValueError(f"{best} cannot be read: {problem}. Resume from a checkpoint, or train again.")
-    tensors = load_file(best / TENSORS)
-    with torch.no_grad():
-        for name, tensor in trained_tensors(state.model).items():
-            tensor.copy_(tensors[name])
+    copy_tensors(load_file(best / TENSORS), trained_tensors(state.model))
     world.barrier()
 
 

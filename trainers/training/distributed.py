@@ -15,6 +15,7 @@ from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivat
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers.parent import end_with_parent
+from trainers.training.fsdp import is_sharded
 from trainers.training.torchrun import connect, is_torchrun, meet, open_store
 from trainers.training.watch import Watch, undisturbed
 
@@ -44,8 +45,8 @@ class World:
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """``model`` with gradients averaged over processes; the model itself when there is one process."""
-        if self.size == 1:
+        """``model`` with gradients averaged over processes; the model itself if it sees to that or there is one."""
+        if self.size == 1 or is_sharded(model):
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
@@ -54,6 +55,8 @@ class World:
         """Context of one micro-batch's backward pass: gradients are exchanged in the last one only."""
         if last:
             self._meet()
+        if is_sharded(model):
+            model.set_requires_gradient_sync(last)  # type: ignore[operator]
         return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
     def gather(self, value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lora_core.adapters import hosts
 from trainers.config import LEARNING_RATES, TrainConfig
+from trainers.training.fsdp import whole
 from trainers.training.state import TrainState
 
 
@@ -48,6 +49,7 @@ def take_step(state: TrainState, max_grad_norm: float) -> None:
     scaler = state.scaler
     scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or float("inf"))
+    norm = whole({"norm": norm})["norm"]
     if not scaler.is_enabled() and not norm.isfinite():
         raise FloatingPointError(
             f"The gradient is not finite in step {state.step + 1} (epoch {state.epoch + 1}). Lower "
