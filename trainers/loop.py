@@ -54,6 +54,7 @@ def fit(
     """Train what requires grad in ``model``, and leave the best epoch's weights in it.
 
     The model keeps the layers that ``config.kernels`` chose; lora_core.kernels.fused.unfuse gives it the plain ones.
+    With ``config.parallel`` fsdp its parameters stay shared out over the processes.
 
     Args:
         folder: the run folder; metrics.jsonl and checkpoints/ are written into it.

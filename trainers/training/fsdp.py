@@ -16,7 +16,15 @@ from lora_core.kernels.fused import stacks
 
 
 def shard(model: nn.Module, device: torch.device, size: int) -> None:
-    """Share out the parameters over ``size`` processes, in place, and move them to ``device``, layer by layer."""
+    """Share out the parameters over ``size`` processes, in place, and move them to ``device``, layer by layer.
+
+    Raises:
+        ValueError: on the CPU, with a torch whose FSDP2 is for GPUs alone (2.6).
+    """
+    if not can_shard(device):
+        raise ValueError(
+            f"--parallel fsdp on the CPU needs a newer torch than {torch.__version__}. Upgrade, or use --parallel ddp."
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -27,6 +35,11 @@ def shard(model: nn.Module, device: torch.device, size: int) -> None:
         for layer in stack.children():
             fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def can_shard(device: torch.device) -> bool:
+    """Whether this torch can share out a model on such a device: its FSDP2 records events of streams."""
+    return device.type != "cpu" or hasattr(torch.cpu.current_stream(), "record_event")
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -13,13 +13,15 @@ from safetensors.torch import load_file
 
 from trainers.cli import main
 from trainers.config import TrainConfig
-from trainers.training.fsdp import copy_tensors, is_sharded, part_like, put_away, whole
+from trainers.training.fsdp import can_shard, copy_tensors, is_sharded, part_like, put_away, shard, whole
 from trainers.training.state import trained_tensors
 
 HERE = Path(__file__).resolve().parents[1]
 METHODS = ("lora", "full")
 
 pytestmark = pytest.mark.timeout(240)
+CPU = torch.device("cpu")
+needs_newer_torch = pytest.mark.skipif(not can_shard(CPU), reason="this torch shares out models on GPUs only")
 
 
 def together(*command):
@@ -67,6 +69,7 @@ def last_epoch(folder):
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
 
 
+@needs_newer_torch
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_and_losses_are_those_of_ddp(two, reports, worker, method):
     ddp, fsdp, other = (load_file(two / f"{method}, {name}.safetensors") for name in ("ddp, 0", "fsdp, 0", "fsdp, 1"))
@@ -83,6 +86,7 @@ def test_weights_and_losses_are_those_of_ddp(two, reports, worker, method):
         assert report[f"{method}, fsdp"]["scores"]["loss"] == pytest.approx(two_["validation"]["loss"], abs=1e-6)
 
 
+@needs_newer_torch
 def test_each_process_holds_its_part_only(reports):
     for method in METHODS:
         assert [report[f"{method}, ddp"]["sharded"] for report in reports] == [False, False]
@@ -91,6 +95,7 @@ def test_each_process_holds_its_part_only(reports):
         assert all(0.4 < report[f"{method}, fsdp"]["share"] < 0.6 for report in reports)
 
 
+@needs_newer_torch
 @pytest.mark.parametrize("method", METHODS)
 def test_checkpoints_are_those_of_ddp(two, method):
     for name in ("step-12", "best-2"):
@@ -106,11 +111,13 @@ def test_checkpoints_are_those_of_ddp(two, method):
                 torch.testing.assert_close(fsdp[key], value, rtol=0, atol=1e-5)
 
 
+@needs_newer_torch
 def test_resumed_processes_continue_bit_for_bit(two):
     one, other = (two / name / "checkpoints" / "step-12" / "tensors.safetensors" for name in ("straight", "again"))
     assert one.read_bytes() == other.read_bytes()
 
 
+@needs_newer_torch
 def test_a_run_may_change_from_ddp_to_fsdp(two):
     weights = [
         load_file(two / name / "checkpoints" / "step-12" / "tensors.safetensors") for name in ("lora, ddp", "from ddp")
@@ -120,6 +127,7 @@ def test_a_run_may_change_from_ddp_to_fsdp(two):
             torch.testing.assert_close(weights[1][key], weights[0][key], rtol=0, atol=1e-5)
 
 
+@needs_newer_torch
 def test_one_process_may_take_over(two, worker, alone, tmp_path, caplog):
     (tmp_path / "metrics.jsonl").write_bytes((two / "lora, fsdp" / "metrics.jsonl").read_bytes())
     checkpoint = two / "lora, fsdp" / "checkpoints" / "step-6"
@@ -130,6 +138,7 @@ def test_one_process_may_take_over(two, worker, alone, tmp_path, caplog):
         torch.testing.assert_close(value.detach(), expected[key], rtol=0, atol=1e-5)
 
 
+@needs_newer_torch
 def test_a_whole_run_is_saved_scored_and_exported_as_any_other(tiny, checkpoint, data, tmp_path, capsys):
     folder = tmp_path / "run"
     settings = ("--method", "lora", "--parallel", "fsdp", "--epochs", "1")
@@ -146,6 +155,12 @@ def test_a_whole_run_is_saved_scored_and_exported_as_any_other(tiny, checkpoint,
 def test_what_it_does_not_go_with_is_refused(other):
     with pytest.raises(ValueError, match=r"parallel fsdp does not go with precision .* adversarial .*parallel ddp"):
         TrainConfig(parallel="fsdp", **other)
+
+
+def test_a_torch_that_cannot_do_it_on_the_cpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "current_stream", object)
+    with pytest.raises(ValueError, match=r"fsdp on the CPU needs a newer torch than .* or use --parallel ddp"):
+        shard(torch.nn.Linear(2, 2), CPU, 2)
 
 
 def test_tensors_that_are_whole_are_left_alone():
