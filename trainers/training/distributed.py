@@ -158,8 +158,6 @@ def distributed(timeout: float = TIMEOUT) -> Iterator[World]:
             failed = True
             with undisturbed():
                 failure = watch.fail(error)
-                if failure.rank == rank:
-                    failure.write_for_torchrun()
                 watch.tell(failure)
             raise SystemExit(failure.status) from error
         finally:

@@ -95,6 +95,7 @@ class Watch:
 
         Rank 0 does; if it does not answer, whoever made the failure known.
         """
+        failure.write_for_torchrun()  # its summary shows whoever ended first
         with suppress(RuntimeError):  # no store, no others to wait for
             if self.rank != 0 and self._is_set([TOLD], PATIENCE):
                 return

@@ -23,7 +23,7 @@ class Ranks:
 
     def wait(self):
         """Exit statuses of what was launched, and all that it printed itself."""
-        out = [launcher.communicate(timeout=110)[0] for launcher in self.launchers]
+        out = [launcher.communicate(timeout=200)[0] for launcher in self.launchers]
         return [launcher.returncode for launcher in self.launchers], "".join(out)
 
     def pid(self, rank):
