@@ -121,7 +121,8 @@ class Watch:
                     failure = self._gone()
                 noticed = time.monotonic()
             elif time.monotonic() > noticed + GRACE and not self._is_failing:
-                print(file=sys.stderr)  # a progress bar may be in the line
+                if self.rank == 0:
+                    print(file=sys.stderr)  # its progress bar is in the line
                 self.tell(failure)
                 self._leave()
                 os._exit(failure.status)
