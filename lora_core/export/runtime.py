@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from lora_core.export.onnx_file import AGAIN, read_file
 from lora_core.export.parameters import sha256_of
+from lora_core.models.encoders.patches import check_images
 from lora_core.models.layers import check_input
 from lora_core.models.task_model import ProblemType, problem_type_of_config
-from lora_core.models.vit import check_images
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -68,6 +68,7 @@ class OnnxModel(nn.Module):
         self.task = self.metadata["task"]
         self.problem_type: ProblemType | None = problem_type_of_config(self.metadata)
         self.model_type = self.metadata["model_type"]
+        self.head_kind = self.metadata.get("head", "default")
         self.labels: tuple[str, ...] = tuple(json.loads(self.metadata["labels"]))
         self.max_tokens = int(self.metadata.get("max_tokens", 0))
         self.vocab_size = int(self.metadata.get("vocab_size", 0))
