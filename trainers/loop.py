@@ -28,6 +28,7 @@ from trainers.training.adversarial import build_adversary
 from trainers.training.batch_plan import BatchPlan
 from trainers.training.checkpoints import load_checkpoint, restore_best, save_best, save_checkpoint
 from trainers.training.distributed import World
+from trainers.training.fsdp import is_sharded, put_away, shard
 from trainers.training.memory import memory_errors
 from trainers.training.numbers import check_some_step
 from trainers.training.optim import build_optimizer, build_scheduler, take_step
@@ -55,6 +56,7 @@ def fit(
     """Train what requires grad in ``model``, and leave the best epoch's weights in it.
 
     The model keeps the layers that ``config.kernels`` chose; lora_core.kernels.fused.unfuse gives it the plain ones.
+    With ``config.parallel`` fsdp its parameters stay shared out over the processes.
 
     Args:
         folder: the run folder; metrics.jsonl and checkpoints/ are written into it.
@@ -69,8 +71,12 @@ def fit(
         FloatingPointError: a gradient is not finite (with fp16, such steps are skipped, but not without end).
     """
     seed_generators(config.seed + world.rank)
-    model.to(world.device)
     choose_kernels(model, config, world.device)
+    if config.parallel == "fsdp" and world.size > 1:
+        shard(model, world.device, world.size)
+        if world.is_main:
+            logger.info("The parameters are shared out over %d processes, for which the layers are plain.", world.size)
+    model.to(world.device)
     plan = BatchPlan(train, config, world, micro_batch_tokens(model, config))
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, plan.total_steps)
@@ -98,6 +104,7 @@ def fit(
                             state.add_loss(loss.detach() * (step.labels / world.size), part.examples)
                 take_step(state, config.max_grad_norm, world, folder)
                 state.end_step(step.labels, step.tokens)
+                world.at_step(state.step)
                 progress.update()
                 if state.step % 20 == 0:
                     progress.set_postfix(loss=f"{state.local_loss(world):.4f}")
@@ -126,21 +133,35 @@ def evaluate(model: nn.Module, task: Task, data: Data, config: TrainConfig, worl
     return {"loss": loss, **task.metrics(predictions, data)}
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World
 ) -> tuple[float, list[np.ndarray]]:
     """Mean loss, and the prediction for each example of ``data`` in order, on every process."""
+    with torch.no_grad() if is_sharded(model) else torch.inference_mode():  # FSDP keeps tensors that it makes here
+        found = _predict(model, task, data, config, world)
+    put_away(model)
+    return found
+
+
+def _predict(
+    model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World
+) -> tuple[float, list[np.ndarray]]:
     model.eval()
     loss = torch.zeros((), dtype=torch.float64)
     found: dict[int, np.ndarray] = {}
     most = config.evaluation_tokens(data.lengths)
     batches = evaluation_batches(data.lengths, most, world.rank, world.size)
+    counted = len(batches)
+    if is_sharded(model):  # all processes take part in every pass; the first one has most
+        passes = len(evaluation_batches(data.lengths, most, 0, world.size))
+        batches += [np.arange(1)] * (passes - counted)
     loaded = load_batches(data, batches, world.device, workers=config.workers)
     with memory_errors(world.device, most // 4), _progress("evaluate", len(batches), world) as progress:
-        for indices, (inputs, labels) in zip(batches, loaded, strict=True):
+        for number, (indices, (inputs, labels)) in enumerate(zip(batches, loaded, strict=True)):
             with autocast(model, config.precision, world.device):
                 logits = model(**inputs)
+            if number >= counted:
+                continue
             loss += task.loss_sum(logits, labels).double().cpu()
             found.update(zip(indices.tolist(), task.predict(logits, labels), strict=True))
             progress.update()

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from trainers.parent import end_with_parent
+
 
 class Data(Protocol):
     """What the loop asks of a data set of N examples."""
@@ -177,6 +179,7 @@ def load_batches(
         _Collated(data, batches, epoch),
         batch_size=None,
         num_workers=workers,
+        worker_init_fn=end_with_parent,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # torch's default generator is the training's
     )

@@ -55,6 +55,7 @@ class BatchPlan:
         """
         self.data, self.world, self.most_tokens = data, world, most_tokens
         self.most_examples, self.workers, self.epochs = config.micro_batch_size, config.workers, config.epochs
+        self.in_step = config.parallel == "fsdp"  # the processes then exchange parameters in every pass
         self._recipe: dict[str, Any] = {
             "batch_size": config.batch_size,
             "seed": config.seed,
@@ -110,6 +111,11 @@ class BatchPlan:
         """This process's part of a global batch, for each of its passes."""
         world = self.world
         if self.most_tokens is not None:
-            return share_by_tokens(batch, self.data.lengths, world.rank, world.size, self.most_tokens)
+            shares = [
+                share_by_tokens(batch, self.data.lengths, rank, world.size, self.most_tokens)
+                for rank in (range(world.size) if self.in_step else [world.rank])
+            ]
+            mine = shares[world.rank if self.in_step else 0]
+            return mine + [batch[:0]] * (max(map(len, shares)) - len(mine))
         most = self.most_examples or len(batch)
         return share(batch, world.rank, world.size, micro_batches=-(-len(batch) // (world.size * most)))

@@ -17,7 +17,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,6 +24,7 @@ from torch import Tensor
 from lora_core.files import discard, make_folder, read_json_object, replacing, sha256_of_file
 from trainers.run_folder import RunFolder, set_aside
 from trainers.training.distributed import World
+from trainers.training.fsdp import copy_tensors, whole
 from trainers.training.state import TrainState, random_state, trained_tensors
 
 logger = logging.getLogger("trainers")
@@ -79,9 +79,10 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) ->
     for other, tensors in world.gather((mine, mine_tensors)):
         randoms.append(other)
         random_tensors |= tensors
+    tensors = state.tensors()
     if world.is_main:
         files = RunFolder(folder)
-        _write(files, f"step-{state.step}", state.tensors() | random_tensors, {**state.progress(), "random": randoms})
+        _write(files, f"step-{state.step}", tensors | random_tensors, {**state.progress(), "random": randoms})
         set_aside_later(files, state.step)
         try:
             _remove_unneeded(files, keep)
@@ -190,8 +191,9 @@ def set_aside_later(files: RunFolder, step: int) -> None:
 
 def save_best(state: TrainState, folder: Path, world: World) -> None:
     """Keep the trained weights of the best epoch so far, in `checkpoints/best-EPOCH`."""
+    tensors = whole(trained_tensors(state.model))
     if world.is_main:
-        _write(RunFolder(folder), f"best-{state.best_epoch}", trained_tensors(state.model), {})
+        _write(RunFolder(folder), f"best-{state.best_epoch}", tensors, {})
     world.barrier()
 
 
@@ -204,9 +206,7 @@ def restore_best(state: TrainState, folder: Path, world: World) -> None:
     tensors, trained = load_file(best / TENSORS), trained_tensors(state.model)
     if {name: tensor.shape for name, tensor in tensors.items()} != {name: t.shape for name, t in trained.items()}:
         raise ValueError(f"{best} holds other trained parameters than this run. Resume with the settings of the first.")
-    with torch.no_grad():
-        for name, tensor in trained.items():
-            tensor.copy_(tensors[name])
+    copy_tensors(tensors, trained)
     world.barrier()
 
 

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lora_core.adapters import hosts
 from trainers.config import LEARNING_RATES, TrainConfig
 from trainers.training.distributed import World
+from trainers.training.fsdp import whole
 from trainers.training.numbers import count_skip, not_finite
 from trainers.training.state import TrainState
 
@@ -55,6 +56,7 @@ def take_step(state: TrainState, max_grad_norm: float, world: World, folder: Pat
     scaler = state.scaler
     scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or float("inf"))
+    norm = whole({"norm": norm})["norm"]
     if not scaler.is_enabled() and not norm.isfinite():
         raise not_finite(state, world, folder)
     scale = scaler.get_scale()

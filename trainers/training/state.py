@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainers.training.distributed import World
+from trainers.training.fsdp import copy_tensors, part_like, whole
 
 logger = logging.getLogger("trainers")
 
@@ -118,12 +119,12 @@ class TrainState:
         return patience is not None and self.epoch - self.best_epoch >= patience
 
     def tensors(self) -> dict[str, Tensor]:
-        """Trained weights and optimiser moments, by parameter name."""
+        """Trained weights and optimiser moments, by parameter name, whole. All processes must call it together."""
         tensors = {f"model.{name}": tensor for name, tensor in trained_tensors(self.model).items()}
         for name, parameter in self.model.named_parameters():
             for slot, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
-        return tensors
+        return whole(tensors)
 
     def progress(self) -> dict[str, Any]:
         """All that is not a tensor, as JSON."""
@@ -146,9 +147,7 @@ class TrainState:
                 f"holds other trained parameters than this run: {sorted(different)[:5]} differ. "
                 "Resume with the settings of the first run."
             )
-        with torch.no_grad():
-            for name, tensor in trained.items():
-                tensor.copy_(stored[name])
+        copy_tensors(stored, trained)
         for name, parameter in self.model.named_parameters():
             slots = {
                 key.split(".")[1]: value
@@ -156,7 +155,7 @@ class TrainState:
                 if key.startswith("optimizer.") and key.split(".", 2)[2] == name
             }
             if slots:
-                self.optimizer.state[parameter] = {slot: value.to(parameter.device) for slot, value in slots.items()}
+                self.optimizer.state[parameter] = {slot: part_like(value, parameter) for slot, value in slots.items()}
         progress = dict(progress)
         randoms = progress.pop("random")
         self.scheduler.load_state_dict(progress.pop("scheduler"))
