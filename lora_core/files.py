@@ -37,7 +37,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if abandoned.name not in _unfinished and not _is_alive(process):
             _remove(abandoned)
     temporary = path.with_name(f"{own}{os.getpid()}-{threading.get_ident()}")
-    _unfinished.add(temporary.name)
+    replaced = temporary.with_name(f"{temporary.name}-old")
+    _unfinished.update((temporary.name, replaced.name))
     try:
         temporary.touch()
         permissions = temporary.stat().st_mode  # what the umask leaves; reading it would set it, for all threads
@@ -46,15 +47,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir():
             for part in (*temporary.rglob("*"), temporary):
                 _flush(part)
-            _remove(path)
+            if os.path.lexists(path):  # a folder cannot be renamed over another: for an instant neither has the name
+                os.replace(path, replaced)
         else:
             temporary.chmod(permissions)
             _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
     finally:
+        if os.path.lexists(replaced) and not os.path.lexists(path):  # a signal came in that instant
+            os.replace(replaced, path)
         _remove(temporary)
-        _unfinished.discard(temporary.name)
+        _remove(replaced)
+        _unfinished.difference_update((temporary.name, replaced.name))
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -22,7 +22,7 @@ ORDER = (
     ("lora_core.extras", "lora_core.models"),
     ("lora_core.kernels",),
     ("lora_core.export",),
-    ("trainers.config", "trainers.show", "trainers.run_folder"),
+    ("trainers.config", "trainers.show", "trainers.run_folder", "trainers.interrupt"),
     ("trainers.data",),
     ("trainers.data.spans",),
     ("trainers.data.tokens",),

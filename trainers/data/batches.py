@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from trainers.interrupt import unheard_by_children
+
 
 class Data(Protocol):
     """What the loop asks of a data set of N examples."""
@@ -180,7 +182,9 @@ def load_batches(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # torch's default generator is the training's
     )
-    for batch in loader:
+    with unheard_by_children():
+        loaded = iter(loader)
+    for batch in loaded:
         if isinstance(batch, ValueError):
             raise batch
         inputs, labels = batch

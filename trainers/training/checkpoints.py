@@ -47,16 +47,17 @@ def load_checkpoint(state: TrainState, checkpoint: Path, world: World) -> None:
 def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) -> None:
     """Write `checkpoints/step-N`, and remove what is older than the newest ``keep`` or later than this one."""
     mine, mine_tensors = random_state(world)
-    randoms, random_tensors = [], {}
-    for other, tensors in world.gather((mine, mine_tensors)):
+    randoms, losses, random_tensors = [], [], {}
+    for other, loss, tensors in world.gather((mine, state.read_loss(), mine_tensors)):
         randoms.append(other)
+        losses.append(loss)
         random_tensors |= tensors
     if world.is_main:
         root = RunFolder(folder).checkpoints
         _write(
             root / f"step-{state.step}",
             state.tensors() | random_tensors,
-            {**state.progress(), "random": randoms},
+            {**state.progress(), "random": randoms, "epoch_losses": losses},
         )
         _remove_unneeded(root, state.step, keep)
     world.barrier()
