@@ -30,7 +30,10 @@ class Interrupted(KeyboardInterrupt):
             remedy: how to go on.
         """
         super().__init__(f"stopped by {signal.Signals(signum).name}{where and f' {where}'}.{remedy and f' {remedy}'}")
-        self.signum, self.where = signum, where
+        self.signum, self.where, self.remedy = signum, where, remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a pool hands it from process to process
+        return type(self), (self.signum, self.where, self.remedy)
 
     @property
     def exit_status(self) -> int:
