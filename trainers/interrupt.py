@@ -143,4 +143,5 @@ def _listening(listener: _Listener) -> Iterator[None]:
 def _say(line: str) -> None:
     """Write to standard error from a handler, which may have interrupted a write; the first process speaks for all."""
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, f"{line}\n".encode())
+        below_progress_bar = "\n" if os.isatty(2) else ""
+        os.write(2, f"{below_progress_bar}{line}\n".encode())
