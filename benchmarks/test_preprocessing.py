@@ -142,7 +142,7 @@ def measure(side: str, corpus: Path, folder: Path, processes: int = 1) -> Figure
 
 
 def tokenizer() -> Any:
-    from lora_core.models.source import resolve
+    from lora_core.models.pretrained.source import resolve
     from trainers.data.tokenizer import load_tokenizer
 
     return load_tokenizer(resolve("embedded"))
@@ -171,7 +171,7 @@ def with_datasets(corpus: Path, folder: Path, processes: int) -> Figures:
     import datasets
     import transformers
 
-    from lora_core.models.source import resolve
+    from lora_core.models.pretrained.source import resolve
 
     datasets.disable_progress_bars()
     fast = transformers.AutoTokenizer.from_pretrained(resolve("embedded"))

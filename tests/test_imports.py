@@ -20,6 +20,8 @@ OPPONENTS = {"transformers", "peft", "optimum", "accelerate", "datasets"}
 ORDER = (
     ("lora_core",),
     ("lora_core.extras", "lora_core.models"),
+    ("lora_core.models.encoders",),
+    ("lora_core.models.pretrained",),
     ("lora_core.kernels",),
     ("lora_core.export",),
     ("trainers.config", "trainers.show", "trainers.run_folder", "trainers.interrupt"),
@@ -27,7 +29,7 @@ ORDER = (
     ("trainers.data.spans",),
     ("trainers.data.tokens",),
     ("trainers.data.texts", "trainers.data.images"),
-    ("trainers.model", "trainers.training"),
+    ("trainers.convert", "trainers.model", "trainers.training"),
     ("trainers.tasks",),
     ("trainers.loop",),
     ("trainers.experiment",),
@@ -39,7 +41,7 @@ ORDER = (
 )
 """The rooms from the ground up: folders, and the single files of trainers/. A room may import those on lower floors."""
 FLOOR = {room: number for number, rooms in enumerate(ORDER) for room in rooms}
-FACES = {"lora_core", "trainers"}
+FACES = {"lora_core", "lora_core.models", "trainers"}
 """Packages whose own `__init__` shows what lies above it."""
 MOST_FILES = 15
 

@@ -14,7 +14,7 @@ import lora_core
 from lora_core.models import build_model, config_from_dict, load_pretrained
 from lora_core.models.crf import CRFHead
 from lora_core.models.heads import AttentionPooling
-from lora_core.models.source import read_config, resolve
+from lora_core.models.pretrained.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
 from trainers.config import LEARNING_RATES, UNTRAINED_RATE, RunConfig
 from trainers.data.texts.dataset import TextDataset

@@ -15,7 +15,7 @@ from lora_core.export.export import check_model
 from lora_core.export.parameters import merged_parameters
 from lora_core.export.runtime import OnnxModel
 from lora_core.export.write import remove
-from lora_core.models.build import assemble
+from lora_core.models.encoders.build import assemble
 from lora_core.models.task_model import TaskModel
 
 

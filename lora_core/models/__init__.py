@@ -1,15 +1,15 @@
 """Encoders, heads and task models, under the names of their published checkpoints.
 
-Read layers and encoder, then task_model and heads, then a family (bert), then build, source and pretrained. Needs
-lora_core's config, dropout, files and vit_names alone; lora_core.kernels, lora_core.export and trainers build on it.
+Read layers and encoder, then task_model and heads: what every family is made of. Then encoders/, a file for each family
+and build for all, and pretrained/, which reads and writes checkpoints. Needs lora_core's config, dropout, files and
+vit_names alone; lora_core.kernels, lora_core.export and trainers build on it.
 """
 
-from lora_core.models.bert import BertConfig, BertModel
-from lora_core.models.build import build_model, config_from_dict
-from lora_core.models.distilbert import DistilBertConfig, DistilBertModel
-from lora_core.models.electra import ElectraConfig, ElectraModel
-from lora_core.models.pretrained import load_pretrained, save_pretrained
-from lora_core.models.roberta import (
+from lora_core.models.encoders.bert import BertConfig, BertModel
+from lora_core.models.encoders.build import build_model, config_from_dict
+from lora_core.models.encoders.distilbert import DistilBertConfig, DistilBertModel
+from lora_core.models.encoders.electra import ElectraConfig, ElectraModel
+from lora_core.models.encoders.roberta import (
     CamembertConfig,
     CamembertModel,
     RobertaConfig,
@@ -17,8 +17,9 @@ from lora_core.models.roberta import (
     XLMRobertaConfig,
     XLMRobertaModel,
 )
-from lora_core.models.source import resolve
-from lora_core.models.vit import DeiTConfig, DeiTModel, ViTConfig, ViTModel
+from lora_core.models.encoders.vit import DeiTConfig, DeiTModel, ViTConfig, ViTModel
+from lora_core.models.pretrained.loading import load_pretrained, save_pretrained
+from lora_core.models.pretrained.source import resolve
 
 __all__ = [
     "BertConfig",

@@ -1,8 +1,8 @@
 """What every encoder shares: its config, and all that the rest of the library asks of its family.
 
-A new family is one file with a subclass of `EncoderConfig` and one of `Encoder`, named in `ENCODERS` (build.py). It is
-trained, adapted, saved and loaded then; with its layers in a `LayerStack` it is fused too (lora_core.kernels), and with
-`onnx_embeddings` besides it is exported (lora_core.export).
+A new family is one file with a subclass of `EncoderConfig` and one of `Encoder`, named in `ENCODERS`
+(encoders/build.py). It is trained, adapted, saved and loaded then; with its layers in a `LayerStack` it is fused too
+(lora_core.kernels), and with `onnx_embeddings` besides it is exported (lora_core.export).
 
 Shapes: B texts or images, T tokens (padded), H hidden size.
 """

@@ -16,7 +16,7 @@ import numpy as np
 
 from lora_core.files import write_json, write_text
 from lora_core.models import config_from_dict
-from lora_core.models.source import read_config, resolve
+from lora_core.models.pretrained.source import read_config, resolve
 from trainers.data.texts.dataset import TextDataset
 from trainers.data.texts.encode import encode_pairs, encode_texts
 from trainers.data.texts.targets import REGRESSION, SINGLE

@@ -19,10 +19,10 @@ from tokenizers.processors import BertProcessing, RobertaProcessing
 from tokenizers.trainers import WordLevelTrainer
 
 from lora_core.files import read_json_object
+from trainers.data.sentencepiece import SENTENCEPIECE_FILES, from_sentencepiece
 
 TOKENIZER_FILE = "tokenizer.json"
 """The name beside a model's weights, and in the metadata of an ONNX file."""
-SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
 PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[SEP]"
 FETCH = "Fetch the file again."
 CONFIG = "tokenizer_config.json"
@@ -39,8 +39,9 @@ MOST_WORDS = 50_000
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint folder, with padding and truncation switched off.
 
-    Reads `tokenizer.json`; without it `vocab.txt` (BERT, DistilBERT) or `vocab.json` + `merges.txt` (RoBERTa). Casing,
-    accents, Chinese characters and the space before a text are as `tokenizer_config.json` says where it says something.
+    Reads `tokenizer.json`; without it `vocab.txt` (BERT, DistilBERT), `vocab.json` + `merges.txt` (RoBERTa), or a
+    SentencePiece model, `spm.model` or the like (DeBERTa-v3, XLM-R, CamemBERT, ALBERT). Casing, accents, Chinese
+    characters and the space before a text are as `tokenizer_config.json` says where it says something.
 
     Raises:
         ValueError: the folder holds none of these, or a file that cannot be read as a tokenizer; or it adds tokens that
@@ -53,15 +54,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         build = _bert
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         build = _roberta
+    elif any((folder / name).is_file() for name in SENTENCEPIECE_FILES):
+        build = _sentencepiece
     else:
-        if pieces := [name for name in SENTENCEPIECE_FILES if (folder / name).is_file()]:
-            raise ValueError(
-                f"{folder} holds its tokenizer as {pieces[0]} alone, which is not read here. Write a tokenizer.json "
-                f"beside it with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            )
         raise ValueError(
-            f"{folder} holds no tokenizer: expected tokenizer.json, or vocab.txt (BERT), or vocab.json and "
-            f"merges.txt (RoBERTa). Copy the tokenizer files of the checkpoint into this folder."
+            f"{folder} holds no tokenizer: expected tokenizer.json, vocab.txt (BERT), vocab.json and merges.txt "
+            f"(RoBERTa), or {SENTENCEPIECE_FILES[0]} (DeBERTa). Copy the tokenizer files of the checkpoint into this "
+            "folder."
         )
     config = _read_config(folder)
     tokenizer = build(folder, config)
@@ -212,6 +211,16 @@ def _roberta(folder: Path, config: dict[str, Any]) -> Tokenizer:
     tokenizer.decoder = ByteLevelDecoder()
     tokenizer.add_special_tokens(list(special.values()))
     return tokenizer
+
+
+def _sentencepiece(folder: Path, config: dict[str, Any]) -> Tokenizer:
+    path = next(folder / name for name in SENTENCEPIECE_FILES if (folder / name).is_file())
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{path} can be read with the checkpoint's config.json beside it alone, whose model_type says how its "
+            "pieces are numbered. Copy that file into this folder."
+        )
+    return from_sentencepiece(path, read_json_object(folder / "config.json", FETCH).get("model_type", ""), config)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from torch import nn
 
 import lora_core
 from lora_core.models import load_pretrained
-from lora_core.models.build import TASKS, task_of_architectures
-from lora_core.models.source import CONFIG_FILE, read_config, resolve
+from lora_core.models.encoders.build import TASKS, task_of_architectures
+from lora_core.models.pretrained.source import CONFIG_FILE, read_config, resolve
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.data.tokenizer import StatedLimits

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_core.models.source import read_config, resolve
+from lora_core.models.pretrained.source import read_config, resolve
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
 from trainers.data.images.batches import ImageBatches, ImageDataset

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from lora_core.models import BertConfig, DistilBertConfig, config_from_dict
-from lora_core.models.source import read_config
+from lora_core.models.pretrained.source import read_config
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ from lora_core.export import (
 )
 from lora_core.kernels.fused import FusedStack, fuse, unfuse
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
-from lora_core.models.build import ENCODERS
 from lora_core.models.encoder import Encoder, EncoderConfig
+from lora_core.models.encoders.build import ENCODERS
 from lora_core.models.heads import TokenClassifier
 from lora_core.models.layers import (
     MASKED,

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import lora_core
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
+from lora_core.models.encoders.recurrent import LastToken
 from lora_core.models.heads import FILTERS, HEADS, AttentionPooling, ResidualMLP, TextCNN
-from lora_core.models.recurrent import LastToken
 
 FAMILIES = {
     "bert": {

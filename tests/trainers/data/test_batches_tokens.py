@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from lora_core.models.bert import BertEmbeddings
+from lora_core.models.encoders.bert import BertEmbeddings
 from trainers.config import TrainConfig
 from trainers.data.batches import total_steps
 from trainers.loop import fit

@@ -103,11 +103,11 @@ def test_a_model_is_assembled_without_torchs_compiler():
     code = """
 import sys
 from lora_core.models import config_from_dict
-from lora_core.models.build import assemble
+from lora_core.models.encoders.build import assemble
 for kind, task, head in (("bert", "token-classification", "default"), ("distilbert", "text-classification", "lstm"),
                          ("roberta", "text-classification", "textcnn"), ("vit", "image-classification", "default")):
     model = assemble(config_from_dict({"model_type": kind}), task, ("a", "b"), head=head)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 assert "torch._dynamo" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[3])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[4])

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_core.models import source
-from lora_core.models.source import resolve
+from lora_core.models.pretrained import source
+from lora_core.models.pretrained.source import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -90,6 +90,9 @@ def test_only_needed_files_are_asked_of_the_hub(monkeypatch, tmp_path):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve("some-org/some-model", "v2") == tmp_path
+    assert asked["allow_patterns"] == [*source.NEEDED_FILES, *source.PICKLED_FILES]  # it has no safetensors
+    (tmp_path / "model.safetensors").touch()
     assert resolve("some-org/some-model", "v2") == tmp_path
     assert asked == {
         "repo_id": "some-org/some-model",

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lora_core.models.bert import BertModel
-from lora_core.models.distilbert import DistilBertModel
-from lora_core.models.electra import ElectraModel
 from lora_core.models.encoder import Encoder, EncoderConfig
+from lora_core.models.encoders.bert import BertModel
+from lora_core.models.encoders.distilbert import DistilBertModel
+from lora_core.models.encoders.electra import ElectraModel
+from lora_core.models.encoders.recurrent import BiLSTMModel, LSTMModel
+from lora_core.models.encoders.roberta import CamembertModel, RobertaModel, XLMRobertaModel
+from lora_core.models.encoders.vit import DeiTModel, ViTModel
 from lora_core.models.heads import HEADS
-from lora_core.models.recurrent import BiLSTMModel, LSTMModel
-from lora_core.models.roberta import CamembertModel, RobertaModel, XLMRobertaModel
 from lora_core.models.task_model import Head, TaskModel, check_labels
-from lora_core.models.vit import DeiTModel, ViTModel
 
 _FAMILIES: tuple[type[Encoder], ...] = (
     BertModel,

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_core.dropout import Dropout
-from lora_core.models.bert import BertIntermediate
 from lora_core.models.encoder import Encoder, EncoderConfig
+from lora_core.models.encoders.bert import BertIntermediate
 from lora_core.models.layers import (
     GraphBuilder,
     LayerParts,

@@ -6,7 +6,7 @@ import transformers
 from torch import nn
 
 from lora_core.models import BertConfig, build_model, load_pretrained, save_pretrained
-from lora_core.models import pretrained as save_module
+from lora_core.models.pretrained import loading as save_module
 
 AUTO_CLASSES = {
     "encoder": transformers.AutoModel,

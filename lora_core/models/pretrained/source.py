@@ -1,7 +1,7 @@
 """Where a model's files are (a local folder, the hub, or the MiniLM that a package carries), and what they hold.
 
-Every source ends as a folder in the transformers layout: config.json, model.safetensors (or several files behind an
-index), tokenizer.json.
+Every source ends as a folder in the transformers layout: config.json, model.safetensors or pytorch_model.bin (or
+several files behind an index), tokenizer.json or the files of a slow tokenizer.
 """
 
 import functools
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lora_core.files import read_json_object, sha256_of_file
 from lora_core.models.encoder import Encoder
+from lora_core.models.pretrained.pickled import PICKLED_FILE, PICKLED_INDEX, read_pickle
 
 logger = logging.getLogger("lora_core")
 
@@ -35,12 +36,18 @@ NEEDED_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "*.model",
     "preprocessor_config.json",
 )
 """Files of a hub repository that a model and its inputs are read from; the rest is not downloaded."""
+PICKLED_FILES = ("pytorch_model*.bin", PICKLED_INDEX)
+"""Those that are downloaded too where a repository has no safetensors."""
+
+TENSORFLOW_NAMES = {"gamma": "weight", "beta": "bias"}
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
@@ -65,7 +72,10 @@ def resolve(source: str | Path, revision: str | None = None, *, allow_patterns: 
     """
     folder = _local_folder(source)
     if folder is None:
-        return _download(str(source), revision, allow_patterns or NEEDED_FILES)
+        folder = _download(str(source), revision, allow_patterns or NEEDED_FILES)
+        if allow_patterns is None and not any(folder.glob("*.safetensors")):
+            folder = _download(str(source), revision, (*NEEDED_FILES, *PICKLED_FILES))
+        return folder
     if revision is not None or allow_patterns is not None:
         raise ValueError(f"{revision=}, {allow_patterns=} are for hub ids; {source} is local: leave them out")
     return folder
@@ -177,44 +187,54 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_tensors(folder: str | Path) -> dict[str, Tensor]:
     """Return every tensor of the folder's checkpoint by its name in the file, on the CPU.
 
-    The tensors may be views of the file: copy them before writing to them. Only safetensors are read, because
-    the older .bin files are pickles, which can run code.
+    Safetensors come before pickles. The scales and biases of layer norms that TensorFlow named `gamma` and `beta` are
+    called `weight` and `bias`. The tensors may be views of the file: copy them before writing to them.
 
     Raises:
         FileNotFoundError: there are no weights.
-        ValueError: they are damaged or in another format.
+        ValueError: they are damaged, in another format, or a pickle of more than tensors.
     """
     folder = Path(folder)
-    if (folder / SINGLE_FILE).exists():
-        return _read_file(folder / SINGLE_FILE)
-    if (folder / INDEX_FILE).exists():
-        return _read_shards(folder)
+    readers = {
+        SINGLE_FILE: _read_file,
+        INDEX_FILE: _read_shards,
+        PICKLED_FILE: read_pickle,
+        PICKLED_INDEX: _read_shards,
+    }
+    for name, read in readers.items():
+        if (folder / name).exists():
+            return {_modern_name(tensor): value for tensor, value in read(folder / name).items()}
     others = sorted(path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack"})
     if others:
         raise ValueError(
-            f"{folder} has its weights as {', '.join(others)}; only {SINGLE_FILE} is read. If you trust "
-            "the file, load it once with transformers and call its save_pretrained(folder)"
+            f"{folder} has its weights as {', '.join(others)}; read are {SINGLE_FILE} and {PICKLED_FILE}. Load it once "
+            "with the library that wrote it, and save it in one of these forms"
         )
     raise FileNotFoundError(
-        f"{folder} has no {SINGLE_FILE} and no {INDEX_FILE}; if it comes from the hub, download it again, "
-        "and see there whether the repository offers safetensors at all"
+        f"{folder} has no {SINGLE_FILE}, {INDEX_FILE} or {PICKLED_FILE}; if it comes from the hub, download it again, "
+        "and see there whether the repository offers one of them at all"
     )
 
 
-def _read_shards(folder: Path) -> dict[str, Tensor]:
-    index = folder / INDEX_FILE
+def _modern_name(name: str) -> str:
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: f"LayerNorm.{TENSORFLOW_NAMES[old[1]]}", name)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    folder = index.parent
+    suffix, read = (".bin", read_pickle) if index.name == PICKLED_INDEX else (".safetensors", _read_file)
     shard_of = read_json_object(index, "Download the model again.").get("weight_map")
     if not isinstance(shard_of, dict):
-        raise ValueError(f"{index} is not a safetensors index: it has no 'weight_map'. Download the model again")
+        raise ValueError(f"{index} is not an index of weights: it has no 'weight_map'. Download the model again")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(map(str, shard_of.values()))):
         # A plain name keeps a hostile index from reading outside the folder. Resolving the path would not do:
         # the hub's cache holds links that lead out of it.
-        if not re.fullmatch(r"[\w.\-]+\.safetensors", shard):
+        if not re.fullmatch(r"[\w.\-]+", shard) or not shard.endswith(suffix):
             raise ValueError(f"{index} names the file {shard!r}; shards must be plain file names in the same folder")
         if not (folder / shard).exists():
             raise FileNotFoundError(f"{index} names {shard}, which is not in the folder; download the model again")
-        held = _read_file(folder / shard)
+        held = read(folder / shard)
         tensors.update((name, tensor) for name, tensor in held.items() if shard_of.get(name) == shard)
     absent = sorted(shard_of.keys() - tensors.keys())
     if absent:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_core.dropout import Dropout
-from lora_core.models.bert import BertConfig, BertEmbeddings, BertModel
+from lora_core.models.encoders.bert import BertConfig, BertEmbeddings, BertModel
 from lora_core.models.heads import TokenClassifier
 from lora_core.models.layers import GraphBuilder
 from lora_core.models.task_model import ClassifierHead

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_core.files import replacing, write_json
-from lora_core.models.build import (
+from lora_core.models.encoder import Encoder
+from lora_core.models.encoders.build import (
     architecture_name,
     assemble,
     assemble_encoder,
@@ -21,9 +22,15 @@ from lora_core.models.build import (
     find_head,
     initialise,
 )
-from lora_core.models.encoder import Encoder
 from lora_core.models.heads import HEADS
-from lora_core.models.source import CONFIG_FILE, SINGLE_FILE, read_config, read_tensors, resolve, split_encoder
+from lora_core.models.pretrained.source import (
+    CONFIG_FILE,
+    SINGLE_FILE,
+    read_config,
+    read_tensors,
+    resolve,
+    split_encoder,
+)
 from lora_core.models.task_model import (
     Head,
     ProblemType,
@@ -68,7 +75,7 @@ def load_pretrained(
     `model.problem_type` is what config.json says of the head of texts or images that was kept; None for a new head.
 
     Args:
-        source: a folder in the transformers layout, a hub id or `"embedded"`, see `lora_core.models.source.resolve`.
+        source: a folder in the transformers layout, a hub id or `"embedded"`, see `resolve` in source.py.
         task: `encoder`, `token-classification`, `text-classification` or `image-classification`.
         labels: the label names in the order of the logits; None takes those of the checkpoint's head. Where both exist
             they must be the same names, and the head's rows are brought into the order of `labels`. The rows of a

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_core.models import BertConfig, build_model
-from lora_core.models.source import read_tensors, split_encoder
+from lora_core.models.pretrained.source import read_tensors, split_encoder
 
 ENCODER = build_model(BertConfig(50, 24, 2, 3, 40))
 
@@ -65,19 +65,13 @@ def test_an_incomplete_set_of_shards_is_named(tmp_path):
     [
         ("{", "index.json is not JSON"),
         ("[]", "index.json holds list instead of a JSON object"),
-        ("{}", "index.json is not a safetensors index"),
-        ('{"weight_map": []}', "index.json is not a safetensors index"),
+        ("{}", "index.json is not an index of weights"),
+        ('{"weight_map": []}', "index.json is not an index of weights"),
     ],
 )
 def test_a_broken_index_is_named(tmp_path, text, message):
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_tensors(tmp_path)
-
-
-def test_pickles_are_refused_with_a_remedy(tmp_path):
-    torch.save({"x": torch.ones(1)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin; only model\.safetensors is read"):
         read_tensors(tmp_path)
 
 
