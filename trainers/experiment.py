@@ -12,6 +12,7 @@ import torch
 import lora_core
 from lora_core.models import save_pretrained
 from lora_core.models.task_model import TaskModel
+from trainers import interrupt
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.data.batches import Data
 from trainers.loop import fit, predict
@@ -38,6 +39,7 @@ def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
 
     Raises:
         ValueError: the folder holds another run, or a setting or the data is wrong (the message says which).
+        Interrupted: a signal has ended training; a checkpoint is written. It is a KeyboardInterrupt.
     """
     with distributed() as world:
         return _run(config, datasets, world)
@@ -70,12 +72,13 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
             folder.remove()
         folder.write_settings(given.to_dict())
     reset_peak_memory(world.device)
-    state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
-    peak = max(world.gather(peak_memory_bytes(world.device)))
-    memory = peak_memory(world.device)
-    found = {
-        split: predict(model, task, data[split], config, world) for split in ("validation", "test") if split in data
-    }
+    with interrupt.deferred():
+        state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
+        peak = max(world.gather(peak_memory_bytes(world.device)))
+        memory = peak_memory(world.device)
+        found = {
+            split: predict(model, task, data[split], config, world) for split in ("validation", "test") if split in data
+        }
     task = task.decided(found["validation"][1], data["validation"])
     scores = {split: _score(split, task, data[split], *found[split], config, world) for split in found}
     trainable, total = lora_core.parameter_counts(model)

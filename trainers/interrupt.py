@@ -95,7 +95,7 @@ def deferred() -> Iterator[None]:
 
     def note(signum: int) -> None:
         name = signal.Signals(signum).name
-        _say(f"{name}: stopping after this step, with a checkpoint. A second signal ends the process at once.")
+        _say(f"{name}: stopping after this step or batch, with a checkpoint. A second signal ends it at once.")
 
     _deferring = listener = _Listener(note)
     try:

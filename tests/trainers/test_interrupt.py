@@ -101,7 +101,7 @@ def test_noted_and_asked_for(capfd):
 
     with pytest.raises(Interrupted, match="SIGTERM"):
         work()
-    assert capfd.readouterr().err.count("SIGTERM: stopping after this step, with a checkpoint.") == 1
+    assert capfd.readouterr().err.count("SIGTERM: stopping after this step or batch, with a checkpoint.") == 1
 
 
 def test_a_signal_that_nobody_asked_for_is_passed_on():
