@@ -105,7 +105,7 @@ class Soak:
         tally = Tally()
         straight = self.folder / f"{kind}, straight"
         started = time.monotonic()
-        assert self._wait(self._start(kind, straight), straight) == [0] * KINDS[kind][0], straight
+        assert self._wait(self._start(kind, straight)) == [0] * KINDS[kind][0], straight
         duration = time.monotonic() - started
         while tally.sent.total() < self.kills:
             tally.runs += 1
@@ -135,7 +135,7 @@ class Soak:
                 with contextlib.suppress(ProcessLookupError):  # it has ended already, but for being waited for
                     os.kill(process, signum)
             tally.sent[signum.name] += 1
-        statuses = self._wait(processes, folder)
+        statuses = self._wait(processes)
         if statuses == [0] * len(statuses):
             return True
         tally.statuses.update(status for status in statuses if status)
@@ -180,7 +180,7 @@ class Soak:
         finally:
             os._exit(status)
 
-    def _wait(self, processes: list[int], folder: Path) -> list[int]:
+    def _wait(self, processes: list[int]) -> list[int]:
         """How each process ended. As torchrun does, the others of one that ended badly are asked to stop, and killed
         when they have not in 30 seconds. -1: none has ended for long, and this one was killed."""
         statuses: dict[int, int] = {}

@@ -145,7 +145,7 @@ def at_file(name):
     sys.addaudithook(look)
 
 
-def verbs(run, data, root):
+def verbs(run, checkpoint, data, root):
     """Arguments of every verb but train, and a file that it opens when it is well under way."""
     written = root / "written"
     (root / "texts.txt").write_text("the gene binds il2\n" * 3)
@@ -159,6 +159,7 @@ def verbs(run, data, root):
             "texts.txt",
         ),
         "export": ([str(run)], "tokenizer.json"),
+        "convert": ([str(checkpoint), "--output-dir", str(written / "model")], "config.json"),
         "bench": ([str(run), "--output-dir", str(written)], "work.pickle"),
     }
 
@@ -217,7 +218,7 @@ def run_all(checkpoint, data, root):
         shutil.copytree(folder, root / f"{folder.name}, as it was left")
         again = tiny.arguments(checkpoint, data, folder, *common, *KINDS["two"][1])
         report[folder.name] = ["two", [], together(root / f"{folder.name}.resumed", [*again, "--resume", "auto"], 2)]
-    for verb, (arguments, name) in verbs(root / "imports", data, root).items():
+    for verb, (arguments, name) in verbs(root / "imports", checkpoint, data, root).items():
         report[verb] = together(root / f"{verb}.stopped", [verb, *arguments], 1, [lambda name=name: at_file(name)])
     folder = root / "preparation"
     arguments = tiny.arguments(checkpoint, data, folder / "run")
