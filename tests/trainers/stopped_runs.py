@@ -17,7 +17,7 @@ from pathlib import Path
 import tiny
 from tqdm import tqdm
 
-from trainers import interrupt, loop
+from trainers import experiment, interrupt, loop
 from trainers.cli import main
 from trainers.data import cache
 from trainers.training import checkpoints
@@ -105,6 +105,7 @@ def torn_rename(name):
 TERM, INT, HUP, USR1, KILL = (getattr(signal, f"SIG{name}") for name in ("TERM", "INT", "HUP", "USR1", "KILL"))
 SCENARIOS = {
     # name: (kind, more settings, what to prepare in each process)
+    "SIGTERM in the first step": ("one", [], [lambda: at_step(1, lambda: send(TERM))]),
     "SIGTERM in a step": ("one", [], [lambda: at_step(8, lambda: send(TERM))]),
     "SIGINT in an epoch's last step": ("one", [], [lambda: at_step(6, lambda: send(INT))]),
     "SIGHUP in evaluation": ("one", [], [lambda: in_evaluation(2, lambda: send(HUP))]),
@@ -124,6 +125,11 @@ SCENARIOS = {
         "two, bf16",
         [],
         [lambda: None, lambda: in_evaluation(2, lambda: send(INT))],
+    ),
+    "SIGTERM to the second alone in the last scoring": (
+        "two, bf16",
+        [],
+        [lambda: None, lambda: call_before(experiment, "predict", lambda *_: send(TERM))],
     ),
     "SIGKILL after checkpoints by the clock": (
         "two, bf16",

@@ -152,7 +152,8 @@ class TrainState:
                 self.optimizer.state[parameter] = {slot: value.to(parameter.device) for slot, value in slots.items()}
         progress = dict(progress)
         randoms = progress.pop("random")
-        losses = progress.pop("epoch_losses", [progress.pop("epoch_loss", 0.0)])  # older ones hold the first's
+        losses = progress.pop("epoch_losses", [0.0] * len(randoms))
+        progress.pop("epoch_loss", None)  # of older checkpoints, which were written between epochs only: 0
         self.scheduler.load_state_dict(progress.pop("scheduler"))
         scaler = progress.pop("scaler")
         if self.scaler.is_enabled():

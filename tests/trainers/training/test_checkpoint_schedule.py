@@ -8,10 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from trainers.cli import VERBS
+from trainers.config import TrainConfig
+from trainers.training import checkpoint_schedule
+from trainers.training.checkpoint_schedule import CheckpointSchedule
 
 HERE = Path(__file__).resolve().parents[1]
 TIMES = {"seconds", "epoch_seconds", "tokens_per_second", "peak_memory_bytes", "memory"}
@@ -95,6 +99,11 @@ def test_sigterm_ends_the_step_and_says_how_to_go_on(root, report, tiny, checkpo
     assert line.startswith(f"stopped by SIGTERM after step 8 (epoch 2), with a checkpoint in {root / name}. To go on: ")
     arguments = tiny.arguments(checkpoint, data, root / name, "--keep-checkpoints", "2", "--resume", "auto")
     assert command(line) == ["python", "-m", "trainers", *arguments]
+
+
+@pytest.mark.timeout(400)
+def test_the_first_step_is_no_exception(root, report):
+    check(root, report, "SIGTERM in the first step", 143, {"step-1"})
 
 
 @pytest.mark.timeout(400)
@@ -192,6 +201,14 @@ def test_one_rank_is_signalled_in_evaluation(root, report):
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.fault("SIGTERM to one rank in the last scoring", "all stop, exit 143", "that scoring")
+def test_one_rank_is_signalled_when_all_is_trained(root, report):
+    name = "SIGTERM to the second alone in the last scoring"
+    line = check(root, report, name, 143, steps(root / "two, bf16, straight"))
+    assert line.startswith("stopped by SIGTERM in evaluation. To go on: torchrun ")
+
+
+@pytest.mark.timeout(400)
 @pytest.mark.fault("kill -9 of all with --checkpoint-minutes", "resumes bit for bit", "less than so many minutes")
 def test_the_ranks_agree_on_checkpoints_by_the_clock(root, report):
     name = "SIGKILL after checkpoints by the clock"
@@ -235,3 +252,36 @@ def test_ctrl_c_in_every_verb_is_one_line(root, report):
         assert "Traceback" not in log
     written = root / "written"
     assert not written.exists() or list(written.iterdir()) == []
+
+
+# The schedule by itself
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"checkpoint_minutes": 0.0}, []),
+        ({"checkpoint_minutes": 0.0, "checkpoint_steps": 3}, [3, 6]),
+        ({"checkpoint_minutes": 2.5}, [3, 6]),  # each step takes a minute
+        ({"checkpoint_minutes": 2.5, "checkpoint_steps": 4}, [3, 4, 7, 8]),
+    ],
+)
+def test_when_checkpoints_are_due(alone, tmp_path, monkeypatch, settings, expected):
+    """And that the one before stays when the newest is to be replaced after the evaluation."""
+    saved, now = [], [0.0]
+    monkeypatch.setattr(checkpoint_schedule.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        checkpoint_schedule, "save_checkpoint", lambda state, folder, keep, world: saved.append((state.step, keep))
+    )
+    state = SimpleNamespace(step=0, batch=0, epoch=0, start_clock=lambda: None)
+    plan = SimpleNamespace(batches=lambda epoch: [None] * 8)
+    schedule = CheckpointSchedule(state, plan, TrainConfig(**settings), tmp_path, alone)
+    for _ in range(8):
+        now[0] += 60
+        state.step += 1
+        state.batch += 1
+        schedule.after_step()
+    assert saved == [(step, 2 if step == 8 else 1) for step in expected]
+    state.epoch, state.batch = 1, 0
+    schedule.after_epoch()
+    assert saved[-1] == (8, 1)
