@@ -125,6 +125,14 @@ def load_adapter(
         raise
     record = record_of(model, adapter_name)
     record.config = dataclasses.replace(record.config, init_lora_weights=config.init_lora_weights)
+    at_random = [name for name in getattr(model, "fresh_parameters", ()) if name not in record.saved]
+    if at_random:
+        logger.warning(
+            "%s does not hold %s, which the model was given at random: its outputs are not those that the adapter was "
+            "trained for. Load the model from a checkpoint that has them, or train and save them with the adapter.",
+            folder,
+            ", ".join(at_random),
+        )
     set_adapter(model, adapter_name if active else was_active)
     return model
 

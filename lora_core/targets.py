@@ -19,7 +19,9 @@ from lora_core.updates import THIRDS
 ATTENTION_NAMES = (
     # query, key, value, output projection
     ("query", "key", "value", "attention.output.dense"),  # BERT, RoBERTa, ELECTRA, ViT
+    ("query", "key", "value", "attention.dense"),  # ALBERT
     ("q_lin", "k_lin", "v_lin", "out_lin"),  # DistilBERT
+    ("attn.q", "attn.k", "attn.v", "attn.o"),  # MPNet
     ("q_proj", "k_proj", "v_proj", "o_proj"),  # newer transformers
     ("q_proj", "k_proj", "v_proj", "out_proj"),  # CLIP, BART
     ("query_proj", "key_proj", "value_proj", "attention.output.dense"),  # DeBERTa v2

@@ -67,12 +67,14 @@ class _Quantiser:
         self.graph = graph
         settable = {value.name for value in graph.input}
         self.weights = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in settable}
+        self.token_ids = {node.output[0] for node in graph.node if node.op_type == "Cast" and "input_ids" in node.input}
         self.added: dict[str, TensorProto] = {}
         self.rules: dict[str, Callable[[NodeProto], Iterable[NodeProto]]] = {
             "MatMul": self._mat_mul,
             "Attention": self._attention,
             "SkipLayerNormalization": self._skip_layer_norm,
             "EmbedLayerNormalization": self._embeddings,
+            "Gather": self._gather,
         }
 
     def run(self) -> None:
@@ -125,14 +127,12 @@ class _Quantiser:
         ]
 
     def _embeddings(self, node: NodeProto) -> Iterable[NodeProto]:
-        """Rows of the int8 word embeddings (V, H), scaled, + places, normalised."""
+        """`_rows` of the word embeddings + places, normalised."""
         ids, segment_ids, words, places, segments, scale, shift, *rest = node.input
         name = node.name
         position_ids = rest[1] if len(rest) > 1 else ""
         if words not in self.weights:
             return [node]
-        values, scales = self._int8(words, 1)
-        scales = self._column(scales)
         if position_ids:
             located = [_node("Gather", [places, position_ids], [f"{name}_places"], f"{name}_place", "")]  # (B, T, H)
         else:
@@ -148,13 +148,28 @@ class _Quantiser:
             ]
         place = f"{name}_located" if segment_ids else f"{name}_places"
         return [
-            _node("Gather", [values, ids], [f"{name}_rows"], f"{name}_rows", ""),  # (B, T, H) int8
-            _node("Cast", [f"{name}_rows"], [f"{name}_wide"], f"{name}_cast", "", to=TensorProto.FLOAT),
-            _node("Gather", [scales, ids], [f"{name}_scales"], f"{name}_scales", ""),  # (B, T, 1)
-            _node("Mul", [f"{name}_wide", f"{name}_scales"], [f"{name}_words"], f"{name}_words", ""),
+            *self._rows(name, words, ids, f"{name}_words"),
             *located,
             _node("Add", [f"{name}_words", place], [f"{name}_sum"], f"{name}_sum", ""),
             _layer_norm(node, f"{name}_sum", scale, shift),
+        ]
+
+    def _gather(self, node: NodeProto) -> Iterable[NodeProto]:
+        """Word embeddings that stand alone, of encoders whose positions are elsewhere."""
+        words, ids = node.input
+        if ids not in self.token_ids or words not in self.weights or len(self.weights[words].dims) != 2:
+            return [node]
+        return self._rows(node.name, words, ids, node.output[0])
+
+    def _rows(self, name: str, words: str, ids: str, output: str) -> list[NodeProto]:
+        """Rows (B, T, H) of the int8 word embeddings (V, H), scaled."""
+        values, scales = self._int8(words, 1)
+        scales = self._column(scales)
+        return [
+            _node("Gather", [values, ids], [f"{name}_rows"], f"{name}_rows", ""),  # (B, T, H) int8
+            _node("Cast", [f"{name}_rows"], [f"{name}_wide"], f"{name}_cast", "", to=TensorProto.FLOAT),
+            _node("Gather", [scales, ids], [f"{name}_scales"], f"{name}_scales", ""),  # (B, T, 1)
+            _node("Mul", [f"{name}_wide", f"{name}_scales"], [output], f"{name}_words", ""),
         ]
 
     def _column(self, name: str) -> str:

@@ -68,6 +68,7 @@ class OnnxModel(nn.Module):
         self.task = self.metadata["task"]
         self.problem_type: ProblemType | None = problem_type_of_config(self.metadata)
         self.model_type = self.metadata["model_type"]
+        self.head_kind = self.metadata.get("head", "default")
         self.labels: tuple[str, ...] = tuple(json.loads(self.metadata["labels"]))
         self.max_tokens = int(self.metadata.get("max_tokens", 0))
         self.vocab_size = int(self.metadata.get("vocab_size", 0))

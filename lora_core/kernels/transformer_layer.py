@@ -3,6 +3,8 @@
 Shapes: B sentences, T tokens (padded), N real tokens of the batch, H hidden size, F intermediate size.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -58,8 +60,17 @@ def attention(
     if query.dtype == torch.bfloat16 and not drops and type(own).attend is MultiHeadAttention.attend:
         context = attend(query, key, value, layout.mask, own.num_heads)
     else:
-        context = own.attend(query.float(), key.float(), value.float(), layout.mask, *shared)
+        shared = own.project_shared(partial(project_rows, dtype=dtype), *shared)
+        if not own.attends_in_half:
+            query, key, value = query.float(), key.float(), value.float()
+        context = own.attend(query, key, value, layout.mask, *shared)
     return project(layout.pack(context), (parts.attention_output,), dtype)[0]
+
+
+def project_rows(x: Tensor, layers: tuple[nn.Module, ...], dtype: torch.dtype | None) -> tuple[Tensor, ...]:
+    """`project` for an input of any shape (..., I)."""
+    found = project(x.flatten(0, -2), layers, dtype)
+    return tuple(y.unflatten(0, x.shape[:-1]) for y in found)
 
 
 def query_key_value(

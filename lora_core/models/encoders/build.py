@@ -8,9 +8,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lora_core.models.encoder import Encoder, EncoderConfig
+from lora_core.models.encoders.albert import AlbertModel
 from lora_core.models.encoders.bert import BertModel
+from lora_core.models.encoders.deberta import DebertaV2Model
 from lora_core.models.encoders.distilbert import DistilBertModel
 from lora_core.models.encoders.electra import ElectraModel
+from lora_core.models.encoders.mpnet import MPNetModel
 from lora_core.models.encoders.recurrent import BiLSTMModel, LSTMModel
 from lora_core.models.encoders.roberta import CamembertModel, RobertaModel, XLMRobertaModel
 from lora_core.models.encoders.vit import DeiTModel, ViTModel
@@ -24,6 +27,9 @@ _FAMILIES: tuple[type[Encoder], ...] = (
     CamembertModel,
     DistilBertModel,
     ElectraModel,
+    AlbertModel,
+    MPNetModel,
+    DebertaV2Model,
     ViTModel,
     DeiTModel,
     LSTMModel,

@@ -17,6 +17,9 @@ FAMILIES = {
     "distilbert": {"model_type": "distilbert", "vocab_size": 60, "dim": 24, "n_layers": 3, "n_heads": 3,
                    "hidden_dim": 40, "max_position_embeddings": 24, "initializer_range": 0.1, "dropout": 0.1,
                    "attention_dropout": 0.0},
+    "deberta-v2": {**BERT, "model_type": "deberta-v2", "relative_attention": True, "pos_att_type": "p2c|c2p",
+                   "position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm",
+                   "position_biased_input": False},
     "vit": {**BERT, "model_type": "vit", "image_size": 16, "patch_size": 4, "num_channels": 1,
             "hidden_dropout_prob": 0.1},
 }  # fmt: skip

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import lora_core
 from lora_core.models import load_pretrained, resolve
 
-FAMILIES = ("bert", "roberta", "distilbert")
+FAMILIES = ("bert", "roberta", "distilbert", "deberta-v2")
 TASKS = ("encoder", "token-classification", "text-classification")
 LABELS = ("O", "B-protein", "I-protein")
 AUTO_CLASSES = {
@@ -97,6 +97,7 @@ def test_a_language_model_s_file_serves_text_classification(oracle, batch, tmp_p
         "bert": "BertForMaskedLM",
         "roberta": "RobertaForMaskedLM",
         "distilbert": "DistilBertForMaskedLM",
+        "deberta-v2": "DebertaV2ForMaskedLM",
     }
     reference = getattr(transformers, classes[family])(oracle(family, "encoder").config).eval()
     reference.save_pretrained(tmp_path)
@@ -108,6 +109,7 @@ def test_a_language_model_s_file_serves_text_classification(oracle, batch, tmp_p
             "bert": {"bert.pooler.dense", "classifier"},
             "roberta": {"classifier.dense", "classifier.out_proj"},
             "distilbert": {"pre_classifier", "classifier"},
+            "deberta-v2": {"pooler.dense", "classifier"},
         }[family]
     )
     assert_same_predictions(load_pretrained(tmp_path), reference.base_model, batch)

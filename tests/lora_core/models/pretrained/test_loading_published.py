@@ -1,0 +1,228 @@
+"""Published models, by their config.json and the layout of their files as the hub shows them: the table in
+lora_core/README.md.
+
+The weights cannot be had here. So at full size names and shapes are held against transformers' (on the meta device,
+without memory), and a small model of the same layout is written in the same form and read by both libraries.
+"""
+
+import copy
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from lora_core.models import config_from_dict, load_pretrained
+from lora_core.models.encoders.build import assemble_encoder
+
+README = Path(__file__).resolve().parents[4] / "lora_core/README.md"
+
+BERT = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+ROBERTA = {**BERT, "model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1,
+           "layer_norm_eps": 1e-5, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}  # fmt: skip
+DISTILBERT = {"model_type": "distilbert", "activation": "gelu", "dim": 768, "hidden_dim": 3072, "n_layers": 6,
+              "n_heads": 12, "max_position_embeddings": 512, "pad_token_id": 0, "tie_weights_": True}  # fmt: skip
+VIT = {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+       "intermediate_size": 3072, "hidden_act": "gelu", "image_size": 224, "patch_size": 16, "num_channels": 3,
+       "qkv_bias": True, "layer_norm_eps": 1e-12}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Published:
+    """One model of the hub."""
+
+    config: dict[str, Any]
+    """What config.json states of its sizes."""
+    published_as: str
+    """The class of transformers whose tensors the file holds."""
+    weights: str = "safetensors"
+    """safetensors, or bin."""
+    old_norms: bool = False
+    """Whether norms have TensorFlow's names gamma and beta."""
+    counters: bool = True
+    """Whether the buffer embeddings.position_ids was saved."""
+    bare: bool = False
+    """Whether the encoder's tensors have no prefix."""
+    labels: tuple[str, ...] = field(default=())
+
+
+FINBERT = ("positive", "negative", "neutral")
+PUBLISHED = {
+    "google-bert/bert-base-uncased": Published({**BERT, "vocab_size": 30522}, "BertForPreTraining", old_norms=True),
+    "google-bert/bert-base-cased": Published({**BERT, "vocab_size": 28996}, "BertForPreTraining", old_norms=True),
+    "google-bert/bert-base-multilingual-cased": Published(
+        {**BERT, "vocab_size": 119547, "directionality": "bidi", "pooler_fc_size": 768}, "BertForMaskedLM"
+    ),
+    "dmis-lab/biobert-base-cased-v1.2": Published({**BERT, "vocab_size": 28996}, "BertForPreTraining", "bin"),
+    "allenai/scibert_scivocab_uncased": Published(
+        {**BERT, "vocab_size": 31090}, "BertForPreTraining", "bin", old_norms=True, counters=False
+    ),
+    "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract": Published(
+        {**BERT, "vocab_size": 30522}, "BertForMaskedLM", "bin"
+    ),
+    "nlpaueb/legal-bert-base-uncased": Published({**BERT, "vocab_size": 30522}, "BertForPreTraining", "bin"),
+    "ProsusAI/finbert": Published(
+        {**BERT, "vocab_size": 30522}, "BertForSequenceClassification", "bin", labels=FINBERT
+    ),
+    "sentence-transformers/all-MiniLM-L6-v2": Published(
+        {**BERT, "vocab_size": 30522, "hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
+        "BertModel",
+        bare=True,
+    ),
+    "FacebookAI/roberta-base": Published(ROBERTA, "RobertaForMaskedLM"),
+    "distilbert/distilroberta-base": Published({**ROBERTA, "num_hidden_layers": 6}, "RobertaForMaskedLM"),
+    "FacebookAI/xlm-roberta-base": Published(
+        {**ROBERTA, "model_type": "xlm-roberta", "vocab_size": 250002}, "XLMRobertaForMaskedLM"
+    ),
+    "almanach/camembert-base": Published(
+        {**ROBERTA, "model_type": "camembert", "vocab_size": 32005, "bos_token_id": 5, "eos_token_id": 6},
+        "CamembertForMaskedLM",
+    ),
+    "distilbert/distilbert-base-uncased": Published(
+        {**DISTILBERT, "vocab_size": 30522}, "DistilBertForMaskedLM", counters=False
+    ),
+    "distilbert/distilbert-base-cased": Published(
+        {**DISTILBERT, "vocab_size": 28996}, "DistilBertForMaskedLM", counters=False
+    ),
+    "google/electra-base-discriminator": Published(
+        {**BERT, "model_type": "electra", "vocab_size": 30522, "embedding_size": 768, "summary_activation": "gelu"},
+        "ElectraForPreTraining",
+        "bin",
+    ),
+    "google/electra-small-discriminator": Published(
+        {**BERT, "model_type": "electra", "vocab_size": 30522, "embedding_size": 128, "hidden_size": 256,
+         "intermediate_size": 1024, "num_attention_heads": 4},
+        "ElectraForPreTraining",
+        "bin",
+    ),
+    "albert/albert-base-v2": Published(
+        {**BERT, "model_type": "albert", "vocab_size": 30000, "embedding_size": 128, "hidden_act": "gelu_new",
+         "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0, "num_hidden_groups": 1, "inner_group_num": 1,
+         "net_structure_type": 0, "gap_size": 0, "num_memory_blocks": 0, "down_scale_factor": 1},
+        "AlbertForMaskedLM",
+    ),
+    "microsoft/mpnet-base": Published(
+        {**BERT, "model_type": "mpnet", "vocab_size": 30527, "max_position_embeddings": 514, "layer_norm_eps": 1e-5,
+         "pad_token_id": 1, "relative_attention_num_buckets": 32},
+        "MPNetForMaskedLM",
+        "bin",
+    ),
+    "google/vit-base-patch16-224": Published(VIT, "ViTForImageClassification", labels=("tench", "goldfish")),
+    "google/vit-base-patch16-224-in21k": Published(VIT, "ViTModel", bare=True),
+    "facebook/deit-base-distilled-patch16-224": Published(
+        {**VIT, "model_type": "deit"}, "DeiTForImageClassificationWithTeacher", labels=("tench", "goldfish")
+    ),
+}  # fmt: skip
+
+SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40, "dim": 24,
+         "hidden_dim": 40, "n_layers": 2, "n_heads": 2, "vocab_size": 60, "max_position_embeddings": 40,
+         "image_size": 32, "bos_token_id": 0, "eos_token_id": 2}  # fmt: skip
+"""In the place of what config.json states."""
+NARROW = 16
+"""Width of embeddings that are narrower than the hidden states."""
+
+
+def small(config):
+    sizes = {name: SMALL.get(name, value) for name, value in config.items()}
+    if "embedding_size" in config:
+        sizes["embedding_size"] = 24 if config["embedding_size"] == config["hidden_size"] else NARROW
+    return sizes
+
+
+def reference(config, cls, labels=()):
+    """transformers' model of a published config."""
+    known = {"id2label": dict(enumerate(labels))} if labels else {}
+    made = transformers.AutoConfig.for_model(**copy.deepcopy(config), **known)
+    return getattr(transformers, cls)(made)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_names_and_shapes_at_full_size(name):
+    published = PUBLISHED[name]
+    encoder = assemble_encoder(config_from_dict(published.config), with_pooler=True)
+    with torch.device("meta"):
+        theirs = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**published.config))
+    expected = {encoder.own_name(tensor): tuple(value.shape) for tensor, value in theirs.named_parameters()}
+    expected.pop("embeddings.mask_token", None)  # ViT's stand-in of hidden patches in pretraining
+    assert {tensor: tuple(value.shape) for tensor, value in encoder.named_parameters()} == expected
+
+
+def write(name, folder):
+    """A small model in the published form; returns transformers' encoder with its weights."""
+    published = PUBLISHED[name]
+    torch.manual_seed(0)
+    model = reference(small(published.config), published.published_as, published.labels).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    model.save_pretrained(folder)  # config.json, and the tensors under the names that files have
+    file = next(folder.glob("*.safetensors"))
+    tensors = {tensor: value.clone() for tensor, value in safe_tensors(file).items()}
+    prefix = model.base_model_prefix
+    if published.old_norms:
+        tensors = {
+            tensor.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+            for tensor, value in tensors.items()
+        }
+        assert any(tensor.endswith("gamma") for tensor in tensors)
+    if published.counters and "ViT" not in published.published_as and "DeiT" not in published.published_as:
+        place = "embeddings.position_ids" if published.bare else f"{prefix}.embeddings.position_ids"
+        tensors[place] = torch.arange(40)[None]
+    assert published.bare == all(not tensor.startswith(f"{prefix}.") for tensor in tensors)
+    file.unlink()
+    if published.weights == "bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
+    else:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return getattr(model, prefix, model)
+
+
+def safe_tensors(path):
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_small_model_in_the_published_form_gives_the_same_states(name, tmp_path, caplog):
+    expected = write(name, tmp_path)
+    model = load_pretrained(tmp_path)
+    assert caplog.records == []
+    if model.reads == "images":
+        pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        found, wanted = model(pixels), expected(pixels).last_hidden_state
+    else:
+        ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+        found, wanted = model(ids), expected(ids).last_hidden_state
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, published in PUBLISHED.items() if published.labels])
+def test_heads_that_are_published_are_kept(name, tmp_path, caplog):
+    write(name, tmp_path)
+    task = "text-classification" if "finbert" in name else "image-classification"
+    model = load_pretrained(tmp_path, task)
+    assert model.labels == PUBLISHED[name].labels
+    assert model.fresh_parameters == ()
+    assert caplog.records == []
+
+
+def test_the_readme_lists_these_models():
+    listed = re.findall(r"^\| `([\w.-]+/[\w.-]+)` \|", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert listed == list(PUBLISHED)
