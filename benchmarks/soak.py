@@ -1,9 +1,10 @@
 """Random kills and signals, for as long as one likes: `python benchmarks/soak.py --kills 200`.
 
 Tiny models train in one process and in two over gloo, with dropout, and checkpoints after every few steps. At a random
-moment one process or all get SIGKILL, or SIGTERM; what survives is waited for, and the run resumed, until it comes to
-its end. Then everything that it wrote, times left out, must be what the uninterrupted run wrote, bit for bit. Whenever
-a run ends, what it had computed since its newest checkpoint may be no more than so many steps; after SIGTERM, nothing.
+moment, in preparation or after a random step, one process or all get SIGKILL, or SIGTERM; what survives is waited for,
+and the run resumed, until it comes to its end. Then everything that it wrote, times left out, must be what the
+uninterrupted run wrote, bit for bit. Whenever a run ends, what it had computed since its newest checkpoint may be no
+more than so many steps; after SIGTERM, nothing.
 
 The processes are forked from this one, which has imported all that they need, and log into the folder. The exit status
 is 1 if a promise was broken; the runs of which one was stay in the folder.
@@ -41,6 +42,7 @@ from trainers.training.state import TrainState
 WORDS = ("the", "gene", "binds", "il2", "of", "nfkb", "cells", "induces")
 TAGS = ("O", "B-DNA", "O", "B-protein", "O", "B-protein", "O", "O")
 TIMES = {"seconds", "epoch_seconds", "tokens_per_second", "peak_memory_bytes", "memory"}
+STEPS, EPOCHS, BATCH = 18, 3, 8
 PATIENCE, GRACE = 120.0, 30.0
 """Seconds after which processes are stuck; and, of which one has ended, are killed."""
 
@@ -98,7 +100,7 @@ class Soak:
         self.folder, self.kills, self.every, self.chance = folder, kills, every, chance
         folder.mkdir(parents=True, exist_ok=True)
         self.model = write_model(folder / "model")
-        self.data = {"train": sentences(46, seed=0), "validation": sentences(12, seed=1)}
+        self.data = {"train": sentences(BATCH * STEPS // EPOCHS - 2, seed=0), "validation": sentences(12, seed=1)}
 
     def tally(self, kind: str) -> Tally:
         """Kill runs of a kind until enough signals were sent."""
@@ -130,7 +132,7 @@ class Soak:
         whom = self.chance.choice([processes, processes[:1], processes[-1:]])
         signum = self.chance.choice([signal.SIGKILL, signal.SIGTERM])
         if tally.sent.total() < self.kills:
-            time.sleep(self.chance.uniform(0, duration))
+            self._wait_for_a_moment(folder, processes, self.chance.randint(0, STEPS - before), duration)
             for process in whom:
                 with contextlib.suppress(ProcessLookupError):  # it has ended already, but for being waited for
                     os.kill(process, signum)
@@ -148,6 +150,16 @@ class Soak:
             tally.broken.append(f"{folder.name}: {signum.name} to {len(whom)} ended with {statuses}")
         return False
 
+    def _wait_for_a_moment(self, folder: Path, processes: list[int], steps: int, duration: float) -> None:
+        """Until so many steps are done, and a little longer; or, if 0, for some time in which data is prepared."""
+        notes = Path(f"{folder}.0.steps")
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while steps and not (notes.is_file() and len(notes.read_text().split()) >= steps):
+            if any(os.waitid(os.P_PID, process, ended) for process in processes):
+                return
+            time.sleep(0.002)
+        time.sleep(self.chance.uniform(0, 0.1 if steps else duration / 2))
+
     def _start(self, kind: str, folder: Path) -> list[int]:
         """Begin the processes of a run, or go on with it; their numbers."""
         processes, settings = KINDS[kind]
@@ -156,7 +168,7 @@ class Soak:
             port = free.getsockname()[1]
         world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         config = RunConfig(
-            model=str(self.model), output_dir=folder, resume="auto", fresh_head=True, epochs=3, batch_size=8,
+            model=str(self.model), output_dir=folder, resume="auto", fresh_head=True, epochs=EPOCHS, batch_size=BATCH,
             hidden_dropout=0.1, learning_rate=0.01, metric="loss", checkpoint_steps=self.every, **settings,
         )  # fmt: skip
         return [self._fork(config, world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(processes)]
