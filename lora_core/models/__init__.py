@@ -11,6 +11,7 @@ from lora_core.models.encoders.build import build_model, config_from_dict
 from lora_core.models.encoders.deberta import DebertaV2Config, DebertaV2Model
 from lora_core.models.encoders.distilbert import DistilBertConfig, DistilBertModel
 from lora_core.models.encoders.electra import ElectraConfig, ElectraModel
+from lora_core.models.encoders.modernbert import ModernBertConfig, ModernBertModel
 from lora_core.models.encoders.mpnet import MPNetConfig, MPNetModel
 from lora_core.models.encoders.roberta import (
     CamembertConfig,
@@ -41,6 +42,8 @@ __all__ = [
     "ElectraModel",
     "MPNetConfig",
     "MPNetModel",
+    "ModernBertConfig",
+    "ModernBertModel",
     "RobertaConfig",
     "RobertaModel",
     "ViTConfig",

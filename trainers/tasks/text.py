@@ -35,6 +35,8 @@ METRICS = tuple(dict.fromkeys(chain.from_iterable(METRICS_OF.values())))
 ONE_LABEL: bool = True
 PROBLEM_TYPES: tuple[ProblemType, ...] = tuple(METRICS_OF)
 
+LONG_TEXT = 1024
+"""Tokens from which on a text alone takes so much memory that the user is told."""
 _KEPT = {"head": "the beginning", "head_tail": "half from each end"}
 
 
@@ -64,6 +66,7 @@ def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> Encoded
     if dataset.pairs is not None:
         data = _encode_pairs(dataset, dataset.pairs, model, config)
         _say_shortened(dataset, data, max_length, "of the longer text of each pair the beginning")
+        _say_long(dataset, data, max_length, config)
         return data
     eda = config.text_augment == "eda"
     longest = sys.maxsize if config.long_text == "windows" else max_length
@@ -77,6 +80,7 @@ def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> Encoded
         WordAugmentation(config.augment_share, config.seed, longest) if eda else None,
     )
     _say_shortened(dataset, data, max_length, _KEPT.get(config.long_text, ""))
+    _say_long(dataset, data, max_length, config)
     return data
 
 
@@ -102,6 +106,19 @@ def _say_shortened(dataset: TextDataset, data: EncodedTexts, max_length: int, ke
     if data.shortened:
         sizes = data.shortened, len(data), dataset.noun, max_length
         logger.warning("%s: %d of %d %s exceed %d tokens; %s is kept", dataset.source, *sizes, kept)
+
+
+def _say_long(dataset: TextDataset, data: EncodedTexts, max_length: int, config: RunConfig) -> None:
+    """Models that read thousands of tokens are given them, unless the settings say otherwise."""
+    longest = min(int(data.lengths.max(initial=0)), max_length)
+    if config.max_length is None and longest > LONG_TEXT:
+        sizes = dataset.noun, longest, config.model, max_length, LONG_TEXT
+        logger.warning(
+            "%s: the longest of the %s has %d tokens and is computed as a whole, as %s allows (%d): memory and time of "
+            "a step grow with it. --max-length %d bounds them.",
+            dataset.source,
+            *sizes,
+        )
 
 
 def task(labels: tuple[str, ...], config: RunConfig, train: EncodedTexts | None = None) -> Classification:

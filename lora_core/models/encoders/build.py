@@ -13,6 +13,7 @@ from lora_core.models.encoders.bert import BertModel
 from lora_core.models.encoders.deberta import DebertaV2Model
 from lora_core.models.encoders.distilbert import DistilBertModel
 from lora_core.models.encoders.electra import ElectraModel
+from lora_core.models.encoders.modernbert import ModernBertModel
 from lora_core.models.encoders.mpnet import MPNetModel
 from lora_core.models.encoders.recurrent import BiLSTMModel, LSTMModel
 from lora_core.models.encoders.roberta import CamembertModel, RobertaModel, XLMRobertaModel
@@ -30,6 +31,7 @@ _FAMILIES: tuple[type[Encoder], ...] = (
     AlbertModel,
     MPNetModel,
     DebertaV2Model,
+    ModernBertModel,
     ViTModel,
     DeiTModel,
     LSTMModel,
@@ -170,9 +172,8 @@ def initialise(model: Encoder | TaskModel, names: Collection[str], seed: int) ->
     """Draw the named parameters as transformers does for new layers, and set the named buffers to zero.
 
     Biases are zero; a LayerNorm starts as the identity; LSTMs and convolutions over text are uniform within
-    1 / sqrt(states) and 1 / sqrt(inputs), as torch draws them; other weights are drawn by the encoder (`Encoder.draw`).
+    1 / sqrt(states) and 1 / sqrt(inputs), as torch draws them; other weights are drawn by the model (`Encoder.draw`).
     """
-    encoder = model if isinstance(model, Encoder) else model.base_model
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
@@ -186,7 +187,7 @@ def initialise(model: Encoder | TaskModel, names: Collection[str], seed: int) ->
             elif isinstance(module, nn.LayerNorm):
                 parameter.fill_(1)
             else:
-                encoder.draw(module, parameter, generator)
+                model.draw(module, parameter, generator)
         for name, buffer in module.named_buffers(prefix, recurse=False):
             if name in names:
                 buffer.zero_()
