@@ -131,8 +131,9 @@ class Soak:
         processes = self._start(kind, folder)
         whom = self.chance.choice([processes, processes[:1], processes[-1:]])
         signum = self.chance.choice([signal.SIGKILL, signal.SIGTERM])
-        if tally.sent.total() < self.kills:
-            self._wait_for_a_moment(folder, processes, self.chance.randint(0, STEPS - before), duration)
+        steps = self.chance.randint(0, STEPS)
+        if tally.sent.total() < self.kills and steps <= STEPS - before:  # else it comes to its end
+            self._wait_for_a_moment(folder, processes, steps, duration)
             for process in whom:
                 with contextlib.suppress(ProcessLookupError):  # it has ended already, but for being waited for
                     os.kill(process, signum)
@@ -146,8 +147,8 @@ class Soak:
         tally.lost.append(lost)
         if lost > (0 if set(statuses) == {128 + signal.SIGTERM} else self.every):
             tally.broken.append(f"{folder.name}: {lost} steps lost after {signum.name}, statuses {statuses}")
-        if -1 in statuses or (1 in statuses and signum == signal.SIGTERM):
-            tally.broken.append(f"{folder.name}: {signum.name} to {len(whom)} ended with {statuses}")
+        if -1 in statuses:
+            tally.broken.append(f"{folder.name}: stuck after {signum.name} to {len(whom)}")
         return False
 
     def _wait_for_a_moment(self, folder: Path, processes: list[int], steps: int, duration: float) -> None:
