@@ -21,6 +21,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +148,8 @@ class Soak:
         tally.lost.append(lost)
         if lost > (0 if set(statuses) == {128 + signal.SIGTERM} else self.every):
             tally.broken.append(f"{folder.name}: {lost} steps lost after {signum.name}, statuses {statuses}")
+        if signum == signal.SIGTERM and before < reached < STEPS and set(statuses) != {128 + signum}:
+            tally.broken.append(f"{folder.name}: {signum.name} to {len(whom)} in training ended with {statuses}")
         if -1 in statuses:
             tally.broken.append(f"{folder.name}: stuck after {signum.name} to {len(whom)}")
         return False
@@ -190,6 +193,8 @@ class Soak:
             status = 0
         except SystemExit as exit_:
             status = int(str(exit_.code))
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
 
