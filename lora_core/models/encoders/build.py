@@ -11,6 +11,7 @@ from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.encoders.albert import AlbertModel
 from lora_core.models.encoders.bert import BertModel
 from lora_core.models.encoders.deberta import DebertaV2Model
+from lora_core.models.encoders.dinov2 import Dinov2Model
 from lora_core.models.encoders.distilbert import DistilBertModel
 from lora_core.models.encoders.electra import ElectraModel
 from lora_core.models.encoders.modernbert import ModernBertModel
@@ -34,6 +35,7 @@ _FAMILIES: tuple[type[Encoder], ...] = (
     ModernBertModel,
     ViTModel,
     DeiTModel,
+    Dinov2Model,
     LSTMModel,
     BiLSTMModel,
 )

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lora_core.files import replacing, write_json
+from lora_core.files import make_folder, replacing, write_json
 from lora_core.models.encoder import Encoder
 from lora_core.models.encoders.build import (
     architecture_name,
@@ -309,8 +309,7 @@ def save_pretrained(model: Encoder | TaskModel, folder: str | Path) -> None:
         values["label2id"] = {name: row for row, name in enumerate(model.labels)}
     if isinstance(model, TaskModel) and model.problem_type is not None:
         values["problem_type"] = model.problem_type
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     with replacing(folder / SINGLE_FILE) as path:
         save_file(tensors, path, metadata={"format": "pt"})
     write_json(folder / CONFIG_FILE, values)
