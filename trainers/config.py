@@ -84,6 +84,10 @@ class TrainConfig(Settings):
     the place of f1."""
     patience: int | None = None
     """Stop after this many epochs without a better score. None: train all epochs."""
+    checkpoint_steps: int | None = None
+    """Write a checkpoint to resume from after every so many steps too, not only after every epoch."""
+    checkpoint_minutes: float = 10.0
+    """Write one when so many minutes have passed since the last; 0: no clock."""
     keep_checkpoints: int = 1
     """Resumable checkpoints to keep, newest first."""
     workers: int = 0
@@ -99,8 +103,8 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least(1, "batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens", "group_by_length")
-        self._at_least(1, "keep_checkpoints", "patience", "timeout")
-        self._at_least(0, "epochs", "weight_decay", "max_grad_norm", "workers")
+        self._at_least(1, "keep_checkpoints", "checkpoint_steps", "patience", "timeout")
+        self._at_least(0, "epochs", "weight_decay", "max_grad_norm", "workers", "checkpoint_minutes")
         self._share("warmup")
         if self.parallel == "fsdp" and (self.precision == "fp16" or self.adversarial != "none"):
             raise ValueError(
@@ -341,6 +345,8 @@ RESUME_MAY_CHANGE = (
     "output_dir",
     "resume",
     "overwrite",
+    "checkpoint_steps",
+    "checkpoint_minutes",
     "keep_checkpoints",
     "micro_batch_size",
     "micro_batch_tokens",

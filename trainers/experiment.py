@@ -14,6 +14,7 @@ import torch
 import lora_core
 from lora_core.models import save_pretrained
 from lora_core.models.task_model import TaskModel
+from trainers import interrupt
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.inputs import check_processes, check_unchanged, inputs_of
 from trainers.loop import fit, predict
@@ -42,6 +43,7 @@ def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
 
     Raises:
         ValueError: the folder holds another run, or a setting or the data is wrong (the message says which).
+        Interrupted: a signal has ended training; a checkpoint is written. It is a KeyboardInterrupt.
     """
     with distributed(config.timeout) as world, _locked(config.output_dir, world):
         return _run(config, datasets, world)
@@ -95,12 +97,13 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
     if world.is_main:
         world.remember(begun)
     reset_peak_memory(world.device)
-    state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
-    peak = max(world.gather(peak_memory_bytes(world.device)))
-    memory = peak_memory(world.device)
-    found = {
-        split: predict(model, task, data[split], config, world) for split in ("validation", "test") if split in data
-    }
+    with interrupt.deferred():
+        state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
+        peak = max(world.gather(peak_memory_bytes(world.device)))
+        memory = peak_memory(world.device)
+        found = {
+            split: predict(model, task, data[split], config, world) for split in ("validation", "test") if split in data
+        }
     task = task.decided(found["validation"][1], data["validation"])
     scores = {split: {"loss": loss, **task.metrics(made, data[split])} for split, (loss, made) in found.items()}
     trainable, total = lora_core.parameter_counts(model)

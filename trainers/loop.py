@@ -3,7 +3,7 @@
     for every step:           the global batch; each process takes its share, in parts
         for every part:       loss = sum over the part / labels in the global batch * processes    (DDP averages)
                               forward, backward
-        clip, step, schedule
+        clip, step, schedule  (a checkpoint, if one is due or the run is asked to stop)
     after every epoch:        evaluate, keep the best, write a checkpoint that resume continues from exactly
 
 Losses are sums divided once by the number of labels in the whole batch, so the gradient does not depend on how
@@ -11,7 +11,6 @@ many processes and parts share the work.
 """
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from trainers import interrupt
 from trainers.config import TrainConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
+from trainers.interrupt import Interrupted
 from trainers.run_folder import MetricsLog
 from trainers.tasks.task import Task
 from trainers.training.adversarial import build_adversary
 from trainers.training.batch_plan import BatchPlan
-from trainers.training.checkpoints import load_checkpoint, restore_best, save_best, save_checkpoint
+from trainers.training.checkpoint_schedule import CheckpointSchedule
+from trainers.training.checkpoints import load_checkpoint, restore_best, save_best
 from trainers.training.distributed import World
 from trainers.training.fsdp import is_sharded, put_away, shard
 from trainers.training.memory import memory_errors
@@ -43,6 +45,7 @@ NOTHING_LEARNT = (
 )
 
 
+@interrupt.deferred()
 def fit(
     model: nn.Module,
     task: Task,
@@ -69,6 +72,7 @@ def fit(
         ValueError: nothing is trainable, or the checkpoint belongs to another run.
         TooLittleMemoryError, DiskFullError: there is not enough memory, or disk for a checkpoint.
         FloatingPointError: a gradient is not finite (with fp16, such steps are skipped, but not without end).
+        Interrupted: a signal has asked a process to stop; a checkpoint is written. It is a KeyboardInterrupt.
     """
     seed_generators(config.seed + world.rank)
     choose_kernels(model, config, world.device)
@@ -83,13 +87,14 @@ def fit(
     state = TrainState(model, optimizer, grad_scaler(config.precision, world.device), scheduler)
     if resume_from is not None:
         load_checkpoint(state, resume_from, world)
-    log = MetricsLog(folder, resume_at=state.step, writes=world.is_main)
+    checkpoints = CheckpointSchedule(state, plan, config, folder, world)
+    log = MetricsLog(folder, resume_at=state.step - state.batch, writes=world.is_main)  # where the last epoch ended
     parallel = world.wrap(model)
     adversary = build_adversary(model, config)
 
     while state.epoch < config.epochs and not state.out_of_patience(config.patience):
         parallel.train()
-        started = time.perf_counter()
+        state.start_clock()
         bar = _progress(f"epoch {state.epoch + 1}/{config.epochs}", len(plan.batches(state.epoch)), world)
         with memory_errors(world.device, plan.pass_tokens), bar as progress:
             progress.update(state.batch)
@@ -108,9 +113,11 @@ def fit(
                 progress.update()
                 if state.step % 20 == 0:
                     progress.set_postfix(loss=f"{state.local_loss(world):.4f}")
-        state.end_epoch(seconds=time.perf_counter() - started)
+                checkpoints.after_step()
 
-        scores = evaluate(model, task, validation, config, world)
+        with checkpoints.before_evaluation():
+            scores = evaluate(model, task, validation, config, world)
+        state.end_epoch()
         improved = state.record_score(scores, config.metric)
         if world.is_main and state.epoch == 1 and scores.get(config.metric) == 0:
             logger.warning(NOTHING_LEARNT, config.metric, scheduler.base_lrs[0])
@@ -120,7 +127,7 @@ def fit(
         )
         if improved:
             save_best(state, folder, world)
-        save_checkpoint(state, folder, config.keep_checkpoints, world)
+        checkpoints.after_epoch()
     check_some_step(state)
     if state.best_epoch:
         restore_best(state, folder, world)
@@ -136,7 +143,11 @@ def evaluate(model: nn.Module, task: Task, data: Data, config: TrainConfig, worl
 def predict(
     model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World
 ) -> tuple[float, list[np.ndarray]]:
-    """Mean loss, and the prediction for each example of ``data`` in order, on every process."""
+    """Mean loss, and the prediction for each example of ``data`` in order, on every process.
+
+    Raises:
+        Interrupted: within `interrupt.deferred`, a signal has asked a process to stop.
+    """
     with torch.no_grad() if is_sharded(model) else torch.inference_mode():  # FSDP keeps tensors that it makes here
         found = _predict(model, task, data, config, world)
     put_away(model)
@@ -165,9 +176,13 @@ def _predict(
             loss += task.loss_sum(logits, labels).double().cpu()
             found.update(zip(indices.tolist(), task.predict(logits, labels), strict=True))
             progress.update()
-    shares = world.gather((loss.item(), found))
-    found = {index: prediction for _, part in shares for index, prediction in part.items()}
-    mean = sum(part for part, _ in shares) / max(1, int(data.label_counts.sum()))
+            if interrupt.requested() and not is_sharded(model):
+                break  # the other processes hear of it when they have done their shares
+    shares = world.gather((loss.item(), found, interrupt.requested()))
+    if signum := max(signum for _, _, signum in shares):
+        raise Interrupted(signum, "in evaluation")
+    found = {index: prediction for _, part, _ in shares for index, prediction in part.items()}
+    mean = sum(part for part, _, _ in shares) / max(1, int(data.label_counts.sum()))
     return mean, [found[index] for index in range(len(data.lengths))]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from trainers.interrupt import unheard_by_children
 from trainers.parent import end_with_parent
 
 
@@ -183,7 +184,9 @@ def load_batches(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # torch's default generator is the training's
     )
-    for batch in loader:
+    with unheard_by_children():
+        loaded = iter(loader)
+    for batch in loaded:
         if isinstance(batch, ValueError):
             raise batch
         inputs, labels = batch

@@ -75,14 +75,16 @@ def load_checkpoint(state: TrainState, checkpoint: Path, world: World) -> None:
 def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) -> None:
     """Write `checkpoints/step-N`, remove what is older than the newest ``keep`` and set aside what is later."""
     mine, mine_tensors = random_state(world)
-    randoms, random_tensors = [], {}
-    for other, tensors in world.gather((mine, mine_tensors)):
+    randoms, losses, random_tensors = [], [], {}
+    for other, loss, tensors in world.gather((mine, state.read_loss(), mine_tensors)):
         randoms.append(other)
+        losses.append(loss)
         random_tensors |= tensors
     tensors = state.tensors()
     if world.is_main:
         files = RunFolder(folder)
-        _write(files, f"step-{state.step}", tensors | random_tensors, {**state.progress(), "random": randoms})
+        progress = {**state.progress(), "random": randoms, "epoch_losses": losses}
+        _write(files, f"step-{state.step}", tensors | random_tensors, progress)
         set_aside_later(files, state.step)
         try:
             _remove_unneeded(files, keep)

@@ -3,6 +3,7 @@
 import logging
 import math
 import random
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,9 @@ logger = logging.getLogger("trainers")
 
 COUNTERS = (
     *("epoch", "batch", "step", "best_score", "best_epoch", "skipped", "skipped_in_row"),
-    *("epoch_loss", "epoch_labels", "epoch_tokens", "epoch_seconds", "tokens", "seconds"),
+    *("epoch_labels", "epoch_tokens", "epoch_seconds", "tokens", "seconds"),
 )
-"""Fields of TrainState that a checkpoint holds as they are."""
+"""Fields of TrainState that a checkpoint holds as they are; they are the same on every process."""
 
 
 @dataclass
@@ -50,14 +51,20 @@ class TrainState:
     epoch_tokens: int = 0
     """Useful tokens (padding not counted), over all processes, in the current epoch."""
     epoch_seconds: float = 0.0
+    """Training time of the current epoch; evaluation and checkpoints are not counted."""
     tokens: int = 0
     seconds: float = 0.0
-    """Training time of all finished epochs, evaluation not counted."""
+    """Training time of all finished epochs."""
 
     def __post_init__(self) -> None:
         self._losses: list[Tensor] = []
         self.step_losses: list[tuple[np.ndarray, Tensor]] = []
         """For each micro-batch of this process in the current step, its examples and their summed loss."""
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """What follows is training: from here to the end of the next step, time is counted."""
+        self._clock = time.perf_counter()
 
     def add_loss(self, loss_sum: Tensor, examples: np.ndarray) -> None:
         """Count a micro-batch's summed loss; the tensor is read later, so no GPU waits here."""
@@ -71,25 +78,24 @@ class TrainState:
         self.step_losses.clear()
         self.epoch_labels += labels
         self.epoch_tokens += tokens
+        self.epoch_seconds += time.perf_counter() - self._clock
+        self.start_clock()
 
-    def end_epoch(self, seconds: float) -> None:
+    def end_epoch(self) -> None:
         """Count a finished epoch."""
         self.epoch += 1
         self.batch = 0
-        self.epoch_seconds = seconds
-        self.seconds += seconds
+        self.seconds += self.epoch_seconds
         self.tokens += self.epoch_tokens
 
     def local_loss(self, world: World) -> float:
         """This process's mean loss in the epoch so far, for the progress bar."""
-        self._read_losses()
-        return self.epoch_loss * world.size / max(1, self.epoch_labels)
+        return self.read_loss() * world.size / max(1, self.epoch_labels)
 
     def pop_epoch(self, world: World) -> dict[str, float]:
         """The finished epoch's mean training loss, time and rate; its counters start anew."""
-        self._read_losses()
         figures = {
-            "train_loss": sum(world.gather(self.epoch_loss)) / max(1, self.epoch_labels),
+            "train_loss": sum(world.gather(self.read_loss())) / max(1, self.epoch_labels),
             "seconds": self.epoch_seconds,
             "tokens_per_second": self.epoch_tokens / self.epoch_seconds,
         }
@@ -98,7 +104,7 @@ class TrainState:
             if self.skipped and world.is_main:
                 logger.info("epoch %d: fp16 skipped %d steps, whose gradients overflowed", self.epoch, self.skipped)
         self.skipped = 0
-        self.epoch_loss, self.epoch_labels, self.epoch_tokens = 0.0, 0, 0
+        self.epoch_loss, self.epoch_labels, self.epoch_tokens, self.epoch_seconds = 0.0, 0, 0, 0.0
         return figures
 
     def record_score(self, scores: dict[str, Any], metric: str) -> bool:
@@ -127,13 +133,13 @@ class TrainState:
         return whole(tensors)
 
     def progress(self) -> dict[str, Any]:
-        """All that is not a tensor, as JSON."""
-        self._read_losses()
+        """All that is not a tensor and the same on every process, as JSON."""
         plain = {name: getattr(self, name) for name in COUNTERS}
         return {**plain, "scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any], world: World) -> None:
-        """Continue from what ``tensors`` and ``progress`` returned, with every process's ``random_state`` in them.
+        """Continue from what ``tensors`` and ``progress`` returned, with every process's ``random_state`` and
+        ``epoch_losses`` in them.
 
         Raises:
             ValueError: other parameters are trained here than there.
@@ -158,27 +164,36 @@ class TrainState:
                 self.optimizer.state[parameter] = {slot: part_like(value, parameter) for slot, value in slots.items()}
         progress = dict(progress)
         randoms = progress.pop("random")
+        losses = progress.pop("epoch_losses", [0.0] * len(randoms))
+        progress.pop("epoch_loss", None)  # of older checkpoints, which were written between epochs only: 0
         self.scheduler.load_state_dict(progress.pop("scheduler"))
         scaler = progress.pop("scaler")
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(scaler)
         for name, value in progress.items():
             setattr(self, name, value)
+        if self.batch == 0:  # older checkpoints still hold the time of the epoch before
+            self.epoch_seconds = 0.0
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         if len(randoms) != world.size:
+            self.epoch_loss = sum(losses) if world.is_main else 0.0
             logger.warning(
                 "The run was begun by %d processes and is resumed by %d: the data order is the same, dropout is not.",
                 len(randoms),
                 world.size,
             )
         else:
+            self.epoch_loss = losses[world.rank]
             set_random_state(randoms[world.rank], tensors, world)
 
-    def _read_losses(self) -> None:
+    def read_loss(self) -> float:
+        """``epoch_loss``, up to date. Added one by one: when it was read before does not change a bit of it."""
         if self._losses:
-            self.epoch_loss += torch.stack(self._losses).double().sum().item()
+            for loss in torch.stack(self._losses).double().tolist():
+                self.epoch_loss += loss
             self._losses.clear()
+        return self.epoch_loss
 
 
 def seed_generators(seed: int) -> None:
