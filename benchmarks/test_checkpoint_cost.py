@@ -24,10 +24,10 @@ from trainers.config import RunConfig
 from trainers.data.tokens.windows import TokenWindows
 from trainers.loop import fit
 from trainers.model import build
+from trainers.processes.distributed import distributed
 from trainers.tasks.token import TokenClassification
 from trainers.training import checkpoint_schedule
 from trainers.training.checkpoint_schedule import CheckpointSchedule
-from trainers.training.distributed import distributed
 
 pytestmark = [pytest.mark.timeout(900)]
 

@@ -24,7 +24,7 @@ ORDER = (
     ("lora_core.models.pretrained",),
     ("lora_core.kernels",),
     ("lora_core.export",),
-    ("trainers.parent", "trainers.interrupt"),
+    ("trainers.processes",),
     ("trainers.config", "trainers.show", "trainers.run_folder"),
     ("trainers.data",),
     ("trainers.data.spans",),

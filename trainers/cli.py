@@ -19,12 +19,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tomli
 import tyro
 
-from lora_core.files import DiskFullError
-from trainers import interrupt
 from trainers.config import GROUPS, Config, RunConfig
-from trainers.interrupt import Interrupted
+from trainers.processes import interrupt
+from trainers.processes.failure import OUT_OF_MEMORY, USER_ERRORS, exit_status
+from trainers.processes.interrupt import Interrupted
 
-OUT_OF_MEMORY, DISK_FULL = 3, 4
 """Exit statuses; 2 is that of a wrong value or file."""
 
 
@@ -65,11 +64,10 @@ def exit_on_user_error(call: Callable[[], None]) -> None:
     except BrokenPipeError as error:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at exit complains
         raise SystemExit(128 + signal.SIGPIPE) from error
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, MemoryError) as error:
+    except USER_ERRORS as error:
         if _is_main():  # under torchrun every process meets the same error
             print(f"error: {error}", file=sys.stderr)
-        status = OUT_OF_MEMORY if isinstance(error, MemoryError) else 2
-        raise SystemExit(DISK_FULL if isinstance(error, DiskFullError) else status) from error
+        raise SystemExit(exit_status(error)) from error
     except RuntimeError as error:
         from trainers.training.memory import is_out_of_memory
 

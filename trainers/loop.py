@@ -19,18 +19,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from trainers import interrupt
 from trainers.config import TrainConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
-from trainers.interrupt import Interrupted
+from trainers.processes import interrupt
+from trainers.processes.distributed import World
+from trainers.processes.fsdp import is_sharded, put_away, shard
+from trainers.processes.interrupt import Interrupted
 from trainers.run_folder import MetricsLog
 from trainers.tasks.task import Task
 from trainers.training.adversarial import build_adversary
 from trainers.training.batch_plan import BatchPlan
 from trainers.training.checkpoint_schedule import CheckpointSchedule
 from trainers.training.checkpoints import load_checkpoint, restore_best, save_best
-from trainers.training.distributed import World
-from trainers.training.fsdp import is_sharded, put_away, shard
 from trainers.training.memory import memory_errors
 from trainers.training.numbers import check_some_step
 from trainers.training.optim import build_optimizer, build_scheduler, take_step

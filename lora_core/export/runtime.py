@@ -179,12 +179,19 @@ class OnnxModel(nn.Module):
             logits = self.session.run(["logits"], dict(arrays), options)[0]
         except Exception as error:  # onnxruntime's errors have no common class but this
             raise ValueError(f"{self.path} cannot be run ({_first_line(error)}); {AGAIN}") from error
-        first = next(iter(arrays.values()))
-        expected = (*first.shape[: 2 if self.task == "token-classification" else 1], len(self.labels))
+        expected = self._expected_shape(next(iter(arrays.values())))
         shape = logits.shape if isinstance(logits, np.ndarray) else None
         if not isinstance(logits, np.ndarray) or shape != expected:
             raise ValueError(f"{self.path} gives logits of the shape {shape} where {expected} are expected; {AGAIN}")
         return logits
+
+    def _expected_shape(self, inputs: np.ndarray) -> tuple[int, ...]:
+        """Of the logits for inputs (B, T), or images (B, ...). A CRF's transitions come in rows behind the tokens'."""
+        labels = len(self.labels)
+        if self.task != "token-classification":
+            return len(inputs), labels
+        texts, tokens = inputs.shape
+        return texts, tokens + (1 + labels if self.head_kind == "crf" else 0), labels
 
     def _check_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         check_input(input_ids, attention_mask, self.max_tokens)

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from trainers.config import TrainConfig
 from trainers.loop import evaluate, fit
+from trainers.processes.distributed import distributed
+from trainers.processes.fsdp import is_sharded, whole
 from trainers.tasks.token import TokenClassification
-from trainers.training.distributed import distributed
-from trainers.training.fsdp import is_sharded, whole
 from trainers.training.state import trained_tensors
 
 # 45 windows in batches of 8, of which the last has 5; 40 tokens a pass make other numbers of passes on each process.

@@ -17,9 +17,10 @@ from pathlib import Path
 import tiny
 from tqdm import tqdm
 
-from trainers import experiment, interrupt, loop
+from trainers import experiment, loop
 from trainers.cli import main
 from trainers.data import cache
+from trainers.processes import interrupt
 from trainers.training import checkpoints
 from trainers.training.state import TrainState
 

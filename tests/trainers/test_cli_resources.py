@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from trainers.cli import DISK_FULL, OUT_OF_MEMORY, main
+from trainers.cli import main
+from trainers.processes.failure import DISK_FULL, OUT_OF_MEMORY
 from trainers.run_folder import RunFolder
 from trainers.tasks.token import TokenClassification
 from trainers.training import checkpoints
@@ -54,7 +55,7 @@ def test_the_checkpoint_before_is_intact(tiny, checkpoint, data, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
     try:
         with pytest.raises(OSError, match="file too large; 120,000 bytes are needed"):
-            checkpoints._write(kept / "step-99", {"x": torch.ones(30_000)}, {})
+            checkpoints._write(RunFolder(run), "step-99", {"x": torch.ones(30_000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert damage(first) is None

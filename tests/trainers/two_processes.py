@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from trainers.config import TrainConfig
 from trainers.data.tokens.windows import TokenWindows
 from trainers.loop import evaluate, fit
+from trainers.processes.distributed import distributed
 from trainers.tasks.token import TokenClassification
-from trainers.training.distributed import distributed
 from trainers.training.state import trained_tensors
 
 # 153 windows in batches of 8: 20 steps, of which the last has one window for the two processes.

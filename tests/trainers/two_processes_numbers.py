@@ -15,8 +15,8 @@ import torch
 
 from trainers.config import TrainConfig
 from trainers.loop import fit
+from trainers.processes.distributed import distributed
 from trainers.tasks.token import TokenClassification
-from trainers.training.distributed import distributed
 
 CONFIG = TrainConfig(epochs=2, batch_size=8, micro_batch_size=2, learning_rate=1e-3, metric="loss", seed=7)
 RARE = len(tiny.VOCABULARY) - 1

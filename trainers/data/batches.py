@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainers.interrupt import unheard_by_children
-from trainers.parent import end_with_parent
+from trainers.processes.interrupt import unheard_by_children
+from trainers.processes.parent import end_with_parent
 
 
 class Data(Protocol):

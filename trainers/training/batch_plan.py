@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainers.config import TrainConfig
 from trainers.data.batches import Data, epoch_batches, load_batches, share, share_by_tokens, total_steps
-from trainers.training.distributed import World
+from trainers.processes.distributed import World
 
 
 @dataclass(frozen=True)

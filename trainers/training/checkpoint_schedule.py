@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from trainers import interrupt
 from trainers.config import TrainConfig
-from trainers.interrupt import Interrupted
+from trainers.processes import interrupt
+from trainers.processes.distributed import World
+from trainers.processes.interrupt import Interrupted
 from trainers.training.batch_plan import BatchPlan
 from trainers.training.checkpoints import save_checkpoint
-from trainers.training.distributed import World
 from trainers.training.state import TrainState
 
 
@@ -93,7 +93,7 @@ class _Vote:
 
     def __init__(self, world: World) -> None:
         self._alone = world.size == 1
-        self._group = dist.new_group(backend="gloo") if not self._alone and world.device.type == "cuda" else None
+        self._group = world.group
         self._answer, self._exchange = torch.zeros(2, dtype=torch.int64), None
 
     def largest(self, signum: int, late: bool) -> tuple[int, bool]:

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_core.files import discard, make_folder, read_json_object, replacing, sha256_of_file
+from trainers.processes.distributed import World
+from trainers.processes.fsdp import copy_tensors, whole
 from trainers.run_folder import RunFolder, set_aside
-from trainers.training.distributed import World
-from trainers.training.fsdp import copy_tensors, whole
 from trainers.training.state import TrainState, random_state, trained_tensors
 
 logger = logging.getLogger("trainers")

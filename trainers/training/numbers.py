@@ -6,8 +6,8 @@ counted and shown, and ends the run when it does not stop.
 
 from pathlib import Path
 
+from trainers.processes.distributed import World
 from trainers.training.checkpoints import newest_checkpoint
-from trainers.training.distributed import World
 from trainers.training.state import TrainState
 
 MOST_SKIPS = 50

@@ -9,8 +9,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lora_core.adapters import hosts
 from trainers.config import LEARNING_RATES, TrainConfig
-from trainers.training.distributed import World
-from trainers.training.fsdp import whole
+from trainers.processes.distributed import World
+from trainers.processes.fsdp import whole
 from trainers.training.numbers import count_skip, not_finite
 from trainers.training.state import TrainState
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from trainers.training.distributed import World
-from trainers.training.fsdp import copy_tensors, part_like, whole
+from trainers.processes.distributed import World
+from trainers.processes.fsdp import copy_tensors, part_like, whole
 
 logger = logging.getLogger("trainers")
 

@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from trainers.config import TrainConfig
-from trainers.training.distributed import World
+from trainers.processes.distributed import World
 from trainers.training.optim import build_optimizer, build_scheduler
 from trainers.training.precision import grad_scaler
 from trainers.training.state import TrainState, random_state
@@ -31,7 +32,7 @@ def test_the_loss_does_not_depend_on_when_it_is_read(new_state):
     for every in (1, 7, 20, 50):
         state = new_state()
         for number, loss in enumerate(losses, start=1):
-            state.add_loss(loss)
+            state.add_loss(loss, np.arange(1))
             if number % every == 0:
                 state.read_loss()
         totals.append(state.read_loss())

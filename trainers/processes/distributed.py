@@ -14,10 +14,10 @@ from torch import nn
 from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers.parent import end_with_parent
-from trainers.training.fsdp import is_sharded
-from trainers.training.torchrun import connect, is_torchrun, meet, open_store
-from trainers.training.watch import Watch, undisturbed
+from trainers.processes.fsdp import is_sharded
+from trainers.processes.parent import end_with_parent
+from trainers.processes.torchrun import connect, is_torchrun, meet, open_store
+from trainers.processes.watch import Watch, undisturbed
 
 Value = TypeVar("Value")
 

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from trainers.training.failure import Failure
+from trainers.processes.failure import Failure
 
 
 def failure(error):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from trainers.training.run_lock import NAME, locked
+from trainers.processes.run_lock import NAME, locked
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from trainers.training.run_lock import locked
+from trainers.processes.run_lock import locked
 with locked(Path(sys.argv[1])):
     child = os.fork() if "fork" in sys.argv else 1
     if child:

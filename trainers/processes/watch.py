@@ -18,8 +18,8 @@ from datetime import timedelta
 
 from torch.distributed import DistError, Store  # pyright: ignore[reportPrivateImportUsage]
 
-from trainers.training.failure import Failure
-from trainers.training.torchrun import is_torchrun
+from trainers.processes.failure import Failure
+from trainers.processes.torchrun import is_torchrun
 
 BEAT = 0.5
 """Seconds between two signs of life."""
@@ -29,6 +29,8 @@ GRACE = 2.0
 """Seconds that a process has to end by itself when another has failed; it may be about to meet the same error."""
 PATIENCE = BEAT + GRACE + 1.5
 """Seconds within which another process has noticed a failure, and told or left."""
+GLOO = ("gloo", "pair closure", "connection closed by peer", "connection reset by peer")
+"""What stands in the RuntimeErrors of exchanges between processors."""
 FAILURE, TOLD = "failure", "told"
 """Keys of the store: the first failure, and that the user has read of it."""
 
@@ -212,7 +214,8 @@ def undisturbed() -> Iterator[None]:
 
 def _is_lost_contact(error: Exception) -> bool:
     """Whether an exchange between processes broke, for another of them has ended or does not answer."""
-    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    text = str(error).lower()
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and any(word in text for word in GLOO))
 
 
 def _is_timeout(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from trainers.cli import main
 from trainers.config import TrainConfig
-from trainers.training.fsdp import can_shard, copy_tensors, is_sharded, part_like, put_away, shard, whole
+from trainers.processes.fsdp import can_shard, copy_tensors, is_sharded, part_like, put_away, shard, whole
 from trainers.training.state import trained_tensors
 
 HERE = Path(__file__).resolve().parents[1]

@@ -6,8 +6,21 @@ import time
 import traceback
 from dataclasses import asdict, dataclass
 
-USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError)
+from lora_core.files import DiskFullError
+
+USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, MemoryError)
 """Errors whose message says what to do; any other shows where it came from."""
+USER_ERROR, OUT_OF_MEMORY, DISK_FULL = 2, 3, 4
+"""Exit statuses."""
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status of a command that an error ends: 1 for one that nobody expected."""
+    if isinstance(error, DiskFullError):
+        return DISK_FULL
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    return USER_ERROR if isinstance(error, USER_ERRORS) else 1
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,7 @@ class Failure:
         place = f" at {os.path.relpath(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
         expected = isinstance(error, USER_ERRORS)
         detail = "" if expected else "".join(traceback.format_exception(error))
-        return cls(rank, rank, str(error), f"{type(error).__name__}{place}", detail, 2 if expected else 1)
+        return cls(rank, rank, str(error), f"{type(error).__name__}{place}", detail, exit_status(error))
 
     @classmethod
     def from_json(cls, text: str) -> "Failure":

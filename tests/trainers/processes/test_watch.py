@@ -74,8 +74,10 @@ def test_an_os_error_of_either_rank_is_told_once(end, rank):
 )
 def test_rank_0_that_fails_while_saving_ends_both(end):
     statuses, lines = end("full disk")
-    assert statuses == [2, 2]
-    assert re.fullmatch(r"error: rank 0: OSError at \S+: .*No space left on device: '.*best-1.*'", lines[0][0])
+    assert statuses == [4, 4]
+    assert re.fullmatch(
+        r"error: rank 0: DiskFullError at \S+: .*best-1 could not be written: no space left on device; .*", lines[0][0]
+    )
     assert (len(lines[0]), lines[1]) == (1, [])
 
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from trainers.loop import evaluate, fit
+from trainers.processes.distributed import World, distributed
 from trainers.tasks.token import TokenClassification
-from trainers.training.distributed import World, distributed
 
 HERE = Path(__file__).resolve().parents[1]
 RUNS = ("full", "lora", "full, micro-batches", "lora, micro-batches")

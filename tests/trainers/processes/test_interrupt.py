@@ -14,8 +14,8 @@ import threading
 import pytest
 
 import trainers
-from trainers import interrupt
-from trainers.interrupt import Interrupted
+from trainers.processes import interrupt
+from trainers.processes.interrupt import Interrupted
 from trainers.training.state import TrainState
 
 TIMES = {"seconds", "tokens_per_second", "peak_memory_bytes", "memory"}

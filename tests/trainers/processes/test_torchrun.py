@@ -12,8 +12,8 @@ import pytest
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from trainers.training.distributed import World
-from trainers.training.torchrun import meet
+from trainers.processes.distributed import World
+from trainers.processes.torchrun import meet
 
 pytestmark = pytest.mark.timeout(240)
 
