@@ -16,7 +16,7 @@ from trainers.data.images.paths import Pictures, split_of_place
 from trainers.data.images.tables import Table, is_table
 from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, short
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, check_one_form, split_in_name, split_of
+from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, by_split, check_one_form
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +96,10 @@ def find_tables(folder: Path, reading: Reading) -> tuple[dict[str, list[PictureT
 
 def table_files(folder: Path) -> dict[str, list[Path]]:
     """The tables in a folder by their splits, and those called metadata in the folders of splits."""
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and is_table(path) and "submission" not in path.name.lower():
-            split = split_of(path) or split_in_name(path.name.split(".")[0]) or UNSPLIT
-            files.setdefault(split, []).append(path)
+    tables = [path for path in sorted(folder.iterdir()) if path.is_file() and is_table(path)]
+    files, others = by_split((path, path) for path in tables if "submission" not in path.name.lower())
+    if others:
+        files[UNSPLIT] = others
     for split, inner in split_folders(folder).items():
         for path in sorted(inner.iterdir()):
             if path.is_file() and is_table(path) and path.name.lower().startswith("metadata."):

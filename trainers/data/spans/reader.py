@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lora_core.files import sha256_of_file
 from trainers.data.rows import BadRows, json_row, numbered_lines, short
-from trainers.data.sources import SPLIT_NAMES, UNSPLIT, split_of
+from trainers.data.sources import SPLIT_NAMES, UNSPLIT, split_in, split_of
 from trainers.data.spans import brat, docbin
 from trainers.data.spans.align import Document, words_and_tags
 from trainers.data.spans.exports import SPAN_KEYS, documents, is_span_row, read_row
@@ -73,7 +73,7 @@ def find_spans(path: Path) -> FoundSpans:
         name = Path(place[1] or place[0].name)
         if (
             Path(name.name.removesuffix(".gz")).suffix in JSON_ENDS
-            and not split_of(name)
+            and not (split_of(name) or split_in(name))
             and name.name not in LABEL_LISTS
         ):
             exports.append(place)

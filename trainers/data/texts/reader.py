@@ -10,7 +10,7 @@ from typing import Any
 from trainers.data.labels import LabelNames, read_label_names
 from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, OnBadRow, parquet_metadata, short
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, check_one_form, find_source, split_of
+from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, by_split, check_one_form, find_source, split_of
 from trainers.data.splits import completed, cut_in_three
 from trainers.data.texts.columns import Ambiguous, Columns, choose_columns, is_id, no_columns
 from trainers.data.texts.dataset import TextDataset, text_of
@@ -270,7 +270,9 @@ def _datasets(
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
     """The files of each split, or the folder that holds its class folders."""
-    found = _files_in(folder) or _folders_in(folder)
+    found = _files_in(folder)
+    if not any(map(split_of, chain.from_iterable(found.values()))):  # test_ids.txt beside the folders train and test
+        found = _folders_in(folder) or found
     if not found:
         inner = {path: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _files_in(path))}
         if len(inner) > 1:
@@ -298,12 +300,7 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _files_in(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        split = split_of(path)
-        if split and _may_hold_texts(path):
-            found.setdefault(split, []).append(path)
-    return found
+    return by_split((path, path) for path in sorted(folder.iterdir()) if _may_hold_texts(path))[0]
 
 
 def _folders_in(folder: Path) -> dict[str, list[Path]]:
@@ -333,7 +330,7 @@ def _name_others(read: Sequence[Path]) -> None:
     others = [path for path in others if path not in read]
     if others:
         listed = ", ".join(map(str, others[:5])) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-        logger.warning("not read, as the name says no split: %s", listed)
+        logger.warning("not read, as the name says no split, or one that has its file: %s", listed)
 
 
 def _check_forms(folder: Path, tables: dict[str, list[Table]]) -> None:

@@ -18,7 +18,16 @@ from typing import Any, Literal
 
 from trainers.data.reading import Reading
 from trainers.data.rows import json_array, numbered_lines, parquet_batches, parquet_columns, short
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, check_one_form, find_source, split_in, split_of
+from trainers.data.sources import (
+    SPLIT_NAMES,
+    SPLIT_OF_NAME,
+    UNSPLIT,
+    by_split,
+    check_one_form,
+    find_source,
+    split_in,
+    split_of,
+)
 from trainers.data.spans.reader import digest, find_spans, holds_spans
 from trainers.data.tokens.columns import Columns, Sample, find_columns, is_unlabelled, read_sample, unused
 from trainers.data.tokens.names import declared_names, read_names
@@ -171,12 +180,14 @@ def _span_files(path: Path) -> list[TaggedFile]:
     else:
         return [TaggedFile(path, "", UNSPLIT, "spans")] if _may_hold_spans(path) and holds_spans(path) else []
     for place in listed:
-        files = []
-        for file, member, name in place:
-            split = split_of(name)
-            if split and _may_hold_spans(name) and (file.is_file() and holds_spans(file, member)):
-                files.append(TaggedFile(file, member, split, "spans"))
-        if files:
+        named = [
+            (name, (file, member))
+            for file, member, name in place
+            if _may_hold_spans(name) and (split_of(name) or split_in(name)) and file.is_file()
+            if holds_spans(file, member)
+        ]
+        found, _ = by_split(named)
+        if files := [TaggedFile(*own, split, "spans") for split, group in found.items() for own in group]:
             return sorted(files, key=_file_order)
     return []
 
@@ -187,50 +198,42 @@ def _may_hold_spans(name: Path) -> bool:
 
 def _find_files(paths: list[Path], folder: Path, reading: Reading) -> list[_Head]:
     """The files of the splits, training files first; one file that is none of a split, if it is alone."""
-    exact: list[_Head] = []
-    loose: dict[str, list[_Head]] = defaultdict(list)
-    others: list[_Head] = []
+    named: list[tuple[Path, _Head]] = []
+    refused: list[_Head] = []
     for path in paths:
         if not path.is_file() or path.name.startswith("."):
             continue
         inside = path.relative_to(folder)
         members = [(name, Path(name)) for name in _zip_members(path)] if path.suffix == ".zip" else [("", inside)]
         for member, name in members:
-            split = split_of(name)
-            known = _is_known(name)
-            if member and name.suffix == ".parquet":
+            known, split = _is_known(name), split_of(name)
+            if (member and name.suffix == ".parquet") or name.name in DESCRIPTIONS:
                 continue
-            file = TaggedFile(path, member, split or UNSPLIT, "conll", encoding=reading.encoding)
-            if split and known:
-                head = _head(file, name.name, reading)
-                if head:
-                    exact.append(head)
-            elif name.name not in DESCRIPTIONS and (known or not name.suffix or split_in(name)):
-                head = _head(file, name.name, reading)
-                if head and head.certain:
-                    splits = split_in(name)
-                    if len(splits) == 1:
-                        loose[splits[0]].append(replace(head, file=replace(head.file, split=splits[0])))
-                    else:
-                        others.append(head)
-    taken = {head.file.split for head in exact}
-    for split, heads in loose.items():
-        (others if split in taken else exact).extend(heads)
-    if not exact and len(others) == 1:
+            if known or (not name.suffix and not split) or split_in(name):
+                head = _head(TaggedFile(path, member, UNSPLIT, "conll", encoding=reading.encoding), name.name, reading)
+                if head and (head.certain or (split and known)):
+                    named.append((name, head))
+                elif head:
+                    refused.append(head)
+    found, others = by_split(named)
+    if not found and len(others) == 1:
         return others
-    if not exact and others:
+    if not found and others:
         listed = ", ".join(_name(head.file) for head in others)
         raise ValueError(
             f"{folder} holds {listed}, but no name tells the split of one. Call them train, valid and test, or give "
             "one of them as --data."
         )
+    if not named and refused:
+        _settled(refused, reading)  # says what is wrong with the first
     if others:
         logger.warning(
             "%s: not read, because their names tell no split, or one that has its file: %s",
             folder,
             ", ".join(_name(head.file) for head in others),
         )
-    return sorted(exact, key=lambda head: _file_order(head.file))
+    heads = [replace(head, file=replace(head.file, split=split)) for split, own in found.items() for head in own]
+    return sorted(heads, key=lambda head: _file_order(head.file))
 
 
 DESCRIPTIONS = ("label.json", "dataset_infos.json", "README.md")

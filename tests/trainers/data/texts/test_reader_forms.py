@@ -137,7 +137,7 @@ def test_what_is_not_used_is_named(tmp_path, caplog):
     (tmp_path / "README.txt").write_text("hello")
     assert read(tmp_path)["test"] == [("a", "x"), ("b", "y")]
     assert caplog.messages == [
-        f"not read, as the name says no split: {tmp_path}/extra.csv",
+        f"not read, as the name says no split, or one that has its file: {tmp_path}/extra.csv",
         f"{tmp_path}/test.csv: text 'text', label 'label'; NOT used: 'id', 'when'".replace("'id', 'when'", "id, when"),
     ]
 
