@@ -82,5 +82,5 @@ def test_a_folder_of_files_without_tags_names_the_first_and_why(tmp_path):
     lines = "1\tAnna\tAnna\tPROPN\t_\t_\t0\troot\t_\t_\n2\tsings\tsing\tVERB\t_\t_\t1\tdep\t_\t_\n\n"
     for split in SPLITS:
         (tmp_path / f"en_ewt-ud-{split}.conllu").write_text(lines * 3)
-    with pytest.raises(ValueError, match=r"ud-dev.conllu: no column holds tags"):
+    with pytest.raises(ValueError, match=r"ud-test.conllu: no column holds tags"):
         load_token_datasets(tmp_path)
