@@ -1,7 +1,7 @@
 """Labelled texts from disk or the hub: finds the files, recognises their forms, reads the splits."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, product
 from pathlib import Path
@@ -9,19 +9,20 @@ from typing import Any
 
 from trainers.data.labels import LabelNames, read_label_names
 from trainers.data.reading import Reading
-from trainers.data.rows import BadRows, OnBadRow, parquet_metadata, short
+from trainers.data.rows import BadRows, OnBadRow, short
 from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, by_split, check_one_form, find_source, split_of
 from trainers.data.splits import completed, cut_in_three
+from trainers.data.tabular import Table
 from trainers.data.texts.columns import Ambiguous, Columns, choose_columns, is_id, no_columns
 from trainers.data.texts.dataset import TextDataset, text_of
-from trainers.data.texts.forms import IGNORED_CLASSES, Table, class_folders, read_table
+from trainers.data.texts.forms import IGNORED_CLASSES, class_folders, read_table
 from trainers.data.texts.targets import Targets, is_flag, is_unlabelled, only_minus_one
 
 __all__ = ["TextDataset", "load_text_datasets"]
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".data", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx")
+SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".data", ".label", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx")
 """Ends of names of files that may hold texts, also with .gz; what is in them tells their form."""
 NO_DATA = ("label.json", "classes.txt", "dataset_infos.json", "dataset_dict.json", "state.json", "dataset_info.json")
 """Files beside the data, in lower case; so are those whose names begin with README or LICENSE."""
@@ -89,10 +90,14 @@ def load_text_datasets(
     place = find_source(source, _patterns(), "a file or folder")
     files = {UNSPLIT: [place]} if place.is_file() else _split_files(place)
     folder = place.parent if place.is_file() else place
-    tables = {}
+    tables: dict[str, list[Table]] = {}
+    header = None
     for split, paths in files.items():
         names, _ = _names_beside(paths[0], folder)
-        tables[split] = [read_table(path, reading, names or ()) for path in paths]
+        for path in paths:
+            table = read_table(path, reading, names or (), header)
+            tables.setdefault(split, []).append(table)
+            header = False if table.form == "columns" and not table.has_header else header
     _check_forms(folder, tables)
     columns = _columns(tables, reading)
     declared = _declared_names(next(iter(tables.values()))[0], folder, columns)
@@ -120,13 +125,21 @@ def _columns(tables: dict[str, list[Table]], reading: Reading) -> Columns:
         try:
             columns = _choose(table, reading)
             if columns is None:
-                raise no_columns(table.path, table.names)
+                raise no_columns(table.path, table.names, examples=table.examples)
         except Ambiguous as problem:
-            raise no_columns(table.path, table.names, str(problem)) from problem
+            raise no_columns(table.path, table.names, str(problem), table.examples) from problem
         except ValueError as problem:
             first = first or (table, problem)
             continue
-        if table.form not in ("class folders", "fastText") and set(table.names) != {"text", "label"}:
+        if table.form == "label first":
+            logger.info("%s: the first word of each line is its label", table.path)
+        elif not table.has_header:
+            logger.warning(
+                "%s: no header line: the first row is data, and columns have numbers; %s",
+                table.path,
+                columns.said(table.names),
+            )
+        elif table.form not in ("class folders", "fastText") and set(table.names) != {"text", "label"}:
             logger.info("%s: %s", table.path, columns.said(table.names))
         return columns
     if first is None:
@@ -152,7 +165,7 @@ def _choose(table: Table, reading: Reading) -> Columns | None:
 
 def _flag_columns(table: Table, names: Sequence[str]) -> tuple[str, ...]:
     """Those of the columns that hold 0 and 1 alone, and both in at least one of them."""
-    head = table.head()
+    head = table.head
     flags = [name for name in names if not is_id(name) and all(is_flag(row.get(name)) for row in head)]
     return tuple(flags) if head and any(float(row[name]) for row in head for name in flags) else ()
 
@@ -201,9 +214,13 @@ def _in_table(table: Table, columns: Columns, reading: Reading) -> Columns:
     try:
         own = choose_columns(table.names, reading, unlabelled=True)
     except ValueError as problem:
-        raise no_columns(table.path, table.names, str(problem)) from problem
+        # GLUE's CoLA: only the test split, without labels, names its columns.
+        own = choose_columns(table.names, unlabelled=True) if table.has_header else None
+        if own is None:
+            raise no_columns(table.path, table.names, str(problem), table.examples) from problem
     if own is None or bool(own.pair) != bool(columns.pair):
-        raise no_columns(table.path, table.names, f"not {', '.join(sorted(columns.used))} as the other files")
+        problem = f"not {', '.join(sorted(columns.used))} as the other files"
+        raise no_columns(table.path, table.names, problem, table.examples)
     return own
 
 
@@ -370,7 +387,7 @@ def _declared_names(table: Table, folder: Path, columns: Columns) -> LabelNames:
     names, from_one = _names_beside(table.path, folder)
     if names is not None:
         return LabelNames(names, first_id=int(from_one and table.form == "columns"))
-    return LabelNames(_names_in_parquet(table.path, columns.label) if table.form == "parquet" else None)
+    return LabelNames(next(filter(None, map(table.class_names, columns.label)), None))
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
@@ -382,15 +399,3 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path} holds {list(names)}: expected the name of each class once, one a line.")
     return names
-
-
-def _names_in_parquet(path: Path, columns: Iterable[str]) -> tuple[str, ...] | None:
-    """Class names of the label column, or of each label in its lists, where the hub's libraries wrote them."""
-    features = ((parquet_metadata(path) or {}).get("info") or {}).get("features") or {}
-    for name in columns:
-        feature = features.get(name)
-        while isinstance(feature, dict) and "feature" in feature:
-            feature = feature["feature"]
-        if isinstance(feature, dict) and feature.get("names"):
-            return tuple(feature["names"])
-    return None

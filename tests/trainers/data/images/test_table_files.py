@@ -144,8 +144,8 @@ def test_a_column_for_each_class(data, one):
     ]
     write(data / "a.csv", "image,cat,dog,UNK", *rows)
     assert merged(read(data)) == EXPECTED
-    write(data / "a.csv", "image,cat,dog,UNK", *rows * 6, f"0,{one},{one},{zero}")
-    with pytest.raises(ValueError, match=r"a\.csv:122: of the columns .* exactly one must be 1, but it is cat, dog"):
+    write(data / "a.csv", "image,cat,dog,UNK", *rows * 11, f"0,{one},{one},{zero}")
+    with pytest.raises(ValueError, match=r"a\.csv:222: of the columns .* exactly one must be 1, but it is cat, dog"):
         read(data)
 
 
@@ -285,8 +285,8 @@ def test_a_damaged_picture_in_parquet_is_a_bad_row(tmp_path):
         ("missing.png,x", "missing.png: no such file"),
         ("p/0.png,", "label is empty: a picture without a label"),
         (",x", "image is empty: a label without a picture"),
-        ("p/0.png", "expected 2 fields, got 1"),
-        ("p/0.png,x,more", "expected 2 fields, got 3"),
+        ("p/0.png", "1 columns, expected 2"),
+        ("p/0.png,x,more", "3 columns, expected 2"),
         ("../outside.png,x", "image is '../outside.png', outside of"),
         ("/etc/hostname,x", "image is '/etc/hostname', outside of"),
         ("text.png,x", "text.png: not a picture"),
