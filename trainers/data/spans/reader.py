@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lora_core.files import sha256_of_file
 from trainers.data.rows import BadRows, json_row, numbered_lines, short
 from trainers.data.sources import SPLIT_NAMES, UNSPLIT, split_in, split_of
-from trainers.data.spans import brat, docbin
+from trainers.data.spans import blocks, brat, docbin
 from trainers.data.spans.align import Document, words_and_tags
 from trainers.data.spans.exports import SPAN_KEYS, documents, is_span_row, read_row
 
@@ -26,10 +26,12 @@ SNIFFED_ROWS = 100
 """Rows that are looked at for one with spans."""
 LABEL_LISTS = ("labels.json", "label_config.json", "label.json")
 """What a tool's own list of labels can be called, beside a file in which labels are numbers."""
-JSON_ENDS = (".json", ".jsonl")
+JSON_ENDS = (".json", ".jsonl", ".ndjson")
+BLOCK_ENDS = (".tsv", ".txt", ".pubtator")
+"""What names of files of blocks end in, in folders."""
 
 Raw = tuple[str, Any]
-"""Where a row stands, and a line, a value of JSON, the name of brat's pair or spaCy's `Doc`."""
+"""Where a row stands, and a line, a value of JSON, a block of lines, the name of brat's pair or spaCy's `Doc`."""
 FoundSpans = list[tuple[Path, str, str]]
 """Path, name inside a zip, and split of each file."""
 
@@ -46,8 +48,11 @@ class SpanSource(Protocol):
     @property
     def split(self) -> str: ...
 
+    @property
+    def encoding(self) -> str: ...
 
-def find_spans(path: Path) -> FoundSpans:
+
+def find_spans(path: Path, encoding: str = "") -> FoundSpans:
     """The files that hold texts with spans and are not found by the names of tagged sentences; none: there are none.
 
     Folders and zips of brat's pairs, split by folders or not; a .spacy file; and a tool's single export, alone in a
@@ -68,23 +73,37 @@ def find_spans(path: Path) -> FoundSpans:
             inside = [(path, name) for name in archive.namelist() if not name.startswith("__MACOSX")]
     else:
         inside = [(file, "") for file in sorted(path.iterdir()) if file.is_file()]
-    exports = []
+    exports, others = [], []
     for place in inside:
         name = Path(place[1] or place[0].name)
-        if (
-            Path(name.name.removesuffix(".gz")).suffix in JSON_ENDS
-            and not (split_of(name) or split_in(name))
-            and name.name not in LABEL_LISTS
-        ):
-            exports.append(place)
-    return [(*exports[0], UNSPLIT)] if len(exports) == 1 and holds_spans(*exports[0]) else []
+        if may_hold_spans(name) and not (split_of(name) or split_in(name)) and name.name not in LABEL_LISTS:
+            (exports if _is_json(name.name) else others).append(place)
+    found = [
+        place for place in (exports if len(exports) == 1 else []) + others if holds_spans(place[0], place[1], encoding)
+    ]
+    return [(*found[0], UNSPLIT)] if len(found) == 1 else []
 
 
-def holds_spans(path: Path, member: str = "") -> bool:
-    """Whether a file of JSON holds texts with spans, by its first rows."""
+def may_hold_spans(name: Path) -> bool:
+    """Whether a file in a folder can hold spans, by its name."""
+    return name.name.lower().removesuffix(".gz").endswith(JSON_ENDS + BLOCK_ENDS)
+
+
+def _is_json(name: str) -> bool:
+    return name.lower().removesuffix(".gz").endswith(JSON_ENDS)
+
+
+def holds_spans(path: Path, member: str = "", encoding: str = "") -> bool:
+    """Whether a file holds texts with spans, by its first rows.
+
+    Raises:
+        ValueError: it is of a form that is to be exported otherwise.
+    """
+    if not _is_json(member or path.name):
+        return _block_form(path, member, encoding) is not None
     empty = False
     try:
-        for _, value in islice(_json_rows(path, member), SNIFFED_ROWS):
+        for _, value in islice(_json_rows(path, member, encoding), SNIFFED_ROWS):
             try:
                 row = json_row(value) if isinstance(value, bytes) else value
             except ValueError:
@@ -96,6 +115,15 @@ def holds_spans(path: Path, member: str = "") -> bool:
     except ValueError:  # whoever reads the file says what is wrong with it
         return False
     return empty
+
+
+def _block_form(path: Path, member: str, encoding: str) -> blocks.Form | None:
+    try:
+        lines = numbered_lines(path, member, encoding=encoding)
+        first = next((line for _, line in islice(lines, SNIFFED_ROWS) if line.strip()), b"")
+    except ValueError:
+        return None
+    return blocks.form_of(first.decode("utf-8", "replace"), f"{path}:{member}" if member else path)
 
 
 def digest(source: SpanSource) -> str:
@@ -129,7 +157,12 @@ class SpanReader:
             values = enumerate(_pairs_of(source), 1)
         else:
             self._names = _label_names(path.parent)
-            values = _json_rows(path, member, progress)
+            form = None if _is_json(member or path.name) else _block_form(path, member, source.encoding)
+            if form:
+                where = f"{path}:{member}" if member else path
+                values = blocks.blocks(form, _text_lines(source, progress), where)
+            else:
+                values = _json_rows(path, member, source.encoding, progress)
         for number, value in values:
             yield number, (f"{path}:{member}:{number}" if member else f"{path}:{number}", value)
 
@@ -147,7 +180,9 @@ class SpanReader:
 
         assert self._source is not None
         if isinstance(value, str):
-            return words_and_tags(brat.read_pair(self._source.path, value, note), note)
+            return words_and_tags(brat.read_pair(self._source.path, value, note, self._source.encoding), note)
+        if isinstance(value, blocks.Block):
+            return words_and_tags(blocks.read_block(value, note), note)
         if not isinstance(value, (bytes, dict, list)) and self._source.path.suffix == docbin.SUFFIX:
             return docbin.words_and_tags(value)
         row = json_row(value) if isinstance(value, bytes) else value
@@ -160,20 +195,26 @@ def _pairs_of(source: SpanSource) -> list[str]:
     return [name for name, split in splits.items() if split == source.split]
 
 
-def _json_rows(path: Path, member: str, progress: tqdm | None = None) -> Iterator[tuple[int, Any]]:
+def _text_lines(source: SpanSource, progress: tqdm | None) -> Iterator[tuple[int, str]]:
+    for number, line in numbered_lines(source.path, source.member, progress, encoding=source.encoding):
+        yield number, line.decode("utf-8", "surrogateescape")  # what is no UTF-8 spoils its own row
+
+
+def _json_rows(path: Path, member: str, encoding: str, progress: tqdm | None = None) -> Iterator[tuple[int, Any]]:
     """The rows of JSON lines as bytes, those of an array or another single value as values; with their line numbers.
 
-    spaCy's documents give a row for each of their paragraphs.
+    spaCy's documents give a row for each of their paragraphs, BioC's for each passage.
     """
-    if _is_one_value(path, member):
-        text = "\n".join(line.decode("utf-8", "replace") for _, line in numbered_lines(path, member, progress))
+    if _is_one_value(path, member, encoding):
+        read = numbered_lines(path, member, progress, encoding=encoding)
+        text = "\n".join(line.decode("utf-8", "replace") for _, line in read)
         for number, value in _elements(text, f"{path}:{member}" if member else str(path)):
             for row in documents(value):
                 if row is not None:
                     yield number, row
         return
-    for number, line in numbered_lines(path, member, progress):
-        if b'"paragraphs"' in line:
+    for number, line in numbered_lines(path, member, progress, encoding=encoding):
+        if b'"paragraphs"' in line or b'"passages"' in line:
             yield from ((number, row) for row in _documents_of_line(line))
         elif line.strip():
             yield number, line
@@ -187,9 +228,9 @@ def _documents_of_line(line: bytes) -> list[Any]:
         return [line]
 
 
-def _is_one_value(path: Path, member: str) -> bool:
+def _is_one_value(path: Path, member: str, encoding: str) -> bool:
     """Whether a file of JSON is one value, such as an array of rows, and not a row a line."""
-    lines = (line.strip() for _, line in numbered_lines(path, member))
+    lines = (line.strip() for _, line in numbered_lines(path, member, encoding=encoding))
     first, second = (*islice(filter(None, lines), 2), b"", b"")[:2]
     try:
         value = json.loads(first)

@@ -296,7 +296,9 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
             raise ValueError(f"several folders hold a data set: {', '.join(map(str, inner))}. Name one of them.")
         found = next(iter(inner.values()), {})
     if not found:
-        single = [path for path in sorted(folder.iterdir()) if _may_hold_texts(path)]
+        inside = sorted(folder.iterdir())
+        single = [path for path in inside if _may_hold_texts(path)]
+        single = single or [path for path in inside if not path.suffix and _may_hold_texts(path, "")]
         if len(single) > 1:
             listed = ", ".join(path.name for path in single)
             raise ValueError(
@@ -332,12 +334,12 @@ def _folders_in(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _may_hold_texts(path: Path) -> bool:
+def _may_hold_texts(path: Path, suffixes: str | tuple[str, ...] = SUFFIXES) -> bool:
     """Whether a file can hold labelled texts, by its name."""
     name = path.name.lower()
     if name in NO_DATA or name.startswith((".", "readme", "license")) or not path.is_file():
         return False
-    return name.removesuffix(".gz").endswith(SUFFIXES) or (name.endswith(".gz") and split_of(path) is not None)
+    return name.removesuffix(".gz").endswith(suffixes) or (name.endswith(".gz") and split_of(path) is not None)
 
 
 def _name_others(read: Sequence[Path]) -> None:

@@ -28,7 +28,7 @@ from trainers.data.sources import (
     split_in,
     split_of,
 )
-from trainers.data.spans.reader import digest, find_spans, holds_spans
+from trainers.data.spans.reader import digest, find_spans, holds_spans, may_hold_spans
 from trainers.data.tokens.columns import Columns, Sample, find_columns, is_unlabelled, read_sample, unused
 from trainers.data.tokens.names import declared_names, read_names
 from trainers.data.tokens.schemes import UNLABELLED, Notation, notation_of
@@ -138,7 +138,7 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "", reading:
     """
     reading = reading or Reading()
     path = find_source(source, _patterns(), "a file or a folder")
-    if spans := _span_files(path):
+    if spans := _span_files(path, reading.encoding):
         _check_forms(spans, path)
         return TaggedSource(tuple(spans), read_names(Path(label_file)) if label_file else None)
     if path.is_dir():
@@ -150,9 +150,11 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "", reading:
         heads = _find_files([path], folder, reading)
     else:
         folder = path.parent
+        _refuse_xml(path)
         head = _head(TaggedFile(path, "", UNSPLIT, "conll", encoding=reading.encoding), path.name, reading)
         heads = [head] if head else []
     if not heads:
+        _refuse_xml(path)
         raise ValueError(
             f"{path} holds no tagged sentences: expected files of the splits, such as train.json (with "
             f"label.json), validation.jsonl.gz, test-00000.parquet or train.conll, there, in subfolders or in a "
@@ -168,32 +170,47 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "", reading:
     return TaggedSource(tuple(files), names, notation)
 
 
-def _span_files(path: Path) -> list[TaggedFile]:
+def _refuse_xml(path: Path) -> None:
+    """Nothing, unless a file, or the first such one in a folder, is XML.
+
+    Raises:
+        ValueError: it is.
+    """
+    file = path if path.is_file() else next(iter(sorted(path.rglob("*.xml"))), None)
+    if file is None:
+        return
+    first = next((line for _, line in numbered_lines(file) if line.strip()), b"")
+    if first.lstrip().startswith((b"<?xml", b"<!DOCTYPE")) or (file.suffix.lower() == ".xml" and b"<" in first):
+        raise ValueError(
+            f"{file} is XML, which is not read. Of BioC take its JSON or PubTator; export other annotation as brat or "
+            'as JSON lines {"text": "...", "entities": [[start, end, "TYPE"], ...]}.'
+        )
+
+
+def _span_files(path: Path, encoding: str) -> list[TaggedFile]:
     """The files of texts with labelled spans, training files first; none: there are none."""
-    if found := find_spans(path):
-        return [TaggedFile(*place, "spans") for place in found]
+    if found := find_spans(path, encoding):
+        return [TaggedFile(*place, "spans", encoding=encoding) for place in found]
     if path.is_dir():
         folders: tuple[Iterable[Path], ...] = (path.glob("*"), (path / "dataset").glob("*"), path.rglob("*"))
         listed = [[(file, "", file.relative_to(path)) for file in sorted(place)] for place in folders]
     elif path.suffix == ".zip":
         listed = [[(path, name, Path(name)) for name in _zip_members(path)]]
     else:
-        return [TaggedFile(path, "", UNSPLIT, "spans")] if _may_hold_spans(path) and holds_spans(path) else []
+        return [TaggedFile(path, "", UNSPLIT, "spans", encoding=encoding)] if holds_spans(path, "", encoding) else []
     for place in listed:
         named = [
             (name, (file, member))
             for file, member, name in place
-            if _may_hold_spans(name) and (split_of(name) or split_in(name)) and file.is_file()
-            if holds_spans(file, member)
+            if may_hold_spans(name) and (split_of(name) or split_in(name)) and file.is_file()
+            if holds_spans(file, member, encoding)
         ]
         found, _ = by_split(named)
-        if files := [TaggedFile(*own, split, "spans") for split, group in found.items() for own in group]:
+        if files := [
+            TaggedFile(*own, split, "spans", encoding=encoding) for split, group in found.items() for own in group
+        ]:
             return sorted(files, key=_file_order)
     return []
-
-
-def _may_hold_spans(name: Path) -> bool:
-    return Path(name.name.removesuffix(".gz")).suffix.lower() in (".json", ".jsonl", ".ndjson")
 
 
 def _find_files(paths: list[Path], folder: Path, reading: Reading) -> list[_Head]:
