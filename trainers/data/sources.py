@@ -2,6 +2,7 @@
 
 import os
 import re
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -86,6 +87,19 @@ def check_one_form(split: str, files: Sequence[Path], where: str | Path) -> None
         names = {path.name for path in files}
         listed = ", ".join(path.name if len(names) == len(files) else str(path) for path in files)
         raise ValueError(f"{where} holds {listed} for the {split} split. Keep one of them.")
+
+
+def zip_members(path: Path) -> list[str]:
+    """The names of the files in a zip, without what an operating system adds.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name for name in archive.namelist() if not name.startswith("__MACOSX")]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a zip file, or is cut short ({error}). Fetch it again.") from error
 
 
 def find_source(source: str | Path, patterns: Sequence[str], forms: str) -> Path:

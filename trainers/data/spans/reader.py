@@ -1,11 +1,10 @@
-"""Files of texts with labelled spans: which ones these are, by their content, and their rows.
+"""The rows of a file of texts with labelled spans, in whatever form it is.
 
 JSON lines are read a line at a time. A JSON array is kept as a text, and its rows are made one at a time.
 """
 
 import json
 import logging
-import zipfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,10 +14,9 @@ from tqdm import tqdm
 
 from lora_core.files import sha256_of_file
 from trainers.data.rows import BadRows, json_row, numbered_lines, short
-from trainers.data.sources import SPLIT_NAMES, UNSPLIT, split_in, split_of
 from trainers.data.spans import blocks, brat, docbin
 from trainers.data.spans.align import Document, words_and_tags
-from trainers.data.spans.exports import SPAN_KEYS, documents, is_span_row, read_row
+from trainers.data.spans.exports import documents, is_span_row, read_row
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +25,9 @@ SNIFFED_ROWS = 100
 LABEL_LISTS = ("labels.json", "label_config.json", "label.json")
 """What a tool's own list of labels can be called, beside a file in which labels are numbers."""
 JSON_ENDS = (".json", ".jsonl", ".ndjson")
-BLOCK_ENDS = (".tsv", ".txt", ".pubtator")
-"""What names of files of blocks end in, in folders."""
 
 Raw = tuple[str, Any]
 """Where a row stands, and a line, a value of JSON, a block of lines, the name of brat's pair or spaCy's `Doc`."""
-FoundSpans = list[tuple[Path, str, str]]
-"""Path, name inside a zip, and split of each file."""
 
 
 class SpanSource(Protocol):
@@ -52,72 +46,17 @@ class SpanSource(Protocol):
     def encoding(self) -> str: ...
 
 
-def find_spans(path: Path, encoding: str = "") -> FoundSpans:
-    """The files that hold texts with spans and are not found by the names of tagged sentences; none: there are none.
-
-    Folders and zips of brat's pairs, split by folders or not; a .spacy file; and a tool's single export, alone in a
-    folder or a zip (beside its list of labels) under a name that is no split's.
-    """
-    if path.suffix == docbin.SUFFIX:
-        return [(path, "", UNSPLIT)]
-    is_zip = path.suffix == ".zip" and zipfile.is_zipfile(path)
-    if not (path.is_dir() or is_zip or path.suffix == brat.SUFFIX):
-        return []
-    if pairs := brat.pair_names(path):
-        splits = brat.splits_of_pairs(pairs)
-        if len(splits) < len(pairs):
-            logger.warning("%s: %d pairs lie in no folder of a split: left out", path, len(pairs) - len(splits))
-        return [(path, "", split) for split in (*SPLIT_NAMES, UNSPLIT) if split in splits.values()]
-    if is_zip:
-        with zipfile.ZipFile(path) as archive:
-            inside = [(path, name) for name in archive.namelist() if not name.startswith("__MACOSX")]
-    else:
-        inside = [(file, "") for file in sorted(path.iterdir()) if file.is_file()]
-    exports, others = [], []
-    for place in inside:
-        name = Path(place[1] or place[0].name)
-        if may_hold_spans(name) and not (split_of(name) or split_in(name)) and name.name not in LABEL_LISTS:
-            (exports if _is_json(name.name) else others).append(place)
-    found = [
-        place for place in (exports if len(exports) == 1 else []) + others if holds_spans(place[0], place[1], encoding)
-    ]
-    return [(*found[0], UNSPLIT)] if len(found) == 1 else []
-
-
-def may_hold_spans(name: Path) -> bool:
-    """Whether a file in a folder can hold spans, by its name."""
-    return name.name.lower().removesuffix(".gz").endswith(JSON_ENDS + BLOCK_ENDS)
-
-
-def _is_json(name: str) -> bool:
+def is_json(name: str) -> bool:
+    """Whether a file is called like JSON."""
     return name.lower().removesuffix(".gz").endswith(JSON_ENDS)
 
 
-def holds_spans(path: Path, member: str = "", encoding: str = "") -> bool:
-    """Whether a file holds texts with spans, by its first rows.
+def block_form(path: Path, member: str, encoding: str) -> blocks.Form | None:
+    """The form of a file of blocks of lines; None: it is none.
 
     Raises:
         ValueError: it is of a form that is to be exported otherwise.
     """
-    if not _is_json(member or path.name):
-        return _block_form(path, member, encoding) is not None
-    empty = False
-    try:
-        for _, value in islice(_json_rows(path, member, encoding), SNIFFED_ROWS):
-            try:
-                row = json_row(value) if isinstance(value, bytes) else value
-            except ValueError:
-                continue
-            answer = is_span_row(row)
-            if answer is not None:
-                return answer
-            empty = empty or (isinstance(row, dict) and any(row.get(key) == [] for key in SPAN_KEYS if "text" in row))
-    except ValueError:  # whoever reads the file says what is wrong with it
-        return False
-    return empty
-
-
-def _block_form(path: Path, member: str, encoding: str) -> blocks.Form | None:
     try:
         lines = numbered_lines(path, member, encoding=encoding)
         first = next((line for _, line in islice(lines, SNIFFED_ROWS) if line.strip()), b"")
@@ -157,12 +96,12 @@ class SpanReader:
             values = enumerate(_pairs_of(source), 1)
         else:
             self._names = _label_names(path.parent)
-            form = None if _is_json(member or path.name) else _block_form(path, member, source.encoding)
+            form = None if is_json(member or path.name) else block_form(path, member, source.encoding)
             if form:
                 where = f"{path}:{member}" if member else path
                 values = blocks.blocks(form, _text_lines(source, progress), where)
             else:
-                values = _json_rows(path, member, source.encoding, progress)
+                values = json_rows(path, member, source.encoding, progress)
         for number, value in values:
             yield number, (f"{path}:{member}:{number}" if member else f"{path}:{number}", value)
 
@@ -200,7 +139,7 @@ def _text_lines(source: SpanSource, progress: tqdm | None) -> Iterator[tuple[int
         yield number, line.decode("utf-8", "surrogateescape")  # what is no UTF-8 spoils its own row
 
 
-def _json_rows(path: Path, member: str, encoding: str, progress: tqdm | None = None) -> Iterator[tuple[int, Any]]:
+def json_rows(path: Path, member: str, encoding: str, progress: tqdm | None = None) -> Iterator[tuple[int, Any]]:
     """The rows of JSON lines as bytes, those of an array or another single value as values; with their line numbers.
 
     spaCy's documents give a row for each of their paragraphs, BioC's for each passage.
