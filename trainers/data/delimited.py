@@ -13,8 +13,9 @@ from typing import Any
 
 from trainers.data.rows import BadRows, Lines, Row, short
 
-DELIMITERS = ",\t;|"
-"""What can stand between columns, where nobody says."""
+DELIMITERS = "\t,;|"
+"""What can stand between columns, where nobody says; the first of those that fit equally well, since texts hold commas
+but hardly a tab."""
 PEEK = 200
 """Rows that tell what a table is."""
 LONG = 8

@@ -45,8 +45,9 @@ def split_in_name(name: str) -> str | None:
 
 
 def split_in(path: Path) -> str | None:
-    """The one split whose name is a word in a file's name, as in NER-train.txt, eng.testa and snli_1.0_dev.jsonl."""
-    words = (_SET.sub("", word) for word in re.split(r"[^a-z]+", path.name.lower()))
+    """The one split whose name is a word in a file's name: eng.testa, snli_1.0_dev.jsonl, trainLabels.csv."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", path.name)
+    words = (_SET.sub("", word) for word in re.split(r"[^a-z]+", name.lower()))
     found = {SPLIT_OF_NAME[word] for word in words if word in SPLIT_OF_NAME}
     return found.pop() if len(found) == 1 else None
 

@@ -182,6 +182,7 @@ def _label_columns(table: Table, reading: Reading, taken: set[str | None]) -> tu
         raise ValueError(f"{table.path}: the label can be in {', '.join(usual)}. Say which: --label-column {usual[0]}")
     rows = table.head
     flags = [name for name in left if rows and all(_number(row.get(name)) in (0, 1) for row in rows)]
+    flags = [name for name in flags if len(rows) < PROBED or not all(_number(row[name]) == 1 for row in rows)]
     if len(flags) > 1:
         if all(sum(_number(row[name]) == 1 for name in flags) == 1 for row in rows):
             return tuple(flags)

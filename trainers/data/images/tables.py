@@ -20,7 +20,8 @@ PICTURE_COLUMNS = ("image", "img", "picture", "path", "image_path", "img_path", 
                    "file_name", "filename", "image_name", "image_file", "img_name", "image_id", "img_id", "image_index",
                    "isic_id", "id_code", "id")  # fmt: skip
 LABEL_COLUMNS = ("label", "labels", "class", "classes", "class_name", "class_id", "classid", "label_name", "category",
-                 "target", "dx", "diagnosis", "species", "breed", "y")  # fmt: skip
+                 "target", "dx", "diagnosis", "species", "breed", "finding_labels", "tags",
+                 "y")  # fmt: skip
 """Usual names, in any case, blanks and hyphens as _."""
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "dataset", "usage")
 """Columns of splits; other than the first only where they hold the names of splits."""

@@ -11,7 +11,8 @@ from trainers.data.reading import Reading
 
 LABEL_COLUMNS = (
     "label", "labels", "class", "classes", "category", "sentiment", "target", "intent", "stars", "star_rating",
-    "rating", "gold_label", "polarity", "score", "class_index", "emotion", "topic",
+    "rating", "gold_label", "polarity", "score", "class_index", "emotion", "topic", "overall",
+    "quality",
 )  # fmt: skip
 """Names of columns that hold the label. The first two are taken before all others."""
 LABEL_PATTERN = re.compile(r"is_.+|.+_(sentiment|label|class|category)")
@@ -37,6 +38,7 @@ PAIRS = (
     ("query", "passage"),
     ("query", "document"),
     ("claim", "evidence"),
+    ("#1_string", "#2_string"),
 )
 """Names of two columns that hold a pair of texts."""
 TITLED = ("description", "content", "body", "abstract", "review")

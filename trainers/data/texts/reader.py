@@ -13,10 +13,10 @@ from trainers.data.rows import BadRows, OnBadRow, short
 from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, by_split, check_one_form, find_source, split_of
 from trainers.data.splits import completed, cut_in_three
 from trainers.data.tabular import Table
-from trainers.data.texts.columns import Ambiguous, Columns, choose_columns, is_id, no_columns
+from trainers.data.texts.columns import Ambiguous, Columns, choose_columns, is_id, key, no_columns
 from trainers.data.texts.dataset import TextDataset, text_of
 from trainers.data.texts.forms import IGNORED_CLASSES, class_folders, read_table
-from trainers.data.texts.targets import Targets, is_flag, is_unlabelled, only_minus_one
+from trainers.data.texts.targets import Targets, flag, is_flag, is_unlabelled, only_minus_one
 
 __all__ = ["TextDataset", "load_text_datasets"]
 
@@ -26,6 +26,9 @@ SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".data", ".label", ".jsonl", ".ndjso
 """Ends of names of files that may hold texts, also with .gz; what is in them tells their form."""
 NO_DATA = ("label.json", "classes.txt", "dataset_infos.json", "dataset_dict.json", "state.json", "dataset_info.json")
 """Files beside the data, in lower case; so are those whose names begin with README or LICENSE."""
+MANY = 20
+"""In so many rows hardly every text has one label."""
+NO_GOLD = "pairs have the gold label '-', as SNLI marks those that its annotators disagree on, and were left out"
 
 
 @dataclass
@@ -164,10 +167,11 @@ def _choose(table: Table, reading: Reading) -> Columns | None:
 
 
 def _flag_columns(table: Table, names: Sequence[str]) -> tuple[str, ...]:
-    """Those of the columns that hold 0 and 1 alone, and both in at least one of them."""
+    """Those of the columns that hold 0 and 1 alone, and in many rows not 1 alone; none, where no text has a label."""
     head = table.head
     flags = [name for name in names if not is_id(name) and all(is_flag(row.get(name)) for row in head)]
-    return tuple(flags) if head and any(float(row[name]) for row in head for name in flags) else ()
+    flags = [name for name in flags if len(head) < MANY or not all(flag(name, row[name]) for row in head)]
+    return tuple(flags) if any(flag(name, row[name]) for row in head for name in flags) else ()
 
 
 def _read(
@@ -187,6 +191,9 @@ def _read(
                 bad_rows.add(place, number, str(problem))
                 continue
             cell = row[here.label[0]] if len(here.label) == 1 else {name: row[name] for name in here.label} or None
+            if cell == "-" and key(here.label[0]) == "gold_label":
+                bad_rows.change(NO_GOLD, f"{place}:{number}")
+                continue
             if is_unlabelled(cell, declared.names):
                 found.unlabelled.append((place, number))
                 continue
@@ -323,14 +330,11 @@ def _files_in(folder: Path) -> dict[str, list[Path]]:
 
 
 def _folders_in(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        split = SPLIT_OF_NAME.get(path.name.lower())
-        if split and class_folders(path):
-            found.setdefault(split, []).append(path)
-            for ignored in IGNORED_CLASSES:
-                if (path / ignored).is_dir():
-                    logger.warning("%s holds texts without labels, which are left out", path / ignored)
+    found, _ = by_split((Path(path.name), path) for path in sorted(folder.iterdir()) if class_folders(path))
+    for path in chain.from_iterable(found.values()):
+        for ignored in IGNORED_CLASSES:
+            if (path / ignored).is_dir():
+                logger.warning("%s holds texts without labels, which are left out", path / ignored)
     return found
 
 

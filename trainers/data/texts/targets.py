@@ -131,7 +131,7 @@ class Targets:
         if self.problem_type == SINGLE:
             return self._single(cell)
         if isinstance(cell, dict):  # a column for each label
-            return tuple(name for name, flag in cell.items() if _flag(name, flag))
+            return tuple(name for name, value in cell.items() if flag(name, value))
         if isinstance(cell, str):
             own = self.declared.names is not None and cell.strip() in self.declared.names
             cell = [cell] if own or not self.separator else cell.split(self.separator)
@@ -194,7 +194,12 @@ def _is_word(cell: Any) -> bool:
     return isinstance(cell, str) and cell.strip().lower() in ("true", "false")
 
 
-def _flag(name: str, cell: Any) -> bool:
+def flag(name: str, cell: Any) -> bool:
+    """Whether a cell of a column for one label says that the text has it.
+
+    Raises:
+        ValueError: it is neither 0 nor 1, nor such a word.
+    """
     if not is_flag(cell):
         raise ValueError(f"{name} is {short(cell)}, expected 0 or 1")
     if _is_word(cell):

@@ -135,7 +135,7 @@ def _find_files(paths: list[Path], folder: Path, reading: Reading) -> list[Head]
                 )
                 if head and (head.certain or (split and known)):
                     named.append((name, head))
-                elif head:
+                elif head and known:
                     refused.append(head)
     found, others = by_split(named)
     if not found and len(others) == 1:

@@ -337,3 +337,41 @@ def test_empty_tables(tmp_path, content):
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.csv (holds no usable picture|has the columns \[\])"):
         read(tmp_path / "a.csv")
+
+
+def test_a_table_of_training_labels_names_the_pictures_of_its_folder(tmp_path):
+    """Kaggle's CIFAR-10: trainLabels.csv, and pictures of the same names in train and test."""
+    pictures(tmp_path, " ".join(f"{split}/{number}.png" for split in ("train", "test") for number in range(20)))
+    write(tmp_path / "trainLabels.csv", "id,label", *(f"{number},{LABELS[number]}" for number in range(20)))
+    write(tmp_path / "sampleSubmission.csv", "id,label", "1,cat")
+    assert merged(read(tmp_path)) == {f"train/{number}.png": LABELS[number] for number in range(20)}
+
+
+def test_tables_without_a_header_and_columns_by_number(data, caplog):
+    write(data / "a.csv", *(f"7,{path},{name},f" for path, name in EXPECTED.items()))
+    assert merged(read(data, label_column="3")) == merged(read(data, label_column="-2")) == EXPECTED
+    write(data / "a.csv", *(f"{number},{name}" for number, name in enumerate(LABELS)))  # no endings
+    assert merged(read(data)) == EXPECTED
+    write(data / "a.csv", "image,kind,colour", *(f"{path},x,{name}" for path, name in EXPECTED.items()))
+    assert merged(read(data, label_column="3")) == EXPECTED
+
+
+def test_labels_that_may_be_several_with_blanks_between_are_said(data, caplog):
+    kinds = ["clear primary", "haze primary", "clear", "haze", "primary"]
+    write(data / "a.csv", "image,label", *(f"{path},{kinds[number % 5]}" for number, path in enumerate(TWENTY * 3)))
+    read(data)
+    assert "the 5 classes are made of 3 words, such as 'clear primary'" in caplog.text
+    caplog.clear()
+    kinds = ["golden retriever", "labrador retriever", "beagle", "pug", "great dane"]
+    write(data / "a.csv", "image,label", *(f"{path},{kinds[number % 5]}" for number, path in enumerate(TWENTY * 3)))
+    read(data)
+    assert "are made of" not in caplog.text
+
+
+def test_an_excel_file_of_pictures(data):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in [("image", "label"), *EXPECTED.items()]:
+        book.active.append(row)
+    book.save(data / "labels.xlsx")
+    assert merged(read(data)) == EXPECTED
