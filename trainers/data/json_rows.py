@@ -66,6 +66,10 @@ def _rows_of(path: Path, value: Any) -> list[Any]:
     if all(isinstance(column, dict) for column in columns):
         if all(name.isdecimal() for name in value):  # pandas, orient="index"
             return columns
+        inner_names = list(columns[0])
+        alike = all(list(column) == inner_names for column in columns)
+        if alike and len(columns) > len(inner_names) and not all(name.isdecimal() for name in inner_names):
+            return columns  # an object for each id
         indices = dict.fromkeys(index for column in columns for index in column)
         return [{name: value[name].get(index) for name in value} for index in indices]
     one_length = all(isinstance(column, list) for column in columns) and len({len(column) for column in columns}) == 1

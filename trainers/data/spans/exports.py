@@ -1,7 +1,7 @@
 """One row of an annotation tool's export to a document with spans: the layouts of the tools, each told by its keys.
 
-doccano, Prodigy, spaCy's training data, Label Studio (JSON and JSON-MIN), GLiNER, BioC's JSON, and plain rows of a text
-with spans.
+doccano, Prodigy, spaCy's training data, Label Studio (JSON and JSON-MIN), GLiNER, BioC's JSON, Dataturks, and
+plain rows of a text with spans.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,7 +42,7 @@ def is_span_row(row: Any) -> bool | None:
         return None if row is None else False
     if "tokenized_text" in row or "paragraphs" in row or _is_paragraph(row) or _is_task(row):
         return True
-    if isinstance(row.get("passages"), list) or _is_passage(row):
+    if isinstance(row.get("passages"), list) or _is_passage(row) or _is_dataturks(row):
         return True
     if isinstance(row.get("tokens"), list) and row["tokens"]:
         return isinstance(row["tokens"][0], dict) and not any(key in row for key in TOKEN_KEYS)
@@ -85,6 +85,8 @@ def read_row(row: Any, names: Mapping[int, str], note: Note, seen: set[Any]) -> 
         return _gliner(row)
     if _is_passage(row):
         return _passage(row)
+    if _is_dataturks(row):
+        return _dataturks(row)
     if _is_task(row):
         return _studio_task(row, note)
     if row.get("answer", "accept") != "accept":
@@ -161,6 +163,24 @@ def _passage(row: dict[str, Any]) -> Document:
         parts = tuple(sorted(zip(starts, ends, strict=True)))
         spans.append(Span(parts, whole.label, whole.quoted))
     return Document(row.get("text") or "", spans)
+
+
+def _is_dataturks(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("content"), str) and "annotation" in row
+
+
+def _dataturks(row: dict[str, Any]) -> Document:
+    """A document of Dataturks, as the resumes of Kaggle: the end of a span is its last character."""
+    spans = []
+    for item in _list(row["annotation"] or [], "annotation"):
+        points = item.get("points") if isinstance(item, dict) else None
+        if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+            raise ValueError(f"an annotation is {short(item)}, expected one with a label and points")
+        for label in _list(item.get("label"), "label"):
+            for point in points:
+                whole = span(point.get("start"), point.get("end"), label, point.get("text"))
+                spans.append(Span(((whole.start, whole.end + 1),), whole.label, whole.quoted))
+    return Document(row["content"], spans)
 
 
 def _is_paragraph(row: dict[str, Any]) -> bool:

@@ -23,6 +23,7 @@ ENDINGS = [
     ".conll",
     ".conllu",
     ".conll03",
+    ".v4_gold_conll",
     ".txt",
     ".tsv",
     ".csv",

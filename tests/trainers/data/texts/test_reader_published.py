@@ -141,3 +141,15 @@ def test_toxic_comments(tmp_path, caplog):
     assert found["train"].labels == tuple(kinds.split(","))
     assert "one that has its file" in caplog.text
     assert "test_labels.csv" in caplog.text
+
+
+def test_an_object_for_each_id(tmp_path):
+    rows = {f"id{n}": {"text": f"t {n}", "label": "ab"[n % 2]} for n in range(8)}
+    write(tmp_path / "test.json", [json.dumps(rows)])
+    assert read(tmp_path)["test"] == {f"t {n}": "ab"[n % 2] for n in range(8)}
+
+
+def test_decimals_with_a_comma_are_said(tmp_path, caplog):
+    write(tmp_path / "test.csv", ["text;label", *(f"Der Film, {n};{n},5" for n in range(8))])
+    load_text_datasets(tmp_path)
+    assert "labels such as '0,5' are taken for names, or for several at once. If they are decimals" in caplog.text
