@@ -56,15 +56,16 @@ def load_text_datasets(
     """Read the splits "train", "validation" and "test" of a data set, those that exist.
 
     In the folder of the data set, or in a folder in it, stand the splits, named train (or training), valid (val,
-    validation, dev) and test (testing), in any case. What is in the files tells their form, whatever their suffix:
+    validation, dev) and test (testing), in any case, or with that word in their names (sts-train.csv). What is in the
+    files tells their form, whatever their suffix:
 
     - columns between commas, tabs, semicolons or bars, under a header that names those of the text (text, sentence,
       review, title and description, ...), of the label (label, class, sentiment, ...) and perhaps of a second text
-      (sentence1 and sentence2, premise and hypothesis, ...); or without one, as AG News has it: the class, then the
-      parts of the text. So do Excel files.
+      (sentence1 and sentence2, premise and hypothesis, ...). Excel files have one too. Without a header, columns go by
+      number, unless they are as in AG News, the class and the parts of the text, or two that tell themselves.
     - JSON with such keys: an object a line, a list of objects, {"data": [...]}, or columns as pandas writes them.
     - Parquet with such columns. Numbers in the names (train-00000-of-00002.parquet) mark shards of one split.
-    - fastText: `__label__pos A fine film.`
+    - fastText: `__label__pos A fine film.`; TREC and SST: `DESC:manner How did ...`, `1 a stirring film`.
     - Folders train/pos/*.txt, test/neg/*.txt and so on: a folder for each class, a file for each text.
 
     One file, or class folders, without splits are cut: 80 % train, 10 % validation, 10 % test. Which columns are read,
@@ -99,8 +100,11 @@ def load_text_datasets(
         names, _ = _names_beside(paths[0], folder)
         for path in paths:
             table = read_table(path, reading, names or (), header)
+            headless = table.form == "columns" and not table.has_header
+            if headless and tables and header is None:
+                logger.warning("%s: no header line, unlike the files before it: its first row is data", path)
+            header = False if headless else header
             tables.setdefault(split, []).append(table)
-            header = False if table.form == "columns" and not table.has_header else header
     _check_forms(folder, tables)
     columns = _columns(tables, reading)
     declared = _declared_names(next(iter(tables.values()))[0], folder, columns)

@@ -135,3 +135,10 @@ def test_line_numbers_behind_the_line_for_excel_and_lines_of_commas(tmp_path):
     folder = write(tmp_path / "test.csv", ["sep=;", "text;label", "a;x", ";", "b;y", "c;x;z", ";;"])
     with pytest.raises(ValueError, match=r"test.csv:6: 3 columns, expected 2"):
         load_text_datasets(folder)
+
+
+def test_a_split_that_lacks_the_header_of_the_others_is_said(tmp_path, caplog):
+    write(tmp_path / "train.tsv", ["label\ttext", *(f"{'ab'[n % 2]}\ttext {n}" for n in range(20))])
+    write(tmp_path / "test.tsv", [f"{'ab'[n % 2]}\ttext {n}" for n in range(20, 30)])
+    assert rows_of(tmp_path) == ([f"text {n}" for n in range(20, 30)], ["a", "b"] * 5)
+    assert "test.tsv: no header line, unlike the files before it: its first row is data" in caplog.text
