@@ -272,9 +272,10 @@ def check_data(
         on_bad_row: stop at a damaged row or picture and name it, or count and report it.
         columns: words: the columns of the word and of the tag, as "2,4" (from 1) or by name; by default what the
             content says.
-        text_column: texts: the column of the text, or of its parts ("title,body"); by default names that are usual.
+        text_column: texts: the column of the text, or of its parts ("title,body"), or a number from 1 as for columns;
+            by default names that are usual.
         pair_column: texts: the column of the second text of a pair; by default names that are usual.
-        label_column: texts, images: the column of the label; by default names that are usual.
+        label_column: texts, images: the column of the label, or its number from 1; by default names that are usual.
         delimiter: what stands between columns, such as "," or "tab"; by default what the content says.
         encoding: of text files; by default what the content says.
         problem_type: texts: what the labels are, as for train.

@@ -22,8 +22,9 @@ from trainers.data.rows import BadRows, OnBadRow, short
 from trainers.data.sources import SPLIT_NAMES, UNSPLIT
 from trainers.data.splits import HELD_OUT, SPLIT_SEED, stratified_split
 from trainers.data.tokens.bio import is_tag, open_stray, openings, paired_labels
-from trainers.data.tokens.files import TaggedFile, TaggedSource, find_tagged_source
+from trainers.data.tokens.files import TaggedSource, find_tagged_source
 from trainers.data.tokens.forms import check_row, tagged_rows
+from trainers.data.tokens.head import TaggedFile
 from trainers.data.tokens.scan import scan
 from trainers.data.tokens.schemes import Notation
 from trainers.data.tokens.tag_ids import TagIds
