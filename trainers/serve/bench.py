@@ -15,6 +15,8 @@ import numpy as np
 import onnxruntime
 import torch
 
+from lora_core.export import read_metadata
+from lora_core.export.runtime import activations_of
 from lora_core.files import write_json
 from trainers.data.splits import take
 from trainers.finished import FinishedRun
@@ -219,7 +221,7 @@ def _variants(folder: Path) -> list[Variant]:
     variants = [
         Variant("PyTorch", folder, "cpu"),
         Variant("ONNX fp32", files.onnx, "cpu"),
-        Variant("ONNX int8", files.int8_onnx, "cpu"),
+        Variant(f"ONNX int8 {activations_of(read_metadata(files.int8_onnx))}", files.int8_onnx, "cpu"),
     ]
     if torch.cuda.is_available():
         variants.append(Variant("PyTorch", folder, "cuda"))
