@@ -22,11 +22,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora_core.adapters import delete_adapter, hosts, record_of, set_adapter, state_of
-from lora_core.config import TASK_TYPES, LoRAConfig, Pattern
-from lora_core.files import make_folder, replacing
+from lora_core.config import CONFIG_FILE, TASK_TYPES, LoRAConfig
+from lora_core.files import make_folder, regular_file, replacing
 from lora_core.inject import add_exactly, eject_lora
 from lora_core.layers import model_modules
-from lora_core.targets import attention_outputs, preset_of, without_idle_patterns
+from lora_core.patterns import Pattern
+from lora_core.targets import (
+    attention_outputs,
+    find_targets,
+    fused_layers,
+    host_class,
+    preset_of,
+    split_thirds,
+    without_idle_patterns,
+)
 from lora_core.updates import ThirdsUpdate
 from lora_core.vit_names import DINOV2_MARK, NEW_MARK, OLD_MARK, any_path, to_dinov2_name, to_new_name, to_old_name
 
@@ -36,6 +45,9 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 PREFIX = "base_model.model."
 """Start of every key: the model inside PEFT's two wrappers."""
+
+SHOWN = 10
+"""Tensors that a message names."""
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -81,7 +93,7 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
         file_config(model, adapter_name), inference_mode=True, task_type=config.task_type or task_type
     )
     tensors, config = for_transformers(model, tensors, config)
-    with replacing(folder / WEIGHTS_FILE) as new:
+    with replacing(folder / WEIGHTS_FILE, sum(tensor.nbytes for tensor in tensors.values())) as new:
         save_file(tensors, new, metadata={"format": "pt"})
     config.save(folder)
     return folder
@@ -113,7 +125,10 @@ def load_adapter(
     fresh = not hasattr(model, "lora_state")
     was_active = () if fresh else state_of(model).active
     with torch.random.fork_rng(devices=[]):  # the random start is overwritten and must not move the user's generator
-        add_exactly(model, adapter_name, _unset_start(config), adapter_dtype=adapter_dtype, trainable=trainable)
+        try:
+            add_exactly(model, adapter_name, _unset_start(config), adapter_dtype=adapter_dtype, trainable=trainable)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
     try:
         _fill(model, adapter_name, tensors, folder / WEIGHTS_FILE)
     except ValueError:
@@ -146,8 +161,35 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, 
     tensors, config = in_names_of((path for path, _ in model_modules(model)), tensors, config)
     names = saved_modules(model, config.modules_to_save or _heads_of_task(model, config, tensors), tensors)
     tensors = {key: tensor * 2 if counts_twice(key) else tensor for key, tensor in tensors.items()}
-    config = dataclasses.replace(config, modules_to_save=names)
-    return without_idle_patterns(model, config), tensors
+    try:
+        config = without_idle_patterns(model, dataclasses.replace(config, modules_to_save=names))
+        _refuse_excess(model, config, tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+    return config, tensors
+
+
+def _refuse_excess(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Check the ranks of a file's config before memory is taken for them: no adapter is larger than its model, or than
+    the file that holds it.
+
+    Raises:
+        ValueError: this one is.
+    """
+    held = sum(tensor.numel() for tensor in tensors.values())
+    limit = max(held, sum(parameter.numel() for parameter in model.parameters()))
+    wanted = 0
+    for path in split_thirds(find_targets(model, config), fused_layers(model)):
+        layer = model.get_submodule(path)
+        host = host_class(layer)
+        weight = None if host is None else getattr(layer, host.weight_name)
+        r = config.rank_of(path)
+        wanted += r * sum(weight.shape[:2]) if weight is not None else 0
+        if wanted > limit:
+            raise ValueError(
+                f"{path} has the rank {r}, with which the adapter would have {wanted:,} numbers or more, but "
+                f"{WEIGHTS_FILE} holds {held:,}: r or rank_pattern is wrong. Copy or save the adapter again."
+            )
 
 
 def _heads_of_task(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -164,7 +206,7 @@ def _heads_of_task(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, T
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of adapter_model.safetensors in ``folder``, less the copies of the head of PEFT's bias="all"."""
     file = folder / WEIGHTS_FILE
-    if not file.is_file():
+    if not file.exists():
         remedy = (
             " Convert adapter_model.bin with PEFT: pickles are not read here."
             if file.with_suffix(".bin").is_file()
@@ -172,7 +214,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         )
         raise ValueError(f"{file} does not exist.{remedy}")
     try:
-        tensors = load_file(file)
+        tensors = load_file(regular_file(file))
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged ({error}). Copy or save it again.") from error
     copies = (".modules_to_save.", ".original_module.")
@@ -183,12 +225,19 @@ def refuse_non_finite(tensors: Mapping[str, Tensor], consequence: str) -> None:
     """Check that tensors hold numbers only.
 
     Raises:
-        ValueError: one holds NaN or infinity; the message is ``consequence`` and its name.
+        ValueError: some hold NaN or infinity; the message is ``consequence`` and their names.
     """
+    found = []
     for key, tensor in tensors.items():
-        suspect = not math.isfinite(tensor.sum(dtype=torch.float64))  # cheaper; a sum can also be too large
-        if suspect and not torch.isfinite(tensor).all():
-            raise ValueError(f"{consequence}: {key} holds NaN or infinity.")
+        if not tensor.is_floating_point():
+            continue
+        total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+        if not math.isfinite(total) and not torch.isfinite(tensor).all():  # a sum is cheaper, but can be too large
+            found.append(key)
+    if found:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        verb = "holds" if len(found) == 1 else "hold"
+        raise ValueError(f"{consequence}: {', '.join(found[:SHOWN])}{more} {verb} NaN or infinity.")
 
 
 def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file: Path) -> None:

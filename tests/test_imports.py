@@ -24,6 +24,7 @@ ORDER = (
     ("lora_core.models.pretrained",),
     ("lora_core.kernels",),
     ("lora_core.export",),
+    ("trainers.processes",),
     ("trainers.config", "trainers.show", "trainers.run_folder"),
     ("trainers.data",),
     ("trainers.data.spans",),

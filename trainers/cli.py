@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -19,6 +20,11 @@ import tomli
 import tyro
 
 from trainers.config import GROUPS, Config, RunConfig
+from trainers.processes import interrupt
+from trainers.processes.failure import OUT_OF_MEMORY, USER_ERRORS, exit_status
+from trainers.processes.interrupt import Interrupted
+
+"""Exit statuses; 2 is that of a wrong value or file."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,7 +36,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _dispatch(arguments: list[str]) -> None:
     if arguments[:1] == ["train"]:  # its flags are laid over the file that --config names
-        train(parse_run(arguments[1:], RunConfig(), prog="lora-core train"))
+        config = parse_run(arguments[1:], RunConfig(), prog="lora-core train")
+        try:
+            train(config)
+        except Interrupted as interrupted:
+            command = _resume_command(arguments, config)
+            raise interrupted.with_remedy(f"To go on: {command}") from interrupted
     else:
         tyro.extras.subcommand_cli_from_dict(
             VERBS, args=arguments, prog="lora-core", config=(tyro.conf.PositionalMetavarFromFieldName,)
@@ -38,24 +49,55 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def exit_on_user_error(call: Callable[[], None]) -> None:
-    """Call, and turn an error that is the user's to mend into its message and exit status 2.
+    """Call, and turn an error that is the user's to mend into its message and exit status 2 (3: memory, 4: disk).
 
-    A reader of the output that closes it early ends the command silently, as it would any other.
+    A reader of the output that closes it early ends the command silently, as it would any other. A signal, such as
+    that of Ctrl-C, ends it with one line and exit status 128 + the signal's number.
     """
     try:
-        call()
+        with interrupt.raising():
+            call()
+    except Interrupted as error:
+        if _is_main():
+            print(error, file=sys.stderr)
+        raise SystemExit(error.exit_status) from error
     except BrokenPipeError as error:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at exit complains
         raise SystemExit(128 + signal.SIGPIPE) from error
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+    except USER_ERRORS as error:
         if _is_main():  # under torchrun every process meets the same error
             print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        raise SystemExit(exit_status(error)) from error
+    except RuntimeError as error:
+        from trainers.training.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        less = "Give less at a time: a lower --max-tokens of predict, a lower --micro-batch-tokens of training."
+        print(f"error: out of memory: {str(error).splitlines()[0]} {less}", file=sys.stderr)
+        raise SystemExit(OUT_OF_MEMORY) from error
 
 
 def _is_main() -> bool:
     """Whether this is the only process, or torchrun's first: the one that talks to the user."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _resume_command(arguments: list[str], config: RunConfig) -> str:
+    """The command that continues what ``arguments`` began."""
+    kept = [
+        argument
+        for before, argument in itertools.pairwise(["", *arguments])
+        if "--resume" not in (before, argument) and not argument.startswith(("--resume=", "--overwrite"))
+    ]
+    if config.overwrite and "--overwrite" not in arguments:  # a file of settings says so
+        kept.append("--no-overwrite")
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if os.environ.get("LOCAL_WORLD_SIZE", processes) != processes:
+        return "the same command on every node with --resume auto"
+    alone = "lora-core" if Path(sys.argv[0]).stem == "lora-core" else "python -m trainers"
+    program = alone if processes == "1" else f"torchrun --nproc-per-node {processes} -m trainers"
+    return f"{program} {shlex.join([*kept, '--resume', 'auto'])}"
 
 
 def parse_run(arguments: list[str], default: Config, prog: str | None = None) -> Config:

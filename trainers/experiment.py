@@ -1,8 +1,10 @@
 """A whole run: data, model, adapters, training, test scores, and the run folder."""
 
+import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,16 @@ from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.inputs import check_processes, check_unchanged, inputs_of
 from trainers.loop import fit, predict
 from trainers.model import build, is_scratch, with_learning_rate, write_vocabulary
+from trainers.processes import interrupt
+from trainers.processes.distributed import World, distributed
+from trainers.processes.fsdp import copy_tensors, is_sharded, whole
+from trainers.processes.run_lock import locked
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions, set_aside
 from trainers.tasks import check_settings, kind_of, load, settle
 from trainers.tasks.decision import Decision
 from trainers.training.checkpoints import check_checkpoint, newest_checkpoint, set_aside_later
-from trainers.training.distributed import World, distributed
 from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
+from trainers.training.state import trained_tensors
 
 logger = logging.getLogger("trainers")
 
@@ -37,14 +43,28 @@ def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
 
     Raises:
         ValueError: the folder holds another run, or a setting or the data is wrong (the message says which).
+        Interrupted: a signal has ended training; a checkpoint is written. It is a KeyboardInterrupt.
     """
-    with distributed() as world:
+    with distributed(config.timeout) as world, _locked(config.output_dir, world):
         return _run(config, datasets, world)
+
+
+@contextmanager
+def _locked(folder: Path, world: World) -> Iterator[None]:
+    """Hold the run folder's lock, on the main process for all."""
+    with ExitStack() as stack:
+        world.from_main(lambda: stack.enter_context(locked(folder)))
+        yield
 
 
 def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) -> Run:
     check_settings(config)
     config = with_learning_rate(config)
+    begun = f"run in {config.output_dir.absolute()}"
+    if world.from_main(lambda: world.remembers(begun)):
+        config = dataclasses.replace(config, resume="auto", overwrite=False)
+        if world.is_main:
+            logger.warning("torchrun has started the run again: it continues from its newest checkpoint.")
     start = world.from_main(lambda: _where_to_begin(config))
     checkpoint = start.checkpoint
     if start.finished:
@@ -74,16 +94,22 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
             folder.remove()
         folder.write_inputs(inputs)
         folder.write_settings(given.to_dict())
+    if world.is_main:
+        world.remember(begun)
     reset_peak_memory(world.device)
-    state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
-    peak = max(world.gather(peak_memory_bytes(world.device)))
-    memory = peak_memory(world.device)
-    found = {
-        split: predict(model, task, data[split], config, world) for split in ("validation", "test") if split in data
-    }
+    with interrupt.deferred():
+        state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
+        peak = max(world.gather(peak_memory_bytes(world.device)))
+        memory = peak_memory(world.device)
+        found = {
+            split: predict(model, task, data[split], config, world) for split in ("validation", "test") if split in data
+        }
     task = task.decided(found["validation"][1], data["validation"])
     scores = {split: {"loss": loss, **task.metrics(made, data[split])} for split, (loss, made) in found.items()}
     trainable, total = lora_core.parameter_counts(model)
+    if is_sharded(model):  # what is saved is an ordinary model
+        trained, model = whole(trained_tensors(model)), build(config, labels)
+        copy_tensors(trained, trained_tensors(model))
     files = {}
     if world.is_main:
         for path in start.changed:

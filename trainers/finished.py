@@ -25,12 +25,12 @@ from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.data.tokens.reader import TokenFile
 from trainers.loop import evaluate
 from trainers.model import load_model
+from trainers.processes.distributed import World, distributed
 from trainers.run_folder import Run, RunFolder, has_predictions, read_predictions, read_run
 from trainers.tasks import kind_of, with_problem_type
 from trainers.tasks.classification import MultiLabelClassification
 from trainers.tasks.task import Kind, Task
 from trainers.tasks.token import text_processing
-from trainers.training.distributed import World, distributed
 from trainers.training.precision import autocast, choose_kernels
 
 CPU = torch.device("cpu")

@@ -24,8 +24,8 @@ from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.data.images.batches import ImageBatches
 from trainers.data.tokenizer import load_tokenizer
 from trainers.model import is_scratch, tokenizer_folder
+from trainers.processes.distributed import World
 from trainers.run_folder import RunFolder
-from trainers.training.distributed import World
 
 logger = logging.getLogger("trainers")
 

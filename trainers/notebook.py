@@ -89,6 +89,8 @@ def train(data: Any, **settings: Any) -> TrainedRun:
     Raises:
         ValueError: a setting is unknown (with the nearest name), or the data does not fit the task (the message says
             where).
+        KeyboardInterrupt: training was interrupted, and has left a checkpoint: the same call with resume="auto" goes
+            on. SIGTERM does the same.
     """
     with _keywords_for_flags():
         return _train(data, settings)

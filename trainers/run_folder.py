@@ -25,6 +25,7 @@ import numpy as np
 
 from lora_core.files import (
     discard,
+    disk_errors,
     make_folder,
     read_json_object,
     remove_abandoned,
@@ -328,7 +329,7 @@ class MetricsLog:
     def write(self, event: str, **values: Any) -> None:
         """Append one event, and wait until the disk has it."""
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
+            with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"event": event, **values}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

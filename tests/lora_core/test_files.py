@@ -1,20 +1,29 @@
 """Files that are whole or not there."""
 
+import errno
 import hashlib
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lora_core.files import (
+    DiskFullError,
     discard,
+    disk_errors,
+    file_inside,
     make_folder,
     read_json_object,
+    regular_file,
     remove_abandoned,
     replacing,
     sha256_of_file,
@@ -218,3 +227,133 @@ def test_the_digest_is_that_of_the_bytes(tmp_path):
     content = os.urandom(3 << 20)
     (tmp_path / "a").write_bytes(content)
     assert sha256_of_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.fault("a pipe or a device in the place of a file", "refused at once, named", "none")
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "link to a device"])
+def test_what_is_no_file_is_never_opened(kind, tmp_path):
+    path = tmp_path / "config.json"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path = Path("/dev/zero")
+    else:
+        path.symlink_to("/dev/zero")
+    for read in (regular_file, sha256_of_file, lambda place: read_json_object(place, "Copy it.")):
+        with pytest.raises(ValueError, match=f"{path} is a.* instead of a file") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        regular_file(tmp_path / "nowhere")
+
+
+def test_a_named_file_lies_in_its_folder(tmp_path):
+    outside = tmp_path / "secret.bin"
+    outside.write_text("secret")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "part.bin").write_text("part")
+    (folder / "near.bin").symlink_to("part.bin")
+    (folder / "far.bin").symlink_to(outside)
+    assert file_inside(folder, "part.bin").read_text() == file_inside(folder, "near.bin").read_text() == "part"
+    for name in ("../secret.bin", str(outside), "", ".", "..", "a/../part.bin", "..\\secret.bin", "part.bin\0"):
+        with pytest.raises(ValueError, match="not the plain name of a file"):
+            file_inside(folder, name)
+    with pytest.raises(ValueError, match=r"is a link to .*secret\.bin, outside its folder"):
+        file_inside(folder, "far.bin")
+    with pytest.raises(FileNotFoundError):
+        file_inside(folder, "absent.bin")
+
+
+def test_links_into_the_hubs_cache_are_its_own(tmp_path):
+    snapshot, blobs = tmp_path / "models--a--b/snapshots/123", tmp_path / "models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "abc").write_text("part")
+    (snapshot / "part.bin").symlink_to("../../blobs/abc")
+    assert file_inside(snapshot, "part.bin").read_text() == "part"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1, "b": {"c": 2, "c": 3}}', "the key 'c' stands twice"),
+        ('{"a": ' + "[" * 150 + "]" * 150 + "}", "nested more than 100 deep"),
+        ('{"a": ' + "[" * 200_000 + "]" * 200_000 + "}", "is not JSON|nested more"),
+        ('{"a": ' + "9" * 5000 + "}", "is not JSON"),
+    ],
+)
+def test_json_that_readers_would_read_differently_or_without_end(content, message, tmp_path):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=f"a.json .*{message}.*Copy it") as error:
+        read_json_object(tmp_path / "a.json", "Copy it.")
+    assert len(str(error.value)) < 400
+
+
+def test_a_json_file_of_any_size_is_not_read(tmp_path):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(1 << 40)  # a sparse file
+    with pytest.raises(ValueError, match="1,099,511,627,776 bytes"):
+        read_json_object(tmp_path / "a.json", "Copy it.")
+
+
+@pytest.mark.fault("a full disk while a file is written", "a line: bytes and path; the old file stays", "none")
+@pytest.mark.parametrize("write", ["python", "safetensors"])
+def test_a_file_without_room(write, tmp_path):
+    """Linux' limit of a file's size stands for a full disk: the write fails halfway, and really."""
+    path = tmp_path / "a.bin"
+    path.write_text("old")
+
+    def fill():
+        with replacing(path, size=200_000, remedy="Make room.") as temporary:
+            if write == "python":
+                temporary.write_bytes(bytes(200_000))
+            else:
+                save_file({"x": torch.ones(50_000)}, temporary)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(DiskFullError) as error:
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value) == (
+        f"{path} could not be written: file too large; 200,000 bytes are needed, a file may not be larger here "
+        "(ulimit -f). Make room."
+    )
+    assert error.value.errno == errno.EFBIG
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"a.bin": "old"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+        RuntimeError('Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "..." })'),
+    ],
+)
+def test_a_full_disk_says_how_much_is_free(error, tmp_path):
+    with pytest.raises(DiskFullError, match=r"a\.bin could not be written: .*; [\d,]+ bytes are free\. Make room"):
+        fail_to_write(tmp_path / "a.bin", error)
+
+
+def fail_to_write(path, error):
+    with disk_errors(path):
+        raise error
+
+
+def test_other_errors_of_writing_pass(tmp_path):
+    with pytest.raises(PermissionError):
+        fail_to_write(tmp_path / "a.bin", PermissionError(errno.EACCES, "denied"))
+    with pytest.raises(RuntimeError, match="code 28"):
+        fail_to_write(tmp_path / "a.bin", RuntimeError("code 28"))
+
+
+def test_a_device_that_is_full(tmp_path):
+    with pytest.raises(DiskFullError, match="no space left on device"), disk_errors("/dev/full"):
+        Path("/dev/full").write_bytes(bytes(10_000))

@@ -2,7 +2,6 @@
 length, the forward pass), and those that give one label, or the best few, for each text or image.
 """
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -342,7 +341,8 @@ def _processing(served: Served) -> ImageProcessing:
     if served.folder is not None:
         processing = ImageProcessing.read(served.folder)
     elif PREPROCESSOR_FILE in served.metadata:
-        processing = ImageProcessing.from_dict(json.loads(served.metadata[PREPROCESSOR_FILE]))
+        where = f"{served.source}: {PREPROCESSOR_FILE}"
+        processing = ImageProcessing.from_json(served.metadata[PREPROCESSOR_FILE], where)
     else:
         processing = None
     if processing is None:

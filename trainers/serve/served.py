@@ -67,15 +67,13 @@ class Served:
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
-        from tokenizers import Tokenizer
-
-        from trainers.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+        from trainers.data.tokenizer import TOKENIZER_FILE, load_tokenizer, tokenizer_of_json
 
         if self.folder is not None:
             return load_tokenizer(self.folder)
         if TOKENIZER_FILE not in self.metadata:
             raise ValueError(f"{self.source} holds no tokenizer. Export it again: lora-core export RUN")
-        return Tokenizer.from_str(self.metadata[TOKENIZER_FILE])
+        return tokenizer_of_json(self.metadata[TOKENIZER_FILE], f"{self.source}: its {TOKENIZER_FILE}")
 
 
 def load_served(source: str | Path, task: str | None = None, device: str | None = None) -> Served:

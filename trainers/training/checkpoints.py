@@ -17,18 +17,19 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_core.files import discard, make_folder, read_json_object, replacing, sha256_of_file
+from trainers.processes.distributed import World
+from trainers.processes.fsdp import copy_tensors, whole
 from trainers.run_folder import RunFolder, set_aside
-from trainers.training.distributed import World
 from trainers.training.state import TrainState, random_state, trained_tensors
 
 logger = logging.getLogger("trainers")
 
+NO_ROOM = "Make room there and go on with --resume auto; --keep-checkpoints 1 takes the least."
 TENSORS, PROGRESS, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 FILES = (TENSORS, PROGRESS)
 """What a manifest lists."""
@@ -74,13 +75,16 @@ def load_checkpoint(state: TrainState, checkpoint: Path, world: World) -> None:
 def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) -> None:
     """Write `checkpoints/step-N`, remove what is older than the newest ``keep`` and set aside what is later."""
     mine, mine_tensors = random_state(world)
-    randoms, random_tensors = [], {}
-    for other, tensors in world.gather((mine, mine_tensors)):
+    randoms, losses, random_tensors = [], [], {}
+    for other, loss, tensors in world.gather((mine, state.read_loss(), mine_tensors)):
         randoms.append(other)
+        losses.append(loss)
         random_tensors |= tensors
+    tensors = state.tensors()
     if world.is_main:
         files = RunFolder(folder)
-        _write(files, f"step-{state.step}", state.tensors() | random_tensors, {**state.progress(), "random": randoms})
+        progress = {**state.progress(), "random": randoms, "epoch_losses": losses}
+        _write(files, f"step-{state.step}", tensors | random_tensors, progress)
         set_aside_later(files, state.step)
         try:
             _remove_unneeded(files, keep)
@@ -189,8 +193,9 @@ def set_aside_later(files: RunFolder, step: int) -> None:
 
 def save_best(state: TrainState, folder: Path, world: World) -> None:
     """Keep the trained weights of the best epoch so far, in `checkpoints/best-EPOCH`."""
+    tensors = whole(trained_tensors(state.model))
     if world.is_main:
-        _write(RunFolder(folder), f"best-{state.best_epoch}", trained_tensors(state.model), {})
+        _write(RunFolder(folder), f"best-{state.best_epoch}", tensors, {})
     world.barrier()
 
 
@@ -203,9 +208,7 @@ def restore_best(state: TrainState, folder: Path, world: World) -> None:
     tensors, trained = load_file(best / TENSORS), trained_tensors(state.model)
     if {name: tensor.shape for name, tensor in tensors.items()} != {name: t.shape for name, t in trained.items()}:
         raise ValueError(f"{best} holds other trained parameters than this run. Resume with the settings of the first.")
-    with torch.no_grad():
-        for name, tensor in trained.items():
-            tensor.copy_(tensors[name])
+    copy_tensors(tensors, trained)
     world.barrier()
 
 
@@ -216,7 +219,9 @@ def _write(files: RunFolder, name: str, tensors: dict[str, Tensor], progress: di
         logger.warning("%s is not this run's: it is kept as %s.", target, set_aside(target))
     if files.run_id():
         progress = {**progress, RUN: files.run_id()}
-    with replacing(target) as folder:  # ours may be there: the same step or epoch, repeated after an interruption
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    # Ours may be there: the same step or epoch, repeated after an interruption.
+    with replacing(target, size, NO_ROOM) as folder:
         folder.mkdir()
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
         (folder / PROGRESS).write_text(json.dumps(progress, indent=1), encoding="utf-8")

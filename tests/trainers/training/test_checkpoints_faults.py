@@ -74,7 +74,9 @@ def new_state(model):
 
 
 def files(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
+    # But for the lock's file, which a killed run leaves and the next takes away.
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "run.lock")
+    return {path: path.read_bytes() for path in paths if not path.is_symlink()}
 
 
 def flip_bit(path):

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from lora_core.files import read_json_object, write_json
+from lora_core.files import json_object, read_json_object, write_json
 from trainers.data.reading import AS_FOUND, Reading
 from trainers.data.rows import refuse_lone_surrogates
 from trainers.data.texts.augment import WordAugmentation
@@ -351,11 +351,9 @@ class TextProcessing:
             ValueError: it is damaged. The message begins with ``where``.
         """
         try:
-            values = json.loads(text)
+            values = json_object(text)
         except ValueError as error:
-            raise ValueError(f"{where} is not JSON: {error}.") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{where} holds {type(values).__name__} instead of a JSON object.")
+            raise ValueError(f"{where} {error}.") from error
         return cls._from_dict(values, where)
 
     @classmethod
