@@ -2,11 +2,17 @@
 
 Weights are signed, symmetric, with a scale per output column (per row of the word embeddings), over the whole range
 -127 to 127: what VNNI and later instructions compute exactly. (AVX2 alone adds products in 16 bits and may saturate.)
-Activations are unsigned, with one scale and zero point for each tensor. Static ones come from the range that a tensor
-has on calibration inputs, and values beyond it are cut off; a text's logits do not depend on its batch then. Dynamic
-ones come from the tensor at hand, so they do, a little; alone, a text always gets the same. The file's metadata says
-which (`activations`). A scale for each row would cost a tenth to a fifth of each product's time with onnxruntime 1.31,
-whose fast kernel takes one scale for the whole matrix.
+
+Activations are unsigned, with one scale and zero point for each tensor. The file's metadata says which (`activations`):
+
+- static: from the range that the tensor has on calibration inputs; values beyond it are cut off. A text's logits are
+  then the same to the bit in every batch: products of integers are exact, and to the sums in fp32, which onnxruntime
+  forms in the same order (seen with AVX-512 and with AVX2 alone), padding adds zeros. The heads `attention` and
+  `textcnn` add up tokens in another order, so theirs are the same to rounding.
+- dynamic: from the tensor at hand, so a text's logits depend a little on its batch; alone, it always gets the same.
+
+A scale for each row would cost a tenth to a fifth of each product's time with onnxruntime 1.31, whose fast kernel takes
+one scale for the whole matrix.
 
 The head stays in fp32. A SkipLayerNormalization becomes an addition and a LayerNormalization: with onnxruntime 1.31 on
 a CPU that takes an eighth of the fused operator's time.

@@ -265,6 +265,7 @@ def plot_bench(comparison: Comparison, path: str | Path) -> None:
     ]
     figure = blank_figure(11.0, 5.6)
     names = [variant.name if variant.device == "cpu" else f"{variant.name}\n{variant.device}" for variant in variants]
+    names = [name.replace("int8 ", "int8\n") for name in names]  # in two lines, to stay below its own bar
     for axes, (title, values, label) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         bars = axes.bar(names, values, color=[SHADES[place % len(SHADES)] for place in range(len(values))])
         axes.bar_label(bars, [label.format(value) for value in values], padding=2)
