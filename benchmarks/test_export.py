@@ -20,18 +20,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import transformers
+from torch import Tensor
 
-from lora_core.export import export_onnx, fused_counts, quantize_onnx
+from lora_core.export import OnnxModel, export_onnx, fused_counts, quantize_onnx
 from lora_core.models import build_model, config_from_dict, resolve, save_pretrained
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
+from trainers.data.batches import evaluation_batches
 from trainers.data.tokenizer import load_tokenizer
 from trainers.experiment import run
+from trainers.finished import FinishedRun
 from trainers.run_folder import RunFolder
 from trainers.serve import pipeline
 from trainers.serve.bench import Comparison, Measured, bench_run, bench_table
 from trainers.serve.export import export_run, export_table
+from trainers.serve.pipeline import MAX_TOKENS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # transformers' own are not the subject
@@ -52,6 +57,8 @@ KINDS = ("DNA", "RNA", "cell_line", "cell_type", "protein")
 
 LEAST_THROUGHPUT, LEAST_LATENCY, MOST_SIZE, MOST_MEMORY, MOST_POINTS_LOST = 5.0, 3.5, 0.27, 0.5, 0.5
 """What int8 must reach against PyTorch: sorted against unsorted at batch 16; one at a time; bytes; memory; F1."""
+LEAST_OF_DYNAMIC = 0.95
+"""Throughput that static scales must reach, of that of dynamic ones."""
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 FAMILIES = {
@@ -166,6 +173,47 @@ def test_int8_score(comparison: Comparison) -> None:
     plain, _, int8 = (variant.scores[comparison.metric] for variant in comparison.variants[:3])
     assert plain > 0.6
     assert int8 >= plain - MOST_POINTS_LOST / 100
+
+
+def test_static_scales_against_dynamic(minilm: Path, tmp_path: Path, show: Callable[[str], None]) -> None:
+    """Throughput in the pipeline's batches on one thread, in turn, by processor time; score; and the batch's effect."""
+    finished = FinishedRun.open(minilm)
+    scored, timed = finished.sample("test", SCORED), finished.sample("test", TIMED["MiniLM"])
+    batches = evaluation_batches(timed.lengths, MAX_TOKENS["cpu"])
+    inputs = [timed.collate(indices)[0] for indices in batches]
+    alone = [timed.collate(np.array([index]))[0] for index in range(len(timed.lengths))]
+    scores = {"PyTorch": finished.score(finished.model, scored)}
+    ways: dict[str, tuple[OnnxModel, list[dict[str, Tensor]]]] = {}
+    same: dict[str, int] = {}
+    for scales in ("dynamic", "static"):
+        folder = Path(shutil.copytree(minilm, tmp_path / scales, ignore=shutil.ignore_patterns("*.onnx*")))
+        export_run(folder, examples=SCORED // 4, points_lost=100, activations=scales)
+        model = OnnxModel(RunFolder(folder).int8_onnx, threads=1)
+        ways |= {scales: (model, inputs), f"{scales}, alone": (model, alone)}
+        scores[scales] = finished.score(model, scored)
+        rows = {index: row for indices, batch in zip(batches, inputs, strict=True)
+                for index, row in zip(indices, model(**batch), strict=True)}  # fmt: skip
+        same[scales] = sum(
+            torch.equal(model(**batch)[0], rows[index][: batch["input_ids"].shape[1]])
+            for index, batch in enumerate(alone)
+        )
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(1 if SMALL else 9):
+        for name, (model, given) in ways.items():
+            started = time.process_time()
+            for batch in given:
+                model(**batch)
+            seconds[name].append(time.process_time() - started)
+    lines = [f"{'MiniLM, one thread':<20}{'throughput of dynamic':>30}{'F1':>9}{'same bits alone':>18}"]
+    ratios = {name: np.array(seconds["dynamic"]) / np.array(times) for name, times in seconds.items()}
+    for name, ratio in ratios.items():
+        spread = f"{np.median(ratio):.3f} ({ratio.min():.3f} to {ratio.max():.3f})"
+        of_file = f"{scores[name]:>9.4f}{same[name]:>11} of {len(alone)}" if name in scores else ""
+        lines.append(f"{name:<20}{spread:>30}{of_file}")
+    show("\n".join([*lines, f"F1 in PyTorch {scores['PyTorch']:.4f}"]))
+    assert same["static"] == len(alone) > same["dynamic"]
+    assert SMALL or np.median(ratios["static"]) >= LEAST_OF_DYNAMIC
+    assert SMALL or scores["static"] >= scores["PyTorch"] - MOST_POINTS_LOST / 100
 
 
 def test_every_layer_is_fused(tmp_path: Path, show: Callable[[str], None]) -> None:

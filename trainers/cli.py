@@ -369,8 +369,8 @@ def predict(
         strict: entities: only B- opens an entity, as IOB2 has it.
         top_k: classification: labels to give for each input (1; of a multi-label model those above their thresholds).
         threshold: multi-label models: give the labels with a score above it (what training chose for each, or 0.5).
-        max_tokens: most positions of a batch, padding included; 1 runs each input alone, so that with an int8 file its
-            result does not depend on its neighbours.
+        max_tokens: most positions of a batch, padding included; 1 runs each input alone, so that with an int8 file of
+            dynamic scales, too, its result does not depend on its neighbours.
         device: such as cpu or cuda.
     """
     from trainers.data.reading import Reading
@@ -399,7 +399,11 @@ def predict(
 
 
 def export(
-    run: Annotated[Path, tyro.conf.Positional], quantize: bool = True, examples: int = 2000, points_lost: float = 0.5
+    run: Annotated[Path, tyro.conf.Positional],
+    quantize: bool = True,
+    examples: int = 2000,
+    points_lost: float = 0.5,
+    activations: Literal["auto", "static", "dynamic"] = "auto",
 ) -> None:
     """Write a finished run as model.onnx and model.int8.onnx, which serve by themselves.
 
@@ -414,10 +418,13 @@ def export(
         quantize: write the int8 file too.
         examples: most validation examples to check int8 on.
         points_lost: most points that int8 may lose there; of few examples a single one is worth more than the default.
+        activations: how int8 scales them. static: by 300 training inputs, so that no result depends on its batch;
+            dynamic: as they come; auto: static, or dynamic where only that keeps the metric.
     """
     from trainers.serve.export import export_run, export_table
 
-    print(export_table(export_run(run, quantize=quantize, examples=examples, points_lost=points_lost)))
+    files = export_run(run, quantize=quantize, examples=examples, points_lost=points_lost, activations=activations)
+    print(export_table(files))
 
 
 def bench(
