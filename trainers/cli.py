@@ -18,7 +18,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tomli
 import tyro
 
+from lora_core.files import DiskFullError
 from trainers.config import GROUPS, Config, RunConfig
+
+OUT_OF_MEMORY, DISK_FULL = 3, 4
+"""Exit statuses; 2 is that of a wrong value or file."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,7 +42,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def exit_on_user_error(call: Callable[[], None]) -> None:
-    """Call, and turn an error that is the user's to mend into its message and exit status 2.
+    """Call, and turn an error that is the user's to mend into its message and exit status 2 (3: memory, 4: disk).
 
     A reader of the output that closes it early ends the command silently, as it would any other.
     """
@@ -47,10 +51,19 @@ def exit_on_user_error(call: Callable[[], None]) -> None:
     except BrokenPipeError as error:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at exit complains
         raise SystemExit(128 + signal.SIGPIPE) from error
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError, MemoryError) as error:
         if _is_main():  # under torchrun every process meets the same error
             print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        status = OUT_OF_MEMORY if isinstance(error, MemoryError) else 2
+        raise SystemExit(DISK_FULL if isinstance(error, DiskFullError) else status) from error
+    except RuntimeError as error:
+        from trainers.training.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        less = "Give less at a time: a lower --max-tokens of predict, a lower --micro-batch-tokens of training."
+        print(f"error: out of memory: {str(error).splitlines()[0]} {less}", file=sys.stderr)
+        raise SystemExit(OUT_OF_MEMORY) from error
 
 
 def _is_main() -> bool:
@@ -134,18 +147,12 @@ def read_toml(path: Path, default: Config) -> Config:
 def train(config: RunConfig) -> None:
     """Train and test a model."""
     from trainers.experiment import run
-    from trainers.run_folder import RunFolder
 
     if not config.data:
         raise ValueError("--data is missing: a folder, a name in $LORA_DATA_DIR, or a hub id such as tner/bionlp2004.")
-    result = run(config).result
-    if not _is_main():
-        return
-    test = result.get("test", result["validation"])
-    names = {"f1": "F1", "precision": "precision", "recall": "recall"} if "f1" in test else {
-        "pearson": "Pearson correlation", "mse": "squared error", "r2": "R2"}  # fmt: skip
-    shown = ", ".join(f"{name} {test[key]:.4f}" for key, name in names.items())
-    print(f"{shown}; all figures in {RunFolder(config.output_dir).metrics}")
+    finished = run(config)
+    if _is_main():
+        print(finished.summary)
 
 
 def compare(
@@ -283,6 +290,7 @@ def predict(
     output: Path | None = None,
     format: Literal["jsonl", "text"] = "jsonl",
     input_format: Literal["auto", "jsonl", "text", "table", "conll"] = "auto",
+    columns: str = "",
     text_column: str = "",
     pair_column: str = "",
     delimiter: str = "",
@@ -299,9 +307,10 @@ def predict(
     """Predict from files: entities of texts, labels of texts, or labels of images.
 
     Every input gives one output line, in order. Input is JSON lines {"text": "..."} or {"tokens": [...]}, whose other
-    fields are kept; plain text, a text a line; tables (CSV, TSV, parquet, Excel) with a column of texts; for entities
-    also sentences with a word a line (CoNLL). For images it is {"image": "PATH"}, a path a line, the images
-    themselves, or a folder of them. A pattern in quotes ("scans/*.png") names what fits it.
+    fields are kept; plain text, a text a line; tables (CSV, TSV, parquet, Excel) with a column of texts; exports of
+    annotation tools; for entities also sentences with a word a line (CoNLL). For images it is {"image": "PATH"}, a path
+    a line, the images themselves, a folder or a table of them. A pattern in quotes ("scans/*.png") names what fits it.
+    Columns, delimiter and encoding that training was told, or found, are known: files of that form need no flags.
 
         lora-core predict runs/ner abstracts.jsonl --output found.jsonl
         echo "IL-2 gene expression requires NF-kappa B." | lora-core predict runs/ner/model.int8.onnx --format text
@@ -314,12 +323,15 @@ def predict(
         output: file to write, gzipped if its name ends in .gz; by default standard output.
         format: jsonl adds "entities" or "labels" to the input's fields, in place of one of that name; text is for
             reading.
-        input_format: auto goes by the file's name, then by its content; standard input is JSON lines if it begins with
-            a brace, else plain text.
-        text_column: tables: the column of the text, or of its parts ("title,body"); by default names that are usual.
-        pair_column: tables: the column of the second text of a pair; by default names that are usual.
-        delimiter: tables: what stands between columns, such as "," or "tab"; by default what the content says.
-        encoding: of the input, such as utf-8 or cp1252; by default what the content says.
+        input_format: auto goes by the file's name, then by its content; standard input goes by its first line.
+        columns: words: the column of the word, as "2" (from 1) or by name; by default as in training, or what the
+            content says.
+        text_column: the column or key of the text, or of its parts ("title,body"); by default that of training, or
+            names that are usual.
+        pair_column: the column or key of the second text of a pair; by default as for text_column.
+        delimiter: tables: what stands between columns, such as "," or "tab"; by default as in training, or what the
+            content says.
+        encoding: of the input, such as utf-8 or cp1252; by default what the content says, or as in training.
         on_bad_row: what to do with an input that cannot be used: mark puts {"error": ...} in its place, skip leaves it
             out (both count them at the end), error stops there.
         task: what the model does, where its folder does not tell.
@@ -347,7 +359,7 @@ def predict(
         output,
         format=format,
         input_format=input_format,
-        reading=Reading(text_column=text_column, pair_column=pair_column, delimiter=delimiter, encoding=encoding),
+        reading=Reading(columns, text_column, pair_column, delimiter=delimiter, encoding=encoding),
         on_bad_row=on_bad_row,
         task=task,
         max_tokens=max_tokens,
@@ -411,6 +423,23 @@ def bench(
         print(path)
 
 
+def convert(source: Annotated[str, tyro.conf.Positional], output_dir: Path) -> None:
+    """Write a published checkpoint as model.safetensors and tokenizer.json.
+
+    Training reads the older forms too (pytorch_model.bin, spm.model); other tools may not.
+
+        lora-core convert microsoft/deberta-v3-base --output-dir models/deberta-v3-base
+
+    Args:
+        source: a model's folder, or a hub id.
+        output_dir: a new folder.
+    """
+    from trainers.convert import convert as write
+
+    for path in write(source, output_dir):
+        print(path)
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
@@ -420,6 +449,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "export": export,
     "bench": bench,
+    "convert": convert,
 }
 
 if __name__ == "__main__":

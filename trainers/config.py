@@ -271,7 +271,7 @@ class OutputSettings(Settings):
     """Where the run is kept, and whether it goes on."""
 
     output_dir: Path = Path("runs/run")
-    """The run folder: config.json, metrics.jsonl, checkpoints/, and adapter/ (LoRA) or best/ (otherwise)."""
+    """The run folder: config.json, inputs.json, metrics.jsonl, checkpoints/, and adapter/ (LoRA) or best/."""
     resume: str = ""
     """"auto" continues from the newest complete checkpoint in output_dir, if there is one; or a checkpoint's path."""
     overwrite: bool = False

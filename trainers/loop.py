@@ -28,6 +28,8 @@ from trainers.training.adversarial import build_adversary
 from trainers.training.batch_plan import BatchPlan
 from trainers.training.checkpoints import load_checkpoint, restore_best, save_best, save_checkpoint
 from trainers.training.distributed import World
+from trainers.training.memory import memory_errors
+from trainers.training.numbers import check_some_step
 from trainers.training.optim import build_optimizer, build_scheduler, take_step
 from trainers.training.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
 from trainers.training.state import TrainState, seed_generators
@@ -63,7 +65,8 @@ def fit(
 
     Raises:
         ValueError: nothing is trainable, or the checkpoint belongs to another run.
-        FloatingPointError: the loss or a gradient is not finite (with fp16, such steps are skipped instead).
+        TooLittleMemoryError, DiskFullError: there is not enough memory, or disk for a checkpoint.
+        FloatingPointError: a gradient is not finite (with fp16, such steps are skipped, but not without end).
     """
     seed_generators(config.seed + world.rank)
     model.to(world.device)
@@ -81,7 +84,8 @@ def fit(
     while state.epoch < config.epochs and not state.out_of_patience(config.patience):
         parallel.train()
         started = time.perf_counter()
-        with _progress(f"epoch {state.epoch + 1}/{config.epochs}", len(plan.batches(state.epoch)), world) as progress:
+        bar = _progress(f"epoch {state.epoch + 1}/{config.epochs}", len(plan.batches(state.epoch)), world)
+        with memory_errors(world.device, plan.pass_tokens), bar as progress:
             progress.update(state.batch)
             for step in plan.steps(state.epoch, first=state.batch):
                 for perturbed, parts in adversary.passes(step.parts):  # one pass, unless training is adversarial
@@ -91,8 +95,8 @@ def fit(
                                 loss = task.training_loss_sum(parallel(**part.inputs), part.labels) * part.weight
                             state.scaler.scale(loss).backward()
                         if not perturbed:
-                            state.add_loss(loss.detach() * (step.labels / world.size))
-                take_step(state, config.max_grad_norm)
+                            state.add_loss(loss.detach() * (step.labels / world.size), part.examples)
+                take_step(state, config.max_grad_norm, world, folder)
                 state.end_step(step.labels, step.tokens)
                 progress.update()
                 if state.step % 20 == 0:
@@ -110,6 +114,7 @@ def fit(
         if improved:
             save_best(state, folder, world)
         save_checkpoint(state, folder, config.keep_checkpoints, world)
+    check_some_step(state)
     if state.best_epoch:
         restore_best(state, folder, world)
     return state
@@ -129,9 +134,10 @@ def predict(
     model.eval()
     loss = torch.zeros((), dtype=torch.float64)
     found: dict[int, np.ndarray] = {}
-    batches = evaluation_batches(data.lengths, config.evaluation_tokens(data.lengths), world.rank, world.size)
+    most = config.evaluation_tokens(data.lengths)
+    batches = evaluation_batches(data.lengths, most, world.rank, world.size)
     loaded = load_batches(data, batches, world.device, workers=config.workers)
-    with _progress("evaluate", len(batches), world) as progress:
+    with memory_errors(world.device, most // 4), _progress("evaluate", len(batches), world) as progress:
         for indices, (inputs, labels) in zip(batches, loaded, strict=True):
             with autocast(model, config.precision, world.device):
                 logits = model(**inputs)

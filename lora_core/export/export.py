@@ -59,14 +59,17 @@ def check_model(model: object) -> None:
 
 def describe(model: TaskModel) -> dict[str, str]:
     """What the file says of the model."""
+    stack = model.base_model.layer_stack()
     facts = {
         "labels": json.dumps(model.labels, ensure_ascii=False),
         "task": model.task,
         "model_type": model.config.model_type,
         "precision": "fp32",
-        "layers": str(model.config.num_hidden_layers),
+        "layers": str(0 if stack is None else len(stack.sequence())),
         "opset": str(OPSET),
     }
+    if model.head_kind != "default":
+        facts["head"] = model.head_kind
     if model.problem_type is not None:
         facts["problem_type"] = model.problem_type
     if model.base_model.reads == "images":
@@ -97,7 +100,8 @@ def write_graph(
     if reserved:
         raise ValueError(f"the metadata {reserved} is the file's own; use other names")
     count = "labels" if graph.settable else len(model.labels)
-    dims = ["batch", "length", count] if model.task == "token-classification" else ["batch", count]
+    rows = "length" if model.head_kind != "crf" else "length and transitions"
+    dims = ["batch", rows, count] if model.task == "token-classification" else ["batch", count]
     write_model(graph.finish(logits, dims), path, {**facts, **metadata})
     found = fused_counts(path)
     stack = model.base_model.layer_stack()

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper
 from torch import nn
+from torch.nn import functional as F
 
 from lora_core.export.parameters import Parameters
 from lora_core.models.layers import MASKED, MICROSOFT
@@ -45,6 +47,8 @@ class Graph:
         self.weights: set[str] = set()
         self.outputs: set[str] = set()
         """Names that were given to outputs of nodes."""
+        self.known: dict[str, np.ndarray] = {}
+        """Constants that are written only where the graph itself has to compute with them."""
         self.settable: dict[str, np.ndarray] = {}
         """Weights that are inputs too, with the values that act when none are given."""
 
@@ -90,13 +94,16 @@ class Graph:
                 self.input(name, data_type, dims or value.shape)
         return name
 
-    def parameter(self, module: nn.Module, name: str = "weight") -> str:
-        """A parameter or buffer of a module as it stands."""
-        return self.derived(f"{self.path(module)}.{name}", self.array(module, name), [(module, name)])
+    def parameter(self, module: nn.Module, name: str = "weight", dims: Sequence[str | int] = ()) -> str:
+        """A parameter or buffer of a module as it stands; of the shape ``dims`` where adapters replace it."""
+        return self.derived(f"{self.path(module)}.{name}", self.array(module, name), [(module, name)], dims)
 
-    def derived(self, name: str, value: np.ndarray, sources: Sequence[tuple[nn.Module, str]]) -> str:
+    def derived(
+        self, name: str, value: np.ndarray, sources: Sequence[tuple[nn.Module, str]], dims: Sequence[str | int] = ()
+    ) -> str:
         """A weight computed from parameters of modules; settable if one of those is."""
-        return self.weight(name, value, self._settable(f"{self.path(module)}.{part}" for module, part in sources))
+        settable = self._settable(f"{self.path(module)}.{part}" for module, part in sources)
+        return self.weight(name, value, settable, dims)
 
     def matrix(self, layers: Layers, dims: Sequence[str | int] = ()) -> str:
         """The weights of ``layers`` side by side, (in, out of all)."""
@@ -120,10 +127,29 @@ class Graph:
             return y
         return self.op("Add", y, self.op("MatMul", self.op("MatMul", x, update[0]), update[1]))
 
-    def dense(self, x: str, layer: nn.Module) -> str:
-        """A linear layer with its bias, if it has one."""
-        y = self.linear(x, layer)
-        return self.op("Add", y, self.bias(layer)) if self._has_bias(layer) else y
+    def dense(self, x: str, layers: Layers) -> str:
+        """``layers`` with the biases they have; of a `table` that is a constant, unless adapters may change it."""
+        if x in self.known:
+            if not self._replaceable(layers):
+                matrix = np.concatenate([self.array(layer) for layer in _each(layers)])
+                bias = np.concatenate([self._bias_or_zero(layer) for layer in _each(layers)])
+                return self.weight(f"{x} by {self._name(layers)}", self.known[x] @ matrix.T + bias)
+            self.weight(x, self.known[x])
+        y = self.linear(x, layers)
+        return self.op("Add", y, self.bias(layers)) if any(map(self._has_bias, _each(layers))) else y
+
+    def table(self, table: nn.Module, norm: Any = None) -> str:
+        """All rows (R, H) of an embedding table, normalised, as an input of `dense`."""
+        if self._replaceable([table] if norm is None else [table, norm]):
+            rows = self.parameter(table)
+            return rows if norm is None else self.normalise(rows, norm)
+        name = f"{self.path(table)}.rows"
+        self.known[name] = self.array(table)
+        if norm is not None:
+            tensors = [torch.from_numpy(array) for array in (self.array(table), self.array(norm))]
+            bias = torch.from_numpy(self._bias_or_zero(norm))
+            self.known[name] = F.layer_norm(tensors[0], tensors[1].shape, tensors[1], bias, norm.eps).numpy()
+        return name
 
     def label_layer(self, x: str, layer: nn.Module) -> str:
         """A linear layer whose outputs are the labels; where adapters replace it, each may have a number of its own."""
@@ -132,15 +158,23 @@ class Graph:
         y = self.op("MatMul", x, self.matrix(layer, [width, count]))
         return self.op("Add", y, self.bias(layer, [count]))
 
-    def attention(self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "") -> str:
-        """Self-attention with its projections, three or one, but for that of its output; ``mask`` is (B, T) int32."""
+    def attention(
+        self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "", added: str = ""
+    ) -> str:
+        """Self-attention with its projections, three or one, but for that of its output.
+
+        Args:
+            mask: (B, T) int32.
+            added: to the scores, (1, N, T, T) or (B, N, T, T).
+        """
         layers, masks = query_key_value, [mask] if mask else []
         options = {"domain": MICROSOFT, "num_heads": heads, **({"mask_filter_value": MASKED} if mask else {})}
-        if not any(self.path(layer) in self.parameters.factors for layer in layers):
+        if not added and not any(self.path(layer) in self.parameters.factors for layer in layers):
             return self.op("Attention", x, self.matrix(layers), self.bias(layers), *masks, **options)
         parts = [self._fresh(f"{self._name(layers)}.{part}") for part in ("query", "key", "value")]
         self.op("Split", self.linear(x, layers), outputs=parts, axis=-1, num_outputs=3)
-        return self.op("MultiHeadAttention", *parts, self.bias(layers), *masks, **options)
+        biases = [mask, added] if added else masks
+        return self.op("MultiHeadAttention", *parts, self.bias(layers), *biases, **options)
 
     def activated(self, x: str, layer: nn.Module, activation: nn.Module) -> str:
         """A linear layer with its bias and activation; for a GELU the two are one operator."""
@@ -159,11 +193,28 @@ class Graph:
             return self.op("Mul", x, self.op("Sigmoid", x))
         return activation.onnx(self, x)
 
-    def add_and_normalise(self, x: str, layer: nn.Module, residual: str, norm: nn.Module, total: str = "") -> str:
-        """LayerNorm of ``residual`` + a linear layer of x; ``total`` names that sum where it is needed too."""
+    def add_and_normalise(
+        self,
+        x: str,
+        layer: nn.Module,
+        residual: str,
+        norm: nn.Module,
+        total: str = "",
+        output_scale: nn.Module | None = None,
+    ) -> str:
+        """LayerNorm of ``residual`` + a linear layer of x.
+
+        Args:
+            total: names that sum, where it is needed too.
+            output_scale: a module with a method `onnx(graph, x)` that scales what the layer gives.
+        """
         scale, shift = self._scale_and_shift(norm)
-        inputs = [self.linear(x, layer), residual, scale, shift]
-        inputs += [self.bias(layer)] if self._has_bias(layer) else []
+        if output_scale is not None:
+            scaling: Any = output_scale
+            inputs = [scaling.onnx(self, self.dense(x, layer)), residual, scale, shift]
+        else:
+            inputs = [self.linear(x, layer), residual, scale, shift]
+            inputs += [self.bias(layer)] if self._has_bias(layer) else []
         output = self._fresh(f"{self.path(norm)}.output")
         names = [output, "", "", total] if total else [output]
         return self.op("SkipLayerNormalization", *inputs, domain=MICROSOFT, outputs=names, epsilon=norm.eps)
@@ -247,6 +298,12 @@ class Graph:
         """A layer's bias (out,)."""
         bias = self.parameters.tensors.get(f"{self.path(layer)}.bias")
         return np.zeros(len(self.array(layer)), np.float32) if bias is None else bias
+
+    def _replaceable(self, modules: Layers) -> bool:
+        """Whether adapters may change what one of these modules computes."""
+        paths = [self.path(module) for module in _each(modules)]
+        own = (f"{path}.{part}" for path in paths for part in ("weight", "bias"))
+        return self._settable(own) or any(path in self.parameters.factors for path in paths)
 
     def _has_bias(self, layer: nn.Module) -> bool:
         """Whether a layer has a bias, or adapters may give it one."""

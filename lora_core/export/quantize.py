@@ -44,7 +44,7 @@ def quantize_onnx(path: str | Path, target: str | Path) -> Path:
     if metadata["precision"] != "fp32":
         raise ValueError(f"{path} is {metadata['precision']}; quantise the fp32 file")
     model = read_model(path)
-    _Quantiser(model.graph, int(metadata.get("vocab_size", 0))).run()
+    _Quantiser(model.graph).run()
     facts = {name: text for name, text in metadata.items() if name not in ("graph_sha256", "external_data")}
     write_model(model, target, {**facts, **INT8_FACTS, "fp32_sha256": metadata["graph_sha256"]})
     before, after = fused_counts(path), fused_counts(target)
@@ -61,17 +61,13 @@ def quantised(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Quantiser:
-    """One pass over the nodes of a graph of this library.
+    """One pass over the nodes of a graph of this library."""
 
-    Args:
-        vocab_size: V, 0 for images.
-    """
-
-    def __init__(self, graph: onnx.GraphProto, vocab_size: int) -> None:
+    def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
-        self.vocab_size = vocab_size
         settable = {value.name for value in graph.input}
         self.weights = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in settable}
+        self.token_ids = {node.output[0] for node in graph.node if node.op_type == "Cast" and "input_ids" in node.input}
         self.added: dict[str, TensorProto] = {}
         self.rules: dict[str, Callable[[NodeProto], Iterable[NodeProto]]] = {
             "MatMul": self._mat_mul,
@@ -131,26 +127,8 @@ class _Quantiser:
             _layer_norm(node, total, scale, shift),
         ]
 
-    def _gather(self, node: NodeProto) -> Iterable[NodeProto]:
-        """Rows of the int8 word embeddings (V, H), scaled; another table stays as it is."""
-        table, ids = node.input
-        if table not in self.weights or [*self.weights[table].dims[:-1]] != [self.vocab_size]:
-            return [node]
-        return self._word_rows(node.name, table, ids, node.output[0])
-
-    def _word_rows(self, name: str, words: str, ids: str, output: str) -> list[NodeProto]:
-        """The rows of a table for ids (B, T), as ``output`` (B, T, H)."""
-        values, scales = self._int8(words, 1)
-        scales = self._column(scales)
-        return [
-            _node("Gather", [values, ids], [f"{name}_rows"], f"{name}_rows", ""),  # (B, T, H) int8
-            _node("Cast", [f"{name}_rows"], [f"{name}_wide"], f"{name}_cast", "", to=TensorProto.FLOAT),
-            _node("Gather", [scales, ids], [f"{name}_scales"], f"{name}_scales", ""),  # (B, T, 1)
-            _node("Mul", [f"{name}_wide", f"{name}_scales"], [output], f"{name}_words", ""),
-        ]
-
     def _embeddings(self, node: NodeProto) -> Iterable[NodeProto]:
-        """Rows of the int8 word embeddings (V, H), scaled, + places, normalised."""
+        """`_rows` of the word embeddings + places, normalised."""
         ids, segment_ids, words, places, segments, scale, shift, *rest = node.input
         name = node.name
         position_ids = rest[1] if len(rest) > 1 else ""
@@ -171,10 +149,28 @@ class _Quantiser:
             ]
         place = f"{name}_located" if segment_ids else f"{name}_places"
         return [
-            *self._word_rows(name, words, ids, f"{name}_words"),
+            *self._rows(name, words, ids, f"{name}_words"),
             *located,
             _node("Add", [f"{name}_words", place], [f"{name}_sum"], f"{name}_sum", ""),
             _layer_norm(node, f"{name}_sum", scale, shift),
+        ]
+
+    def _gather(self, node: NodeProto) -> Iterable[NodeProto]:
+        """Word embeddings that stand alone, of encoders whose positions are elsewhere."""
+        words, ids = node.input
+        if ids not in self.token_ids or words not in self.weights or len(self.weights[words].dims) != 2:
+            return [node]
+        return self._rows(node.name, words, ids, node.output[0])
+
+    def _rows(self, name: str, words: str, ids: str, output: str) -> list[NodeProto]:
+        """Rows (B, T, H) of the int8 word embeddings (V, H), scaled."""
+        values, scales = self._int8(words, 1)
+        scales = self._column(scales)
+        return [
+            _node("Gather", [values, ids], [f"{name}_rows"], f"{name}_rows", ""),  # (B, T, H) int8
+            _node("Cast", [f"{name}_rows"], [f"{name}_wide"], f"{name}_cast", "", to=TensorProto.FLOAT),
+            _node("Gather", [scales, ids], [f"{name}_scales"], f"{name}_scales", ""),  # (B, T, 1)
+            _node("Mul", [f"{name}_wide", f"{name}_scales"], [output], f"{name}_words", ""),
         ]
 
     def _column(self, name: str) -> str:

@@ -5,11 +5,15 @@ and build for all, and pretrained/, which reads and writes checkpoints. Needs lo
 vit_names alone; lora_core.kernels, lora_core.export and trainers build on it.
 """
 
+from lora_core.models.encoders.albert import AlbertConfig, AlbertModel
 from lora_core.models.encoders.bert import BertConfig, BertModel
 from lora_core.models.encoders.build import build_model, config_from_dict
+from lora_core.models.encoders.deberta import DebertaV2Config, DebertaV2Model
+from lora_core.models.encoders.dinov2 import Dinov2Config, Dinov2Model
 from lora_core.models.encoders.distilbert import DistilBertConfig, DistilBertModel
 from lora_core.models.encoders.electra import ElectraConfig, ElectraModel
 from lora_core.models.encoders.modernbert import ModernBertConfig, ModernBertModel
+from lora_core.models.encoders.mpnet import MPNetConfig, MPNetModel
 from lora_core.models.encoders.roberta import (
     CamembertConfig,
     CamembertModel,
@@ -23,16 +27,24 @@ from lora_core.models.pretrained.loading import load_pretrained, save_pretrained
 from lora_core.models.pretrained.source import resolve
 
 __all__ = [
+    "AlbertConfig",
+    "AlbertModel",
     "BertConfig",
     "BertModel",
     "CamembertConfig",
     "CamembertModel",
+    "DebertaV2Config",
+    "DebertaV2Model",
     "DeiTConfig",
     "DeiTModel",
+    "Dinov2Config",
+    "Dinov2Model",
     "DistilBertConfig",
     "DistilBertModel",
     "ElectraConfig",
     "ElectraModel",
+    "MPNetConfig",
+    "MPNetModel",
     "ModernBertConfig",
     "ModernBertModel",
     "RobertaConfig",

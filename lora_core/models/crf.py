@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_core.models.layers import Dropout
+from lora_core.models.layers import Dropout, GraphBuilder
 from lora_core.models.task_model import ClassifierHead
 
 FORBIDDEN = -1e4
@@ -45,6 +45,15 @@ class CRFHead(ClassifierHead):
         emissions = self.out_proj(self.dropout(hidden))  # (B, T, L)
         chain = torch.cat([self.start[None], self.transitions + self.forbidden])  # (1 + L, L)
         return torch.cat([emissions, chain.to(emissions.dtype).expand(len(emissions), -1, -1)], 1)
+
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        emissions = graph.label_layer(hidden, self.out_proj)  # (B, T, L)
+        moves = graph.op("Add", *(graph.parameter(self, name, ["labels"] * 2) for name in ("transitions", "forbidden")))
+        start = graph.op("Unsqueeze", graph.parameter(self, "start", ["labels"]), graph.constant([0]))
+        chain = graph.op("Unsqueeze", graph.op("Concat", start, moves, axis=0), graph.constant([0]))  # (1, 1 + L, L)
+        texts = graph.op("Shape", hidden, start=0, end=1)
+        repeated = graph.op("Expand", chain, graph.op("Concat", texts, graph.constant([1, 1]), axis=0))
+        return graph.op("Concat", emissions, repeated, axis=1)
 
     @classmethod
     def with_label_rows(cls, tensors: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:

@@ -41,6 +41,8 @@ class EncoderConfig:
     """Field with the dropout probability of the attention weights."""
     hidden_dropout_field: ClassVar[str]
     """Field with the dropout probability of embeddings and layer outputs."""
+    least: ClassVar[Mapping[str, int]] = {"pad_token_id": 0}
+    """The least values of whole numbers that may be below 1."""
     above_one: ClassVar[frozenset[str]] = frozenset()
     """Numbers that may be 1 and more; the others are shares."""
 
@@ -71,7 +73,7 @@ class EncoderConfig:
         for field in dataclasses.fields(self):
             kind: Any = field.type
             value = getattr(self, field.name)
-            least = 0 if field.name == "pad_token_id" else 1
+            least = self.least.get(field.name, 1)
             if kind is int and value < least:
                 raise ValueError(f"{field.name} is {value}; expected at least {least}")
             if kind not in (float, float | None) or value is None:
@@ -80,6 +82,9 @@ class EncoderConfig:
                 raise ValueError(f"{field.name} is {value}; expected a number above 0")
             if field.name not in self.above_one and not 0 <= value < 1:
                 raise ValueError(f"{field.name} is {value}; expected at least 0 and below 1")
+        pad, words = getattr(self, "pad_token_id", 0), getattr(self, "vocab_size", None)
+        if words is not None and pad >= words:
+            raise ValueError(f"pad_token_id is {pad}; expected an id below vocab_size, {words}")
         activation = None if self.activation_field is None else getattr(self, self.activation_field)
         if activation is not None and activation not in ACTIVATIONS:
             raise ValueError(f"{self.activation_field} is {activation!r}; implemented are {', '.join(ACTIVATIONS)}")
@@ -103,7 +108,7 @@ class Encoder(nn.Module):
     """Whether the first token's state depends on the whole text, so that heads may read it alone."""
     has_pooler: ClassVar[bool] = False
     """Whether checkpoints of the family may have a pooler."""
-    unread_tensors: ClassVar[frozenset[str]] = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
+    unread_tensors: frozenset[str] = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
     """Tensors of checkpoints that nothing here reads: these are counters of old transformers versions."""
     other_heads: ClassVar[frozenset[str]] = frozenset({"classifier", "qa_outputs", "pooler"})
     """Top-level modules of heads besides those in `heads`; a checkpoint's are left out without a warning."""
@@ -118,7 +123,7 @@ class Encoder(nn.Module):
         self.config = config
         self.fresh_parameters: tuple[str, ...] = ()
         """Names of the parameters that the checkpoint lacked and that therefore start at random."""
-        self.pooler: Pooler | None = None
+        self.pooler: nn.Module | None = None
 
     def add_pooler(self) -> None:
         """Give the encoder its pooler, if the family has one. `forward` does not call it: heads do."""

@@ -97,6 +97,9 @@ class LSTMPooling(ClassifierHead):
         _, last = self.encoder(hidden, attention_mask)  # (B, H)
         return self.out_proj(self.dropout(last))
 
+    def onnx(self, graph: GraphBuilder, hidden: str, input_ids: str, mask: str) -> str:
+        return graph.label_layer(self.encoder.onnx_last(graph, hidden, mask), self.out_proj)
+
 
 class TextCNN(ClassifierHead):
     """Convolutions of several widths over the tokens, the largest value of each filter (Kim 2014,

@@ -5,7 +5,7 @@ Shapes: B texts or images, T tokens (padded), Q tokens that ask (T, or fewer), H
 D = H / N, F intermediate size.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -136,19 +136,22 @@ class GraphBuilder(Protocol):
     def path(self, module: nn.Module) -> str: ...
     def array(self, module: nn.Module, name: str = "weight") -> np.ndarray: ...
     def constant(self, value: Any, dtype: Any = np.int64) -> str: ...
-    def parameter(self, module: nn.Module, name: str = "weight") -> str: ...
+    def parameter(self, module: nn.Module, name: str = "weight", dims: Sequence[str | int] = ()) -> str: ...
     def derived(self, name: str, value: np.ndarray, sources: Sequence[tuple[nn.Module, str]]) -> str: ...
     def op(
         self, op_type: str, *inputs: str, domain: str = "", outputs: Sequence[str] = (), **attributes: Any
     ) -> str: ...
     def cast(self, x: str, dtype: Any) -> str: ...
     def linear(self, x: str, layers: nn.Module | Sequence[nn.Module]) -> str: ...
-    def dense(self, x: str, layer: nn.Module) -> str: ...
+    def dense(self, x: str, layers: nn.Module | Sequence[nn.Module]) -> str: ...
+    def table(self, table: nn.Module, norm: nn.Module | None = None) -> str: ...
     def label_layer(self, x: str, layer: nn.Module) -> str: ...
     def activate(self, x: str, activation: nn.Module) -> str: ...
     def normalise(self, x: str, norm: nn.Module) -> str: ...
     def tokens(self, x: str, token: int | Sequence[int]) -> str: ...
-    def attention(self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "") -> str: ...
+    def attention(
+        self, x: str, query_key_value: Sequence[nn.Module], heads: int, mask: str = "", added: str = ""
+    ) -> str: ...
     def embed(
         self,
         ids: str,
@@ -160,6 +163,10 @@ class GraphBuilder(Protocol):
     ) -> str: ...
 
 
+Project = Callable[[Tensor, tuple[nn.Module, ...]], tuple[Tensor, ...]]
+"""Computes linear layers on one input (..., in), each (..., out): the plain way or the fused layers' own."""
+
+
 class MultiHeadAttention(nn.Module):
     """Attention without its output projection. A subclass adds the projections to query, key and value.
 
@@ -167,15 +174,23 @@ class MultiHeadAttention(nn.Module):
     and the fused layers and the export use its own.
     """
 
+    attends_in_half: ClassVar[bool] = False
+    """Whether `attend` is made for queries, keys and values in bfloat16 too, with its softmax in float32."""
+
     def __init__(self, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = Dropout(dropout)
 
+    def project_shared(self, project: Project, *shared: Tensor) -> tuple[Tensor, ...]:
+        """What `attend` takes as `shared`, from what `LayerStack` was given for all layers: the same, unless a layer
+        has projections of its own for it."""
+        return shared
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *shared: Tensor) -> Tensor:
         """The attended values (B, Q, H) for projected queries (B, Q, H), keys and values (B, T, H).
 
-        `mask` is from `additive_mask`, `shared` is what `LayerStack` was given for all layers.
+        `mask` is from `additive_mask`, `shared` from `project_shared`.
         """
         dropout_p = self.dropout.p if self.dropout.training else 0.0
         return multi_head_attention(query, key, value, mask, self.num_heads, dropout_p)
@@ -183,7 +198,7 @@ class MultiHeadAttention(nn.Module):
     def onnx(self, graph: GraphBuilder, x: str, query_key_value: Sequence[nn.Module], mask: str, *shared: str) -> str:
         """`attend` on the projections of x (B, T, H) as a graph.
 
-        `query_key_value` is that of `LayerParts`, `mask` (B, T) int32 or "", `shared` as for `attend`.
+        `query_key_value` is that of `LayerParts`, `mask` (B, T) int32 or "", `shared` from `Encoder.onnx_shared`.
         """
         return graph.attention(x, query_key_value, self.num_heads, mask)
 
@@ -226,6 +241,10 @@ class LayerParts(NamedTuple):
     output_dropout: nn.Dropout | None
     output_norm: nn.Module
     """After the second residual sum, or before the feed-forward layers (`norm_first`)."""
+    attention_scale: nn.Module | None = None
+    """What scales the first half's output before the residual sum."""
+    output_scale: nn.Module | None = None
+    """The same of the second half."""
 
 
 class TransformerLayer(nn.Module):
@@ -319,6 +338,30 @@ class PackedLSTM(nn.Module):
         padded, _ = pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])
         directions = 2 if self.lstm.bidirectional else 1
         return padded.to(x.dtype), states[-directions:].transpose(0, 1).flatten(1).to(x.dtype)  # (B, T, H), (B, H)
+
+    def onnx_last(self, graph: GraphBuilder, x: str, mask: str) -> str:
+        """The final states (B, H) of a bidirectional LSTM of one layer as a graph; ``mask`` is (B, T) int32."""
+        assert self.lstm.num_layers == 1
+        assert self.lstm.bidirectional
+        states = self.lstm.hidden_size
+
+        def of_both(name: str, *kinds: str) -> str:
+            """Parameters of both directions; ONNX has the gates in the order input, output, forget, cell."""
+            names = [[f"{kind}_l0{side}" for kind in kinds] for side in ("", "_reverse")]
+            value = []
+            for each in names:
+                gates = [np.split(graph.array(self.lstm, part), 4) for part in each]  # input, forget, cell, output
+                value.append(np.concatenate([part[gate] for part in gates for gate in (0, 3, 1, 2)]))
+            sources = [(self.lstm, part) for each in names for part in each]
+            return graph.derived(f"{graph.path(self)}.{name}", np.stack(value), sources)
+
+        lengths = graph.op("ReduceSum", mask, graph.constant([1]), keepdims=0)  # (B,)
+        lengths = graph.op("Max", lengths, graph.constant(1, np.int32))
+        steps = graph.op("Transpose", x, perm=[1, 0, 2])  # (T, B, E)
+        weights = of_both("W", "weight_ih"), of_both("R", "weight_hh"), of_both("B", "bias_ih", "bias_hh")
+        outputs = [f"{graph.path(self)}.{name}" for name in ("outputs", "states")]
+        graph.op("LSTM", steps, *weights, lengths, outputs=outputs, hidden_size=states, direction="bidirectional")
+        return graph.op("Reshape", graph.op("Transpose", outputs[1], perm=[1, 0, 2]), graph.constant([0, -1]))
 
 
 def _lengths(x: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -29,6 +29,8 @@ class Part:
     its own, which still takes part in the exchange of gradients."""
     last: bool
     """Whether it is this process's last part of the step, in which gradients are exchanged."""
+    examples: np.ndarray
+    """The places of its examples in the training data, counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,16 @@ class BatchPlan:
         """Steps of all epochs."""
         return total_steps(self.data.lengths, epochs=self.epochs, **self._recipe)
 
+    @property
+    def pass_tokens(self) -> int:
+        """Most tokens (or images) in one pass, padding included."""
+        if self.most_tokens is not None:
+            return self.most_tokens
+        examples = self.most_examples or max(1, self._recipe["batch_size"] // self.world.size)
+        most = examples * int(max(self.data.lengths, default=1))
+        whole = self._recipe["batch_tokens"]
+        return min(most, whole) if whole and self.most_examples else whole or most
+
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The global batches of an epoch: for each the indices of its examples, the same on every process."""
         return epoch_batches(self.data.lengths, epoch=epoch, **self._recipe)
@@ -79,12 +91,13 @@ class BatchPlan:
             for indices in parts
         ]
         loaded = load_batches(self.data, read, self.world.device, epoch=epoch, workers=self.workers)
+        examples = iter(read)
         for batch, parts in zip(batches, shares, strict=True):
             labels = max(1, int(self.data.label_counts[batch].sum()))
             weights = [self.world.size / labels if len(indices) else 0.0 for indices in parts]
             yield Step(
                 (
-                    Part(inputs, targets, weight, last=number == len(weights))
+                    Part(inputs, targets, weight, last=number == len(weights), examples=next(examples))
                     for number, (weight, (inputs, targets)) in enumerate(
                         zip(weights, islice(loaded, len(weights)), strict=True), start=1
                     )

@@ -17,7 +17,7 @@ from trainers.training.distributed import World
 logger = logging.getLogger("trainers")
 
 COUNTERS = (
-    *("epoch", "batch", "step", "best_score", "best_epoch"),
+    *("epoch", "batch", "step", "best_score", "best_epoch", "skipped", "skipped_in_row"),
     *("epoch_loss", "epoch_labels", "epoch_tokens", "epoch_seconds", "tokens", "seconds"),
 )
 """Fields of TrainState that a checkpoint holds as they are."""
@@ -37,6 +37,10 @@ class TrainState:
     """Global batches done in the current epoch; with the seed it is the position in the data."""
     step: int = 0
     """Optimiser steps done."""
+    skipped: int = 0
+    """Steps of the current epoch that fp16's scaler has skipped."""
+    skipped_in_row: int = 0
+    """Steps that it has skipped since the last that it took."""
     best_score: float | None = None
     best_epoch: int = 0
     epoch_loss: float = 0.0
@@ -51,15 +55,19 @@ class TrainState:
 
     def __post_init__(self) -> None:
         self._losses: list[Tensor] = []
+        self.step_losses: list[tuple[np.ndarray, Tensor]] = []
+        """For each micro-batch of this process in the current step, its examples and their summed loss."""
 
-    def add_loss(self, loss_sum: Tensor) -> None:
+    def add_loss(self, loss_sum: Tensor, examples: np.ndarray) -> None:
         """Count a micro-batch's summed loss; the tensor is read later, so no GPU waits here."""
         self._losses.append(loss_sum)
+        self.step_losses.append((examples, loss_sum))
 
     def end_step(self, labels: int, tokens: int) -> None:
         """Count one optimiser step over a global batch of so many labels and useful tokens."""
         self.step += 1
         self.batch += 1
+        self.step_losses.clear()
         self.epoch_labels += labels
         self.epoch_tokens += tokens
 
@@ -84,6 +92,11 @@ class TrainState:
             "seconds": self.epoch_seconds,
             "tokens_per_second": self.epoch_tokens / self.epoch_seconds,
         }
+        if self.scaler.is_enabled():
+            figures["skipped_steps"] = self.skipped
+            if self.skipped and world.is_main:
+                logger.info("epoch %d: fp16 skipped %d steps, whose gradients overflowed", self.epoch, self.skipped)
+        self.skipped = 0
         self.epoch_loss, self.epoch_labels, self.epoch_tokens = 0.0, 0, 0
         return figures
 

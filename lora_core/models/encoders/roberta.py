@@ -51,14 +51,24 @@ class RobertaEmbeddings(BertEmbeddings):
 
     def position_ids(self, input_ids: Tensor) -> Tensor:
         """Position of each token (B, T); padding has position pad_token_id."""
-        real = (input_ids != self.pad_token_id).long()
-        return real.cumsum(dim=1) * real + self.pad_token_id
+        return counted_positions(input_ids, self.pad_token_id)
 
     def onnx_position_ids(self, graph: GraphBuilder, ids: str) -> str:
-        padding = graph.constant(self.pad_token_id, np.int32)
-        real = graph.cast(graph.op("Not", graph.op("Equal", ids, padding)), np.int32)  # (B, T)
-        counted = graph.op("CumSum", real, graph.constant(1))
-        return graph.op("Add", graph.op("Mul", counted, real), padding)
+        return onnx_counted_positions(graph, ids, self.pad_token_id)
+
+
+def counted_positions(input_ids: Tensor, pad_token_id: int) -> Tensor:
+    """Positions (B, T) that count real tokens from pad_token_id + 1; padding has position pad_token_id."""
+    real = (input_ids != pad_token_id).long()
+    return real.cumsum(dim=1) * real + pad_token_id
+
+
+def onnx_counted_positions(graph: GraphBuilder, ids: str, pad_token_id: int) -> str:
+    """`counted_positions` as a graph, int32."""
+    padding = graph.constant(pad_token_id, np.int32)
+    real = graph.cast(graph.op("Not", graph.op("Equal", ids, padding)), np.int32)  # (B, T)
+    counted = graph.op("CumSum", real, graph.constant(1))
+    return graph.op("Add", graph.op("Mul", counted, real), padding)
 
 
 class RobertaClassificationHead(ClassifierHead):

@@ -1,7 +1,7 @@
 """Where a model's files are (a local folder, the hub, or the MiniLM that a package carries), and what they hold.
 
-Every source ends as a folder in the transformers layout: config.json, model.safetensors (or several files behind an
-index), tokenizer.json.
+Every source ends as a folder in the transformers layout: config.json, model.safetensors or pytorch_model.bin (or
+several files behind an index), tokenizer.json or the files of a slow tokenizer.
 """
 
 import functools
@@ -15,8 +15,10 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lora_core.files import read_json_object, sha256_of_file
+from lora_core.files import file_inside, read_json_object, regular_file, sha256_of_file
 from lora_core.models.encoder import Encoder
+from lora_core.models.pretrained.pickled import PICKLED_FILE, PICKLED_INDEX, read_pickle
+from lora_core.patterns import shown
 
 logger = logging.getLogger("lora_core")
 
@@ -35,12 +37,18 @@ NEEDED_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "*.model",
     "preprocessor_config.json",
 )
 """Files of a hub repository that a model and its inputs are read from; the rest is not downloaded."""
+PICKLED_FILES = ("pytorch_model*.bin", PICKLED_INDEX)
+"""Those that are downloaded too where a repository has no safetensors."""
+
+TENSORFLOW_NAMES = {"gamma": "weight", "beta": "bias"}
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
@@ -65,7 +73,10 @@ def resolve(source: str | Path, revision: str | None = None, *, allow_patterns: 
     """
     folder = _local_folder(source)
     if folder is None:
-        return _download(str(source), revision, allow_patterns or NEEDED_FILES)
+        folder = _download(str(source), revision, allow_patterns or NEEDED_FILES)
+        if allow_patterns is None and not any(folder.glob("*.safetensors")):
+            folder = _download(str(source), revision, (*NEEDED_FILES, *PICKLED_FILES))
+        return folder
     if revision is not None or allow_patterns is not None:
         raise ValueError(f"{revision=}, {allow_patterns=} are for hub ids; {source} is local: leave them out")
     return folder
@@ -166,55 +177,75 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not a JSON object.
+        ValueError: it is not a JSON object, or names its architectures in no list.
     """
     path = folder / CONFIG_FILE
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; give a model folder in the transformers layout")
-    return read_json_object(path, "Download or save the model again.")
+    values = read_json_object(path, "Download or save the model again.")
+    architectures = values.get("architectures")
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
+    ):
+        raise ValueError(f"{path}: architectures is {shown(architectures)}; expected a list of names of classes")
+    return values
 
 
 def read_tensors(folder: str | Path) -> dict[str, Tensor]:
     """Return every tensor of the folder's checkpoint by its name in the file, on the CPU.
 
-    The tensors may be views of the file: copy them before writing to them. Only safetensors are read, because
-    the older .bin files are pickles, which can run code.
+    Safetensors come before pickles. The scales and biases of layer norms that TensorFlow named `gamma` and `beta` are
+    called `weight` and `bias`. The tensors may be views of the file: copy them before writing to them.
 
     Raises:
         FileNotFoundError: there are no weights.
-        ValueError: they are damaged or in another format.
+        ValueError: they are damaged, in another format, or a pickle of more than tensors.
     """
     folder = Path(folder)
-    if (folder / SINGLE_FILE).exists():
-        return _read_file(folder / SINGLE_FILE)
-    if (folder / INDEX_FILE).exists():
-        return _read_shards(folder)
+    readers = {
+        SINGLE_FILE: _read_file,
+        INDEX_FILE: _read_shards,
+        PICKLED_FILE: read_pickle,
+        PICKLED_INDEX: _read_shards,
+    }
+    for name, read in readers.items():
+        if (folder / name).exists():
+            return {_modern_name(tensor): value for tensor, value in read(folder / name).items()}
     others = sorted(path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack"})
     if others:
         raise ValueError(
-            f"{folder} has its weights as {', '.join(others)}; only {SINGLE_FILE} is read. If you trust "
-            "the file, load it once with transformers and call its save_pretrained(folder)"
+            f"{folder} has its weights as {', '.join(others)}; read are {SINGLE_FILE} and {PICKLED_FILE}. Load it once "
+            "with the library that wrote it, and save it in one of these forms"
         )
     raise FileNotFoundError(
-        f"{folder} has no {SINGLE_FILE} and no {INDEX_FILE}; if it comes from the hub, download it again, "
-        "and see there whether the repository offers safetensors at all"
+        f"{folder} has no {SINGLE_FILE}, {INDEX_FILE} or {PICKLED_FILE}; if it comes from the hub, download it again, "
+        "and see there whether the repository offers one of them at all"
     )
 
 
-def _read_shards(folder: Path) -> dict[str, Tensor]:
-    index = folder / INDEX_FILE
+def _modern_name(name: str) -> str:
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: f"LayerNorm.{TENSORFLOW_NAMES[old[1]]}", name)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    folder = index.parent
+    suffix, read = (".bin", read_pickle) if index.name == PICKLED_INDEX else (".safetensors", _read_file)
     shard_of = read_json_object(index, "Download the model again.").get("weight_map")
     if not isinstance(shard_of, dict):
-        raise ValueError(f"{index} is not a safetensors index: it has no 'weight_map'. Download the model again")
+        raise ValueError(f"{index} is not an index of weights: it has no 'weight_map'. Download the model again")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(map(str, shard_of.values()))):
-        # A plain name keeps a hostile index from reading outside the folder. Resolving the path would not do:
-        # the hub's cache holds links that lead out of it.
-        if not re.fullmatch(r"[\w.\-]+\.safetensors", shard):
-            raise ValueError(f"{index} names the file {shard!r}; shards must be plain file names in the same folder")
-        if not (folder / shard).exists():
-            raise FileNotFoundError(f"{index} names {shard}, which is not in the folder; download the model again")
-        held = _read_file(folder / shard)
+        if not re.fullmatch(r"[\w.\-]+", shard) or not shard.endswith(suffix):
+            raise ValueError(
+                f"{index} names the file {shown(shard)}; shards must be plain file names in the same folder"
+            )
+        try:
+            path = file_inside(folder, shard)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{index} names {shard}, which is not in the folder; download the model again"
+            ) from error
+        held = read(path)
         tensors.update((name, tensor) for name, tensor in held.items() if shard_of.get(name) == shard)
     absent = sorted(shard_of.keys() - tensors.keys())
     if absent:
@@ -227,7 +258,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); download or save it again") from error

@@ -29,7 +29,10 @@ ADAPTERS = {
 def adapted(make, family="bert", task="token-classification", adapters=ADAPTERS):
     """A model with adapters of different ranks, targets, scalings and owned tensors, none of them zero."""
     model = make(family, task)
-    names = {"query": "q_lin", "key": "k_lin", "output.dense": "out_lin"} if family == "distilbert" else {}
+    names = {
+        "distilbert": {"query": "q_lin", "key": "k_lin", "output.dense": "out_lin"},
+        "deberta-v2": {"query": "query_proj", "key": "key_proj"},
+    }.get(family, {})
     for seed, (name, options) in enumerate(adapters.items()):
         targets = options.get("target_modules")
         if isinstance(targets, list):
@@ -44,7 +47,7 @@ def adapted(make, family="bert", task="token-classification", adapters=ADAPTERS)
     return model
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2"])
 @pytest.mark.parametrize("task", ["token-classification", "text-classification"])
 def test_each_adapter_gives_the_models_logits_and_switching_is_exact(make, batch, texts, tmp_path, family, task):
     model = adapted(make, family, task)

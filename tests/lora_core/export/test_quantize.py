@@ -53,6 +53,20 @@ def test_size_of_a_model_whose_embeddings_are_half_of_it(make, tmp_path):
     assert path.stat().st_size < 0.27 * source.stat().st_size
 
 
+def test_word_embeddings_that_stand_alone_are_int8(make, batch, tmp_path):
+    """DeBERTa's are followed by no positions, and in its published models are most of the file."""
+    model = make("deberta-v2", "token-classification", vocab_size=3000, hidden_size=192, intermediate_size=768)
+    source = export_onnx(model, tmp_path / "model.onnx")
+    path = quantize_onnx(source, tmp_path / "model.int8.onnx")
+    assert path.stat().st_size < 0.27 * source.stat().st_size
+    inputs = batch(model, (16, 1, 8))
+    with torch.no_grad():
+        logits = model(**inputs)
+    real = inputs["attention_mask"].bool()
+    errors = OnnxModel(path)(**inputs)[real] - logits[real]
+    assert errors.square().mean().sqrt() < 0.05 * logits[real].std()
+
+
 def test_weights_are_signed_symmetric_and_per_column_of_the_whole_range(make, tmp_path):
     model = make("distilbert", "token-classification")
     path = quantize_onnx(export_onnx(model, tmp_path / "model.onnx"), tmp_path / "int8.onnx")

@@ -8,6 +8,14 @@ import transformers
 
 LABELS = ("O", "B-protein", "I-protein")
 
+DEBERTA_POSITIONS = {
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_buckets": 4,
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+}
+
 FAMILIES = {
     "bert": (
         transformers.BertConfig,
@@ -33,6 +41,11 @@ FAMILIES = {
         transformers.DistilBertConfig,
         {"dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 40},
         {"vocab_size": 50, "max_position_embeddings": 16},
+    ),
+    "deberta-v2": (
+        transformers.DebertaV2Config,
+        {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40},
+        {"vocab_size": 50, "max_position_embeddings": 16, "position_biased_input": False, **DEBERTA_POSITIONS},
     ),
     "modernbert": (
         transformers.ModernBertConfig,

@@ -223,7 +223,7 @@ def test_tokenizer_json_comes_first(minilm, tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"holds no tokenizer: expected tokenizer.json, or vocab.txt \(BERT\)"),
+        ({}, r"holds no tokenizer: expected tokenizer.json, vocab.txt \(BERT\)"),
         ({"vocab.json": "{}"}, "holds no tokenizer"),
         ({"tokenizer.json": "{"}, "is not JSON"),
         ({"tokenizer.json": b"\xff\xfe{}"}, "is not JSON"),
@@ -281,10 +281,3 @@ def test_a_vocabulary_larger_than_the_model_is_refused(minilm):
     tokenizer.add_tokens(["[GENE]"])
     with pytest.raises(ValueError, match="'\\[GENE\\]'"):
         check_vocabulary(tokenizer, 30522)
-
-
-@pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "spiece.model", "spm.model"])
-def test_a_folder_with_sentencepiece_alone_says_how_to_get_a_tokenizer_json(tmp_path, name):
-    (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(ValueError, match=rf"its tokenizer as {name} alone.*save_pretrained"):
-        load_tokenizer(tmp_path)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import lora_core
 from lora_core.models import load_pretrained, resolve
 
-FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
+FAMILIES = ("bert", "roberta", "distilbert", "deberta-v2", "modernbert")
 TASKS = ("encoder", "token-classification", "text-classification")
 LABELS = ("O", "B-protein", "I-protein")
 AUTO_CLASSES = {
@@ -97,6 +97,7 @@ def test_a_language_model_s_file_serves_text_classification(oracle, batch, tmp_p
         "bert": "BertForMaskedLM",
         "roberta": "RobertaForMaskedLM",
         "distilbert": "DistilBertForMaskedLM",
+        "deberta-v2": "DebertaV2ForMaskedLM",
         "modernbert": "ModernBertForMaskedLM",
     }
     reference = getattr(transformers, classes[family])(oracle(family, "encoder").config).eval()
@@ -109,6 +110,7 @@ def test_a_language_model_s_file_serves_text_classification(oracle, batch, tmp_p
             "bert": {"bert.pooler.dense", "classifier"},
             "roberta": {"classifier.dense", "classifier.out_proj"},
             "distilbert": {"pre_classifier", "classifier"},
+            "deberta-v2": {"pooler.dense", "classifier"},
             "modernbert": {"classifier"},
         }[family]
     )

@@ -91,6 +91,9 @@ def test_only_needed_files_are_asked_of_the_hub(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert resolve("some-org/some-model", "v2") == tmp_path
+    assert asked["allow_patterns"] == [*source.NEEDED_FILES, *source.PICKLED_FILES]  # it has no safetensors
+    (tmp_path / "model.safetensors").touch()
+    assert resolve("some-org/some-model", "v2") == tmp_path
     assert asked == {
         "repo_id": "some-org/some-model",
         "revision": "v2",
