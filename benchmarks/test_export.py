@@ -59,6 +59,8 @@ LEAST_THROUGHPUT, LEAST_LATENCY, MOST_SIZE, MOST_MEMORY, MOST_POINTS_LOST = 5.0,
 """What int8 must reach against PyTorch: sorted against unsorted at batch 16; one at a time; bytes; memory; F1."""
 LEAST_OF_DYNAMIC = 0.95
 """Throughput that static scales must reach, of that of dynamic ones."""
+LEAST_MODERNBERT_LATENCY = 3.0
+"""The same for one sentence at a time in ModernBERT-base's size, against transformers."""
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 FAMILIES = {
@@ -66,6 +68,8 @@ FAMILIES = {
     "RoBERTa": ("token-classification", {"model_type": "roberta", "vocab_size": 100, **SIZES}),
     "DistilBERT": ("token-classification",
                    {"model_type": "distilbert", "vocab_size": 100, "dim": 64, "n_heads": 2, "hidden_dim": 128}),
+    "ModernBERT": ("token-classification",
+                   {"model_type": "modernbert", "vocab_size": 100, "pad_token_id": 0, **SIZES}),
     "ViT": ("image-classification", {"model_type": "vit", "image_size": 64, **SIZES}),
 }  # fmt: skip
 """Narrow, and as deep as the base models: the number of nodes does not depend on the width."""
@@ -227,10 +231,38 @@ def test_every_layer_is_fused(tmp_path: Path, show: Callable[[str], None]) -> No
         fused = (counts["attention"], counts["skip_layer_norm"], counts["bias_gelu"])
         rows.append((name, counts["layers"], *fused, counts["nodes"], int8["nodes"]))
         layers = counts["layers"]
-        assert layers == (6 if name == "DistilBERT" else 12)
-        assert fused == (layers, 2 * layers, layers)
-        assert (int8["attention"], int8["bias_gelu"]) == (layers, layers)
+        assert layers == {"DistilBERT": 6, "ModernBERT": 22}.get(name, 12)
+        gelus = 0 if name == "ModernBERT" else layers  # its GELU is gated
+        assert fused == (layers, 2 * layers, gelus)
+        assert (int8["attention"], int8["bias_gelu"]) == (layers, gelus)
     show("\n".join(f"{row[0]:<12}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows))
+
+
+def test_modernbert_latency(tmp_path: Path, show: Callable[[str], None], benchmark: Any) -> None:
+    """One sentence at a time in ModernBERT-base's size with random weights, against transformers as it is."""
+    sizes = {"num_hidden_layers": 4, **SIZES} if SMALL else {}
+    model = build_model(config_from_dict({"model_type": "modernbert", **sizes}), "token-classification", ["a", "b"])
+    assert isinstance(model, TaskModel)
+    save_pretrained(model, tmp_path)
+    theirs = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path).eval()
+    fp32 = OnnxModel(export_onnx(model, tmp_path / "model.onnx"))
+    int8 = OnnxModel(quantize_onnx(fp32.path, tmp_path / "model.int8.onnx"))
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(3.4, 0.5, 5 if SMALL else 60), 3, 200).astype(int)
+    texts = [torch.from_numpy(random.integers(5, 1000, (1, length))) for length in lengths]
+    milliseconds = {}
+    with torch.inference_mode():
+        for name, each in {"transformers": theirs, "ours, torch": model, "fp32": fp32, "int8": int8}.items():
+            each(input_ids=texts[0])
+            times = [best_seconds(lambda text, each=each: each(input_ids=text), text) for text in texts]
+            milliseconds[name] = 1000 * float(np.median(times))
+        benchmark.pedantic(int8, kwargs={"input_ids": texts[0]}, rounds=ROUNDS)
+    ratio = milliseconds["transformers"] / milliseconds["int8"]
+    benchmark.extra_info["int8 against transformers"] = ratio
+    for name, value in milliseconds.items():
+        share = milliseconds["transformers"] / value
+        show(f"ModernBERT-base, one sentence (median), {name:<14}{value:>8.2f} ms {share:>7.2f}x")
+    assert SMALL or ratio >= LEAST_MODERNBERT_LATENCY
 
 
 def test_pipeline_against_transformers(
@@ -261,7 +293,7 @@ def test_pipeline_against_transformers(
     assert SMALL or seconds["transformers"] > seconds["ours, torch"] > seconds["ours, int8"]
 
 
-def best_seconds(function: Callable[[list[str]], object], texts: list[str]) -> float:
+def best_seconds(function: Callable[[Any], object], texts: Any) -> float:
     """The time of the fastest of some calls."""
     times = []
     for _ in range(ROUNDS):
