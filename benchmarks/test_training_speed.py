@@ -3,7 +3,8 @@
 All train the same token classifier on the same sentences, 16 a step: LoRA of rank 16 with bias="all" and dropout 0.1
 on its input and on the hidden states, or every parameter. Sentences have JNLPBA's lengths in tokens (from the data
 itself where LORA_DATA_DIR holds bionlp2004, else from its quantiles below), random words and labels; models have
-MiniLM-L6's and BERT-base's sizes and random weights, which cost as much to train as pretrained ones.
+the sizes of MiniLM-L6, BERT-base and DeBERTa-v3-base, and random weights, which cost as much to train as pretrained
+ones.
 
 Our settings are the library's own: batches sorted by length within shuffled windows, no dropout of attention weights.
 "Defaults" are those of Trainer and of the models' configs, so attention weights are dropped too (0.1); one opponent is
@@ -56,20 +57,38 @@ QUANTILES = {0: 4, 0.05: 16, 0.1: 20, 0.2: 25, 0.3: 29, 0.4: 33, 0.5: 37, 0.6: 4
 CPU = torch.device("cpu")
 
 TINY: dict[str, int] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+MINILM = {
+    "model_type": "bert",
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+BASE = {
+    "model_type": "bert",
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+DEBERTA = {**BASE, "model_type": "deberta-v2", "vocab_size": 128100, "relative_attention": True,
+           "pos_att_type": "p2c|c2p", "position_buckets": 256, "share_att_key": True, "norm_rel_ebd": "layer_norm",
+           "position_biased_input": False}  # fmt: skip
+PROJECTIONS = {"bert": ("query", "key", "value"), "deberta-v2": ("query_proj", "key_proj", "value_proj")}
+"""Names for PEFT, by family."""
 
 
 class Size(NamedTuple):
     """A model, and how much it trains on in a round."""
 
-    fields: dict[str, int]
+    fields: dict[str, Any]
     sentences: int
 
 
 SIZES = {
-    "MiniLM-L6": Size(TINY, 64) if SMALL else Size(MINILM, 480),
-    "BERT-base": Size({**TINY, "num_hidden_layers": 3}, 32) if SMALL else Size(BASE, 64),
+    "MiniLM-L6": Size({**MINILM, **TINY}, 64) if SMALL else Size(MINILM, 480),
+    "BERT-base": Size({**BASE, **TINY}, 32) if SMALL else Size(BASE, 64),
+    "DeBERTa-v3-base": Size({**DEBERTA, **TINY}, 32) if SMALL else Size(DEBERTA, 64),
 }
 
 
@@ -122,6 +141,12 @@ ROWS = {
         ("LoRA, bf16", "PEFT, by length, bf16", "our LoRA, bf16", 2.2),
         ("LoRA against full", "our full fine-tuning", "our LoRA", 1.4),
     ],
+    "DeBERTa-v3-base": [
+        ("LoRA, fp32", "PEFT, defaults", "our LoRA", 2.5),
+        ("LoRA, fp32", "PEFT, by length", "our LoRA", 1.0),
+        ("LoRA, bf16", "PEFT, by length, bf16", "our LoRA, bf16", 1.0),
+        ("all linear layers, fp32", "PEFT, by length, all linear", "our LoRA, all linear", 1.0),
+    ],
 }
 MEMORY_AIM = 0.5
 
@@ -161,7 +186,7 @@ def random_windows(lengths: np.ndarray) -> TokenWindows:
 
 def our_training(size: Size, contestant: Contestant, folder: Path) -> Callable[[TokenWindows], float]:
     """A function that trains once over its data and returns the seconds."""
-    values = {"model_type": "bert", "attention_probs_dropout_prob": 0.0, **size.fields}
+    values = {"attention_probs_dropout_prob": 0.0, **size.fields}
     model = build_model(config_from_dict(values), "token-classification", LABELS)
     if contestant.targets is not None:
         lora_core.inject_lora(model, r=RANK, lora_dropout=0.1, target_modules=contestant.targets, bias="all")
@@ -184,10 +209,11 @@ def their_training(size: Size, contestant: Contestant, folder: Path) -> Callable
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     sizes: dict[str, Any] = {**size.fields, "num_labels": len(LABELS)}
-    config = transformers.BertConfig(**sizes, attention_probs_dropout_prob=contestant.attention_dropout)
-    model: Any = transformers.BertForTokenClassification(config)
+    config = transformers.AutoConfig.for_model(**sizes, attention_probs_dropout_prob=contestant.attention_dropout)
+    model: Any = transformers.AutoModelForTokenClassification.from_config(config)
     if contestant.targets is not None:
-        targets = ["query", "value"] if contestant.targets == "qv" else ["query", "key", "value", "dense"]
+        query, key, value = PROJECTIONS[size.fields["model_type"]]
+        targets = [query, value] if contestant.targets == "qv" else [query, key, value, "dense"]
         adapter = peft.LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.1, target_modules=targets, bias="all",
                                   task_type="TOKEN_CLS")  # fmt: skip
         model = peft.get_peft_model(model, adapter)
@@ -242,7 +268,9 @@ def serve(size_name: str, name: str) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     with tempfile.TemporaryDirectory() as folder:
         training = our_training if contestant.ours else their_training
-        training(Size(TINY, 2), contestant, Path(folder))(random_windows(np.full(2, 8)))  # brings lazy imports in
+        training(Size({**size.fields, **TINY}, 2), contestant, Path(folder))(
+            random_windows(np.full(2, 8))
+        )  # brings lazy imports in
         train = training(size, contestant, Path(folder))
         reset_peak_memory(CPU)
         loaded = peak_memory_bytes(CPU)

@@ -37,6 +37,11 @@ ROBERTA = {**BERT, "model_type": "roberta", "vocab_size": 50265, "max_position_e
            "layer_norm_eps": 1e-5, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}  # fmt: skip
 DISTILBERT = {"model_type": "distilbert", "activation": "gelu", "dim": 768, "hidden_dim": 3072, "n_layers": 6,
               "n_heads": 12, "max_position_embeddings": 512, "pad_token_id": 0, "tie_weights_": True}  # fmt: skip
+DEBERTA = {"model_type": "deberta-v2", "vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 12,
+           "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
+           "type_vocab_size": 0, "layer_norm_eps": 1e-7, "relative_attention": True, "position_buckets": 256,
+           "max_relative_positions": -1, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+           "pos_att_type": "p2c|c2p", "position_biased_input": False}  # fmt: skip
 VIT = {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
        "intermediate_size": 3072, "hidden_act": "gelu", "image_size": 224, "patch_size": 16, "num_channels": 3,
        "qkv_bias": True, "layer_norm_eps": 1e-12}  # fmt: skip
@@ -122,6 +127,24 @@ PUBLISHED = {
         "MPNetForMaskedLM",
         "bin",
     ),
+    "microsoft/deberta-v3-small": Published(
+        {**DEBERTA, "num_hidden_layers": 6, "pooler_dropout": 0, "pooler_hidden_act": "gelu",
+         "pooler_hidden_size": 768},
+        "DebertaV2ForMaskedLM",
+        "bin",
+        counters=False,
+    ),
+    "microsoft/deberta-v3-base": Published(DEBERTA, "DebertaV2ForMaskedLM", "bin", counters=False),
+    "microsoft/deberta-v3-large": Published(
+        {**DEBERTA, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+         "intermediate_size": 4096},
+        "DebertaV2ForMaskedLM",
+        "bin",
+        counters=False,
+    ),
+    "microsoft/mdeberta-v3-base": Published(
+        {**DEBERTA, "vocab_size": 251000, "pooler_hidden_size": 768}, "DebertaV2ForMaskedLM", "bin", counters=False
+    ),
     "google/vit-base-patch16-224": Published(VIT, "ViTForImageClassification", labels=("tench", "goldfish")),
     "google/vit-base-patch16-224-in21k": Published(VIT, "ViTModel", bare=True),
     "facebook/deit-base-distilled-patch16-224": Published(
@@ -131,7 +154,8 @@ PUBLISHED = {
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40, "dim": 24,
          "hidden_dim": 40, "n_layers": 2, "n_heads": 2, "vocab_size": 60, "max_position_embeddings": 40,
-         "image_size": 32, "bos_token_id": 0, "eos_token_id": 2}  # fmt: skip
+         "image_size": 32, "bos_token_id": 0, "eos_token_id": 2, "position_buckets": 8,
+         "pooler_hidden_size": 24}  # fmt: skip
 """In the place of what config.json states."""
 NARROW = 16
 """Width of embeddings that are narrower than the hidden states."""
