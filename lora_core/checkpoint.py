@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from lora_core.adapters import delete_adapter, hosts, record_of, set_adapter, state_of
 from lora_core.config import TASK_TYPES, LoRAConfig, Pattern
-from lora_core.files import replacing
+from lora_core.files import make_folder, replacing
 from lora_core.inject import add_exactly, eject_lora
 from lora_core.layers import model_modules
 from lora_core.targets import attention_outputs, preset_of, without_idle_patterns
 from lora_core.updates import ThirdsUpdate
-from lora_core.vit_names import NEW_MARK, OLD_MARK, any_path, to_new_name, to_old_name
+from lora_core.vit_names import DINOV2_MARK, NEW_MARK, OLD_MARK, any_path, to_dinov2_name, to_new_name, to_old_name
 
 logger = logging.getLogger("lora_core")
 
@@ -73,8 +73,7 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
     """
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in lora_state_dict(model, adapter_name).items()}
     refuse_non_finite(tensors, "The adapter was not saved")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     config = record_of(model, adapter_name).config
     head = config.modules_to_save
     task_type = TASK_TYPES.get(getattr(model, "task", "")) if head else None  # PEFT adds a head by itself for a task
@@ -353,7 +352,7 @@ def in_names_of(
     paths = list(model_paths)
     keys = [key.removeprefix(PREFIX) for key in tensors]
     if any_path(NEW_MARK, paths) and any_path(OLD_MARK, keys):
-        rename = to_new_name
+        rename = to_dinov2_name if any_path(DINOV2_MARK, paths) else to_new_name
     elif any_path(OLD_MARK, paths) and (any_path(NEW_MARK, keys) and not any_path(OLD_MARK, keys)):
         rename = to_old_name
     else:
@@ -367,9 +366,17 @@ def for_transformers(
     """An adapter's tensors and config as PEFT reads them beside transformers 5.
 
     They are under other names than the model's only if it is a ViT of this library, which keeps those of checkpoints.
+    An adapter of DINOv2's gated layers keeps them, too: transformers 5 has two layers in the place of one there.
     """
-    if any(getattr(module, "renamed_in_transformers_5", False) for module in model.modules()):
-        return _renamed(tensors, config, to_new_name)
+    renames = (getattr(module, "name_in_transformers_5", None) for module in model.modules())
+    rename = next((rename for rename in renames if rename is not None), None)
+    if rename is not None and any(".mlp.weights_in." in key for key in tensors):
+        logger.warning(
+            "the adapter holds mlp.weights_in, which transformers 5 splits in two: it is saved under the checkpoint's "
+            "own names, for this library"
+        )
+    elif rename is not None:
+        return _renamed(tensors, config, rename)
     return dict(tensors), config
 
 

@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -26,18 +27,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; the block makes a file or a folder there.
 
     If the block succeeds, what it made is flushed to disk and takes the name ``path``, in the place of what bore it: a
-    reader sees the old or the new, never a part, after a power cut too (of a folder, perhaps neither). If the block
-    fails, the temporary is removed and ``path`` is as it was; what a killed process of this machine left is removed by
-    the next one. Files get the permissions that the user's umask gives.
+    reader sees the old or the new, never a part, after a power cut too (of a folder, for a moment neither). If the
+    block fails, the temporary is removed and ``path`` is as it was; what a killed process of this machine left is
+    removed by the next one. Files get the permissions that the user's umask gives.
     """
     path = Path(path)
-    own = f".{path.name}.{socket.gethostname()}-"  # a folder may be shared by machines, whose processes have one number
-    for abandoned in path.parent.glob(f"{glob.escape(own)}*"):
-        process = abandoned.name.removeprefix(own).split("-")[0]
-        if abandoned.name not in _unfinished and not _is_alive(process):
-            _remove(abandoned)
-    temporary = path.with_name(f"{own}{os.getpid()}-{threading.get_ident()}")
-    _unfinished.add(temporary.name)
+    remove_abandoned(path.parent, path.name)
+    temporary, old = _temporary(path), _temporary(path, "-old")
+    _unfinished.update((temporary.name, old.name))
     try:
         temporary.touch()
         permissions = temporary.stat().st_mode  # what the umask leaves; reading it would set it, for all threads
@@ -46,21 +43,73 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir():
             for part in (*temporary.rglob("*"), temporary):
                 _flush(part)
-            _remove(path)
+            if os.path.lexists(path):  # a folder takes no other's place; renamed, it is away for a moment only
+                os.replace(path, old)
         else:
             temporary.chmod(permissions)
             _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
     finally:
+        if os.path.lexists(old) and not os.path.lexists(path):
+            os.replace(old, path)
         _remove(temporary)
-        _unfinished.discard(temporary.name)
+        _remove(old)
+        _unfinished.difference_update((temporary.name, old.name))
+
+
+def discard(path: str | Path) -> None:
+    """Remove a file or a folder; under its name it is whole or gone, also when the process is killed meanwhile."""
+    path = Path(path)
+    going = _temporary(path, "-gone")
+    _unfinished.add(going.name)
+    try:
+        os.replace(path, going)
+        _remove(going)
+    finally:
+        _unfinished.discard(going.name)
+
+
+def remove_abandoned(folder: str | Path, name: str | None = None) -> list[Path]:
+    """Remove what `replacing` and `discard` left in a folder when their process was killed; what is removed.
+
+    What another folder was to replace, and did not, gets its name back. Files of living processes stay, and those of
+    other machines, of whose processes nothing is known here.
+
+    Args:
+        folder: it need not be there.
+        name: only what was to become, or was, the file of this name; None: any.
+    """
+    bears = r".+" if name is None else re.escape(name)
+    pattern = re.compile(rf"\.({bears})\.{re.escape(socket.gethostname())}-(\d+)-\d+(-old|-gone)?", re.DOTALL)
+    removed = []
+    for path in Path(folder).glob(".*" if name is None else f".{glob.escape(name)}.*"):
+        found = pattern.fullmatch(path.name)
+        if found is None or path.name in _unfinished or _is_alive(found[2]):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another process removes it at the same time
+            if found[3] == "-old" and not os.path.lexists(path.with_name(found[1])):
+                os.replace(path, path.with_name(found[1]))
+                continue
+            _remove(path)
+            removed.append(path)
+    return removed
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder, and those above it that are missing, and wait until the disk has their names. Returns the path."""
+    path = Path(path)
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _flush(path.parent)
+    return path
 
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write ``text`` in UTF-8, whole or not at all (`replacing`); the folder is made if need be. Returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
@@ -97,6 +146,15 @@ def sha256_of_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def _temporary(path: Path, end: str = "") -> Path:
+    """The name beside ``path`` that this thread uses; it tells other processes whose it is.
+
+    A folder may be shared by machines, whose processes have one number.
+    """
+    own = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    return path.with_name(f".{path.name}.{own}{end}")
+
+
 def _flush(path: Path) -> None:
     """Wait until the disk has a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -114,9 +172,7 @@ def _remove(path: Path) -> None:
 
 
 def _is_alive(process: str) -> bool:
-    """Whether a process of this machine, other than this one, has the number; True for what is no number."""
-    if not process.isdecimal():
-        return True
+    """Whether a process of this machine, other than this one, has the number."""
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:

@@ -31,7 +31,7 @@ ORDER = (
     ("trainers.data.texts", "trainers.data.images"),
     ("trainers.convert", "trainers.model", "trainers.training"),
     ("trainers.tasks",),
-    ("trainers.loop",),
+    ("trainers.loop", "trainers.inputs"),
     ("trainers.experiment",),
     ("trainers.finished",),
     ("trainers.serve", "trainers.results", "trainers.corpus"),

@@ -134,18 +134,12 @@ def read_toml(path: Path, default: Config) -> Config:
 def train(config: RunConfig) -> None:
     """Train and test a model."""
     from trainers.experiment import run
-    from trainers.run_folder import RunFolder
 
     if not config.data:
         raise ValueError("--data is missing: a folder, a name in $LORA_DATA_DIR, or a hub id such as tner/bionlp2004.")
-    result = run(config).result
-    if not _is_main():
-        return
-    test = result.get("test", result["validation"])
-    names = {"f1": "F1", "precision": "precision", "recall": "recall"} if "f1" in test else {
-        "pearson": "Pearson correlation", "mse": "squared error", "r2": "R2"}  # fmt: skip
-    shown = ", ".join(f"{name} {test[key]:.4f}" for key, name in names.items())
-    print(f"{shown}; all figures in {RunFolder(config.output_dir).metrics}")
+    finished = run(config)
+    if _is_main():
+        print(finished.summary)
 
 
 def compare(
@@ -283,6 +277,7 @@ def predict(
     output: Path | None = None,
     format: Literal["jsonl", "text"] = "jsonl",
     input_format: Literal["auto", "jsonl", "text", "table", "conll"] = "auto",
+    columns: str = "",
     text_column: str = "",
     pair_column: str = "",
     delimiter: str = "",
@@ -299,9 +294,10 @@ def predict(
     """Predict from files: entities of texts, labels of texts, or labels of images.
 
     Every input gives one output line, in order. Input is JSON lines {"text": "..."} or {"tokens": [...]}, whose other
-    fields are kept; plain text, a text a line; tables (CSV, TSV, parquet, Excel) with a column of texts; for entities
-    also sentences with a word a line (CoNLL). For images it is {"image": "PATH"}, a path a line, the images
-    themselves, or a folder of them. A pattern in quotes ("scans/*.png") names what fits it.
+    fields are kept; plain text, a text a line; tables (CSV, TSV, parquet, Excel) with a column of texts; exports of
+    annotation tools; for entities also sentences with a word a line (CoNLL). For images it is {"image": "PATH"}, a path
+    a line, the images themselves, a folder or a table of them. A pattern in quotes ("scans/*.png") names what fits it.
+    Columns, delimiter and encoding that training was told, or found, are known: files of that form need no flags.
 
         lora-core predict runs/ner abstracts.jsonl --output found.jsonl
         echo "IL-2 gene expression requires NF-kappa B." | lora-core predict runs/ner/model.int8.onnx --format text
@@ -314,12 +310,15 @@ def predict(
         output: file to write, gzipped if its name ends in .gz; by default standard output.
         format: jsonl adds "entities" or "labels" to the input's fields, in place of one of that name; text is for
             reading.
-        input_format: auto goes by the file's name, then by its content; standard input is JSON lines if it begins with
-            a brace, else plain text.
-        text_column: tables: the column of the text, or of its parts ("title,body"); by default names that are usual.
-        pair_column: tables: the column of the second text of a pair; by default names that are usual.
-        delimiter: tables: what stands between columns, such as "," or "tab"; by default what the content says.
-        encoding: of the input, such as utf-8 or cp1252; by default what the content says.
+        input_format: auto goes by the file's name, then by its content; standard input goes by its first line.
+        columns: words: the column of the word, as "2" (from 1) or by name; by default as in training, or what the
+            content says.
+        text_column: the column or key of the text, or of its parts ("title,body"); by default that of training, or
+            names that are usual.
+        pair_column: the column or key of the second text of a pair; by default as for text_column.
+        delimiter: tables: what stands between columns, such as "," or "tab"; by default as in training, or what the
+            content says.
+        encoding: of the input, such as utf-8 or cp1252; by default what the content says, or as in training.
         on_bad_row: what to do with an input that cannot be used: mark puts {"error": ...} in its place, skip leaves it
             out (both count them at the end), error stops there.
         task: what the model does, where its folder does not tell.
@@ -347,7 +346,7 @@ def predict(
         output,
         format=format,
         input_format=input_format,
-        reading=Reading(text_column=text_column, pair_column=pair_column, delimiter=delimiter, encoding=encoding),
+        reading=Reading(columns, text_column, pair_column, delimiter=delimiter, encoding=encoding),
         on_bad_row=on_bad_row,
         task=task,
         max_tokens=max_tokens,

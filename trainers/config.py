@@ -234,7 +234,8 @@ class TextSettings(Settings):
     """Texts: how long ones are cut, how many are taken, how they are changed."""
 
     max_length: int | None = None
-    """Longest window in tokens; None: the model's limit. Longer sentences are cut into overlapping windows."""
+    """Longest window in tokens; None: the model's limit, or what its tokenizer_config.json says (model_max_length), up
+    to 8,192 for ModernBERT. Longer sentences are cut into overlapping windows."""
     long_text: Literal["head", "head_tail", "windows"] = "head"
     """Texts longer than max_length: keep the beginning, or half from each end; or cut them into windows, whose logits
     are averaged."""
@@ -270,7 +271,7 @@ class OutputSettings(Settings):
     """Where the run is kept, and whether it goes on."""
 
     output_dir: Path = Path("runs/run")
-    """The run folder: config.json, metrics.jsonl, checkpoints/, and adapter/ (LoRA) or best/ (otherwise)."""
+    """The run folder: config.json, inputs.json, metrics.jsonl, checkpoints/, and adapter/ (LoRA) or best/."""
     resume: str = ""
     """"auto" continues from the newest complete checkpoint in output_dir, if there is one; or a checkpoint's path."""
     overwrite: bool = False

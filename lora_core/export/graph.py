@@ -128,14 +128,15 @@ class Graph:
         return self.op("Add", y, self.op("MatMul", self.op("MatMul", x, update[0]), update[1]))
 
     def dense(self, x: str, layers: Layers) -> str:
-        """``layers`` with their biases; of a `table` that is a constant, unless adapters may change it."""
+        """``layers`` with the biases they have; of a `table` that is a constant, unless adapters may change it."""
         if x in self.known:
             if not self._replaceable(layers):
                 matrix = np.concatenate([self.array(layer) for layer in _each(layers)])
                 bias = np.concatenate([self._bias_or_zero(layer) for layer in _each(layers)])
                 return self.weight(f"{x} by {self._name(layers)}", self.known[x] @ matrix.T + bias)
             self.weight(x, self.known[x])
-        return self.op("Add", self.linear(x, layers), self.bias(layers))
+        y = self.linear(x, layers)
+        return self.op("Add", y, self.bias(layers)) if any(map(self._has_bias, _each(layers))) else y
 
     def table(self, table: nn.Module, norm: Any = None) -> str:
         """All rows (R, H) of an embedding table, normalised, as an input of `dense`."""
@@ -177,10 +178,10 @@ class Graph:
 
     def activated(self, x: str, layer: nn.Module, activation: nn.Module) -> str:
         """A linear layer with its bias and activation; for a GELU the two are one operator."""
-        y, bias = self.linear(x, layer), self.bias(layer)
         if type(activation) is nn.GELU:
-            return self.op("FastGelu" if activation.approximate == "tanh" else "BiasGelu", y, bias, domain=MICROSOFT)
-        return self.activate(self.op("Add", y, bias), activation)
+            inputs = self.linear(x, layer), self.bias(layer)
+            return self.op("FastGelu" if activation.approximate == "tanh" else "BiasGelu", *inputs, domain=MICROSOFT)
+        return self.activate(self.dense(x, layer), activation)
 
     def activate(self, x: str, activation: Any) -> str:
         """An activation of lora_core.models.layers, or a module with a method `onnx(graph, x)`."""
@@ -192,10 +193,28 @@ class Graph:
             return self.op("Mul", x, self.op("Sigmoid", x))
         return activation.onnx(self, x)
 
-    def add_and_normalise(self, x: str, layer: nn.Module, residual: str, norm: nn.Module, total: str = "") -> str:
-        """LayerNorm of ``residual`` + a linear layer of x; ``total`` names that sum where it is needed too."""
+    def add_and_normalise(
+        self,
+        x: str,
+        layer: nn.Module,
+        residual: str,
+        norm: nn.Module,
+        total: str = "",
+        output_scale: nn.Module | None = None,
+    ) -> str:
+        """LayerNorm of ``residual`` + a linear layer of x.
+
+        Args:
+            total: names that sum, where it is needed too.
+            output_scale: a module with a method `onnx(graph, x)` that scales what the layer gives.
+        """
         scale, shift = self._scale_and_shift(norm)
-        inputs = [self.linear(x, layer), residual, scale, shift, self.bias(layer)]
+        if output_scale is not None:
+            scaling: Any = output_scale
+            inputs = [scaling.onnx(self, self.dense(x, layer)), residual, scale, shift]
+        else:
+            inputs = [self.linear(x, layer), residual, scale, shift]
+            inputs += [self.bias(layer)] if self._has_bias(layer) else []
         output = self._fresh(f"{self.path(norm)}.output")
         names = [output, "", "", total] if total else [output]
         return self.op("SkipLayerNormalization", *inputs, domain=MICROSOFT, outputs=names, epsilon=norm.eps)
@@ -285,6 +304,11 @@ class Graph:
         paths = [self.path(module) for module in _each(modules)]
         own = (f"{path}.{part}" for path in paths for part in ("weight", "bias"))
         return self._settable(own) or any(path in self.parameters.factors for path in paths)
+
+    def _has_bias(self, layer: nn.Module) -> bool:
+        """Whether a layer has a bias, or adapters may give it one."""
+        path = f"{self.path(layer)}.bias"
+        return path in self.parameters.tensors or self._settable([path])
 
     def _settable(self, paths: Iterable[str]) -> bool:
         """Whether adapters may replace one of these tensors."""

@@ -81,10 +81,8 @@ def sha256_of(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def base_sha256(model: TaskModel) -> str:
-    """Digest of the encoder that the adapters share; the head belongs to each adapter."""
-    prefix = f"{model.base_model_prefix}."
-    tensors = _base_tensors(model).items()
-    return sha256_of({path: tensor for path, tensor in tensors if path.startswith(prefix) and not model.in_head(path)})
+    """Digest of all that the adapters share; the head belongs to each adapter."""
+    return sha256_of({path: tensor for path, tensor in _base_tensors(model).items() if not model.in_head(path)})
 
 
 def _merged(path: str, host: LoRALayer) -> dict[str, Tensor]:

@@ -117,12 +117,13 @@ class _Quantiser:
         ]
 
     def _skip_layer_norm(self, node: NodeProto) -> Iterable[NodeProto]:
-        """LayerNorm(x + bias + skip); the sum is the fourth output."""
-        x, skip, scale, shift, bias = node.input
+        """LayerNorm(x + skip), or of x + bias + skip; the sum is the fourth output."""
+        x, skip, scale, shift, *bias = node.input
         total = node.output[3] if len(node.output) > 3 else f"{node.name}_sum"
+        biased = f"{node.name}_biased" if bias else x
         return [
-            _node("Add", [x, bias], [f"{node.name}_biased"], f"{node.name}_bias", ""),
-            _node("Add", [f"{node.name}_biased", skip], [total], f"{node.name}_skip", ""),
+            *([_node("Add", [x, *bias], [biased], f"{node.name}_bias", "")] if bias else []),
+            _node("Add", [biased, skip], [total], f"{node.name}_skip", ""),
             _layer_norm(node, total, scale, shift),
         ]
 

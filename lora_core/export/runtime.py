@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lora_core.export.onnx_file import AGAIN, read_file
 from lora_core.export.parameters import sha256_of
-from lora_core.models.encoders.vit import check_images
+from lora_core.models.encoders.patches import check_images
 from lora_core.models.layers import check_input
 from lora_core.models.task_model import ProblemType, problem_type_of_config
 

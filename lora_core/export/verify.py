@@ -18,12 +18,17 @@ from lora_core.export.write import remove
 from lora_core.models.encoders.build import assemble
 from lora_core.models.task_model import TaskModel
 
+LONGEST = 1024
+"""Most tokens of a text that `parity_batches` makes. In a model with room for more, longer texts go through the same
+operations, while their check would take memory that grows with the square of the length."""
+
 
 def parity_batches(model: TaskModel, sequences: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
     """Batches of real texts for `verify_onnx`, at all the lengths that a server meets.
 
     The batches: the shortest and the longest alone; one of max_tokens, made from all texts on end; all lengths padded
-    together; and those with a row of nothing but padding between them. Sequences beyond max_tokens are cut.
+    together; and those with a row of nothing but padding between them. Sequences beyond max_tokens or `LONGEST` are
+    cut.
 
     Args:
         sequences: token ids of whole texts, special tokens included, the more different lengths the better.
@@ -31,7 +36,7 @@ def parity_batches(model: TaskModel, sequences: Sequence[Sequence[int]]) -> list
     Raises:
         ValueError: there is no text, or an empty one.
     """
-    limit, padding = model.config.max_tokens, model.config.pad_token_id
+    limit, padding = min(model.config.max_tokens, LONGEST), model.config.pad_token_id
     if not sequences or not all(len(ids) for ids in sequences):
         raise ValueError("sequences must hold at least one text, and none that is empty")
     ordered = sorted((list(ids)[:limit] for ids in sequences), key=len)

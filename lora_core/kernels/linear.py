@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from lora_core.dropout import drop, keep_mask, too_sparse
 from lora_core.layers import LoRALinear
-from lora_core.updates import LinearUpdate
+from lora_core.updates import LinearUpdate, ThirdsUpdate
 
 
 class Update(NamedTuple):
@@ -68,7 +68,8 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
         return not layer.training  # in training the layer itself refuses
     adapters = [layer.update_of(name) for name in layer.active_adapters]
     return len(adapters) <= 1 and all(
-        type(adapter) is LinearUpdate
+        isinstance(adapter, LinearUpdate)
+        and type(adapter) in (LinearUpdate, ThirdsUpdate)
         and adapter.start_A is None
         and adapter.lora_magnitude_vector is None
         and adapter.lora_B.bias is None
@@ -85,7 +86,7 @@ def acting_update(layer: nn.Linear) -> Update | None:
     adapter = layer.update_of(layer.active_adapters[0])
     assert isinstance(adapter, LinearUpdate)
     dropout = adapter.lora_dropout.p if adapter.lora_dropout.training else 0.0
-    return Update(adapter.lora_A.weight, adapter.lora_B.weight, float(adapter.scaling), dropout)
+    return Update(*adapter.trained_factors(), float(adapter.scaling), dropout)
 
 
 class FrozenCopy(NamedTuple):

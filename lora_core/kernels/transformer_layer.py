@@ -14,7 +14,7 @@ from lora_core.dropout import dropout_add
 from lora_core.kernels.attention import attend
 from lora_core.kernels.linear import is_plain, project
 from lora_core.kernels.packing import Layout
-from lora_core.models.layers import LayerParts, MultiHeadAttention, TransformerLayer
+from lora_core.models.layers import GatedActivation, LayerParts, MultiHeadAttention, TransformerLayer
 
 
 def run_layer(
@@ -38,11 +38,14 @@ def run_layer(
     asking = normed
     if read is not None:
         asking, x = (layout.pad(t)[:, :read].flatten(0, 1) for t in (normed, x))
-    x = add(attention(parts, asking, normed, layout, dtype, shared), x, parts.attention_output_dropout)
+    attended = scaled(attention(parts, asking, normed, layout, dtype, shared), parts.attention_scale)
+    x = add(attended, x, parts.attention_output_dropout)
     if layer.norm_first:
-        return add(feed_forward(parts, parts.output_norm(x), dtype), x, parts.output_dropout)
+        outcome = scaled(feed_forward(parts, parts.output_norm(x), dtype), parts.output_scale)
+        return add(outcome, x, parts.output_dropout)
     x = parts.attention_norm(x)
-    return parts.output_norm(add(feed_forward(parts, x, dtype), x, parts.output_dropout))
+    outcome = scaled(feed_forward(parts, x, dtype), parts.output_scale)
+    return parts.output_norm(add(outcome, x, parts.output_dropout))
 
 
 def attention(
@@ -93,6 +96,11 @@ def feed_forward(parts: LayerParts, x: Tensor, dtype: torch.dtype | None) -> Ten
     return project(inner, (parts.output,), dtype)[0]
 
 
+def scaled(x: Tensor, scale: nn.Module | None) -> Tensor:
+    """``x``, scaled if there is something that does it."""
+    return x if scale is None else scale(x)
+
+
 def add(x: Tensor, residual: Tensor, dropout: nn.Dropout | None) -> Tensor:
     """``dropout(x) + residual``, in the dtype of the residual."""
     return x + residual if dropout is None else dropout_add(x, residual, dropout)
@@ -102,6 +110,8 @@ def activate(activation: nn.Module, x: Tensor, *, sole_reader: bool) -> Tensor:
     """``activation(x)``; ``sole_reader`` says that only one `project` (linear.py) reads the result."""
     if type(activation) is nn.GELU and sole_reader:
         return _Gelu.apply(x, activation.approximate)
+    if type(activation) is GatedActivation and type(activation.activation) is nn.GELU:
+        return activation.dropout(_GatedGelu.apply(x, activation.activation.approximate))
     return activation(x)
 
 
@@ -121,3 +131,25 @@ class _Gelu(Function):
         # The linear layer that follows made this gradient for this one reader, so its memory is free.
         torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=ctx.approximate, grad_input=grad)
         return grad, None
+
+
+class _GatedGelu(Function):
+    """GeGLU that keeps nothing but its input, (N, 2 F) -> (N, F)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, approximate: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.approximate = approximate
+        value, gate = x.chunk(2, -1)
+        return torch.ops.aten.gelu(value, approximate=approximate).mul_(gate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        value, gate = x.chunk(2, -1)
+        found = torch.empty_like(x)
+        of_value, of_gate = found.chunk(2, -1)
+        torch.mul(grad, torch.ops.aten.gelu(value, approximate=ctx.approximate), out=of_gate)
+        torch.ops.aten.gelu_backward.grad_input(grad * gate, value, approximate=ctx.approximate, grad_input=of_value)
+        return found, None

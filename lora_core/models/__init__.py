@@ -9,8 +9,10 @@ from lora_core.models.encoders.albert import AlbertConfig, AlbertModel
 from lora_core.models.encoders.bert import BertConfig, BertModel
 from lora_core.models.encoders.build import build_model, config_from_dict
 from lora_core.models.encoders.deberta import DebertaV2Config, DebertaV2Model
+from lora_core.models.encoders.dinov2 import Dinov2Config, Dinov2Model
 from lora_core.models.encoders.distilbert import DistilBertConfig, DistilBertModel
 from lora_core.models.encoders.electra import ElectraConfig, ElectraModel
+from lora_core.models.encoders.modernbert import ModernBertConfig, ModernBertModel
 from lora_core.models.encoders.mpnet import MPNetConfig, MPNetModel
 from lora_core.models.encoders.roberta import (
     CamembertConfig,
@@ -35,12 +37,16 @@ __all__ = [
     "DebertaV2Model",
     "DeiTConfig",
     "DeiTModel",
+    "Dinov2Config",
+    "Dinov2Model",
     "DistilBertConfig",
     "DistilBertModel",
     "ElectraConfig",
     "ElectraModel",
     "MPNetConfig",
     "MPNetModel",
+    "ModernBertConfig",
+    "ModernBertModel",
     "RobertaConfig",
     "RobertaModel",
     "ViTConfig",

@@ -8,6 +8,7 @@ Shapes: B texts or images, T tokens (padded), H hidden size.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
@@ -42,6 +43,8 @@ class EncoderConfig:
     """Field with the dropout probability of embeddings and layer outputs."""
     least: ClassVar[Mapping[str, int]] = {"pad_token_id": 0}
     """The least values of whole numbers that may be below 1."""
+    above_one: ClassVar[frozenset[str]] = frozenset()
+    """Numbers that may be 1 and more; the others are shares."""
 
     @classmethod
     def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
@@ -73,7 +76,11 @@ class EncoderConfig:
             least = self.least.get(field.name, 1)
             if kind is int and value < least:
                 raise ValueError(f"{field.name} is {value}; expected at least {least}")
-            if isinstance(0.0, kind) and value is not None and not 0 <= value < 1:
+            if kind not in (float, float | None) or value is None:
+                continue
+            if field.name in self.above_one and not 0 < value < math.inf:
+                raise ValueError(f"{field.name} is {value}; expected a number above 0")
+            if field.name not in self.above_one and not 0 <= value < 1:
                 raise ValueError(f"{field.name} is {value}; expected at least 0 and below 1")
         activation = None if self.activation_field is None else getattr(self, self.activation_field)
         if activation is not None and activation not in ACTIVATIONS:

@@ -2,7 +2,7 @@
 transformer layer says where its parts are.
 
 Shapes: B texts or images, T tokens (padded), Q tokens that ask (T, or fewer), H hidden size, N attention heads,
-D = H / N.
+D = H / N, F intermediate size.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +30,9 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
 MASKED = -(2.0**15)
 """Added to the attention score of a padded token. exp() of it is 0, and unlike the least float32 it is finite
 in float16 and bfloat16 too, where an infinity would turn a row of nothing but padding into NaN."""
+
+OUTSIDE = 2 * MASKED
+"""The same for a token outside the window: so much less that a padded token, too, attends to its window alone."""
 
 MICROSOFT = "com.microsoft"
 """Domain of onnxruntime's own operators, for `GraphBuilder.op`."""
@@ -87,6 +90,40 @@ def multi_head_attention(
     query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
     context = F.scaled_dot_product_attention(query, key, value, mask, dropout_p)  # (B, N, Q, D)
     return context.transpose(1, 2).flatten(2)  # (B, Q, H)
+
+
+def outside_window(tokens: int, window: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """What is added to the scores of tokens that are more than `window` places apart, (T, T)."""
+    places = torch.arange(tokens, device=device)
+    outside = (places - places[:, None]).abs() > window
+    return torch.zeros_like(outside, dtype=dtype).masked_fill_(outside, max(OUTSIDE, torch.finfo(dtype).min))
+
+
+def windowed_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int, dropout_p: float, window: int
+) -> Tensor:
+    """`multi_head_attention` of T tokens to those that are at most `window` >= 1 places away.
+
+    Blocks of `window` tokens attend to themselves and the tokens on either side, so time and memory grow with
+    T * window and not with the square of T.
+    """
+    tokens = query.shape[1]
+    blocks = -(-tokens // window)
+    behind = blocks * window - tokens
+    query = F.pad(query, (0, 0, 0, behind)).unflatten(1, (blocks, window)).flatten(0, 1)  # (B blocks, window, H)
+    key, value = (
+        F.pad(x, (0, 0, window, window + behind)).unfold(1, 3 * window, window).transpose(2, 3).flatten(0, 1)
+        for x in (key, value)
+    )  # (B blocks, 3 window, H)
+    lowest = max(OUTSIDE, torch.finfo(query.dtype).min)
+    padding = query.new_zeros(1, tokens) if mask is None else mask.flatten(1)  # (B or 1, T)
+    padding = F.pad(padding, (window, window + behind), value=lowest).unfold(1, 3 * window, window)
+    places = torch.arange(3 * window, device=query.device) - window
+    outside = (places - torch.arange(window, device=query.device)[:, None]).abs() > window  # (window, 3 window)
+    masks = padding[:, :, None].masked_fill(outside, lowest)  # (B or 1, blocks, window, 3 window)
+    masks = masks.expand(len(query) // blocks, -1, -1, -1).flatten(0, 1)[:, None]
+    context = multi_head_attention(query, key, value, masks, num_heads, dropout_p)  # (B blocks, window, H)
+    return context.unflatten(0, (-1, blocks)).flatten(1, 2)[:, :tokens]
 
 
 class GraphBuilder(Protocol):
@@ -166,6 +203,28 @@ class MultiHeadAttention(nn.Module):
         return graph.attention(x, query_key_value, self.num_heads, mask)
 
 
+class GatedActivation(nn.Module):
+    """(..., 2 F) -> (..., F): the activation of the first half times the second half, then dropout.
+
+    With a GELU it is GeGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+    """
+
+    def __init__(self, activation: nn.Module, dropout: float) -> None:
+        super().__init__()
+        self.activation = activation
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = x.chunk(2, -1)
+        return self.dropout(self.activation(value) * gate)
+
+    def onnx(self, graph: GraphBuilder, x: str) -> str:
+        """`forward` as a graph."""
+        value, gate = (f"{graph.path(self)}.{part}" for part in ("value", "gate"))
+        graph.op("Split", x, outputs=[value, gate], axis=-1, num_outputs=2)
+        return graph.op("Mul", graph.activate(value, self.activation), gate)
+
+
 class LayerParts(NamedTuple):
     """The modules of one transformer layer, for those who compute it in another way: fused layers and ONNX graphs."""
 
@@ -182,6 +241,10 @@ class LayerParts(NamedTuple):
     output_dropout: nn.Dropout | None
     output_norm: nn.Module
     """After the second residual sum, or before the feed-forward layers (`norm_first`)."""
+    attention_scale: nn.Module | None = None
+    """What scales the first half's output before the residual sum."""
+    output_scale: nn.Module | None = None
+    """The same of the second half."""
 
 
 class TransformerLayer(nn.Module):

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from lora_core.models.encoder import Encoder, no_graph
@@ -31,6 +32,9 @@ class Head:
     """Name in `HEADS`; "default" for the family's own head."""
     head_names: tuple[str, ...] = ("classifier",)
     """Modules that belong to the head: trained and saved with an adapter. So is a pooler that the checkpoint lacked."""
+    pretrained_names: tuple[str, ...] = ()
+    """Modules beside the encoder that pretraining made: they are taken from every checkpoint that has them, whatever
+    its task, and belong to the head only where it had none."""
     label_layers: tuple[str, ...] = ("classifier",)
     """The Linears whose rows are the labels."""
     tokens_read: int | None = None
@@ -92,6 +96,10 @@ class TaskModel(Head, nn.Module):
     def in_head(self, name: str) -> bool:
         """Whether a parameter or buffer of this name belongs to the head."""
         return name.startswith(tuple(f"{part}." for part in self.head_names))
+
+    def draw(self, module: nn.Module, parameter: Tensor, generator: torch.Generator) -> None:
+        """Fill a new weight of `module`, as `Encoder.draw` does."""
+        self.base_model.draw(module, parameter, generator)
 
 
 class TextModel(TaskModel):

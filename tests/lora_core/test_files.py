@@ -2,14 +2,25 @@
 
 import hashlib
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lora_core.files import read_json_object, replacing, sha256_of_file, write_json, write_text
+from lora_core.files import (
+    discard,
+    make_folder,
+    read_json_object,
+    remove_abandoned,
+    replacing,
+    sha256_of_file,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -50,6 +61,126 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
         path.write_text("")
     write_text(tmp_path / "a.txt", "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", alive.name, elsewhere.name}
+
+
+def killed(code, *arguments):
+    """Run code in a process that ends itself by SIGKILL, as `die()` in it does."""
+    head = "import os, signal, sys, lora_core.files as files\ndef die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
+    done = subprocess.run([sys.executable, "-c", head + code, *map(str, arguments)], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+REPLACE = (
+    "with files.replacing(sys.argv[1]) as new:\n"
+    "    new.mkdir(); (new / 'one').write_text('new'); (new / 'two').write_text('new')\n"
+)
+REPLACE_KILLS = {
+    "before the old gives way": "files.os.replace = die\n",
+    "before the new takes its place": "files.os.replace = lambda *names, rename=os.replace: "
+    "rename(*names) if str(names[1]).endswith('-old') else die()\n",
+    "before the old is removed": "files.shutil.rmtree = die\n",
+    "while the old is removed": "files.shutil.rmtree = lambda path: (os.remove(os.path.join(path, 'one')), die())\n",
+}
+
+
+@pytest.mark.fault("kill -9 while a folder takes another's place", "the old or the new is there, whole", "none")
+@pytest.mark.parametrize("point", REPLACE_KILLS)
+def test_a_folder_is_old_or_new_whenever_its_writer_is_killed(tmp_path, point):
+    target = tmp_path / "folder"
+    target.mkdir()
+    for name in ("one", "two"):
+        (target / name).write_text("old")
+    killed(REPLACE_KILLS[point] + REPLACE, target)
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_abandoned(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    expected = "new" if "removed" in point else "old"
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"one": expected, "two": expected}
+
+
+def test_a_folder_that_cannot_take_the_place_leaves_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    rename = os.replace
+
+    def fail(source, target):
+        if str(target) == str(tmp_path / "folder") and not str(source).endswith("-old"):
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="Input/output error"), replacing(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old"]
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_is_discarded_is_whole_or_gone(tmp_path, what):
+    path = tmp_path / "step-6"
+    if what == "file":
+        path.write_text("whole")
+    else:
+        path.mkdir()
+        for name in ("one", "two"):
+            (path / name).write_text("whole")
+        shutil.copytree(path, tmp_path / "step-7")
+        killed("files.shutil.rmtree = lambda path: (os.remove(os.path.join(path, 'one')), die())\n"
+               "files.discard(sys.argv[1])", tmp_path / "step-7")  # fmt: skip
+        assert {one.name for one in tmp_path.iterdir()} > {"step-6"}
+        (left,) = remove_abandoned(tmp_path)
+        assert left.name.startswith(".step-7.")
+        assert left.name.endswith("-gone")
+    discard(path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError):
+        discard(path)
+
+
+def test_only_what_killed_processes_of_this_machine_left_is_removed(tmp_path):
+    host = socket.gethostname()
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    pid = int(dead.stdout)
+    gone = [f".a.{host}-{pid}-1", f".b.json.{host}-{pid}-2-old", f".b.json.{host}-{pid}-3-gone"]
+    mine, alive = f".a.{host}-{pid}", f".a.{host}-{os.getppid()}-1"
+    kept = [alive, f".a.other-{pid}-1", f"a.{host}-{pid}-1", f".{host}-{pid}-1", mine, f"{mine}-1-new",
+            f".a.{host}-x-1", ".a", "b.json"]  # fmt: skip
+    for name in (*gone, *kept):
+        (tmp_path / name).touch()
+    (tmp_path / ".loop").symlink_to(".loop")
+    with replacing(tmp_path / "own") as own:
+        own.touch()
+        assert sorted(path.name for path in remove_abandoned(tmp_path)) == sorted(gone)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, ".loop", "own"}
+    assert remove_abandoned(tmp_path / "nowhere") == []
+
+
+def test_two_processes_may_remove_the_same(tmp_path, monkeypatch):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    abandoned = [tmp_path / f".a.{socket.gethostname()}-{int(dead.stdout)}-{number}-gone" for number in range(3)]
+    for path in abandoned:
+        path.mkdir()
+    rmtree = shutil.rmtree
+
+    def overtaken(path):
+        rmtree(path)
+        if path == abandoned[1]:
+            rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", overtaken)
+    assert sorted(remove_abandoned(tmp_path)) == [abandoned[0], abandoned[2]]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_are_made_are_on_disk_with_their_names(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    assert make_folder(tmp_path / "a" / "b").is_dir()
+    assert flushed == [str(tmp_path), str(tmp_path / "a")]
+    make_folder(tmp_path / "a" / "b")
+    assert len(flushed) == 2
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "file")
 
 
 def test_threads_write_one_file_without_harm_to_each_other(tmp_path):

@@ -108,6 +108,7 @@ def test_the_run_folder(finished, method):
     saved = "adapter" if method == "lora" else "best"
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
+        "inputs.json",
         "metrics.jsonl",
         "checkpoints",
         "predictions",

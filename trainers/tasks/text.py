@@ -4,8 +4,10 @@ import logging
 import sys
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
@@ -35,6 +37,8 @@ METRICS = tuple(dict.fromkeys(chain.from_iterable(METRICS_OF.values())))
 ONE_LABEL: bool = True
 PROBLEM_TYPES: tuple[ProblemType, ...] = tuple(METRICS_OF)
 
+LONG_TEXT = 1024
+"""Tokens from which on a text alone takes so much memory that the user is told."""
 _KEPT = {"head": "the beginning", "head_tail": "half from each end"}
 
 
@@ -58,12 +62,14 @@ def load(config: RunConfig) -> dict[str, TextDataset]:
     return datasets
 
 
-def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> EncodedTexts:
+def encode(dataset: TextDataset, model: TaskModel, config: RunConfig, saved: Path | None = None) -> EncodedTexts:
     """The data set in the model's tokens, each text shortened to what the model can take, or to be cut into windows."""
-    tokenizer, max_length = tokenizer_and_length(model, config)
+    tokenizer, max_length = tokenizer_and_length(model, config, saved)
     if dataset.pairs is not None:
-        data = _encode_pairs(dataset, dataset.pairs, model, config)
+        segments, pad = model.base_model.segments, model.config.pad_token_id
+        data = _encode_pairs(dataset, dataset.pairs, tokenizer, max_length, pad, segments, config)
         _say_shortened(dataset, data, max_length, "of the longer text of each pair the beginning")
+        _say_long(dataset, data, max_length, config)
         return data
     eda = config.text_augment == "eda"
     longest = sys.maxsize if config.long_text == "windows" else max_length
@@ -77,10 +83,19 @@ def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> Encoded
         WordAugmentation(config.augment_share, config.seed, longest) if eda else None,
     )
     _say_shortened(dataset, data, max_length, _KEPT.get(config.long_text, ""))
+    _say_long(dataset, data, max_length, config)
     return data
 
 
-def _encode_pairs(dataset: TextDataset, pairs: list[str], model: TaskModel, config: RunConfig) -> EncodedTexts:
+def _encode_pairs(
+    dataset: TextDataset,
+    pairs: list[str],
+    tokenizer: Tokenizer,
+    max_length: int,
+    pad_token_id: int,
+    segments: int,
+    config: RunConfig,
+) -> EncodedTexts:
     """Pairs of texts in the model's tokens.
 
     Raises:
@@ -91,17 +106,26 @@ def _encode_pairs(dataset: TextDataset, pairs: list[str], model: TaskModel, conf
             raise ValueError(
                 f"{name} is {value}, which is for single texts; {dataset.source} holds pairs. Leave it out."
             )
-    tokenizer, max_length = tokenizer_and_length(model, config)
-    segments = model.base_model.segments
-    return encode_pairs(
-        dataset.texts, pairs, dataset.targets, tokenizer, max_length, model.config.pad_token_id, segments
-    )
+    return encode_pairs(dataset.texts, pairs, dataset.targets, tokenizer, max_length, pad_token_id, segments)
 
 
 def _say_shortened(dataset: TextDataset, data: EncodedTexts, max_length: int, kept: str) -> None:
     if data.shortened:
         sizes = data.shortened, len(data), dataset.noun, max_length
         logger.warning("%s: %d of %d %s exceed %d tokens; %s is kept", dataset.source, *sizes, kept)
+
+
+def _say_long(dataset: TextDataset, data: EncodedTexts, max_length: int, config: RunConfig) -> None:
+    """Models that read thousands of tokens are given them, unless the settings say otherwise."""
+    longest = min(int(data.lengths.max(initial=0)), max_length)
+    if config.max_length is None and longest > LONG_TEXT:
+        sizes = dataset.noun, longest, config.model, max_length, LONG_TEXT
+        logger.warning(
+            "%s: the longest of the %s has %d tokens and is computed as a whole, as %s allows (%d): memory and time of "
+            "a step grow with it. --max-length %d bounds them.",
+            dataset.source,
+            *sizes,
+        )
 
 
 def task(labels: tuple[str, ...], config: RunConfig, train: EncodedTexts | None = None) -> Classification:

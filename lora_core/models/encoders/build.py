@@ -11,8 +11,10 @@ from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.encoders.albert import AlbertModel
 from lora_core.models.encoders.bert import BertModel
 from lora_core.models.encoders.deberta import DebertaV2Model
+from lora_core.models.encoders.dinov2 import Dinov2Model
 from lora_core.models.encoders.distilbert import DistilBertModel
 from lora_core.models.encoders.electra import ElectraModel
+from lora_core.models.encoders.modernbert import ModernBertModel
 from lora_core.models.encoders.mpnet import MPNetModel
 from lora_core.models.encoders.recurrent import BiLSTMModel, LSTMModel
 from lora_core.models.encoders.roberta import CamembertModel, RobertaModel, XLMRobertaModel
@@ -30,8 +32,10 @@ _FAMILIES: tuple[type[Encoder], ...] = (
     AlbertModel,
     MPNetModel,
     DebertaV2Model,
+    ModernBertModel,
     ViTModel,
     DeiTModel,
+    Dinov2Model,
     LSTMModel,
     BiLSTMModel,
 )
@@ -170,9 +174,8 @@ def initialise(model: Encoder | TaskModel, names: Collection[str], seed: int) ->
     """Draw the named parameters as transformers does for new layers, and set the named buffers to zero.
 
     Biases are zero; a LayerNorm starts as the identity; LSTMs and convolutions over text are uniform within
-    1 / sqrt(states) and 1 / sqrt(inputs), as torch draws them; other weights are drawn by the encoder (`Encoder.draw`).
+    1 / sqrt(states) and 1 / sqrt(inputs), as torch draws them; other weights are drawn by the model (`Encoder.draw`).
     """
-    encoder = model if isinstance(model, Encoder) else model.base_model
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
@@ -186,7 +189,7 @@ def initialise(model: Encoder | TaskModel, names: Collection[str], seed: int) ->
             elif isinstance(module, nn.LayerNorm):
                 parameter.fill_(1)
             else:
-                encoder.draw(module, parameter, generator)
+                model.draw(module, parameter, generator)
         for name, buffer in module.named_buffers(prefix, recurse=False):
             if name in names:
                 buffer.zero_()

@@ -4,7 +4,7 @@ The modules bear the checkpoint's names, so loading is: read, split off the pref
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lora_core.files import replacing, write_json
+from lora_core.files import make_folder, replacing, write_json
 from lora_core.models.encoder import Encoder
 from lora_core.models.encoders.build import (
     architecture_name,
@@ -69,8 +69,9 @@ def load_pretrained(
     """Load a pretrained model in eval mode and float32, on torch's default device.
 
     A head that the checkpoint lacks is drawn from `seed`: its parameters are named in `model.fresh_parameters` and in
-    a logged warning. BERT's text classifier needs the pooler. Where the checkpoint has none it is drawn at random and
-    counts as a part of the head, so that it is trained and saved with an adapter.
+    a logged warning. BERT's text classifier needs the pooler, ModernBERT's classifiers the head of its pretraining.
+    Where the checkpoint has none it is drawn at random and counts as a part of the head, so that it is trained and
+    saved with an adapter.
 
     `model.problem_type` is what config.json says of the head of texts or images that was kept; None for a new head.
 
@@ -89,7 +90,7 @@ def load_pretrained(
             vision model's position embeddings are interpolated to it, bicubically.
         head: "default", the family's own, or a name in `lora_core.models.heads.HEADS`; None takes what the checkpoint
             was saved with. A head of another name than the checkpoint's is a new one.
-        fresh_head: leave out the checkpoint's head.
+        fresh_head: leave out the checkpoint's head, but not what its pretraining made of it (ModernBERT).
         head_follows: an adapter with a head is loaded next, so nothing is logged about a new one.
         seed: of new parameters.
 
@@ -124,14 +125,15 @@ def load_pretrained(
         model = assemble(config, task, names, head=head_class.head_kind)
         if tensors and task != "token-classification":
             model.problem_type = _problem_type(folder, values)
+        tensors |= _parts(outside, head_class.pretrained_names)
         found = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in found.items()} | tensors
     lacking = _fill(model, found, folder)
     initialise(model, lacking, seed)
     model.fresh_parameters = tuple(name for name, _ in model.named_parameters() if name in lacking)
     if isinstance(model, TaskModel):
-        pooler = f"{model.base_model_prefix}.pooler"
-        if any(name.startswith(f"{pooler}.") for name in lacking):
-            model.head_names = (*model.head_names, pooler)
+        pretrained = (f"{model.base_model_prefix}.pooler", *model.pretrained_names)
+        fresh = [part for part in pretrained if any(name.startswith(f"{part}.") for name in lacking)]
+        model.head_names = (*model.head_names, *fresh)
     _report(model, outside, folder, head_follows)
     return model
 
@@ -186,8 +188,13 @@ def _read_head(
             folder / CONFIG_FILE,
             ", ".join(names),
         )
-    head = {name: tensor for name, tensor in outside.items() if name.split(".")[0] in head_class.head_names}
+    head = _parts(outside, head_class.head_names)
     return names, head_class.with_label_rows(head, rows_for(names, known))
+
+
+def _parts(tensors: Mapping[str, Tensor], modules: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of some of the top-level modules."""
+    return {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in modules}
 
 
 def _named_rows(folder: Path, known: tuple[str, ...], given: Sequence[str]) -> tuple[str, ...]:
@@ -211,14 +218,15 @@ def _named_rows(folder: Path, known: tuple[str, ...], given: Sequence[str]) -> t
 def _fill(model: Encoder | TaskModel, found: dict[str, Tensor], folder: Path) -> tuple[str, ...]:
     """Give a model on the meta device memory and the tensors in `found`; return the names that `found` lacks.
 
-    Only the pooler and the head may be lacking, each as a whole. A pooler that the model has no use for is
-    passed over.
+    Only the pooler, the head and what is pretrained beside the encoder may be lacking, each as a whole. A pooler that
+    the model has no use for is passed over.
     """
     wanted = model.state_dict()
     prefix = "" if model.task == "encoder" else f"{model.base_model_prefix}."
     pooler = {name for name in wanted if name.startswith(f"{prefix}pooler.")}
     head = {name for name in wanted if isinstance(model, TaskModel) and model.in_head(name)}
-    lacking = {name for part in (pooler, head) if part.isdisjoint(found) for name in part}
+    beside = [{*_parts(wanted, [name])} for name in getattr(model, "pretrained_names", ())]
+    lacking = {name for part in (pooler, head, *beside) if part.isdisjoint(found) for name in part}
     if not pooler:
         found = {name: tensor for name, tensor in found.items() if not name.startswith(f"{prefix}pooler.")}
     _check_fit({name: tensor for name, tensor in wanted.items() if name not in lacking}, found, folder)
@@ -301,8 +309,7 @@ def save_pretrained(model: Encoder | TaskModel, folder: str | Path) -> None:
         values["label2id"] = {name: row for row, name in enumerate(model.labels)}
     if isinstance(model, TaskModel) and model.problem_type is not None:
         values["problem_type"] = model.problem_type
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     with replacing(folder / SINGLE_FILE) as path:
         save_file(tensors, path, metadata={"format": "pt"})
     write_json(folder / CONFIG_FILE, values)

@@ -26,6 +26,8 @@ FAMILIES = {
                    "max_position_embeddings": 16},
     "deberta-v2": {**BERT, "relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 4,
                    "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False},
+    "modernbert": {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3,
+                   "intermediate_size": 20, "max_position_embeddings": 16, "pad_token_id": 0, "local_attention": 6},
     "vit": VIT,
     "deit": VIT,
 }  # fmt: skip

@@ -41,7 +41,7 @@ def with_head(make):
     return build
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"])
 @pytest.mark.parametrize("head", EXPORTED)
 def test_logits_equal_the_models(with_head, texts, batch, tmp_path, family, head):
     model = with_head(family, head)

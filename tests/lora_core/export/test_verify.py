@@ -21,7 +21,7 @@ def spoil(path, value):
     write.write_model(model, path, {name: text for name, text in facts.items() if name != "graph_sha256"})
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"])
 @pytest.mark.parametrize("task", ["token-classification", "text-classification"])
 def test_a_true_file_passes_and_stays(make, texts, tmp_path, family, task):
     model = make(family, task).train()

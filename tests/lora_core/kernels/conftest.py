@@ -20,6 +20,10 @@ FAMILIES = {
     "deberta-v2": {**BERT, "model_type": "deberta-v2", "relative_attention": True, "pos_att_type": "p2c|c2p",
                    "position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm",
                    "position_biased_input": False},
+    "modernbert": {"model_type": "modernbert", "vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 3,
+                   "num_attention_heads": 3, "intermediate_size": 20, "max_position_embeddings": 24,
+                   "initializer_range": 0.1, "local_attention": 4, "embedding_dropout": 0.1, "mlp_dropout": 0.1,
+                   "pad_token_id": 1},
     "vit": {**BERT, "model_type": "vit", "image_size": 16, "patch_size": 4, "num_channels": 1,
             "hidden_dropout_prob": 0.1},
 }  # fmt: skip

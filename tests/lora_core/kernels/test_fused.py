@@ -50,7 +50,7 @@ def stacks(model: nn.Module) -> list[FusedStack]:
 
 
 @pytest.mark.parametrize("targets", ["qv", "qkv", "attention", "all-linear"])
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2", "vit"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2", "modernbert", "vit"])
 def test_lora_equals_the_plain_layers(family, targets, make, inputs, compare):
     compare(injected(make(family), target_modules=targets, bias="all"), inputs(family))
 
@@ -83,7 +83,7 @@ def test_adapters_of_other_kinds_run_as_they_are(fields, make, inputs, compare):
     compare(injected(make("bert"), **{"bias": "all", **fields}), inputs("bert"))
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", "vit"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", "modernbert", "vit"])
 def test_full_fine_tuning(family, make, inputs, compare):
     compare(make(family).train(), inputs(family))
 
@@ -94,7 +94,7 @@ def test_head_alone(make, inputs, compare):
     compare(model, inputs("bert"))
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"])
 def test_text_classification(family, make, inputs, compare):
     model = injected(make(family, "text-classification"), target_modules="all-linear")
     compare(model, inputs(family))
@@ -189,7 +189,7 @@ def test_dropout_of_attention_weights(make, inputs):
 # bf16
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2", "vit"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2", "modernbert", "vit"])
 @pytest.mark.parametrize("targets", ["qv", "all-linear"])
 def test_bf16_is_near_the_fp64_reference(family, targets, make, inputs, gradients, shared_dropout):
     """As near as autocast comes, whose products are in bf16 too."""

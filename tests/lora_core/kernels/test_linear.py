@@ -126,3 +126,16 @@ def test_which_layers_are_plain(model):
     lora_core.set_adapter(model, "other")
     assert is_plain(model.query)
     assert project(torch.randn(2, 12), (model.query,), None)[0].requires_grad
+
+
+@pytest.mark.parametrize("thirds", [["q", "v"], ["k"], ["q", "k", "v"]], ids=str)
+def test_thirds_of_a_fused_layer_are_plain(thirds):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"qkv": nn.Linear(12, 36, bias=False)})
+    targets = [f"qkv.{third}" for third in thirds]
+    lora_core.inject_lora(model, r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False)
+    assert is_plain(model["qkv"])
+    x = torch.randn(7, 12, requires_grad=True)
+    expected = run(model, lambda x: [model["qkv"](x)], x)
+    found = run(model, lambda x: project(x, (model["qkv"],), None), x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -47,6 +47,20 @@ FAMILIES = {
         {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40},
         {"vocab_size": 50, "max_position_embeddings": 16, "position_biased_input": False, **DEBERTA_POSITIONS},
     ),
+    "modernbert": (
+        transformers.ModernBertConfig,
+        {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 20},
+        {
+            "vocab_size": 50,
+            "max_position_embeddings": 32,
+            "local_attention": 6,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        },
+    ),
 }
 
 AUTO_CLASSES = {

@@ -53,6 +53,16 @@ FAMILIES = {
         "norm_rel_ebd": "layer_norm",
         "position_biased_input": False,
     },
+    "modernbert": {
+        "vocab_size": 50,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 20,
+        "max_position_embeddings": 16,
+        "pad_token_id": 0,
+        "local_attention": 6,
+    },
     "lstm": {"vocab_size": 50, "embedding_size": 12, "hidden_size": 24},
     "bilstm-attention": {"vocab_size": 50, "embedding_size": 12, "hidden_size": 24},
 }
@@ -124,7 +134,7 @@ def test_a_saved_model_comes_back_with_its_head(batch, tmp_path, caplog, family,
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"])
 @pytest.mark.parametrize("head", HEADS)
 def test_an_adapter_carries_the_head(batch, tmp_path, family, head):
     """PEFT is the oracle: it loads the file into the same base, and gives the same logits."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from lora_core.models import build_model, save_pretrained
+from lora_core.models import build_model, config_from_dict, save_pretrained
 from trainers.config import RunConfig
 from trainers.data.texts.reader import TextDataset
 from trainers.experiment import run
@@ -106,6 +106,22 @@ def test_long_texts_are_shortened_as_the_settings_say_and_it_is_reported(config,
         assert caplog.messages == [f"here: 1 of 2 texts exceed {length} tokens; {kept} is kept"]
     with pytest.raises(ValueError, match=r"max_length is 25, but .* has positions for 24 tokens"):
         text.encode(dataset, model, dataclasses.replace(config, max_length=25))
+
+
+def test_texts_of_thousands_of_tokens_are_read_whole_and_it_is_said(config, tiny, caplog):
+    fields = {"model_type": "modernbert", "vocab_size": len(tiny.VOCABULARY), "hidden_size": 16, "pad_token_id": 0,
+              "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}  # fmt: skip
+    model = build_model(config_from_dict(fields), "text-classification", LABELS)
+    dataset = TextDataset(["gene " * 1500, "gene"], np.array([0, 1]), LABELS, "here")
+    data = text.encode(dataset, model, config)
+    assert data.lengths.tolist() == [1502, 3]
+    (message,) = caplog.messages
+    assert "here: the longest of the texts has 1502 tokens and is computed as a whole" in message
+    assert message.endswith("--max-length 1024 bounds them.")
+    caplog.clear()
+    data = text.encode(dataset, model, dataclasses.replace(config, max_length=1024))
+    assert data.lengths.tolist() == [1024, 3]
+    assert caplog.messages == ["here: 1 of 2 texts exceed 1024 tokens; the beginning is kept"]
 
 
 def test_texts_in_windows_learn_and_are_predicted_as_in_training(config):

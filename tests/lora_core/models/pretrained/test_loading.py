@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import lora_core
 from lora_core.models import load_pretrained, resolve
 
-FAMILIES = ("bert", "roberta", "distilbert", "deberta-v2")
+FAMILIES = ("bert", "roberta", "distilbert", "deberta-v2", "modernbert")
 TASKS = ("encoder", "token-classification", "text-classification")
 LABELS = ("O", "B-protein", "I-protein")
 AUTO_CLASSES = {
@@ -98,6 +98,7 @@ def test_a_language_model_s_file_serves_text_classification(oracle, batch, tmp_p
         "roberta": "RobertaForMaskedLM",
         "distilbert": "DistilBertForMaskedLM",
         "deberta-v2": "DebertaV2ForMaskedLM",
+        "modernbert": "ModernBertForMaskedLM",
     }
     reference = getattr(transformers, classes[family])(oracle(family, "encoder").config).eval()
     reference.save_pretrained(tmp_path)
@@ -110,6 +111,7 @@ def test_a_language_model_s_file_serves_text_classification(oracle, batch, tmp_p
             "roberta": {"classifier.dense", "classifier.out_proj"},
             "distilbert": {"pre_classifier", "classifier"},
             "deberta-v2": {"pooler.dense", "classifier"},
+            "modernbert": {"classifier"},
         }[family]
     )
     assert_same_predictions(load_pretrained(tmp_path), reference.base_model, batch)

@@ -16,7 +16,7 @@ AUTO_CLASSES = {
 LABELS = ("O", "B-protein", "I-protein")
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
 @pytest.mark.parametrize("task", list(AUTO_CLASSES))
 def test_transformers_and_we_read_what_we_write(oracle, batch, tmp_path, family, task):
     oracle(family, task, initializer_range=0.03).save_pretrained(tmp_path / "theirs")
