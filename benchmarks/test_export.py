@@ -2,7 +2,8 @@
 
     LORA_BENCHMARK_RUN=runs/ner LORA_DATA_DIR=... pytest benchmarks/test_export.py
 
-Rows for MiniLM and for a model of DistilBERT's size. MiniLM is a finished run on BioNLP2004 (LORA_BENCHMARK_RUN).
+Rows for MiniLM and for models of DistilBERT's and DeBERTa-v3-base's size. MiniLM is a finished run on BioNLP2004
+(LORA_BENCHMARK_RUN).
 Without it, and for DistilBERT, whose pretrained weights are not at hand, a head is trained for a minute on sentences
 made here, in the lengths of abstracts; DistilBERT's encoder is random then. Speed, memory and the number of equal
 predictions do not depend on what the weights have learned.
@@ -15,6 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,9 @@ LEAST_OF_DYNAMIC = 0.95
 LEAST_MODERNBERT_LATENCY = 3.0
 """The same for one sentence at a time in ModernBERT-base's size, against transformers."""
 
+LEAST_LATENCY_OF_DEBERTA = 2.5
+"""Against transformers, of texts up to 256 tokens."""
+
 SIZES = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 FAMILIES = {
     "BERT": ("token-classification", {"model_type": "bert", "vocab_size": 100, **SIZES}),
@@ -70,6 +75,10 @@ FAMILIES = {
                    {"model_type": "distilbert", "vocab_size": 100, "dim": 64, "n_heads": 2, "hidden_dim": 128}),
     "ModernBERT": ("token-classification",
                    {"model_type": "modernbert", "vocab_size": 100, "pad_token_id": 0, **SIZES}),
+    "DeBERTa": ("token-classification",
+                {"model_type": "deberta-v2", "vocab_size": 100, **SIZES, "num_hidden_layers": 12,
+                 "relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 256,
+                 "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False}),
     "ViT": ("image-classification", {"model_type": "vit", "image_size": 64, **SIZES}),
 }  # fmt: skip
 """Narrow, and as deep as the base models: the number of nodes does not depend on the width."""
@@ -233,8 +242,9 @@ def test_every_layer_is_fused(tmp_path: Path, show: Callable[[str], None]) -> No
         layers = counts["layers"]
         assert layers == {"DistilBERT": 6, "ModernBERT": 22}.get(name, 12)
         gelus = 0 if name == "ModernBERT" else layers  # its GELU is gated
-        assert fused == (layers, 2 * layers, gelus)
-        assert (int8["attention"], int8["bias_gelu"]) == (layers, gelus)
+        attention = 0 if name == "DeBERTa" else layers  # no operator has its positions
+        assert fused == (attention, 2 * layers, gelus)
+        assert (int8["attention"], int8["bias_gelu"]) == (attention, gelus)
     show("\n".join(f"{row[0]:<12}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows))
 
 
@@ -263,6 +273,37 @@ def test_modernbert_latency(tmp_path: Path, show: Callable[[str], None], benchma
         share = milliseconds["transformers"] / value
         show(f"ModernBERT-base, one sentence (median), {name:<14}{value:>8.2f} ms {share:>7.2f}x")
     assert SMALL or ratio >= LEAST_MODERNBERT_LATENCY
+
+
+def test_deberta_against_transformers(tmp_path: Path, show: Callable[[str], None]) -> None:
+    """One text at a time, of DeBERTa-v3-base's size with random weights, against transformers' eager model."""
+    base = {} if SMALL else {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+    model = build_model(config_from_dict({**FAMILIES["DeBERTa"][1], **base}), "token-classification", ["a", "b"])
+    assert isinstance(model, TaskModel)
+    save_pretrained(model, tmp_path)
+    theirs: Any = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path)
+    source = export_onnx(model, tmp_path / "model.onnx")
+    int8 = OnnxModel(quantize_onnx(source, tmp_path / "model.int8.onnx"))
+    rows, ratios = [f"DeBERTa-v3-base, ms{'transformers':>15}{'int8':>10}{'ratio':>8}"], {}
+    with torch.inference_mode():
+        for length in (16, 32, 64, 128, 256, 512):
+            ids = torch.randint(5, 100, (1, length))
+            eager, served = (milliseconds(partial(run, ids)) for run in (theirs, int8))
+            ratios[length] = eager / served
+            rows.append(f"{length:>4} tokens{eager:>24.1f}{served:>10.1f}{eager / served:>8.2f}")
+    show("\n".join(rows))
+    assert SMALL or min(ratios[length] for length in ratios if length <= 256) >= LEAST_LATENCY_OF_DEBERTA
+
+
+def milliseconds(function: Callable[[], object]) -> float:
+    """The time of the fastest of some calls, after one that is not counted."""
+    function()
+    times = []
+    for _ in range(3 if SMALL else 10):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return min(times) * 1000
 
 
 def test_pipeline_against_transformers(
