@@ -18,6 +18,7 @@ from lora_core.models.heads import AttentionPooling
 from lora_core.models.pretrained.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
 from trainers.config import LEARNING_RATES, UNTRAINED_RATE, RunConfig
+from trainers.data.images.processing import ImageProcessing
 from trainers.data.texts.dataset import TextDataset
 from trainers.data.tokenizer import PAD, build_vocabulary, for_words, load_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
@@ -45,7 +46,7 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
             labels,
             attention_dropout=config.attention_dropout,
             hidden_dropout=config.hidden_dropout,
-            image_size=config.image_size,
+            image_size=image_size(config),
             head=config.head,
             fresh_head=config.fresh_head,
             checkpoint_labels=config.checkpoint_labels or None,
@@ -80,6 +81,21 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     return model
 
 
+def image_size(config: RunConfig) -> int | tuple[int, int] | None:
+    """The size at which a run's model takes pictures, where it is not the checkpoint's own.
+
+    DINOv2's checkpoints have positions for larger pictures than preprocessor_config.json cuts out, and interpolate.
+    """
+    if config.image_size is not None or config.task != "image-classification":
+        return config.image_size
+    folder = resolve(config.model)
+    stated = read_config(folder)
+    processing = ImageProcessing.read(folder) if stated.get("model_type") == "dinov2" else None
+    if processing is None or processing.size in (stated.get("image_size"), (stated.get("image_size"),) * 2):
+        return None
+    return processing.size
+
+
 def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     """The model that a run saved, with the best epoch's weights, in eval mode."""
     lora, saved = config.method == "lora", RunFolder(config.output_dir).weights(config.method)
@@ -87,7 +103,7 @@ def load_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
         config.model if lora else saved,
         config.task,
         labels,
-        image_size=config.image_size,
+        image_size=image_size(config) if lora else config.image_size,
         head=config.head,
         fresh_head=lora and config.fresh_head,
         head_follows=lora,

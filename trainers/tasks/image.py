@@ -14,6 +14,7 @@ from trainers.data.images.batches import ImageBatches, ImageDataset
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
 from trainers.data.images.reader import load_image_datasets
 from trainers.data.reading import Reading
+from trainers.model import image_size
 from trainers.tasks.classification import Classification
 from trainers.tasks.label_scores import LABEL_METRICS, label_counts
 from trainers.training.losses import training_loss
@@ -53,7 +54,7 @@ def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False, sav
         shutil.copyfile(saved / PREPROCESSOR_FILE, folder / PREPROCESSOR_FILE)
         return
     values = read_config(resolve(config.model))
-    size = config.image_size or values.get("image_size", 224)
+    size = image_size(config) or values.get("image_size", 224)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     _processing(config, values.get("num_channels", 3)).with_size(height, width).save(folder)
 

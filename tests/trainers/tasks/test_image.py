@@ -15,6 +15,8 @@ from trainers.data.images.processing import ImageProcessing
 from trainers.experiment import run
 from trainers.finished import evaluate_run
 from trainers.run_folder import read_predictions
+from trainers.serve import pipeline
+from trainers.serve.export import export_run
 from trainers.tasks import image, kind_of
 
 SIZES = {"model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
@@ -129,3 +131,27 @@ def test_a_preprocessor_config_for_other_channels(data, tmp_path):
 def test_the_kind_is_registered():
     assert kind_of("image-classification") is image
     assert image.task(("a", "b"), RunConfig()).labels == ("a", "b")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_dinov2_takes_the_size_that_its_preprocessor_cuts_out(data, tmp_path, method):
+    """Its checkpoints have positions for larger pictures (518 pixels in published ones, which are used with 224)."""
+    sizes = {"model_type": "dinov2", "image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
+             "num_attention_heads": 2}  # fmt: skip
+    save_pretrained(build_model(config_from_dict(sizes), "image-classification", ["none"]), tmp_path / "dino")
+    processing = ImageProcessing(size=(8, 8), resize_to=None, shortest_edge=9)
+    processing.save(tmp_path / "dino")
+    config = settings(tmp_path / "dino", data, tmp_path / "run", method=method, epochs=3)
+    result = run(config).result
+    assert evaluate_run(tmp_path / "run")["loss"] == pytest.approx(result["test"]["loss"], rel=1e-5)
+    assert ImageProcessing.read(tmp_path / "run" / ("adapter" if method == "lora" else "best")) == processing
+    picture = np.full((20, 30), 200, dtype=np.uint8)
+    found = pipeline("image-classification", tmp_path / "run", top_k=2)(picture)
+    export_run(tmp_path / "run", points_lost=100)
+    exported = pipeline("image-classification", tmp_path / "run/model.onnx", top_k=2)(picture)
+    assert [label["label"] for label in exported] == [label["label"] for label in found]
+    assert exported[0]["score"] == pytest.approx(found[0]["score"], abs=1e-4)
+    larger = dataclasses.replace(config, output_dir=tmp_path / "larger", image_size=12, epochs=1)
+    run(larger)
+    kept = ImageProcessing.read(tmp_path / "larger" / ("adapter" if method == "lora" else "best"))
+    assert (kept.size, kept.shortest_edge) == ((12, 12), 14)

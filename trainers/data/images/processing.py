@@ -42,6 +42,9 @@ class ImageProcessing:
     resize_to: tuple[int, int] | None = (224, 224)
     """Height and width that pictures are stretched to, before the centre is cut out if they differ from `size`.
     None: they are taken as they are, and must have `size`."""
+    shortest_edge: int | None = None
+    """In the place of `resize_to`: the length of the shorter side, the other in proportion, before the centre is cut
+    out."""
     resample: int = BILINEAR
     """Pillow's code of the interpolation."""
     rescale_factor: float = 1 / 255
@@ -73,11 +76,19 @@ class ImageProcessing:
 
     def fitted(self, image: Image) -> Image:
         """The picture resized, and its centre cut out if need be."""
-        if self.resize_to is not None:
-            height, width = self.resize_to
+        resize_to = self.resize_to
+        if self.shortest_edge is not None:
+            sides = image.height, image.width
+            height, width = (
+                self.shortest_edge if side == min(sides) else int(self.shortest_edge * side / min(sides))
+                for side in sides
+            )
+            resize_to = height, width
+        if resize_to is not None:
+            height, width = resize_to
             if (width, height) != image.size:
                 image = image.resize((width, height), self.resample)  # pyright: ignore[reportArgumentType]
-            if self.resize_to != self.size:
+            if resize_to != self.size:
                 left, top = (width - self.size[1]) // 2, (height - self.size[0]) // 2
                 image = image.crop((left, top, left + self.size[1], top + self.size[0]))
         return image
@@ -104,21 +115,26 @@ class ImageProcessing:
 
     def with_size(self, height: int, width: int) -> ImageProcessing:
         """The same for a model of another size; what is cut off at the borders stays in proportion."""
+        ratio = (height / self.size[0], width / self.size[1])
+        if self.shortest_edge is not None:
+            return replace(self, size=(height, width), shortest_edge=round(self.shortest_edge * max(ratio)))
         if self.resize_to is None:
             return replace(self, size=(height, width))
-        ratio = (height / self.size[0], width / self.size[1])
         resize_to = (round(self.resize_to[0] * ratio[0]), round(self.resize_to[1] * ratio[1]))
         return replace(self, size=(height, width), resize_to=resize_to)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of preprocessor_config.json, as transformers reads it."""
         height, width = self.resize_to or self.size
-        cropped = self.resize_to not in (None, self.size)
+        cropped = self.shortest_edge is not None or self.resize_to not in (None, self.size)
         crop = {"do_center_crop": True, "crop_size": {"height": self.size[0], "width": self.size[1]}} if cropped else {}
+        kind, size = "DeiTImageProcessor" if cropped else "ViTImageProcessor", {"height": height, "width": width}
+        if self.shortest_edge is not None:
+            kind, size = "BitImageProcessor", {"shortest_edge": self.shortest_edge}
         return {
-            "image_processor_type": "DeiTImageProcessor" if cropped else "ViTImageProcessor",
-            "do_resize": self.resize_to is not None,
-            "size": {"height": height, "width": width},
+            "image_processor_type": kind,
+            "do_resize": self.resize_to is not None or self.shortest_edge is not None,
+            "size": size,
             **crop,
             "resample": self.resample,
             "do_rescale": True,
@@ -139,7 +155,8 @@ class ImageProcessing:
         Raises:
             ValueError: a value is malformed or asks for something that is not implemented.
         """
-        resize_to = _size(values.get("size", 224), "size")
+        edge = _shortest_edge(values)
+        resize_to = _size(values.get("size", 224), "size") if edge is None else (edge, edge)
         size = _size(values.get("crop_size", 224), "crop_size") if _flag(values, "do_center_crop", False) else resize_to
         if size[0] > resize_to[0] or size[1] > resize_to[1]:
             raise ValueError(f"crop_size {size} is larger than size {resize_to}")
@@ -157,7 +174,8 @@ class ImageProcessing:
             mean, std = (0.0,) * len(mean), (1.0,) * len(std)
         return cls(
             size=size,
-            resize_to=resize_to if _flag(values, "do_resize", True) else None,
+            resize_to=resize_to if edge is None and _flag(values, "do_resize", True) else None,
+            shortest_edge=edge,
             resample=resample,
             rescale_factor=factor if _flag(values, "do_rescale", True) else 1.0,
             mean=mean,
@@ -206,6 +224,19 @@ def _size(value: Any, name: str) -> tuple[int, int]:
             '{"height": ..., "width": ...}'
         )
     return sides[0], sides[1]
+
+
+def _shortest_edge(values: Mapping[str, Any]) -> int | None:
+    """The length of the shorter side, where the pictures are brought to that; the centre must be cut out of them."""
+    size = values.get("size")
+    if not isinstance(size, dict) or "shortest_edge" not in size or not _flag(values, "do_resize", True):
+        return None
+    edge = size["shortest_edge"]
+    if type(edge) is not int or edge < 1:
+        raise ValueError(f"size is {size!r}, expected a number of pixels as its shortest_edge")
+    if not _flag(values, "do_center_crop", False):
+        raise ValueError(f"size is {size!r} without do_center_crop: pictures would have many sizes, models take one")
+    return edge
 
 
 def _numbers(value: Any, name: str) -> tuple[float, ...]:

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
@@ -49,6 +50,21 @@ def test_the_numbers_are_those_of_transformers(values, name):
     assert ours.is_contiguous()
     tolerance = 1e-5 * (255 if values.get("do_rescale") is False else 1)
     assert (ours - theirs(values, IMAGES[name])).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("crop", [{"height": 27, "width": 28}, {"height": 32, "width": 32}])
+def test_the_shorter_side_is_brought_to_a_length(tmp_path, name, crop):
+    """As DINOv2's preprocessor_config.json has it."""
+    values = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": crop, "resample": BICUBIC, **IMAGENET}
+    processing = ImageProcessing.from_dict(values)
+    image = IMAGES[name]
+    colour = np.repeat(image[:, :, None], 3, 2) if image.ndim == 2 else image
+    expected = transformers.BitImageProcessorPil(**values)(Image.fromarray(colour), return_tensors="pt")["pixel_values"]
+    assert (processing([image]) - expected).abs().max() <= 1e-5
+    processing.save(tmp_path)
+    assert ImageProcessing.read(tmp_path) == processing
+    assert transformers.AutoImageProcessor.from_pretrained(tmp_path).size["shortest_edge"] == 32
 
 
 @pytest.mark.parametrize("name", ["grey", "colour"])
@@ -124,7 +140,8 @@ def test_no_file_and_damaged_files(tmp_path):
     for text, problem in {
         "{": "is not JSON",
         "[]": "holds list",
-        '{"size": {"shortest_edge": 224}}': "size is .*expected a number of pixels",
+        '{"size": {"shortest_edge": 224}}': "size is .* without do_center_crop",
+        '{"size": {"shortest_edge": "a"}, "do_center_crop": true}': "expected a number of pixels as its shortest_edge",
         '{"size": 0}': "size is 0",
         '{"resample": 9}': "resample is 9",
         '{"image_mean": [0.5, 0.5], "image_std": [1, 1]}': "image_mean is",
