@@ -19,6 +19,7 @@ import tomli
 import tyro
 
 from trainers.config import GROUPS, Config, RunConfig
+from trainers.service.settings import ServiceSettings
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -428,6 +429,20 @@ def convert(source: Annotated[str, tyro.conf.Positional], output_dir: Path) -> N
         print(path)
 
 
+def serve(settings: tyro.conf.OmitArgPrefixes[ServiceSettings]) -> None:
+    """Serve runs and exported models over HTTP, with a page to try them; needs the extra serve.
+
+        lora-core serve runs/ner/model.int8.onnx
+        lora-core serve ner=runs/ner cells=runs/cells --port 8080 --workers 4
+
+    Args:
+        settings: what is served, where, and within which limits.
+    """
+    from trainers.service.server import serve as run_service
+
+    run_service(settings)
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
@@ -438,6 +453,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "bench": bench,
     "convert": convert,
+    "serve": serve,
 }
 
 if __name__ == "__main__":

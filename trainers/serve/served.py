@@ -76,7 +76,9 @@ class Served:
         return Tokenizer.from_str(self.metadata[TOKENIZER_FILE])
 
 
-def load_served(source: str | Path, task: str | None = None, device: str | None = None) -> Served:
+def load_served(
+    source: str | Path, task: str | None = None, device: str | None = None, *, spinning: bool = True
+) -> Served:
     """Load a model to predict with.
 
     Args:
@@ -86,13 +88,14 @@ def load_served(source: str | Path, task: str | None = None, device: str | None 
         task: what it must do; None takes what the run, file or checkpoint says.
         device: such as "cpu" or "cuda"; None: CUDA where there is a device, else the CPU. For an ONNX file, which
             provider of ONNX Runtime computes; None: CUDA for fp32 where it is installed.
+        spinning: whether the threads of an ONNX file wait for work at full load (`OnnxModel`).
 
     Raises:
         ValueError, OSError: there is no such model, it is damaged, or does another task (the message says which).
     """
     path = _onnx_file(Path(source).expanduser())
     if path.suffix == ONNX_SUFFIX:
-        served = _load_onnx(path, device)
+        served = _load_onnx(path, device, spinning)
     elif RunFolder(path).metrics.is_file():
         served = _load_run(path, _device(device))
     elif (path / "adapter_config.json").is_file():
@@ -183,7 +186,7 @@ def _longest(source: str, processing: TextProcessing, positions: int) -> int:
     return longest
 
 
-def _load_onnx(path: Path, device: str | None) -> Served:
+def _load_onnx(path: Path, device: str | None, spinning: bool) -> Served:
     from lora_core.export import OnnxModel
     from lora_core.export.runtime import CPU, CUDA
 
@@ -196,7 +199,7 @@ def _load_onnx(path: Path, device: str | None) -> Served:
             "CUDA_VISIBLE_DEVICES names."
         )
     providers = None if place is None else [CPU] if place.type == "cpu" else [CUDA, CPU]
-    model = OnnxModel(path, providers=providers).eval()
+    model = OnnxModel(path, spinning=spinning, providers=providers).eval()
     settings = model.metadata.get(TEXT_PROCESSING_FILE, "{}")
     processing = TextProcessing.from_json(settings, f"{path}: {TEXT_PROCESSING_FILE}")
     decision = Decision.from_json(model.metadata.get(DECISION_FILE, "{}"), f"{path}: {DECISION_FILE}")
