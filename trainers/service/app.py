@@ -10,7 +10,7 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -116,7 +116,7 @@ class Service:
         if kind == MULTIPART and not toolkit:
             body = await read_body(request, self.settings.max_body)
             return await model.reader.of_form(await _form(request, body, self.settings.max_inputs))
-        if kind.startswith("image/") and toolkit:
+        if toolkit and model.served.task == "image-classification" and kind in ("", BYTES, *IMAGES):
             body = await read_body(request, self.settings.max_body)
             return await asyncio.to_thread(model.reader.of_images, [body], {}, True)
         if kind != JSON:
@@ -179,6 +179,8 @@ class Service:
             raise Refusal(401, "wrong or missing token", {"WWW-Authenticate": "Bearer"})
 
 
+BYTES, IMAGES = "application/octet-stream", [f"image/{kind}" for kind in ("png", "jpeg", "webp", "gif", "bmp", "tiff")]
+"""Content types of a body that is an image itself; the hub's client often gives none."""
 SMALL_BODY = 1 << 15
 """Bytes of a body that is parsed at once; a larger one is parsed in another thread."""
 
@@ -187,7 +189,7 @@ def create_app(service: Service) -> FastAPI:
     """The application of a process."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> Any:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         service.abandon()
 

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 REFUSING_SECONDS = 0.3
 """How long a process that is to stop still takes connections, to refuse them: those on their way get an answer."""
+IDLE_SECONDS = 0.1
+"""How long connections without a request stay open after that: theirs may be on its way."""
 LAST_SECONDS = 0.5
 """Of the grace, for sending what could not be computed its refusal."""
 KILL_SECONDS = 2.0
@@ -94,6 +96,9 @@ def run_process(
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             left = settings.grace - REFUSING_SECONDS - LAST_SECONDS
             asyncio.get_running_loop().call_later(max(0.0, left), service.abandon)
+            for server in self.servers:
+                server.close()
+            await asyncio.sleep(IDLE_SECONDS)
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
@@ -197,6 +202,7 @@ class _Supervisor:
         self.stopping = True
 
     def _end(self) -> None:
+        self.listener.close()  # else it would go on taking connections that nobody answers
         for process in self.processes:
             process.terminate()
         deadline = time.monotonic() + self.settings.grace + KILL_SECONDS
