@@ -73,7 +73,10 @@ class Served:
             return load_tokenizer(self.folder)
         if TOKENIZER_FILE not in self.metadata:
             raise ValueError(f"{self.source} holds no tokenizer. Export it again: lora-core export RUN")
-        return Tokenizer.from_str(self.metadata[TOKENIZER_FILE])
+        tokenizer = Tokenizer.from_str(self.metadata[TOKENIZER_FILE])
+        tokenizer.no_padding()  # as `load_tokenizer`: a published tokenizer.json may pad every text, and so every word
+        tokenizer.no_truncation()
+        return tokenizer
 
 
 def load_served(

@@ -135,9 +135,9 @@ class Service:
     async def _results(
         self, request: Request, model: ServedModel, asked: PredictRequest, adapter: str | None, deadline: float
     ) -> list[Any]:
-        if model.takes_adapters:
+        if model.takes_adapters and not self.models.synced:
             await asyncio.to_thread(self.models.sync)
-        job = await asyncio.to_thread(model.job, asked, adapter)
+        job = model.job(asked, adapter) or await asyncio.to_thread(model.prepare, asked, adapter)
         if not asked.inputs:
             return []
         try:

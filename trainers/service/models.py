@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,7 +70,7 @@ class ServedModel:
         self.served = _Served(**{each.name: getattr(served, each.name) for each in dataclasses.fields(served)})
         self.adapters: dict[str, Adapter] = {}
         self.max_tokens = settings.max_tokens
-        self._pipelines: OrderedDict[tuple[str | None, str], Pipeline] = OrderedDict()
+        self._pipelines: dict[tuple[str | None, str], Pipeline] = {}
         self._lock = threading.Lock()  # of adapters and pipelines
         first = self._pipeline(None, {})  # a model that cannot predict is refused before the service starts
         cut = self.served.task == "text-classification" and self.served.long_text != "windows"
@@ -87,8 +86,15 @@ class ServedModel:
         """Whether it is an ONNX base."""
         return isinstance(self.served.model, OnnxModel) and "base_sha256" in self.served.metadata
 
-    def job(self, request: PredictRequest, adapter: str | None) -> Job:
-        """A request as work for the queue.
+    def job(self, request: PredictRequest, adapter: str | None) -> Job | None:
+        """A request as work for the queue; None: its pipeline is to be made first (`prepare`), which takes a while."""
+        pipeline = self._pipelines.get(_key(adapter, request.options))
+        if pipeline is None:
+            return None
+        return Job((id(pipeline), request.kind), pipeline.predict, request.inputs, request.costs)
+
+    def prepare(self, request: PredictRequest, adapter: str | None) -> Job:
+        """The same, whatever has to be made for it.
 
         Raises:
             Refusal: there is no such adapter, or an option's value is wrong.
@@ -154,7 +160,7 @@ class ServedModel:
             del self._pipelines[key]
 
     def _pipeline(self, adapter: str | None, options: Mapping[str, Any]) -> Pipeline:
-        key = (adapter, json.dumps(options, sort_keys=True))
+        key = _key(adapter, options)
         with self._lock:
             if key not in self._pipelines:
                 if adapter is not None and adapter not in self.adapters:
@@ -166,9 +172,17 @@ class ServedModel:
                 except ValueError as error:
                     raise Refusal(422, str(error)) from error
                 if len(self._pipelines) > KEPT_PIPELINES:
-                    self._pipelines.popitem(last=False)
-            self._pipelines.move_to_end(key)
+                    self._pipelines.pop(next(each for each in self._pipelines if each != _PLAIN))
             return self._pipelines[key]
+
+
+def _key(adapter: str | None, options: Mapping[str, Any]) -> tuple[str | None, str]:
+    """What a model keeps a pipeline under."""
+    return adapter, json.dumps(options, sort_keys=True)
+
+
+_PLAIN = _key(None, {})
+"""The pipeline without adapter and options, which is always kept."""
 
 
 class Models:
@@ -219,10 +233,18 @@ class Models:
             raise Refusal(404, f"no model {short(model)}; there are {', '.join(self.by_name)}")
         return self.by_name[model], adapter or None
 
+    @property
+    def synced(self) -> bool:
+        """Whether the adapters are those of the register."""
+        return self._stamp() == self._seen
+
+    def _stamp(self) -> tuple[int, int]:
+        status = self.register.stat()
+        return status.st_mtime_ns, status.st_ino
+
     def sync(self) -> None:
         """Load and remove adapters until they are those of the register."""
-        status = self.register.stat()
-        stamp = (status.st_mtime_ns, status.st_ino)
+        stamp = self._stamp()
         if stamp == self._seen:
             return
         with self._syncing:
