@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 SMALL = os.environ.get("LORA_BENCHMARK_SIZE") == "small"
 CLIENTS = (1, 8, 64)
-REQUESTS = {1: 20, 8: 40, 64: 128} if SMALL else {1: 300, 8: 1600, 64: 4000}
+REQUESTS = {1: 100, 8: 200, 64: 512} if SMALL else {1: 300, 8: 1600, 64: 4000}
 LABELS = ["O", *(f"{prefix}-{kind}" for kind in ("DNA", "RNA", "cell_line", "cell_type", "protein") for prefix in "BI")]
 LEAST_BATCHED, LEAST_TRANSFORMERS, MOST_LATENCY = 2.0, 5.0, 1.3
 """Aims: requests a second at 64 clients against one at a time, and against transformers; p50 against the pipeline."""

@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from trainers.service.server import _listening, serve
+from trainers.service.settings import ServiceSettings
+
 TEXTS = ["nfkb binds the promoter of il2 in the cells"] * 4
 
 
@@ -122,10 +125,13 @@ def test_a_model_that_is_not_there_ends_the_start_with_a_line(start, tmp_path, w
     assert "Traceback" not in service.log
 
 
-def test_a_port_that_is_taken_ends_the_start_with_a_line(start, exported):
-    from trainers.service.server import serve
-    from trainers.service.settings import ServiceSettings
+def test_answers_are_not_held_back_by_the_network():
+    listening = _listening(ServiceSettings(("x",), port=0))
+    with listening as listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
+
+def test_a_port_that_is_taken_ends_the_start_with_a_line(exported):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(OSError, match=rf"cannot listen on 127.0.0.1 port {port} .*give another --port"):
