@@ -28,8 +28,8 @@ from trainers.config import RunConfig
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
 from trainers.loop import fit
 from trainers.model import build
+from trainers.processes.distributed import World, distributed
 from trainers.tasks.token import TokenClassification
-from trainers.training.distributed import World, distributed
 
 pytestmark = [pytest.mark.timeout(900)]
 

@@ -40,8 +40,8 @@ from lora_core.models import build_model, config_from_dict
 from trainers.config import TrainConfig
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
 from trainers.loop import fit
+from trainers.processes.distributed import World
 from trainers.tasks.token import TokenClassification
-from trainers.training.distributed import World
 from trainers.training.memory import peak_memory_bytes, reset_peak_memory
 
 pytestmark = [pytest.mark.timeout(1800)]

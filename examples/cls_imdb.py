@@ -26,8 +26,8 @@ from pathlib import Path
 
 from trainers.cli import exit_on_user_error, parse_run
 from trainers.config import RunConfig
+from trainers.processes.distributed import distributed
 from trainers.results.ablation import Variant, ablation_table, memory_table, run_ablation, write_ablation
-from trainers.training.distributed import distributed
 
 SAMPLE = str(Path(__file__).resolve().parent / "data" / "reviews")
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from trainers.cli import exit_on_user_error, parse_run
 from trainers.config import RunConfig
 from trainers.experiment import run
+from trainers.processes.distributed import distributed
 from trainers.results.compare import compare_runs, comparison_table, write_comparison
-from trainers.training.distributed import distributed
 
 SAMPLE = str(Path(__file__).resolve().parent / "data" / "biomedical")
 

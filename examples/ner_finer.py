@@ -25,13 +25,13 @@ from trainers.cli import exit_on_user_error, parse_run
 from trainers.config import RunConfig
 from trainers.corpus.prepare import Preparation, prepare
 from trainers.experiment import run
+from trainers.processes.distributed import distributed
 from trainers.results.compare import compare_runs, comparison_table, write_comparison
 from trainers.results.confusion import write_confusion
 from trainers.run_folder import RunFolder
 from trainers.serve import pipeline
 from trainers.serve.bench import bench_run, bench_table, write_bench
 from trainers.serve.export import POINTS_LOST, export_run, export_table
-from trainers.training.distributed import distributed
 
 # The sample's validation split has 53 entities. int8 reads one or two sentences in a hundred otherwise than fp32; when
 # three entities there are among them, that is 5 points. This limit catches a broken file, no more.

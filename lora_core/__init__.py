@@ -4,7 +4,7 @@ Read the files of this folder in the order of their imports:
 
     config           what to adapt and how, and adapter_config.json
     updates          the low-rank arithmetic: one small module for each adapter and layer
-    layers           the hosts: layers that hold updates (multihead: torch's nn.MultiheadAttention)
+    layers           the hosts: layers that hold updates
     adapters         several adapters on one model: set, disable, mix in a batch, delete
     targets          which layers a config means
     initialise       how A and B start
@@ -12,8 +12,9 @@ Read the files of this folder in the order of their imports:
     merge            put updates into the weights, take them out again
     checkpoint       adapters on disk, in PEFT's format
 
-What they share: dropout, half_precision, files, vit_names. The rooms beside them: extras (what a reader who came for
-LoRA may skip), models, kernels, export. lora_core knows nothing of data or training.
+What they share: patterns (which modules a name means), dropout, half_precision, files, vit_names. The rooms beside
+them: extras (what a reader who came for LoRA may skip), models, kernels, export. lora_core knows nothing of data or
+training.
 
 Names are imported when they are first used, so that programs which need no torch can use lora_core.files without it.
 """

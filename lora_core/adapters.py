@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lora_core.config import LoRAConfig, Pattern
+from lora_core.config import LoRAConfig
 from lora_core.half_precision import in_own_dtype
-from lora_core.layers import LoRALayer, model_modules
-from lora_core.multihead import block_fast_paths, restore_fast_paths
+from lora_core.layers import LoRALayer, block_fast_paths, model_modules, restore_fast_paths
+from lora_core.patterns import Pattern
 
 STATE = "lora_state"
 """Attribute of an injected model that holds its LoRAState."""
@@ -51,7 +51,7 @@ class LoRAState:
     active: tuple[str, ...] = ()
     """Names of the adapters that act."""
     fast_paths: dict[tuple[str, str], object] = field(default_factory=dict)
-    """What multihead.py switched off in torch's transformer encoders, with the old values."""
+    """What `block_fast_paths` switched off in torch's transformer encoders, with the old values."""
     was_trainable: dict[str, bool] = field(default_factory=dict)
     """requires_grad of the base model's parameters before the first injection."""
     bridges: dict[str, tuple[RemovableHandle, RemovableHandle]] = field(default_factory=dict)

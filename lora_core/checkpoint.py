@@ -22,13 +22,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora_core.adapters import delete_adapter, hosts, record_of, set_adapter, state_of
-from lora_core.config import TASK_TYPES, LoRAConfig, Pattern
-from lora_core.files import replacing
+from lora_core.config import CONFIG_FILE, TASK_TYPES, LoRAConfig
+from lora_core.files import make_folder, regular_file, replacing
 from lora_core.inject import add_exactly, eject_lora
 from lora_core.layers import model_modules
-from lora_core.targets import attention_outputs, preset_of, without_idle_patterns
+from lora_core.patterns import Pattern
+from lora_core.targets import (
+    attention_outputs,
+    find_targets,
+    fused_layers,
+    host_class,
+    preset_of,
+    split_thirds,
+    without_idle_patterns,
+)
 from lora_core.updates import ThirdsUpdate
-from lora_core.vit_names import NEW_MARK, OLD_MARK, any_path, to_new_name, to_old_name
+from lora_core.vit_names import DINOV2_MARK, NEW_MARK, OLD_MARK, any_path, to_dinov2_name, to_new_name, to_old_name
 
 logger = logging.getLogger("lora_core")
 
@@ -36,6 +45,9 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 PREFIX = "base_model.model."
 """Start of every key: the model inside PEFT's two wrappers."""
+
+SHOWN = 10
+"""Tensors that a message names."""
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -73,8 +85,7 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
     """
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in lora_state_dict(model, adapter_name).items()}
     refuse_non_finite(tensors, "The adapter was not saved")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     config = record_of(model, adapter_name).config
     head = config.modules_to_save
     task_type = TASK_TYPES.get(getattr(model, "task", "")) if head else None  # PEFT adds a head by itself for a task
@@ -82,7 +93,7 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
         file_config(model, adapter_name), inference_mode=True, task_type=config.task_type or task_type
     )
     tensors, config = for_transformers(model, tensors, config)
-    with replacing(folder / WEIGHTS_FILE) as new:
+    with replacing(folder / WEIGHTS_FILE, sum(tensor.nbytes for tensor in tensors.values())) as new:
         save_file(tensors, new, metadata={"format": "pt"})
     config.save(folder)
     return folder
@@ -114,7 +125,10 @@ def load_adapter(
     fresh = not hasattr(model, "lora_state")
     was_active = () if fresh else state_of(model).active
     with torch.random.fork_rng(devices=[]):  # the random start is overwritten and must not move the user's generator
-        add_exactly(model, adapter_name, _unset_start(config), adapter_dtype=adapter_dtype, trainable=trainable)
+        try:
+            add_exactly(model, adapter_name, _unset_start(config), adapter_dtype=adapter_dtype, trainable=trainable)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
     try:
         _fill(model, adapter_name, tensors, folder / WEIGHTS_FILE)
     except ValueError:
@@ -147,8 +161,35 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, 
     tensors, config = in_names_of((path for path, _ in model_modules(model)), tensors, config)
     names = saved_modules(model, config.modules_to_save or _heads_of_task(model, config, tensors), tensors)
     tensors = {key: tensor * 2 if counts_twice(key) else tensor for key, tensor in tensors.items()}
-    config = dataclasses.replace(config, modules_to_save=names)
-    return without_idle_patterns(model, config), tensors
+    try:
+        config = without_idle_patterns(model, dataclasses.replace(config, modules_to_save=names))
+        _refuse_excess(model, config, tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
+    return config, tensors
+
+
+def _refuse_excess(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Check the ranks of a file's config before memory is taken for them: no adapter is larger than its model, or than
+    the file that holds it.
+
+    Raises:
+        ValueError: this one is.
+    """
+    held = sum(tensor.numel() for tensor in tensors.values())
+    limit = max(held, sum(parameter.numel() for parameter in model.parameters()))
+    wanted = 0
+    for path in split_thirds(find_targets(model, config), fused_layers(model)):
+        layer = model.get_submodule(path)
+        host = host_class(layer)
+        weight = None if host is None else getattr(layer, host.weight_name)
+        r = config.rank_of(path)
+        wanted += r * sum(weight.shape[:2]) if weight is not None else 0
+        if wanted > limit:
+            raise ValueError(
+                f"{path} has the rank {r}, with which the adapter would have {wanted:,} numbers or more, but "
+                f"{WEIGHTS_FILE} holds {held:,}: r or rank_pattern is wrong. Copy or save the adapter again."
+            )
 
 
 def _heads_of_task(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -165,7 +206,7 @@ def _heads_of_task(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, T
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of adapter_model.safetensors in ``folder``, less the copies of the head of PEFT's bias="all"."""
     file = folder / WEIGHTS_FILE
-    if not file.is_file():
+    if not file.exists():
         remedy = (
             " Convert adapter_model.bin with PEFT: pickles are not read here."
             if file.with_suffix(".bin").is_file()
@@ -173,7 +214,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         )
         raise ValueError(f"{file} does not exist.{remedy}")
     try:
-        tensors = load_file(file)
+        tensors = load_file(regular_file(file))
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged ({error}). Copy or save it again.") from error
     copies = (".modules_to_save.", ".original_module.")
@@ -184,12 +225,19 @@ def refuse_non_finite(tensors: Mapping[str, Tensor], consequence: str) -> None:
     """Check that tensors hold numbers only.
 
     Raises:
-        ValueError: one holds NaN or infinity; the message is ``consequence`` and its name.
+        ValueError: some hold NaN or infinity; the message is ``consequence`` and their names.
     """
+    found = []
     for key, tensor in tensors.items():
-        suspect = not math.isfinite(tensor.sum(dtype=torch.float64))  # cheaper; a sum can also be too large
-        if suspect and not torch.isfinite(tensor).all():
-            raise ValueError(f"{consequence}: {key} holds NaN or infinity.")
+        if not tensor.is_floating_point():
+            continue
+        total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+        if not math.isfinite(total) and not torch.isfinite(tensor).all():  # a sum is cheaper, but can be too large
+            found.append(key)
+    if found:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        verb = "holds" if len(found) == 1 else "hold"
+        raise ValueError(f"{consequence}: {', '.join(found[:SHOWN])}{more} {verb} NaN or infinity.")
 
 
 def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file: Path) -> None:
@@ -353,7 +401,7 @@ def in_names_of(
     paths = list(model_paths)
     keys = [key.removeprefix(PREFIX) for key in tensors]
     if any_path(NEW_MARK, paths) and any_path(OLD_MARK, keys):
-        rename = to_new_name
+        rename = to_dinov2_name if any_path(DINOV2_MARK, paths) else to_new_name
     elif any_path(OLD_MARK, paths) and (any_path(NEW_MARK, keys) and not any_path(OLD_MARK, keys)):
         rename = to_old_name
     else:
@@ -367,9 +415,17 @@ def for_transformers(
     """An adapter's tensors and config as PEFT reads them beside transformers 5.
 
     They are under other names than the model's only if it is a ViT of this library, which keeps those of checkpoints.
+    An adapter of DINOv2's gated layers keeps them, too: transformers 5 has two layers in the place of one there.
     """
-    if any(getattr(module, "renamed_in_transformers_5", False) for module in model.modules()):
-        return _renamed(tensors, config, to_new_name)
+    renames = (getattr(module, "name_in_transformers_5", None) for module in model.modules())
+    rename = next((rename for rename in renames if rename is not None), None)
+    if rename is not None and any(".mlp.weights_in." in key for key in tensors):
+        logger.warning(
+            "the adapter holds mlp.weights_in, which transformers 5 splits in two: it is saved under the checkpoint's "
+            "own names, for this library"
+        )
+    elif rename is not None:
+        return _renamed(tensors, config, rename)
     return dict(tensors), config
 
 

@@ -1,7 +1,7 @@
 """LoRAConfig: what to adapt and how, and its form on disk (PEFT's adapter_config.json).
 
-Below it: Pattern, which paths of modules the names in a config mean, and check_types, the type check of every dataclass
-of settings here and above. The package begins here; updates.py is next.
+Below it: check_types, the type check of every dataclass of settings here and above. Which modules the names in a config
+mean, patterns.py says. The package begins here; updates.py is next.
 """
 
 import dataclasses
@@ -9,13 +9,14 @@ import json
 import logging
 import math
 import re
+import sys
 import typing
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lora_core.files import read_json_object, write_text
+from lora_core.patterns import Pattern, shown
 
 logger = logging.getLogger("lora_core")
 
@@ -24,6 +25,15 @@ CONFIG_FILE = "adapter_config.json"
 Names = str | tuple[str, ...] | None
 """Modules by name, as `Pattern` reads them."""
 
+MOST_RANK = 1 << 16
+"""Of an update; no layer of an encoder has more to give."""
+MOST_NAMES = 20_000
+"""Names, patterns or layers in one field."""
+MOST_TOKENS = 1 << 17
+"""Rows of the embedding that an adapter may train; more are better trained in full, by modules_to_save."""
+MOST_ITERATIONS = 1000
+"""N of "pissa_niter_N"; some 4 to 16 are usual."""
+
 TASK_TYPES = {
     "token-classification": "TOKEN_CLS",
     "text-classification": "SEQ_CLS",
@@ -31,8 +41,10 @@ TASK_TYPES = {
 }
 """Our task names and PEFT's. Image classification has no PEFT name."""
 
+_NAMES_FIELDS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
+_MOST_INDEX = 1 << 62
 _INITS = ("gaussian", "kaiming", "pissa", "olora", "orthogonal", "eva", "random")
-_PISSA_NITER = re.compile(r"pissa_niter_(\d+)")
+_PISSA_NITER = re.compile(r"pissa_niter_([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ class LoRAConfig:
     """Kept for files of PEFT, which writes true."""
 
     def __post_init__(self) -> None:
-        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+        for name in _NAMES_FIELDS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 object.__setattr__(self, name, _as_tuple(name, value))
@@ -102,17 +114,21 @@ class LoRAConfig:
         self._validate()
 
     def _validate(self) -> None:
+        for name in (*_NAMES_FIELDS, "rank_pattern", "alpha_pattern", "layers_to_transform", "trainable_token_indices"):
+            value, most = getattr(self, name), MOST_TOKENS if name == "trainable_token_indices" else MOST_NAMES
+            if isinstance(value, (tuple, dict)) and len(value) > most:
+                raise ValueError(f"{name} holds {len(value):,} entries; the most allowed are {most:,}.")
         check_types(self)
         for where, r in [("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())]:
-            if r < 1:
-                raise ValueError(f"{where} must be a whole number of at least 1, but it is {r}.")
-        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+            if not 1 <= r <= MOST_RANK:
+                raise ValueError(f"{where} must be a whole number of 1 to {MOST_RANK}, but it is {shown(r)}.")
+        for name in _NAMES_FIELDS:
             names = getattr(self, name)
             if isinstance(names, tuple) and "" in names:
-                raise ValueError(f"{name} must hold names of modules, but it is {names!r}.")
+                raise ValueError(f"{name} must hold names of modules, but it is {shown(names)}.")
         for name in ("layers_to_transform", "trainable_token_indices"):
-            if any(number < 0 for number in getattr(self, name) or ()):
-                raise ValueError(f"{name} must hold whole numbers from 0, but it is {getattr(self, name)!r}.")
+            if any(not 0 <= number < _MOST_INDEX for number in getattr(self, name) or ()):
+                raise ValueError(f"{name} must hold whole numbers from 0, but it is {shown(getattr(self, name))}.")
         alphas = [("lora_alpha", self.alpha), *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items())]
         for where, alpha in alphas:
             if not math.isfinite(alpha):
@@ -123,16 +139,18 @@ class LoRAConfig:
         for name, expression, compiled in expressions:
             try:
                 compiled(expression)
-            except re.error as error:
-                raise ValueError(f"{name}: {expression!r} is not a regular expression: {error}.") from error
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}.") from error
         if not 0.0 <= self.lora_dropout < 1.0:
             raise ValueError(f"lora_dropout must be at least 0 and below 1, but it is {self.lora_dropout!r}.")
         if self.bias not in ("none", "all", "lora_only"):
-            raise ValueError(f'bias must be "none", "all" or "lora_only", but it is {self.bias!r}.')
+            raise ValueError(f'bias must be "none", "all" or "lora_only", but it is {shown(self.bias)}.')
         init = self.init_lora_weights
         if not isinstance(init, bool) and not _is_named_init(init):
             known = ", ".join((*_INITS, "pissa_niter_N"))
-            raise ValueError(f"init_lora_weights must be one of {known}, True or False, but it is {init!r}.")
+            raise ValueError(f"init_lora_weights must be one of {known}, True or False, but it is {shown(init)}.")
+        if self.pissa_iterations is not None and self.pissa_iterations > MOST_ITERATIONS:
+            raise ValueError(f"init_lora_weights is {init!r}; the most iterations allowed are {MOST_ITERATIONS}.")
         if init == "orthogonal" and any(r % 2 for r in (self.r, *self.rank_pattern.values())):
             raise ValueError(f"init_lora_weights='orthogonal' needs an even rank, but r is {self.r}.")
         if self.lora_bias and self.use_dora:
@@ -197,7 +215,7 @@ class LoRAConfig:
         peft_type = values.get("peft_type")
         if peft_type != "LORA":
             raise ValueError(
-                f"{where}: peft_type must be 'LORA', but it is {peft_type!r}. Only LoRA adapters can be read."
+                f"{where}: peft_type must be 'LORA', but it is {shown(peft_type)}. Only LoRA adapters can be read."
             )
         in_use = [name for name in _UNSUPPORTED if values.get(name)]
         if in_use:
@@ -208,12 +226,12 @@ class LoRAConfig:
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known - _IGNORED - set(_UNSUPPORTED))
         if unknown:
-            logger.warning("%s: unknown keys ignored: %s", where, ", ".join(unknown))
+            logger.warning("%s: unknown keys ignored: %s", where, shown(", ".join(unknown)))
         fields = {name: value for name, value in values.items() if name in known}
         if isinstance(fields.get("trainable_token_indices"), dict):
             raise ValueError(f"{where}: trainable_token_indices by module name is not supported; give a plain list.")
         init = fields.get("init_lora_weights", True)
-        if init in _CHANGED_BASE:
+        if isinstance(init, str) and init in _CHANGED_BASE:
             raise ValueError(
                 f"{where}: init_lora_weights={init!r} changed the base model that the adapter belongs to. "
                 "Save it in PEFT with path_initial_model_for_weight_conversion, or merge it there and save the model."
@@ -239,7 +257,7 @@ class LoRAConfig:
             ValueError: the file is missing, is not JSON, or does not describe a LoRA adapter.
         """
         path = folder / CONFIG_FILE
-        if not path.is_file():
+        if not path.exists():
             inner = sorted(str(found.parent) for found in folder.glob(f"*/{CONFIG_FILE}"))
             remedy = f" There are adapters in {', '.join(inner)}; name one of them." if inner else ""
             raise ValueError(f"{path} does not exist; {folder} is not a folder that an adapter was saved in.{remedy}")
@@ -287,43 +305,8 @@ def _is_named_init(init: Any) -> bool:
 
 def _as_tuple(field: str, value: Any) -> tuple:
     if not isinstance(value, list | tuple | set | frozenset | range):
-        raise ValueError(f"{field} must be a list, but it is {value!r}.")
+        raise ValueError(f"{field} must be a list, but it is {shown(value)}.")
     return tuple(value)
-
-
-class Pattern:
-    """Which paths of modules the names in a config mean.
-
-    Args:
-        names: one string is a regular expression that must match a whole path. Several are ends of paths: "query" and
-            "self.query" both match "layer.0.attention.self.query". None, or an empty tuple, matches nothing.
-
-    Raises:
-        re.error: the string is not a regular expression.
-    """
-
-    def __init__(self, names: str | Iterable[str] | None) -> None:
-        if names is not None and not isinstance(names, str):
-            names = rf"(.*\.)?({'|'.join(ends)})" if (ends := [re.escape(name) for name in names]) else None
-        self.expression = None if names is None else re.compile(names)
-
-    @classmethod
-    def at_end(cls, expression: str) -> "Pattern":
-        """The paths that a regular expression matches as a whole or from after a dot on, as in rank_pattern."""
-        return cls(rf"(.*\.)?({expression})")
-
-    def matches(self, path: str) -> bool:
-        """Whether the module at ``path`` is meant."""
-        return self.expression is not None and self.expression.fullmatch(path) is not None
-
-    def matches_any(self, paths: Iterable[str]) -> bool:
-        """Whether any of the modules at ``paths`` is meant."""
-        return any(self.matches(path) for path in paths)
-
-    def contains(self, path: str) -> bool:
-        """Whether ``path`` is, or lies in, a module that is meant."""
-        parts = path.split(".")
-        return self.matches_any(".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
 
 
 def check_types(settings: Any) -> None:
@@ -337,7 +320,7 @@ def check_types(settings: Any) -> None:
     """
     for name, hint in typing.get_type_hints(type(settings)).items():
         if typing.get_origin(hint) is not ClassVar and not _fits(getattr(settings, name), hint):
-            raise ValueError(f"{name} is {getattr(settings, name)!r}, but it should be {_describe(hint)}.")
+            raise ValueError(f"{name} is {shown(getattr(settings, name))}, but it should be {_describe(hint)}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -351,6 +334,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return all(_fits(key, arguments[0]) and _fits(item, arguments[1]) for key, item in pairs)
     if arguments:
         return any(_fits(value, option) for option in arguments)
+    if hint is float and isinstance(value, int) and abs(value) > sys.float_info.max:
+        return False
     return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
 
 

@@ -17,8 +17,7 @@ from lora_core.adapters import STATE, AdapterRecord, LoRAState, get_tensor, host
 from lora_core.config import LoRAConfig
 from lora_core.half_precision import HALF, bridge, half_modules
 from lora_core.initialise import initialise
-from lora_core.layers import LoRALayer
-from lora_core.multihead import block_fast_paths, restore_fast_paths
+from lora_core.layers import LoRALayer, block_fast_paths, restore_fast_paths
 from lora_core.targets import (
     attention_outputs,
     find_saved,

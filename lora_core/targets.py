@@ -11,9 +11,17 @@ from itertools import pairwise
 
 from torch import nn
 
-from lora_core.config import LoRAConfig, Names, Pattern
-from lora_core.layers import LoRAConv1D, LoRAConv2d, LoRAEmbedding, LoRALayer, LoRALinear, model_modules
-from lora_core.multihead import LoRAMultiheadAttention
+from lora_core.config import LoRAConfig, Names
+from lora_core.layers import (
+    LoRAConv1D,
+    LoRAConv2d,
+    LoRAEmbedding,
+    LoRALayer,
+    LoRALinear,
+    LoRAMultiheadAttention,
+    model_modules,
+)
+from lora_core.patterns import Pattern, ends_of, shown
 from lora_core.updates import THIRDS
 
 ATTENTION_NAMES = (
@@ -27,6 +35,7 @@ ATTENTION_NAMES = (
     ("query_proj", "key_proj", "value_proj", "attention.output.dense"),  # DeBERTa v2
     ("to_q", "to_k", "to_v", "to_out.0"),
 )
+
 """Names of attention projections in the field, most common first."""
 
 FUSED_OUTPUTS = ("attn.proj", "attn.Wo")
@@ -72,7 +81,9 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     if config.layers_to_transform is not None:
         targets = _by_layer(targets, config.layers_to_transform, config.layers_pattern)
     if not targets:
-        raise ValueError(f"exclude_modules {config.exclude_modules!r} and modules_to_save leave no layer to adapt.")
+        raise ValueError(
+            f"exclude_modules {shown(config.exclude_modules)} and modules_to_save leave no layer to adapt."
+        )
     layers = split_thirds(targets, fused_layers(model))
     for field in ("rank_pattern", "alpha_pattern"):
         for key in getattr(config, field):
@@ -87,13 +98,15 @@ def without_idle_patterns(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
     PEFT writes such names, and whether the file fits is told by its tensors. Targets of which none matches stay.
     """
     paths = _adaptable(model)
+    ends = {end for path in paths for end in ends_of(path)}
+    parts = {part for path in paths for part in path.split(".")}
 
     def used(names: Names) -> Names:
         if isinstance(names, str):
             return names if Pattern(names).matches_any(paths) else None
-        return tuple(name for name in names or () if Pattern((name,)).matches_any(paths)) or None
+        return tuple(name for name in names or () if name in ends) or None
 
-    indices = [i for i in config.layers_to_transform or () if any(f".{i}." in f".{path}." for path in paths)]
+    indices = [i for i in config.layers_to_transform or () if str(i) in parts]
     kept = dataclasses.replace(
         config,
         target_modules=used(config.target_modules) or config.target_modules,
@@ -194,8 +207,9 @@ def _named(field: str, names: str | Sequence[str], paths: list[str]) -> list[str
         if not Pattern(names).matches_any(paths):
             raise _no_match(field, names, paths, hint)
     else:
+        ends = {end for path in paths for end in ends_of(path)}
         for name in names:
-            if not Pattern((name,)).matches_any(paths):
+            if name not in ends:
                 raise _no_match(field, name, paths)
     pattern = Pattern(names)
     return [path for path in paths if pattern.matches(path)]
@@ -212,7 +226,9 @@ def _by_layer(paths: list[str], indices: Sequence[int], pattern: Names) -> list[
                 break
     missing = sorted(set(indices) - set(found))
     if missing:
-        raise ValueError(f"layers_to_transform: no adapted layer has index {missing}; there are {sorted(found)}.")
+        raise ValueError(
+            f"layers_to_transform: no adapted layer has index {shown(missing)}; there are {sorted(found)}."
+        )
     chosen = {path for index in indices for path in found[index]}
     return [path for path in paths if path in chosen]
 
@@ -343,5 +359,5 @@ def _endings(paths: Iterable[str]) -> list[str]:
 
 def _no_match(field: str, pattern: str, paths: Sequence[str], hint: str = "") -> ValueError:
     names = list(dict.fromkeys([*_endings(paths), *paths]))
-    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or _endings(paths)[:20]
-    return ValueError(f"{field}: {pattern!r} matches nothing. {hint}Nearest names: {', '.join(near)}.")
+    near = difflib.get_close_matches(pattern[:200], names, n=3, cutoff=0.4) or _endings(paths)[:20]
+    return ValueError(f"{field}: {shown(pattern)} matches nothing. {hint}Nearest names: {', '.join(near)}.")

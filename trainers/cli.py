@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -19,7 +20,12 @@ import tomli
 import tyro
 
 from trainers.config import GROUPS, Config, RunConfig
+from trainers.processes import interrupt
+from trainers.processes.failure import OUT_OF_MEMORY, USER_ERRORS, exit_status
+from trainers.processes.interrupt import Interrupted
 from trainers.service.settings import ServiceSettings
+
+"""Exit statuses; 2 is that of a wrong value or file."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,7 +37,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _dispatch(arguments: list[str]) -> None:
     if arguments[:1] == ["train"]:  # its flags are laid over the file that --config names
-        train(parse_run(arguments[1:], RunConfig(), prog="lora-core train"))
+        config = parse_run(arguments[1:], RunConfig(), prog="lora-core train")
+        try:
+            train(config)
+        except Interrupted as interrupted:
+            command = _resume_command(arguments, config)
+            raise interrupted.with_remedy(f"To go on: {command}") from interrupted
     else:
         tyro.extras.subcommand_cli_from_dict(
             VERBS, args=arguments, prog="lora-core", config=(tyro.conf.PositionalMetavarFromFieldName,)
@@ -39,24 +50,55 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def exit_on_user_error(call: Callable[[], None]) -> None:
-    """Call, and turn an error that is the user's to mend into its message and exit status 2.
+    """Call, and turn an error that is the user's to mend into its message and exit status 2 (3: memory, 4: disk).
 
-    A reader of the output that closes it early ends the command silently, as it would any other.
+    A reader of the output that closes it early ends the command silently, as it would any other. A signal, such as
+    that of Ctrl-C, ends it with one line and exit status 128 + the signal's number.
     """
     try:
-        call()
+        with interrupt.raising():
+            call()
+    except Interrupted as error:
+        if _is_main():
+            print(error, file=sys.stderr)
+        raise SystemExit(error.exit_status) from error
     except BrokenPipeError as error:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at exit complains
         raise SystemExit(128 + signal.SIGPIPE) from error
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+    except USER_ERRORS as error:
         if _is_main():  # under torchrun every process meets the same error
             print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        raise SystemExit(exit_status(error)) from error
+    except RuntimeError as error:
+        from trainers.training.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        less = "Give less at a time: a lower --max-tokens of predict, a lower --micro-batch-tokens of training."
+        print(f"error: out of memory: {str(error).splitlines()[0]} {less}", file=sys.stderr)
+        raise SystemExit(OUT_OF_MEMORY) from error
 
 
 def _is_main() -> bool:
     """Whether this is the only process, or torchrun's first: the one that talks to the user."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _resume_command(arguments: list[str], config: RunConfig) -> str:
+    """The command that continues what ``arguments`` began."""
+    kept = [
+        argument
+        for before, argument in itertools.pairwise(["", *arguments])
+        if "--resume" not in (before, argument) and not argument.startswith(("--resume=", "--overwrite"))
+    ]
+    if config.overwrite and "--overwrite" not in arguments:  # a file of settings says so
+        kept.append("--no-overwrite")
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if os.environ.get("LOCAL_WORLD_SIZE", processes) != processes:
+        return "the same command on every node with --resume auto"
+    alone = "lora-core" if Path(sys.argv[0]).stem == "lora-core" else "python -m trainers"
+    program = alone if processes == "1" else f"torchrun --nproc-per-node {processes} -m trainers"
+    return f"{program} {shlex.join([*kept, '--resume', 'auto'])}"
 
 
 def parse_run(arguments: list[str], default: Config, prog: str | None = None) -> Config:
@@ -135,18 +177,12 @@ def read_toml(path: Path, default: Config) -> Config:
 def train(config: RunConfig) -> None:
     """Train and test a model."""
     from trainers.experiment import run
-    from trainers.run_folder import RunFolder
 
     if not config.data:
         raise ValueError("--data is missing: a folder, a name in $LORA_DATA_DIR, or a hub id such as tner/bionlp2004.")
-    result = run(config).result
-    if not _is_main():
-        return
-    test = result.get("test", result["validation"])
-    names = {"f1": "F1", "precision": "precision", "recall": "recall"} if "f1" in test else {
-        "pearson": "Pearson correlation", "mse": "squared error", "r2": "R2"}  # fmt: skip
-    shown = ", ".join(f"{name} {test[key]:.4f}" for key, name in names.items())
-    print(f"{shown}; all figures in {RunFolder(config.output_dir).metrics}")
+    finished = run(config)
+    if _is_main():
+        print(finished.summary)
 
 
 def compare(
@@ -284,6 +320,7 @@ def predict(
     output: Path | None = None,
     format: Literal["jsonl", "text"] = "jsonl",
     input_format: Literal["auto", "jsonl", "text", "table", "conll"] = "auto",
+    columns: str = "",
     text_column: str = "",
     pair_column: str = "",
     delimiter: str = "",
@@ -300,9 +337,10 @@ def predict(
     """Predict from files: entities of texts, labels of texts, or labels of images.
 
     Every input gives one output line, in order. Input is JSON lines {"text": "..."} or {"tokens": [...]}, whose other
-    fields are kept; plain text, a text a line; tables (CSV, TSV, parquet, Excel) with a column of texts; for entities
-    also sentences with a word a line (CoNLL). For images it is {"image": "PATH"}, a path a line, the images
-    themselves, or a folder of them. A pattern in quotes ("scans/*.png") names what fits it.
+    fields are kept; plain text, a text a line; tables (CSV, TSV, parquet, Excel) with a column of texts; exports of
+    annotation tools; for entities also sentences with a word a line (CoNLL). For images it is {"image": "PATH"}, a path
+    a line, the images themselves, a folder or a table of them. A pattern in quotes ("scans/*.png") names what fits it.
+    Columns, delimiter and encoding that training was told, or found, are known: files of that form need no flags.
 
         lora-core predict runs/ner abstracts.jsonl --output found.jsonl
         echo "IL-2 gene expression requires NF-kappa B." | lora-core predict runs/ner/model.int8.onnx --format text
@@ -315,12 +353,15 @@ def predict(
         output: file to write, gzipped if its name ends in .gz; by default standard output.
         format: jsonl adds "entities" or "labels" to the input's fields, in place of one of that name; text is for
             reading.
-        input_format: auto goes by the file's name, then by its content; standard input is JSON lines if it begins with
-            a brace, else plain text.
-        text_column: tables: the column of the text, or of its parts ("title,body"); by default names that are usual.
-        pair_column: tables: the column of the second text of a pair; by default names that are usual.
-        delimiter: tables: what stands between columns, such as "," or "tab"; by default what the content says.
-        encoding: of the input, such as utf-8 or cp1252; by default what the content says.
+        input_format: auto goes by the file's name, then by its content; standard input goes by its first line.
+        columns: words: the column of the word, as "2" (from 1) or by name; by default as in training, or what the
+            content says.
+        text_column: the column or key of the text, or of its parts ("title,body"); by default that of training, or
+            names that are usual.
+        pair_column: the column or key of the second text of a pair; by default as for text_column.
+        delimiter: tables: what stands between columns, such as "," or "tab"; by default as in training, or what the
+            content says.
+        encoding: of the input, such as utf-8 or cp1252; by default what the content says, or as in training.
         on_bad_row: what to do with an input that cannot be used: mark puts {"error": ...} in its place, skip leaves it
             out (both count them at the end), error stops there.
         task: what the model does, where its folder does not tell.
@@ -348,7 +389,7 @@ def predict(
         output,
         format=format,
         input_format=input_format,
-        reading=Reading(text_column=text_column, pair_column=pair_column, delimiter=delimiter, encoding=encoding),
+        reading=Reading(columns, text_column, pair_column, delimiter=delimiter, encoding=encoding),
         on_bad_row=on_bad_row,
         task=task,
         max_tokens=max_tokens,

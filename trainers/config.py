@@ -84,19 +84,33 @@ class TrainConfig(Settings):
     the place of f1."""
     patience: int | None = None
     """Stop after this many epochs without a better score. None: train all epochs."""
+    checkpoint_steps: int | None = None
+    """Write a checkpoint to resume from after every so many steps too, not only after every epoch."""
+    checkpoint_minutes: float = 10.0
+    """Write one when so many minutes have passed since the last; 0: no clock."""
     keep_checkpoints: int = 1
     """Resumable checkpoints to keep, newest first."""
     workers: int = 0
     """Processes that prepare batches ahead, on every rank: worth it for images and for GPUs. 0: the loop does it."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Several processes: each has the whole model (ddp), or a part of every parameter (fsdp), for models that do not
+    fit one device. fsdp computes with the plain layers, in fp32 or bf16."""
+    timeout: float = 600
+    """Seconds that the processes of a run wait for each other before the run ends, naming who is missing."""
     seed: int = 42
     """Seed of the data order, of fresh heads and adapters, and of dropout."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least(1, "batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens", "group_by_length")
-        self._at_least(1, "keep_checkpoints", "patience")
-        self._at_least(0, "epochs", "weight_decay", "max_grad_norm", "workers")
+        self._at_least(1, "keep_checkpoints", "checkpoint_steps", "patience", "timeout")
+        self._at_least(0, "epochs", "weight_decay", "max_grad_norm", "workers", "checkpoint_minutes")
         self._share("warmup")
+        if self.parallel == "fsdp" and (self.precision == "fp16" or self.adversarial != "none"):
+            raise ValueError(
+                f"parallel fsdp does not go with precision {self.precision} and adversarial {self.adversarial}: take "
+                "fp32 or bf16 and none, or parallel ddp."
+            )
         for name in ("learning_rate", "adversarial_epsilon"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -271,7 +285,7 @@ class OutputSettings(Settings):
     """Where the run is kept, and whether it goes on."""
 
     output_dir: Path = Path("runs/run")
-    """The run folder: config.json, metrics.jsonl, checkpoints/, and adapter/ (LoRA) or best/ (otherwise)."""
+    """The run folder: config.json, inputs.json, metrics.jsonl, checkpoints/, and adapter/ (LoRA) or best/."""
     resume: str = ""
     """"auto" continues from the newest complete checkpoint in output_dir, if there is one; or a checkpoint's path."""
     overwrite: bool = False
@@ -331,10 +345,14 @@ RESUME_MAY_CHANGE = (
     "output_dir",
     "resume",
     "overwrite",
+    "checkpoint_steps",
+    "checkpoint_minutes",
     "keep_checkpoints",
     "micro_batch_size",
     "micro_batch_tokens",
     "workers",
+    "parallel",
+    "timeout",
     "cache",
 )
 """Settings that may differ between a run and its continuation without changing what is computed."""

@@ -1,28 +1,33 @@
 """A whole run: data, model, adapters, training, test scores, and the run folder."""
 
+import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import lora_core
 from lora_core.models import save_pretrained
 from lora_core.models.task_model import TaskModel
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
-from trainers.data.batches import Data
+from trainers.inputs import check_processes, check_unchanged, inputs_of
 from trainers.loop import fit, predict
 from trainers.model import build, is_scratch, with_learning_rate, write_vocabulary
-from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions
+from trainers.processes import interrupt
+from trainers.processes.distributed import World, distributed
+from trainers.processes.fsdp import copy_tensors, is_sharded, whole
+from trainers.processes.run_lock import locked
+from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions, set_aside
 from trainers.tasks import check_settings, kind_of, load, settle
 from trainers.tasks.decision import Decision
-from trainers.tasks.task import Task
-from trainers.training.checkpoints import newest_checkpoint
-from trainers.training.distributed import World, distributed
+from trainers.training.checkpoints import check_checkpoint, newest_checkpoint, set_aside_later
 from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
+from trainers.training.state import trained_tensors
 
 logger = logging.getLogger("trainers")
 
@@ -38,16 +43,31 @@ def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
 
     Raises:
         ValueError: the folder holds another run, or a setting or the data is wrong (the message says which).
+        Interrupted: a signal has ended training; a checkpoint is written. It is a KeyboardInterrupt.
     """
-    with distributed() as world:
+    with distributed(config.timeout) as world, _locked(config.output_dir, world):
         return _run(config, datasets, world)
+
+
+@contextmanager
+def _locked(folder: Path, world: World) -> Iterator[None]:
+    """Hold the run folder's lock, on the main process for all."""
+    with ExitStack() as stack:
+        world.from_main(lambda: stack.enter_context(locked(folder)))
+        yield
 
 
 def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) -> Run:
     check_settings(config)
     config = with_learning_rate(config)
-    checkpoint, finished = world.from_main(lambda: _where_to_begin(config))
-    if finished:
+    begun = f"run in {config.output_dir.absolute()}"
+    if world.from_main(lambda: world.remembers(begun)):
+        config = dataclasses.replace(config, resume="auto", overwrite=False)
+        if world.is_main:
+            logger.warning("torchrun has started the run again: it continues from its newest checkpoint.")
+    start = world.from_main(lambda: _where_to_begin(config))
+    checkpoint = start.checkpoint
+    if start.finished:
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
         return read_run(config.output_dir)
     kind = kind_of(config.task)
@@ -64,23 +84,40 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
     model = build(config, labels)
     data = {split: kind.encode(dataset, model, config) for split, dataset in datasets.items()}
     task = kind.task(labels, config, data["train"])
-    if world.is_main and checkpoint is None:  # only now: a wrong path or name leaves no run folder behind
-        folder = RunFolder(config.output_dir)
+    inputs = inputs_of(config, labels, data)
+    check_processes(inputs, world)
+    folder = RunFolder(config.output_dir)
+    if checkpoint is not None:
+        world.from_main(lambda: _go_on(folder, checkpoint, inputs))
+    elif world.is_main:  # only now: a wrong path or name leaves no run folder behind
         if config.overwrite and folder.is_run():
             folder.remove()
+        folder.write_inputs(inputs)
         folder.write_settings(given.to_dict())
-    reset_peak_memory(world.device)
-    state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
-    peak = max(world.gather(peak_memory_bytes(world.device)))
-    memory = peak_memory(world.device)
-    found = {
-        split: predict(model, task, data[split], config, world) for split in ("validation", "test") if split in data
-    }
-    task = task.decided(found["validation"][1], data["validation"])
-    scores = {split: _score(split, task, data[split], *found[split], config, world) for split in found}
-    trainable, total = lora_core.parameter_counts(model)
     if world.is_main:
+        world.remember(begun)
+    reset_peak_memory(world.device)
+    with interrupt.deferred():
+        state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
+        peak = max(world.gather(peak_memory_bytes(world.device)))
+        memory = peak_memory(world.device)
+        found = {
+            split: predict(model, task, data[split], config, world) for split in ("validation", "test") if split in data
+        }
+    task = task.decided(found["validation"][1], data["validation"])
+    scores = {split: {"loss": loss, **task.metrics(made, data[split])} for split, (loss, made) in found.items()}
+    trainable, total = lora_core.parameter_counts(model)
+    if is_sharded(model):  # what is saved is an ordinary model
+        trained, model = whole(trained_tensors(model)), build(config, labels)
+        copy_tensors(trained, trained_tensors(model))
+    files = {}
+    if world.is_main:
+        for path in start.changed:
+            logger.warning("%s was changed after the run: it is kept as %s.", path, set_aside(path))
+        for split in found:
+            save_predictions(config.output_dir, split, *task.examples(found[split][1], data[split]))
         save_model(model, config, task.decision, getattr(datasets["train"], "pairs", None) is not None)
+        files = folder.written(config.method, found)
     MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write(
         "result",
         step=state.step,
@@ -98,18 +135,10 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
         processes=world.size,
         device=str(world.device.type),
         torch=torch.__version__,
+        files=files,
     )
     world.barrier()
     return read_run(config.output_dir)
-
-
-def _score(
-    split: str, task: Task, data: Data, loss: float, predictions: list[np.ndarray], config: RunConfig, world: World
-) -> dict[str, Any]:
-    """The scores on a split; its predictions are written into the run folder."""
-    if world.is_main:
-        save_predictions(config.output_dir, split, *task.examples(predictions, data))
-    return {"loss": loss, **task.metrics(predictions, data)}
 
 
 def save_model(model: TaskModel, config: RunConfig, decision: Decision, pairs: bool = False) -> Path:
@@ -130,10 +159,22 @@ def save_model(model: TaskModel, config: RunConfig, decision: Decision, pairs: b
     return folder
 
 
-def _where_to_begin(config: RunConfig) -> tuple[Path | None, bool]:
-    """(checkpoint to resume from, whether the run is finished)."""
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins or goes on."""
+
+    checkpoint: Path | None = None
+    """What it goes on from; None: from nothing."""
+    finished: bool = False
+    """Whether nothing is left to do."""
+    changed: tuple[Path, ...] = ()
+    """Folders of what a finished run wrote that hold something else now, which is not to be lost."""
+
+
+def _where_to_begin(config: RunConfig) -> Start:
     folder = RunFolder(config.output_dir)
     folder.check_writable()
+    folder.remove_abandoned()
     if config.resume not in ("", "auto") and Path(config.resume).resolve().parent != folder.checkpoints.resolve():
         raise ValueError(
             f"--resume {config.resume} is not a checkpoint of {folder.path}: give {folder.checkpoints}/step-N, or "
@@ -147,14 +188,49 @@ def _where_to_begin(config: RunConfig) -> tuple[Path | None, bool]:
             )
         _check_unchanged(folder.read_settings(), config)
         if folder.is_finished():
-            return None, True
-        return (newest_checkpoint(folder.path) if config.resume == "auto" else Path(config.resume)), False
+            return _after_the_end(folder, config)
+        if config.resume == "auto":
+            return Start(newest_checkpoint(folder.path))
+        check_checkpoint(Path(config.resume))
+        return Start(Path(config.resume))
     if config.resume not in ("", "auto"):
         raise ValueError(
             f"{folder.path} holds no run to resume: it has no {folder.settings.name}. Use --resume auto to begin one "
             "there."
         )
-    return None, False
+    folder.read_inputs()  # a file of this name that is none of ours is not written over
+    if not folder.settings.is_file() and folder.saved("step"):
+        raise ValueError(
+            f"{folder.path} holds checkpoints, but no {folder.settings.name} that says of what run. Restore it, move "
+            f"{folder.checkpoints} elsewhere, or choose another --output-dir."
+        )
+    return Start()
+
+
+def _go_on(folder: RunFolder, checkpoint: Path, inputs: dict[str, Any]) -> None:
+    """Make ready to go on from a checkpoint, when nothing else can refuse it."""
+    check_unchanged(folder, inputs)
+    set_aside_later(folder, int(checkpoint.name.removeprefix("step-")))
+
+
+def _after_the_end(folder: RunFolder, config: RunConfig) -> Start:
+    """Nothing to do where all that a finished run wrote is as it was; else its last checkpoint, to write it again."""
+    lost = folder.lost(config.method)
+    if not lost:
+        return Start(finished=True)
+    listed = ", ".join(f"{name} is {what}" for name, what in lost.items())
+    try:
+        checkpoint = newest_checkpoint(folder.path)
+    except ValueError as error:
+        raise ValueError(f"The run in {folder.path} is finished, but {listed}: copy it back. {error}") from error
+    if checkpoint is None:
+        raise ValueError(
+            f"The run in {folder.path} is finished, but {listed}, and there is no checkpoint to write it again from. "
+            "Copy it back, train again with --overwrite, or choose another --output-dir."
+        )
+    logger.warning("The run in %s is finished, but %s: it is written again from %s.", folder.path, listed, checkpoint)
+    changed = {folder.path / name.split("/")[0] for name, what in lost.items() if what == "changed"}
+    return Start(checkpoint, changed=tuple(sorted(changed)))
 
 
 def _check_unchanged(old: dict[str, Any], config: RunConfig) -> None:

@@ -4,7 +4,6 @@ Shapes: N examples, L labels.
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,22 +13,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
+from trainers.data.images.processing import PREPROCESSOR_FILE
 from trainers.data.splits import sample
-from trainers.data.texts.encode import first_windows
-from trainers.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+from trainers.data.texts.encode import TextProcessing, first_windows
+from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.loop import evaluate
-from trainers.model import load_model, tokenizer_folder
+from trainers.model import load_model
+from trainers.processes.distributed import World, distributed
 from trainers.run_folder import Run, RunFolder, has_predictions, read_predictions, read_run
 from trainers.tasks import kind_of, with_problem_type
 from trainers.tasks.classification import MultiLabelClassification
 from trainers.tasks.task import Kind, Task
-from trainers.training.distributed import World, distributed
+from trainers.tasks.token import text_processing
 from trainers.training.precision import autocast, choose_kernels
 
 CPU = torch.device("cpu")
@@ -177,23 +177,25 @@ class FinishedRun:
         return task
 
     def encode(self, dataset: Any) -> Data:
-        """A data set as the model takes it."""
-        self._check_tokenizer()
-        return self.kind.encode(dataset, self.model, self.config)
+        """A data set as the model takes it: in the tokens, or as the pictures, that it was trained on."""
+        return self.kind.encode(dataset, self.model, self.config, self.inputs_folder)
 
-    def _check_tokenizer(self) -> None:
-        """Say where texts are cut into tokens in another way than in training, as a file beside the weights tells."""
-        saved = self.weights_folder / TOKENIZER_FILE
-        if not self.kind.ONE_LABEL or not saved.is_file():
-            return
-        both = Tokenizer.from_file(str(saved)), load_tokenizer(tokenizer_folder(self.config))
-        trained, used = (json.loads(tokenizer.to_str())["pre_tokenizer"] for tokenizer in both)
-        if trained != used:
-            logger.warning(
-                "%s was trained by an older version, which put a space before the first word; the scores that are "
-                "computed now are of texts without it. Pipelines and exports take texts as in training.",
-                self.run.folder,
-            )
+    @cached_property
+    def inputs_folder(self) -> Path | None:
+        """Where the run saved how its model takes inputs, whatever has become of its checkpoint's files since.
+
+        None: an old run saved nothing, so that the checkpoint's files count, which is said.
+        """
+        if any((self.weights_folder / name).is_file() for name in (TOKENIZER_FILE, PREPROCESSOR_FILE)):
+            return self.weights_folder
+        logger.warning("%s has saved no %s or %s: its inputs are prepared as %s says today", self.weights_folder,
+                       TOKENIZER_FILE, PREPROCESSOR_FILE, self.config.model)  # fmt: skip
+        return None
+
+    @property
+    def text_processing(self) -> TextProcessing:
+        """How its model takes long texts, and whether it takes pairs of them."""
+        return text_processing(self.config, self.weights_folder)
 
     def sample(self, name: str, limit: int) -> Data:
         """At most ``limit`` examples of a split, drawn with the run's seed, as the model takes them."""

@@ -3,7 +3,7 @@
     for every step:           the global batch; each process takes its share, in parts
         for every part:       loss = sum over the part / labels in the global batch * processes    (DDP averages)
                               forward, backward
-        clip, step, schedule
+        clip, step, schedule  (a checkpoint, if one is due or the run is asked to stop)
     after every epoch:        evaluate, keep the best, write a checkpoint that resume continues from exactly
 
 Losses are sums divided once by the number of labels in the whole batch, so the gradient does not depend on how
@@ -11,7 +11,6 @@ many processes and parts share the work.
 """
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,18 @@ from tqdm import tqdm
 
 from trainers.config import TrainConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
+from trainers.processes import interrupt
+from trainers.processes.distributed import World
+from trainers.processes.fsdp import is_sharded, put_away, shard
+from trainers.processes.interrupt import Interrupted
 from trainers.run_folder import MetricsLog
 from trainers.tasks.task import Task
 from trainers.training.adversarial import build_adversary
 from trainers.training.batch_plan import BatchPlan
-from trainers.training.checkpoints import load_checkpoint, restore_best, save_best, save_checkpoint
-from trainers.training.distributed import World
+from trainers.training.checkpoint_schedule import CheckpointSchedule
+from trainers.training.checkpoints import load_checkpoint, restore_best, save_best
+from trainers.training.memory import memory_errors
+from trainers.training.numbers import check_some_step
 from trainers.training.optim import build_optimizer, build_scheduler, take_step
 from trainers.training.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
 from trainers.training.state import TrainState, seed_generators
@@ -40,6 +45,7 @@ NOTHING_LEARNT = (
 )
 
 
+@interrupt.deferred()
 def fit(
     model: nn.Module,
     task: Task,
@@ -53,6 +59,7 @@ def fit(
     """Train what requires grad in ``model``, and leave the best epoch's weights in it.
 
     The model keeps the layers that ``config.kernels`` chose; lora_core.kernels.fused.unfuse gives it the plain ones.
+    With ``config.parallel`` fsdp its parameters stay shared out over the processes.
 
     Args:
         folder: the run folder; metrics.jsonl and checkpoints/ are written into it.
@@ -63,25 +70,33 @@ def fit(
 
     Raises:
         ValueError: nothing is trainable, or the checkpoint belongs to another run.
-        FloatingPointError: the loss or a gradient is not finite (with fp16, such steps are skipped instead).
+        TooLittleMemoryError, DiskFullError: there is not enough memory, or disk for a checkpoint.
+        FloatingPointError: a gradient is not finite (with fp16, such steps are skipped, but not without end).
+        Interrupted: a signal has asked a process to stop; a checkpoint is written. It is a KeyboardInterrupt.
     """
     seed_generators(config.seed + world.rank)
-    model.to(world.device)
     choose_kernels(model, config, world.device)
+    if config.parallel == "fsdp" and world.size > 1:
+        shard(model, world.device, world.size)
+        if world.is_main:
+            logger.info("The parameters are shared out over %d processes, for which the layers are plain.", world.size)
+    model.to(world.device)
     plan = BatchPlan(train, config, world, micro_batch_tokens(model, config))
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, plan.total_steps)
     state = TrainState(model, optimizer, grad_scaler(config.precision, world.device), scheduler)
     if resume_from is not None:
         load_checkpoint(state, resume_from, world)
-    log = MetricsLog(folder, resume_at=state.step, writes=world.is_main)
+    checkpoints = CheckpointSchedule(state, plan, config, folder, world)
+    log = MetricsLog(folder, resume_at=state.step - state.batch, writes=world.is_main)  # where the last epoch ended
     parallel = world.wrap(model)
     adversary = build_adversary(model, config)
 
     while state.epoch < config.epochs and not state.out_of_patience(config.patience):
         parallel.train()
-        started = time.perf_counter()
-        with _progress(f"epoch {state.epoch + 1}/{config.epochs}", len(plan.batches(state.epoch)), world) as progress:
+        state.start_clock()
+        bar = _progress(f"epoch {state.epoch + 1}/{config.epochs}", len(plan.batches(state.epoch)), world)
+        with memory_errors(world.device, plan.pass_tokens), bar as progress:
             progress.update(state.batch)
             for step in plan.steps(state.epoch, first=state.batch):
                 for perturbed, parts in adversary.passes(step.parts):  # one pass, unless training is adversarial
@@ -91,15 +106,18 @@ def fit(
                                 loss = task.training_loss_sum(parallel(**part.inputs), part.labels) * part.weight
                             state.scaler.scale(loss).backward()
                         if not perturbed:
-                            state.add_loss(loss.detach() * (step.labels / world.size))
-                take_step(state, config.max_grad_norm)
+                            state.add_loss(loss.detach() * (step.labels / world.size), part.examples)
+                take_step(state, config.max_grad_norm, world, folder)
                 state.end_step(step.labels, step.tokens)
+                world.at_step(state.step)
                 progress.update()
                 if state.step % 20 == 0:
                     progress.set_postfix(loss=f"{state.local_loss(world):.4f}")
-        state.end_epoch(seconds=time.perf_counter() - started)
+                checkpoints.after_step()
 
-        scores = evaluate(model, task, validation, config, world)
+        with checkpoints.before_evaluation():
+            scores = evaluate(model, task, validation, config, world)
+        state.end_epoch()
         improved = state.record_score(scores, config.metric)
         if world.is_main and state.epoch == 1 and scores.get(config.metric) == 0:
             logger.warning(NOTHING_LEARNT, config.metric, scheduler.base_lrs[0])
@@ -109,7 +127,8 @@ def fit(
         )
         if improved:
             save_best(state, folder, world)
-        save_checkpoint(state, folder, config.keep_checkpoints, world)
+        checkpoints.after_epoch()
+    check_some_step(state)
     if state.best_epoch:
         restore_best(state, folder, world)
     return state
@@ -121,26 +140,49 @@ def evaluate(model: nn.Module, task: Task, data: Data, config: TrainConfig, worl
     return {"loss": loss, **task.metrics(predictions, data)}
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World
 ) -> tuple[float, list[np.ndarray]]:
-    """Mean loss, and the prediction for each example of ``data`` in order, on every process."""
+    """Mean loss, and the prediction for each example of ``data`` in order, on every process.
+
+    Raises:
+        Interrupted: within `interrupt.deferred`, a signal has asked a process to stop.
+    """
+    with torch.no_grad() if is_sharded(model) else torch.inference_mode():  # FSDP keeps tensors that it makes here
+        found = _predict(model, task, data, config, world)
+    put_away(model)
+    return found
+
+
+def _predict(
+    model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World
+) -> tuple[float, list[np.ndarray]]:
     model.eval()
     loss = torch.zeros((), dtype=torch.float64)
     found: dict[int, np.ndarray] = {}
-    batches = evaluation_batches(data.lengths, config.evaluation_tokens(data.lengths), world.rank, world.size)
+    most = config.evaluation_tokens(data.lengths)
+    batches = evaluation_batches(data.lengths, most, world.rank, world.size)
+    counted = len(batches)
+    if is_sharded(model):  # all processes take part in every pass; the first one has most
+        passes = len(evaluation_batches(data.lengths, most, 0, world.size))
+        batches += [np.arange(1)] * (passes - counted)
     loaded = load_batches(data, batches, world.device, workers=config.workers)
-    with _progress("evaluate", len(batches), world) as progress:
-        for indices, (inputs, labels) in zip(batches, loaded, strict=True):
+    with memory_errors(world.device, most // 4), _progress("evaluate", len(batches), world) as progress:
+        for number, (indices, (inputs, labels)) in enumerate(zip(batches, loaded, strict=True)):
             with autocast(model, config.precision, world.device):
                 logits = model(**inputs)
+            if number >= counted:
+                continue
             loss += task.loss_sum(logits, labels).double().cpu()
             found.update(zip(indices.tolist(), task.predict(logits, labels), strict=True))
             progress.update()
-    shares = world.gather((loss.item(), found))
-    found = {index: prediction for _, part in shares for index, prediction in part.items()}
-    mean = sum(part for part, _ in shares) / max(1, int(data.label_counts.sum()))
+            if interrupt.requested() and not is_sharded(model):
+                break  # the other processes hear of it when they have done their shares
+    shares = world.gather((loss.item(), found, interrupt.requested()))
+    if signum := max(signum for _, _, signum in shares):
+        raise Interrupted(signum, "in evaluation")
+    found = {index: prediction for _, part, _ in shares for index, prediction in part.items()}
+    mean = sum(part for part, _, _ in shares) / max(1, int(data.label_counts.sum()))
     return mean, [found[index] for index in range(len(data.lengths))]
 
 

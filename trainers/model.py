@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import lora_core
+from lora_core.files import write_text
 from lora_core.models import build_model, config_from_dict, load_pretrained
 from lora_core.models.crf import CRFHead
 from lora_core.models.heads import AttentionPooling
@@ -174,8 +175,8 @@ def write_vocabulary(config: RunConfig, train: Any) -> None:
     _check_method(config)
     if config.tokenizer:
         return
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    build_vocabulary(_texts(train.in_memory())).save(str(RunFolder(config.output_dir).tokenizer))
+    vocabulary = build_vocabulary(_texts(train.in_memory()))
+    write_text(RunFolder(config.output_dir).tokenizer, vocabulary.to_str(pretty=True))
 
 
 def tokenizer_folder(config: RunConfig) -> Path:

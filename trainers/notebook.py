@@ -5,11 +5,13 @@ trained.predict(["what a film"])
 trained.save("my-model")
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -20,7 +22,6 @@ from trainers.data.images.batches import ImageDataset
 from trainers.data.splits import HELD_OUT, SPLIT_SEED, hold_out, stratified_split, take
 from trainers.data.table import column_of, rows_of
 from trainers.data.texts.dataset import TextDataset
-from trainers.data.texts.encode import TextProcessing
 from trainers.data.tokens.bio import OUTSIDE
 from trainers.data.tokens.reader import TokenDataset
 from trainers.experiment import logger, run
@@ -39,16 +40,24 @@ WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags", "labels")
 
 
-@dataclass(frozen=True)
+FLAG = re.compile(r"--(no-)?([a-z]+(?:-[a-z]+)*)(?: ([\w.,/-]*\w))?( \(in Python [^)]*\))?")
+"""A flag of the command line in a message, with what follows it."""
+
+
+@dataclass(frozen=True, repr=False)
 class TrainedRun(Run):
     """What `train` gives back: the run's scores, and its model at work."""
+
+    def __repr__(self) -> str:
+        return self.summary
 
     @cached_property
     def _pipeline(self) -> Pipeline:
         return pipeline(model=self.folder)
 
     def predict(self, inputs: Any) -> Any:
-        """Predictions for one input or a list of them, as `trainers.pipeline` makes them."""
+        """Predictions for one input, a list of them, or a table such as that of training, as `trainers.pipeline` makes
+        them."""
         return self._pipeline(inputs)
 
     def save(self, folder: str | Path) -> Path:
@@ -57,8 +66,10 @@ class TrainedRun(Run):
         if finished.config.method == "lora":
             lora_core.eject_lora(lora_core.merge_lora(finished.model))
         save_pretrained(finished.model, folder)
-        pairs = bool(TextProcessing.read(finished.weights_folder).pairs)
-        finished.kind.save_preprocessing(finished.config, Path(folder), pairs)
+        pairs = bool(finished.text_processing.pairs)
+        finished.kind.save_preprocessing(finished.config, Path(folder), pairs, finished.inputs_folder)
+        if not finished.task.decision.is_usual:
+            finished.task.decision.save(folder)
         return Path(folder)
 
 
@@ -78,7 +89,14 @@ def train(data: Any, **settings: Any) -> TrainedRun:
     Raises:
         ValueError: a setting is unknown (with the nearest name), or the data does not fit the task (the message says
             where).
+        KeyboardInterrupt: training was interrupted, and has left a checkpoint: the same call with resume="auto" goes
+            on. SIGTERM does the same.
     """
+    with _keywords_for_flags():
+        return _train(data, settings)
+
+
+def _train(data: Any, settings: dict[str, Any]) -> TrainedRun:
     config = RunConfig.from_dict(settings, "trainers.train")
     kind_of(config.task)
     splits = dict(data) if isinstance(data, Mapping) and (not data or "train" in data) else {"train": data}
@@ -89,6 +107,33 @@ def train(data: Any, **settings: Any) -> TrainedRun:
         logger.warning("no validation split: %d training examples stay, %d became one", *sizes)
     done = run(config, datasets)
     return TrainedRun(**{name: getattr(done, name) for name in done.__dataclass_fields__})
+
+
+@contextmanager
+def _keywords_for_flags() -> Iterator[None]:
+    """Errors that name flags of the command line name the keywords of `train` instead."""
+    try:
+        yield
+    except (ValueError, FloatingPointError, ModuleNotFoundError) as error:
+        if len(error.args) == 1 and isinstance(error.args[0], str):
+            error.args = (FLAG.sub(_keyword, error.args[0]),)
+        raise
+
+
+def _keyword(flag: re.Match[str]) -> str:
+    """A flag of the command line, with its value if that is what follows it, as a keyword of `train`."""
+    negated, name, word, in_python = flag[1], flag[2].replace("-", "_"), flag[3], flag[4] or ""
+    field = RunConfig.__dataclass_fields__.get(name)
+    if field is None:
+        return flag[0]
+    rest = f" {word}" if word else ""
+    if isinstance(field.default, bool):
+        return f"{name}={not negated}{rest}{in_python}"
+    values = {"resume": ("auto",)}.get(name, get_args(get_type_hints(RunConfig)[name]))
+    if word in values or (word and (word[0].isdecimal() or word.isupper())):
+        is_number = isinstance(field.default, (int, float)) or type(None) in values
+        return f"{name}={word}" if is_number else f'{name}="{word}"'
+    return f"{name}{rest}{in_python}"
 
 
 def _dataset(split: Any, config: RunConfig, source: str) -> Any:

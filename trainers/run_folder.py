@@ -1,9 +1,11 @@
 """The folder of a run: where each of its files is, and what they hold. It needs no torch.
 
 config.json             the resolved settings
+inputs.json             digests of what the run was made from (inputs.py)
 metrics.jsonl           one JSON object a line, in the order in which things happened, told apart by `event`:
                         `epoch`, and at the very end one `result`
 checkpoints/            step-N to resume from, best-N with the weights to keep (training/checkpoints.py)
+set-aside/              here and in checkpoints/: what stood in the way and was not to be deleted
 adapter/ or best/       what was trained: LoRA's adapter, or else the whole model
 predictions/SPLIT.npz   predicted and true label ids of every example
 tokenizer.json          the vocabulary of a model that starts from nothing
@@ -11,15 +13,36 @@ report.html, model.onnx, model.int8.onnx    what the other verbs write
 """
 
 import json
+import logging
 import os
-import shutil
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lora_core.files import read_json_object, replacing, write_json, write_text
+from lora_core.files import (
+    discard,
+    disk_errors,
+    make_folder,
+    read_json_object,
+    remove_abandoned,
+    replacing,
+    sha256_of_file,
+    write_json,
+    write_text,
+)
+
+logger = logging.getLogger("trainers")
+
+SET_ASIDE = "set-aside"
+"""The folder beside it that takes what stands in the way."""
+
+MAIN_SCORES = {"f1": "F1", "precision": "precision", "recall": "recall"}
+REGRESSION_SCORES = {"pearson": "Pearson correlation", "mse": "squared error", "r2": "R2"}
+"""What is shown of a run's scores, and under which names."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +55,11 @@ class RunFolder:
     def settings(self) -> Path:
         """config.json."""
         return self.path / "config.json"
+
+    @property
+    def inputs(self) -> Path:
+        """inputs.json."""
+        return self.path / "inputs.json"
 
     @property
     def metrics(self) -> Path:
@@ -71,17 +99,69 @@ class RunFolder:
         """The predictions for a split."""
         return self.path / "predictions" / f"{split}.npz"
 
+    def saved(self, kind: str) -> list[tuple[int, Path]]:
+        """(N, folder) of the folders checkpoints/KIND-N, largest N first.
+
+        What only looks like one (step-007, step-abc, a file, a link) is none of ours and is passed over.
+        """
+        try:
+            with os.scandir(self.checkpoints) as entries:
+                found = [
+                    (int(match[1]), Path(entry.path))
+                    for entry in entries
+                    if (match := re.fullmatch(rf"{kind}-(0|[1-9][0-9]*)", entry.name))
+                    and entry.is_dir(follow_symlinks=False)
+                ]
+        except FileNotFoundError:
+            return []
+        return sorted(found, reverse=True)
+
     def is_run(self) -> bool:
         """Whether a run was begun here."""
         return self.settings.is_file() and self.metrics.is_file()
 
+    def result(self) -> dict[str, Any] | None:
+        """The result with which a finished run's metrics.jsonl ends; None: the run has not come to its end."""
+        if not self.metrics.is_file():
+            return None
+        last = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+        event = _event(last[0]) if last else {}  # a run that is killed while it writes leaves half a line
+        return event if event.get("event") == "result" else None
+
     def is_finished(self) -> bool:
         """Whether the run came to its end."""
-        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
-        try:
-            return bool(lines) and json.loads(lines[-1])["event"] == "result"
-        except json.JSONDecodeError:  # the run was killed while it wrote its last line
-            return False
+        return self.result() is not None
+
+    def written(self, method: str, splits: Iterable[str]) -> dict[str, str]:
+        """sha256 of each file that a run leaves behind: what it trained with what inference needs, and predictions."""
+        paths = [path for path in self.weights(method).rglob("*") if path.is_file() and not path.name.startswith(".")]
+        paths += [self.predictions(split) for split in splits]
+        return {path.relative_to(self.path).as_posix(): sha256_of_file(path) for path in sorted(paths)}
+
+    def lost(self, method: str) -> dict[str, str]:
+        """What a finished run wrote and is no more as it was: for each file "gone", "empty" or "changed"."""
+        result = self.result() or {}
+        if "files" not in result:  # the run is older than the digests
+            found = [path for path in self.weights(method).glob("*.safetensors") if path.stat().st_size]
+            return {} if found else {f"{self.weights(method).name}/": "gone"}
+        lost = {}
+        for name, digest in result["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                lost[name] = "gone"
+            elif not path.stat().st_size:
+                lost[name] = "empty"
+            elif sha256_of_file(path) != digest:
+                lost[name] = "changed"
+        return lost
+
+    def remove_abandoned(self) -> None:
+        """Remove the unfinished files of processes of this machine that were killed."""
+        places = (self.path, self.checkpoints, self.weights("lora"), self.weights("full"), self.path / "predictions")
+        removed = [path for place in places for path in remove_abandoned(place)]
+        if removed:
+            listed = ", ".join(str(path.relative_to(self.path)) for path in removed)
+            logger.info("%s: removed what a killed process had not finished: %s", self.path, listed)
 
     def check_writable(self) -> None:
         """Raise ValueError where the folder is not there and cannot be made, or cannot be written to."""
@@ -92,11 +172,16 @@ class RunFolder:
 
     def remove(self) -> None:
         """Delete what a run wrote here and nothing else; but for tokenizer.json, which the next may have replaced."""
-        for path in (self.settings, self.metrics, self.report, self.onnx, self.int8_onnx):
-            path.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.weights("lora"), self.weights("full"), self.path / "predictions"):
+        for _, path in (*self.saved("step"), *self.saved("best")):
+            discard(path)
+        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
+            self.checkpoints.rmdir()
+        for folder in (self.weights("lora"), self.weights("full"), self.path / "predictions"):
             if folder.is_dir():
-                shutil.rmtree(folder)
+                discard(folder)
+        # Last what makes it a run: killed on the way, it can still be overwritten.
+        for path in (self.report, self.onnx, self.int8_onnx, self.inputs, self.settings, self.metrics):
+            path.unlink(missing_ok=True)
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write config.json; the folder is made if need be."""
@@ -105,6 +190,24 @@ class RunFolder:
     def read_settings(self) -> dict[str, Any]:
         """The content of config.json. ValueError when it is damaged."""
         return read_json_object(self.settings, "It was written when the run began: restore it, or train again.")
+
+    def write_inputs(self, inputs: dict[str, Any]) -> None:
+        """Write inputs.json; the folder is made if need be."""
+        write_json(self.inputs, inputs)
+
+    def read_inputs(self) -> dict[str, Any]:
+        """The content of inputs.json; nothing where an older version began the run. ValueError when it is damaged."""
+        if not self.inputs.exists():
+            return {}
+        remedy = "It was written when the run began: restore it, or delete it to go on without its comparison."
+        inputs = read_json_object(self.inputs, remedy)
+        if not isinstance(inputs.get("data"), dict) or "run" not in inputs:
+            raise ValueError(f"{self.inputs} has the entries {sorted(inputs)}, expected data, run and others. {remedy}")
+        return inputs
+
+    def run_id(self) -> str:
+        """What tells this run's checkpoints from those of runs with other settings or inputs; empty: nothing does."""
+        return str(self.read_inputs().get("run", ""))
 
 
 @dataclass(frozen=True)
@@ -126,6 +229,15 @@ class Run:
     def files(self) -> RunFolder:
         """The places of its files."""
         return RunFolder(self.folder)
+
+    @property
+    def summary(self) -> str:
+        """Its scores in one line."""
+        split = "test" if "test" in self.result else "validation"
+        scores = self.result[split]
+        names = MAIN_SCORES if "f1" in scores else REGRESSION_SCORES
+        shown = ", ".join(f"{name} {scores[key]:.4f}" for key, name in names.items())
+        return f"{split}: {shown}; all figures in {self.files.metrics}"
 
 
 def read_run(folder: str | Path) -> Run:
@@ -150,16 +262,25 @@ def read_run(folder: str | Path) -> Run:
     if not events or events[-1]["event"] != "result":
         reached = f"its last finished epoch is {max(epochs)}" if epochs else "it has finished no epoch"
         raise ValueError(
-            f"The run in {folder} has not finished: {reached}, and {files.metrics} does not end "
-            "with a result. Wait for it, or resume it if it was interrupted."
+            f"The run in {folder} has not finished: {reached}, and {files.metrics} does not end with a result. Wait "
+            "for it; or if it was interrupted, repeat its command with --resume auto, which does what is left."
         )
     return Run(folder, folder.resolve().name, config, [epochs[number] for number in sorted(epochs)], events[-1])
+
+
+def set_aside(path: Path) -> Path:
+    """Move a file or a folder into set-aside/ beside it, under a name that is free there, and return that."""
+    folder = make_folder(path.parent / SET_ASIDE)
+    names = (path.name, *(f"{path.name}.{number}" for number in range(1, len(os.listdir(folder)) + 2)))
+    free = next(folder / name for name in names if not os.path.lexists(folder / name))
+    os.rename(path, free)
+    return free
 
 
 def save_predictions(folder: str | Path, split: str, predicted: list[np.ndarray], gold: list[np.ndarray]) -> Path:
     """Write the predicted and true label ids of each example to predictions/<split>.npz, one after another."""
     path = RunFolder(Path(folder)).predictions(split)
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     offsets = np.cumsum([0, *map(len, gold)])
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, predicted=np.concatenate(predicted), gold=np.concatenate(gold), offsets=offsets)
@@ -188,7 +309,8 @@ def read_predictions(folder: str | Path, split: str = "test") -> tuple[list[np.n
 class MetricsLog:
     """Appends events to a run's metrics.jsonl.
 
-    A run that resumes first drops what was logged after its checkpoint, so that nothing stands twice.
+    A run that resumes first drops what was logged after its checkpoint, so that nothing stands twice, and the result:
+    it is finished no more.
     """
 
     def __init__(self, folder: Path, *, resume_at: int = 0, writes: bool = True) -> None:
@@ -200,23 +322,33 @@ class MetricsLog:
         """
         self._path = RunFolder(folder).metrics if writes else None
         if self._path is not None:
-            lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-            kept = [line for line in lines if _step(line) <= resume_at] if resume_at else []
+            text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
+            kept = [line for line in text.splitlines() if _is_before(line, resume_at)] if resume_at else []
             write_text(self._path, "".join(f"{line}\n" for line in kept))
 
     def write(self, event: str, **values: Any) -> None:
-        """Append one event and flush it to the file."""
+        """Append one event, and wait until the disk has it."""
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
+            with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"event": event, **values}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
 
 
-def _step(line: str) -> float:
-    """The step of a logged event; a torn last line counts as later than any."""
+def _is_before(line: str, step: int) -> bool:
+    """Whether a line of the log is an event up to this step of a run that is not finished."""
+    event = _event(line)
+    at = event.get("step")
+    return isinstance(at, int) and at <= step and event.get("event") != "result"
+
+
+def _event(line: str) -> dict[str, Any]:
+    """A line of the log; nothing where it is torn."""
     try:
-        return json.loads(line).get("step", float("inf"))
-    except json.JSONDecodeError:
-        return float("inf")
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return event if isinstance(event, dict) else {}
 
 
 def _read_events(path: Path) -> list[dict[str, Any]]:

@@ -193,11 +193,28 @@ class Graph:
             return self.op("Mul", x, self.op("Sigmoid", x))
         return activation.onnx(self, x)
 
-    def add_and_normalise(self, x: str, layer: nn.Module, residual: str, norm: nn.Module, total: str = "") -> str:
-        """LayerNorm of ``residual`` + a linear layer of x; ``total`` names that sum where it is needed too."""
+    def add_and_normalise(
+        self,
+        x: str,
+        layer: nn.Module,
+        residual: str,
+        norm: nn.Module,
+        total: str = "",
+        output_scale: nn.Module | None = None,
+    ) -> str:
+        """LayerNorm of ``residual`` + a linear layer of x.
+
+        Args:
+            total: names that sum, where it is needed too.
+            output_scale: a module with a method `onnx(graph, x)` that scales what the layer gives.
+        """
         scale, shift = self._scale_and_shift(norm)
-        inputs = [self.linear(x, layer), residual, scale, shift]
-        inputs += [self.bias(layer)] if self._has_bias(layer) else []
+        if output_scale is not None:
+            scaling: Any = output_scale
+            inputs = [scaling.onnx(self, self.dense(x, layer)), residual, scale, shift]
+        else:
+            inputs = [self.linear(x, layer), residual, scale, shift]
+            inputs += [self.bias(layer)] if self._has_bias(layer) else []
         output = self._fresh(f"{self.path(norm)}.output")
         names = [output, "", "", total] if total else [output]
         return self.op("SkipLayerNormalization", *inputs, domain=MICROSOFT, outputs=names, epsilon=norm.eps)

@@ -75,9 +75,13 @@ def post_norm_graph(
         attended = parts.attention.onnx(graph, hidden, parts.query_key_value, mask, *shared)
         if number == len(layers) and read is not None:
             attended, hidden = graph.tokens(attended, read), graph.tokens(hidden, read)
-        attended = graph.add_and_normalise(attended, parts.attention_output, hidden, parts.attention_norm)
+        attended = graph.add_and_normalise(
+            attended, parts.attention_output, hidden, parts.attention_norm, output_scale=parts.attention_scale
+        )
         wide = graph.activated(attended, parts.intermediate, parts.activation)
-        hidden = graph.add_and_normalise(wide, parts.output, attended, parts.output_norm)
+        hidden = graph.add_and_normalise(
+            wide, parts.output, attended, parts.output_norm, output_scale=parts.output_scale
+        )
     norm = encoder.norm_after_layers()
     return hidden if norm is None else graph.normalise(hidden, norm)
 
@@ -105,8 +109,10 @@ def pre_norm_graph(
         if layer is layers[-1] and read is not None:
             attended, hidden = graph.tokens(attended, read), graph.tokens(hidden, read)
         halfway, total = f"{graph.path(layer)}.halfway", f"{graph.path(layer)}.total"
-        normed = graph.add_and_normalise(attended, parts.attention_output, hidden, parts.output_norm, halfway)
+        normed = graph.add_and_normalise(
+            attended, parts.attention_output, hidden, parts.output_norm, halfway, parts.attention_scale
+        )
         wide = graph.activated(normed, parts.intermediate, parts.activation)
-        normed = graph.add_and_normalise(wide, parts.output, halfway, next_norm, total)
+        normed = graph.add_and_normalise(wide, parts.output, halfway, next_norm, total, parts.output_scale)
         hidden = total
     return normed

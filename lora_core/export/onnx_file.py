@@ -15,9 +15,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from lora_core.files import BLOCK, sha256_of_file
+from lora_core.files import BLOCK, file_inside, json_object, regular_file, sha256_of_file
+from lora_core.models.task_model import check_labels, problem_type_of_config
+from lora_core.patterns import shown
 
 FORMAT = "1"
 """Version of the layout of these files and of their metadata."""
@@ -99,9 +101,9 @@ def read_file(path: str | Path) -> OnnxFile:
         ValueError: as `read_metadata`.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; {AGAIN}, or correct the path")
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         try:
             size = path.stat().st_size
             parts = list(fields(file, 0, size))
@@ -132,9 +134,50 @@ def read_file(path: str | Path) -> OnnxFile:
                 f"{path} was changed after it was written: its metadata (labels, tokenizer, ...) does not have the "
                 f"sha256 that it names; copy it again, or {AGAIN}"
             )
-        nodes, external = _graph(file, graphs[0])
+        try:
+            nodes, external = _graph(file, graphs[0])
+        except ValueError as error:
+            raise ValueError(f"{path} holds a graph that is none ({error}); copy it again, or {AGAIN}") from error
+    try:
+        _check_facts(metadata)
+    except ValueError as error:
+        raise ValueError(f"{path}: in its metadata {error}; {AGAIN}") from error
     _check_external(path, metadata, external)
     return OnnxFile(path, metadata, nodes)
+
+
+def _check_facts(metadata: Mapping[str, str]) -> None:
+    """Check what every file says of its model, for a digest only shows that nobody changed it since.
+
+    Raises:
+        ValueError: something is missing or malformed.
+    """
+    numbers = {"layers": 0, "segments": 1, "max_tokens": 1, "vocab_size": 1, "pad_token_id": 0}
+    images = "image_shape" in metadata
+    needed = ["task", "model_type", "precision", "labels", "layers"]
+    needed += [] if images else ["max_tokens", "vocab_size", "pad_token_id"]
+    for name in needed:
+        if not metadata.get(name):
+            raise ValueError(f"{name} is missing")
+    for name, least in numbers.items():
+        value = metadata.get(name, str(least))
+        if not (value.isascii() and value.isdecimal() and len(value) < 10 and int(value) >= least):
+            raise ValueError(f"{name} is {shown(value)}, expected a whole number of at least {least}")
+    check_labels(_json_list(metadata, "labels"))
+    shape = _json_list(metadata, "image_shape") if images else [1, 1, 1]
+    if len(shape) != 3 or not all(type(size) is int and 0 < size < 1 << 20 for size in shape):
+        raise ValueError(f"image_shape is {shown(shape)}, expected channels, height and width")
+    problem_type_of_config(metadata)
+
+
+def _json_list(metadata: Mapping[str, str], name: str) -> list[Any]:
+    try:
+        value = json.loads(metadata[name])
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {shown(metadata[name])}, expected a list in JSON")
+    return value
 
 
 def metadata_sha256(metadata: Mapping[str, str]) -> str:
@@ -172,15 +215,25 @@ def _graph(file: BinaryIO, graph: Field) -> tuple[Counter[str], set[str]]:
 
 def _check_external(path: Path, metadata: dict[str, str], locations: set[str]) -> None:
     """The one file that may hold weights lies beside the model, whole and unchanged."""
-    recorded = json.loads(metadata.get("external_data", "{}"))
+    try:
+        recorded = json_object(metadata.get("external_data", "{}"))
+        sizes = {name: (int(size), str(sha256)) for name, (size, sha256) in recorded.items()}
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path}: external_data in its metadata is malformed ({error}); {AGAIN}") from error
     if not locations <= set(recorded) or len(recorded) > 1:
         raise ValueError(f"{path} names weights in {sorted(locations)}, its metadata in {sorted(recorded)}; {AGAIN}")
-    for name, (size, sha256) in recorded.items():
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise ValueError(f"{path} names weights in {name!r}, which is not a file of its own folder; {AGAIN}")
-        data = path.parent / name
-        if not data.is_file():
-            raise FileNotFoundError(f"{path} needs {data}, which does not exist; copy both files into one folder")
+    for name, (size, sha256) in sizes.items():
+        try:
+            data = file_inside(path.parent, name)
+        except FileNotFoundError as error:
+            needed = path.parent / name
+            raise FileNotFoundError(
+                f"{path} needs {needed}, which does not exist; copy both files into one folder"
+            ) from error
+        except ValueError as error:
+            raise ValueError(
+                f"{path} names weights in {shown(name)}, which is not a file of its own folder ({error}); {AGAIN}"
+            ) from error
         if data.stat().st_size != size:
             raise ValueError(f"{data} has {data.stat().st_size} bytes, expected {size}; copy it again, or {AGAIN}")
         if sha256_of_file(data) != sha256:

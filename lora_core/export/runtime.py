@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from lora_core.export.onnx_file import AGAIN, read_file
 from lora_core.export.parameters import sha256_of
-from lora_core.models.encoders.vit import check_images
+from lora_core.files import json_object, regular_file
+from lora_core.models.encoders.patches import check_images
 from lora_core.models.layers import check_input
-from lora_core.models.task_model import ProblemType, problem_type_of_config
+from lora_core.models.task_model import ProblemType, check_labels, problem_type_of_config
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -80,7 +81,15 @@ class OnnxModel(nn.Module):
         self.session = _session(self.path, self.threads, spinning, providers or self._providers())
         self._process = os.getpid()
         self.providers = list(self.session.get_providers())
-        self.inputs = {node.name: NUMPY_TYPES[node.type] for node in self.session.get_inputs()}
+        self.inputs = {node.name: NUMPY_TYPES.get(node.type) for node in self.session.get_inputs()}
+        wanted = ("pixel_values",) if self.image_shape else ("input_ids", "attention_mask")
+        outputs = [node.name for node in self.session.get_outputs()]
+        known = {*wanted, *(() if self.image_shape else ("token_type_ids",))}
+        if not set(wanted) <= set(self.inputs) <= known or None in self.inputs.values() or "logits" not in outputs:
+            raise ValueError(
+                f"{self.path} takes {', '.join(self.inputs)} and gives {', '.join(outputs)}; expected "
+                f"{', '.join(wanted)} and logits; {AGAIN}"
+            )
 
     def forward(
         self,
@@ -166,9 +175,23 @@ class OnnxModel(nn.Module):
         if self.acting is not None:
             options = onnxruntime.RunOptions()
             options.add_active_adapter(self.acting)
-        logits = self.session.run(["logits"], dict(arrays), options)[0]
-        assert isinstance(logits, np.ndarray)
+        try:
+            logits = self.session.run(["logits"], dict(arrays), options)[0]
+        except Exception as error:  # onnxruntime's errors have no common class but this
+            raise ValueError(f"{self.path} cannot be run ({_first_line(error)}); {AGAIN}") from error
+        expected = self._expected_shape(next(iter(arrays.values())))
+        shape = logits.shape if isinstance(logits, np.ndarray) else None
+        if not isinstance(logits, np.ndarray) or shape != expected:
+            raise ValueError(f"{self.path} gives logits of the shape {shape} where {expected} are expected; {AGAIN}")
         return logits
+
+    def _expected_shape(self, inputs: np.ndarray) -> tuple[int, ...]:
+        """Of the logits for inputs (B, T), or images (B, ...). A CRF's transitions come in rows behind the tokens'."""
+        labels = len(self.labels)
+        if self.task != "token-classification":
+            return len(inputs), labels
+        texts, tokens = inputs.shape
+        return texts, tokens + (1 + labels if self.head_kind == "crf" else 0), labels
 
     def _check_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         check_input(input_ids, attention_mask, self.max_tokens)
@@ -209,11 +232,18 @@ def _session(path: Path, threads: int, spinning: bool, providers: Sequence[str])
     # fp32 means fp32: on newer GPUs onnxruntime would otherwise round matrix products to TF32.
     exact = [(name, {"use_tf32": "0"}) if name == CUDA else name for name in providers]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=exact)
+        # Falling back to the CPU from the CPU would print, and load the same file once more.
+        fallback = int(CUDA in providers)
+        return onnxruntime.InferenceSession(str(path), options, providers=exact, enable_fallback=fallback)
     except Exception as error:  # onnxruntime's errors have no common class but this
         raise ValueError(
-            f"onnxruntime {onnxruntime.__version__} cannot run {path} ({error}); install a newer one, or {AGAIN}"
+            f"onnxruntime {onnxruntime.__version__} cannot run {path} ({_first_line(error)}); install a newer one, or "
+            f"{AGAIN}"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def read_adapter(
@@ -229,14 +259,19 @@ def read_adapter(
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, belongs to another base, or sets what the base keeps fixed.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; save it with save_onnx_adapter, or correct the path")
     try:
-        file = AdapterFormat.read_adapter(str(path))  # pyright: ignore[reportArgumentType]
+        file = AdapterFormat.read_adapter(str(regular_file(path)))  # pyright: ignore[reportArgumentType]
         values = {name: value.numpy().copy() for name, value in file.get_parameters().items()}  # views of file's memory
-        facts = json.loads(values.pop(ADAPTER_FACTS).tobytes())
+        facts = json_object(values.pop(ADAPTER_FACTS).tobytes())
         whole = sha256_of(values) == facts["sha256"]
-    except (RuntimeError, KeyError, ValueError) as error:
+        check_labels(facts["labels"])
+        problem_type_of_config(facts)
+        if not isinstance(facts["metadata"], dict):
+            raise ValueError("its metadata is malformed")
+        described = facts["base_sha256"], facts["task"]
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not an adapter of save_onnx_adapter, or damaged ({error}); save it again"
         ) from error
@@ -244,7 +279,7 @@ def read_adapter(
         raise ValueError(f"{path} was changed after it was written; copy it again, or save it again")
     if "base_sha256" not in base:
         raise ValueError(f"the model that {path} is to act on takes no adapters; export it with export_onnx_base")
-    if (facts["base_sha256"], facts["task"]) != (base["base_sha256"], base["task"]):
+    if described != (base["base_sha256"], base["task"]):
         raise ValueError(
             f"{path} is for {facts['task']} on a base with sha256 {facts['base_sha256']}, this one does {base['task']} "
             f"and has {base['base_sha256']}; load it on the base that it was trained on"

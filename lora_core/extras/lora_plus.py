@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from lora_core.adapters import state_of
-from lora_core.config import Pattern
+from lora_core.patterns import Pattern
 
 
 def lora_plus_groups(

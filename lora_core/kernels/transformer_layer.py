@@ -38,11 +38,14 @@ def run_layer(
     asking = normed
     if read is not None:
         asking, x = (layout.pad(t)[:, :read].flatten(0, 1) for t in (normed, x))
-    x = add(attention(parts, asking, normed, layout, dtype, shared), x, parts.attention_output_dropout)
+    attended = scaled(attention(parts, asking, normed, layout, dtype, shared), parts.attention_scale)
+    x = add(attended, x, parts.attention_output_dropout)
     if layer.norm_first:
-        return add(feed_forward(parts, parts.output_norm(x), dtype), x, parts.output_dropout)
+        outcome = scaled(feed_forward(parts, parts.output_norm(x), dtype), parts.output_scale)
+        return add(outcome, x, parts.output_dropout)
     x = parts.attention_norm(x)
-    return parts.output_norm(add(feed_forward(parts, x, dtype), x, parts.output_dropout))
+    outcome = scaled(feed_forward(parts, x, dtype), parts.output_scale)
+    return parts.output_norm(add(outcome, x, parts.output_dropout))
 
 
 def attention(
@@ -91,6 +94,11 @@ def feed_forward(parts: LayerParts, x: Tensor, dtype: torch.dtype | None) -> Ten
     (inner,) = project(x, (parts.intermediate,), dtype)
     inner = activate(parts.activation, inner, sole_reader=is_plain(parts.output))
     return project(inner, (parts.output,), dtype)[0]
+
+
+def scaled(x: Tensor, scale: nn.Module | None) -> Tensor:
+    """``x``, scaled if there is something that does it."""
+    return x if scale is None else scale(x)
 
 
 def add(x: Tensor, residual: Tensor, dropout: nn.Dropout | None) -> Tensor:

@@ -9,6 +9,7 @@ from lora_core.models.encoders.albert import AlbertConfig, AlbertModel
 from lora_core.models.encoders.bert import BertConfig, BertModel
 from lora_core.models.encoders.build import build_model, config_from_dict
 from lora_core.models.encoders.deberta import DebertaV2Config, DebertaV2Model
+from lora_core.models.encoders.dinov2 import Dinov2Config, Dinov2Model
 from lora_core.models.encoders.distilbert import DistilBertConfig, DistilBertModel
 from lora_core.models.encoders.electra import ElectraConfig, ElectraModel
 from lora_core.models.encoders.modernbert import ModernBertConfig, ModernBertModel
@@ -36,6 +37,8 @@ __all__ = [
     "DebertaV2Model",
     "DeiTConfig",
     "DeiTModel",
+    "Dinov2Config",
+    "Dinov2Model",
     "DistilBertConfig",
     "DistilBertModel",
     "ElectraConfig",

@@ -82,6 +82,9 @@ class EncoderConfig:
                 raise ValueError(f"{field.name} is {value}; expected a number above 0")
             if field.name not in self.above_one and not 0 <= value < 1:
                 raise ValueError(f"{field.name} is {value}; expected at least 0 and below 1")
+        pad, words = getattr(self, "pad_token_id", 0), getattr(self, "vocab_size", None)
+        if words is not None and pad >= words:
+            raise ValueError(f"pad_token_id is {pad}; expected an id below vocab_size, {words}")
         activation = None if self.activation_field is None else getattr(self, self.activation_field)
         if activation is not None and activation not in ACTIVATIONS:
             raise ValueError(f"{self.activation_field} is {activation!r}; implemented are {', '.join(ACTIVATIONS)}")

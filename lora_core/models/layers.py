@@ -241,6 +241,10 @@ class LayerParts(NamedTuple):
     output_dropout: nn.Dropout | None
     output_norm: nn.Module
     """After the second residual sum, or before the feed-forward layers (`norm_first`)."""
+    attention_scale: nn.Module | None = None
+    """What scales the first half's output before the residual sum."""
+    output_scale: nn.Module | None = None
+    """The same of the second half."""
 
 
 class TransformerLayer(nn.Module):

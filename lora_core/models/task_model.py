@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lora_core.models.encoder import Encoder, no_graph
 from lora_core.models.layers import GraphBuilder
+from lora_core.patterns import shown
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 """What the logits of a text or an image are for, in the words of transformers' `problem_type` in config.json."""
@@ -183,7 +184,7 @@ def problem_type_of_config(values: Mapping[str, Any]) -> ProblemType | None:
     """
     found = values.get("problem_type")
     if found is not None and found not in get_args(ProblemType):
-        raise ValueError(f"problem_type is {found!r}; expected one of {', '.join(get_args(ProblemType))}, or null")
+        raise ValueError(f"problem_type is {shown(found)}; expected one of {', '.join(get_args(ProblemType))}, or null")
     return found
 
 
@@ -209,7 +210,7 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """
     names = tuple(labels)
     if isinstance(labels, str) or not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"labels is {labels!r}; expected a list of names such as ['O', 'B-protein', 'I-protein']")
+        raise ValueError(f"labels is {shown(labels)}; expected a list of names such as ['O', 'B-protein', 'I-protein']")
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ValueError(f"labels holds {', '.join(repeated)} more than once; give each name once")
@@ -231,9 +232,9 @@ def labels_of_config(values: Mapping[str, Any], rows: int) -> tuple[str, ...]:
     try:
         by_row = {int(row): name for row, name in id2label.items()}
     except (AttributeError, ValueError) as error:
-        raise ValueError(f"id2label is {id2label!r}; expected names by number, such as {{'0': 'O'}}") from error
+        raise ValueError(f"id2label is {shown(id2label)}; expected names by number, such as {{'0': 'O'}}") from error
     if sorted(by_row) != list(range(rows)):
-        raise ValueError(f"id2label has the numbers {sorted(by_row)}; the head has the rows 0 to {rows - 1}")
+        raise ValueError(f"id2label has the numbers {shown(sorted(by_row))}; the head has the rows 0 to {rows - 1}")
     names = [str(by_row[row]) if isinstance(by_row[row], int | float) else by_row[row] for row in range(rows)]
     counts = Counter(map(str, names))
     return check_labels([name if counts[str(name)] == 1 else f"{name} ({row})" for row, name in enumerate(names)])

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_core import LoRAConfig
-from lora_core.config import CONFIG_FILE, Pattern
+from lora_core.config import CONFIG_FILE
+from lora_core.patterns import Pattern
 
 QUERY = "bert.encoder.layer.0.attention.self.query"
 

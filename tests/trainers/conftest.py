@@ -10,8 +10,8 @@ from PIL import Image
 from lora_core.models import build_model, config_from_dict, save_pretrained
 from trainers.cli import main
 from trainers.data.images.processing import ImageProcessing
+from trainers.processes.distributed import World
 from trainers.run_folder import Run
-from trainers.training.distributed import World
 
 LABELS = ["O", "B-DNA", "B-protein", "I-DNA", "I-protein"]
 

@@ -67,6 +67,23 @@ def while_writing_tensors(name):
     original, resume.save_file = resume.save_file, torn
 
 
+def before_writing(file, name):
+    def chosen(path, *_, **__):
+        return path.name == file and path.parent.name.startswith(f".{name}.")
+
+    kill_around(Path, "write_text", chosen)
+
+
+def while_removing(name):
+    def torn(path, **kwargs):
+        if Path(path).name.startswith(f".{name}."):
+            next(Path(path).iterdir()).unlink()
+            die()
+        original(path, **kwargs)
+
+    original, shutil.rmtree = shutil.rmtree, torn
+
+
 def while_logging(event, epoch=None):
     def torn(self, name, **values):
         if name == event and values.get("epoch") == epoch:
@@ -84,10 +101,14 @@ POINTS = {
     "epoch 2": lambda: in_batch(STEPS + 4),
     "log of epoch 2": lambda: while_logging("epoch", 2),
     "best of epoch 2": lambda: around_rename("best-2", before=False),
+    "before step 12": lambda: kill_around(resume, "_write", lambda _, name, *rest: name == "step-12"),
     "files of step 12": lambda: while_writing_tensors("step-12"),
+    "between the files of step 12": lambda: before_writing("state.json", "step-12"),
+    "manifest of step 12": lambda: before_writing("manifest.json", "step-12"),
     "name of step 12": lambda: around_rename("step-12", before=True),
     "after step 12": lambda: around_rename("step-12", before=False),
-    "removal of step 6": lambda: kill_around(shutil, "rmtree", lambda path, **_: Path(path).name == "step-6"),
+    "removal of step 6": lambda: kill_around(shutil, "rmtree", lambda path, **_: ".step-6." in str(path)),
+    "half of step 6 removed": lambda: while_removing("step-6"),
     "after the last step": lambda: kill_around(experiment, "save_model", lambda *_: True),
     "after the model was saved": lambda: kill_around(experiment, "save_model", lambda *_: True, before=False),
     "log of the result": lambda: while_logging("result"),
@@ -128,6 +149,9 @@ def run_all(checkpoint, data, root):
     folder = root / "interrupted"
     arguments = tiny.arguments(checkpoint, data, folder, "--keep-checkpoints", "2")
     report[folder.name] = [process(folder.with_suffix(".killed"), arguments, lambda: in_batch(2 * STEPS + 3))]
+    folder = root / "unscored"
+    arguments = tiny.arguments(checkpoint, data, folder)
+    report[folder.name] = [process(folder.with_suffix(".killed"), arguments, POINTS["after the model was saved"])]
     (root / "report.json").write_text(json.dumps(report))
 
 

@@ -8,7 +8,9 @@ import pytest
 from trainers.config import RESUME_MAY_CHANGE, RunConfig, TrainConfig
 
 
-@pytest.mark.parametrize("name", ["batch_size", "micro_batch_size", "group_by_length", "keep_checkpoints", "patience"])
+@pytest.mark.parametrize(
+    "name", ["batch_size", "micro_batch_size", "group_by_length", "keep_checkpoints", "checkpoint_steps", "patience"]
+)
 def test_counts_start_at_one(name):
     TrainConfig(**{name: 1})
     with pytest.raises(ValueError, match=f"{name} must be at least 1, but it is 0"):

@@ -108,6 +108,7 @@ def test_the_run_folder(finished, method):
     saved = "adapter" if method == "lora" else "best"
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
+        "inputs.json",
         "metrics.jsonl",
         "checkpoints",
         "predictions",
@@ -265,7 +266,7 @@ def test_a_run_from_before_a_setting_had_its_default(finished, tmp_path):
         run(dataclasses.replace(config, focal_gamma=2.0))
 
 
-@pytest.mark.parametrize("change", [{"micro_batch_size": 1}, {"keep_checkpoints": 5}])
+@pytest.mark.parametrize("change", [{"micro_batch_size": 1}, {"keep_checkpoints": 5}, {"checkpoint_steps": 2}])
 def test_settings_that_do_not_change_the_result_may_change(finished, change):
     run(dataclasses.replace(settings(finished, "head"), resume="auto", **change))
 

@@ -1,12 +1,13 @@
 """Tables in memory to a model that predicts and is saved."""
 
 import dataclasses
+import re
 from typing import ClassVar
 
 import pytest
 
 import trainers
-from trainers.notebook import _held_out
+from trainers.notebook import _held_out, _keywords_for_flags
 
 PATTERNS = [
     (["il2", "binds"], ["B-protein", "O"]),
@@ -103,3 +104,39 @@ def test_equal_sentences_are_never_on_both_sides(tmp_path):
     assert 6 <= len(sides[1]) <= 12
     with pytest.raises(ValueError, match="holds 1 different sentences, too few"):
         trainers.train({"tokens": [["a"]] * 9, "ner_tags": [["O"]] * 9}, output_dir=str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Add --resume auto to continue it or --overwrite to begin anew, or choose another --output-dir.",
+         'Add resume="auto" to continue it or overwrite=True to begin anew, or choose another output_dir.'),
+        ("leave such rows out: --on-bad-row skip (in Python on_bad_row='skip').",
+         'leave such rows out: on_bad_row="skip".'),
+        ("--columns is '7', expected two numbers", "columns is '7', expected two numbers"),
+        ("Say which columns are the word and the tag: --columns 1,2.",
+         'Say which columns are the word and the tag: columns="1,2".'),
+        ("Say so: --label-column NAME.", 'Say so: label_column="NAME".'),
+        ("try --max-length 128 with --no-train-head", "try max_length=128 with train_head=False"),
+        ("did you forget --task text-classification or image-classification?",
+         'did you forget task="text-classification" or image-classification?'),
+        ("Name them: --text-column, --label-column and, for pairs, --pair-column.",
+         "Name them: text_column, label_column and, for pairs, pair_column."),
+        ("fetch it with --local-dir FOLDER", "fetch it with --local-dir FOLDER"),
+    ],
+)  # fmt: skip
+def test_errors_speak_of_keywords_where_the_user_wrote_python(message, expected):
+    with pytest.raises(ValueError, match="^" + re.escape(expected) + "$"), _keywords_for_flags():
+        raise ValueError(message)
+
+
+def test_a_finished_training_says_its_score_and_how_to_go_on(checkpoint, tmp_path):
+    settings = {"model": str(checkpoint), "output_dir": str(tmp_path / "run"), "epochs": 1, "fresh_head": True}
+    trained = trainers.train(ROWS, **settings)
+    f1 = trained.result["validation"]["f1"]
+    assert re.fullmatch(
+        rf"validation: F1 {f1:.4f}, precision \S+, recall \S+; all figures in .*metrics.jsonl", f"{trained}"
+    )
+    with pytest.raises(ValueError, match='Add resume="auto" to continue it or overwrite=True to begin anew'):
+        trainers.train(ROWS, **settings)
+    assert repr(trainers.train(ROWS, **settings, resume="auto")) == repr(trained)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from trainers.run_folder import read_predictions, read_run, save_predictions
+from trainers.run_folder import RunFolder, read_predictions, read_run, save_predictions
 
 EPOCHS = [{"event": "epoch", "epoch": number, "validation": {"f1": number / 10}} for number in (1, 2)]
 STEP = {"event": "step", "step": 1, "loss": 2.0}
@@ -14,7 +14,7 @@ RESULT = {"event": "result", "best_epoch": 2}
 def write_run(tmp_path):
     def write(*events, config='{"data": "bionlp2004"}'):
         folder = tmp_path / "run"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(config)
         lines = [event if isinstance(event, str) else json.dumps(event) for event in events]
         (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
@@ -81,6 +81,43 @@ def test_a_damaged_line_is_named(write_run, line, message):
 def test_a_damaged_config_is_named(write_run):
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         read_run(write_run(RESULT, config="{"))
+
+
+@pytest.mark.parametrize(
+    "last", ["", "{", "[1]", "3", "null", '{"step": 1}', '{"event": "resu', "\x00" * 20, "[" * 100_000]
+)
+def test_a_run_is_finished_only_by_a_whole_result(write_run, last):
+    assert not RunFolder(write_run(*EPOCHS, last)).is_finished()
+    assert RunFolder(write_run(*EPOCHS, RESULT)).result() == RESULT
+
+
+def test_a_run_without_a_log_or_with_bytes_that_are_no_text(tmp_path):
+    assert not RunFolder(tmp_path).is_finished()
+    RunFolder(tmp_path).metrics.write_bytes(b"\xff\xfe\n")
+    assert not RunFolder(tmp_path).is_finished()
+
+
+def test_the_checkpoints_of_a_folder_are_the_exact_names(tmp_path):
+    root = tmp_path / "checkpoints"
+    assert RunFolder(tmp_path).saved("step") == []
+    for name in (
+        "step-0",
+        "step-9",
+        "step-10",
+        "best-3",
+        "step-010",
+        "step-",
+        "step--1",
+        "step-1.0",
+        "step-٣",
+        " step-3",
+    ):
+        (root / name).mkdir(parents=True)
+    (root / "step-11").touch()
+    (root / "step-12").symlink_to(root / "step-9")
+    (root / "step-13").symlink_to("step-13")
+    assert RunFolder(tmp_path).saved("step") == [(number, root / f"step-{number}") for number in (10, 9, 0)]
+    assert RunFolder(tmp_path).saved("best") == [(3, root / "best-3")]
 
 
 def test_predictions_come_back_example_by_example(tmp_path):

@@ -39,6 +39,23 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_run_that_goes_on_is_finished_no_more(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write("epoch", step=6)
+    log.write("result", step=6)
+    assert RunFolder(tmp_path).is_finished()
+    MetricsLog(tmp_path, resume_at=6)
+    assert [json.loads(line)["event"] for line in lines(tmp_path)] == ["epoch"]
+
+
+def test_lines_that_are_no_events_are_dropped(tmp_path):
+    MetricsLog(tmp_path).write("epoch", step=3)
+    with RunFolder(tmp_path).metrics.open("ab") as file:
+        file.write(b'[1]\nnull\n{"step": "3"}\n\xff\xfe\n' + b"\0" * 30)
+    MetricsLog(tmp_path, resume_at=6)
+    assert [json.loads(line)["step"] for line in lines(tmp_path)] == [3]
+
+
 def test_an_event_without_a_step_is_not_kept(tmp_path):
     MetricsLog(tmp_path).write("note")
     MetricsLog(tmp_path, resume_at=6)

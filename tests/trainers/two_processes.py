@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from trainers.config import TrainConfig
 from trainers.data.tokens.windows import TokenWindows
 from trainers.loop import evaluate, fit
+from trainers.processes.distributed import distributed
 from trainers.tasks.token import TokenClassification
-from trainers.training.distributed import distributed
 from trainers.training.state import trained_tensors
 
 # 153 windows in batches of 8: 20 steps, of which the last has one window for the two processes.
@@ -98,15 +98,22 @@ def frozen(model):
     return {name: p for name, p in model.named_parameters() if not p.requires_grad}
 
 
-def fail_on_main(world):
+class OfTwo(ValueError):
+    """An error that cannot be pickled: its constructor takes two arguments."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def fail_on_main(world, error):
     def compute():
         assert world.is_main
-        raise ValueError("only the main process looked")
+        raise error
 
     try:
         world.from_main(compute)
-    except ValueError as error:
-        return str(error)
+    except (ValueError, OSError) as raised:
+        return [type(raised).__name__, str(raised)]
 
 
 def main(root):
@@ -115,7 +122,11 @@ def main(root):
         report = {"world": [world.rank, world.size, world.device.type], "main": world.is_main}
         report["gathered"] = world.gather({"rank": world.rank})
         report["from main"] = world.from_main(lambda: world.rank + 100)
-        report["error of main"] = fail_on_main(world)
+        report["errors of main"] = [
+            fail_on_main(world, ValueError("only the main process looked")),
+            fail_on_main(world, OSError(28, "No space left on device", "run")),
+            fail_on_main(world, OfTwo("one", "two")),
+        ]
         with distributed() as inner:
             report["nested"] = [inner.rank, inner.size]
         report["after nested"] = world.gather(world.rank)

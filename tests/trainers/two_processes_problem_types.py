@@ -17,8 +17,8 @@ from lora_core.models import build_model
 from trainers.config import TrainConfig
 from trainers.data.texts.encode import EncodedTexts
 from trainers.loop import evaluate, fit
+from trainers.processes.distributed import distributed
 from trainers.tasks.classification import MultiLabelClassification, Regression
-from trainers.training.distributed import distributed
 
 LABELS = {"multi_label_classification": ("a", "b", "c"), "regression": ("value",)}
 TASKS = {"multi_label_classification": MultiLabelClassification(("a", "b", "c")), "regression": Regression(("value",))}

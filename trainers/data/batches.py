@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from trainers.processes.interrupt import unheard_by_children
+from trainers.processes.parent import end_with_parent
+
 
 class Data(Protocol):
     """What the loop asks of a data set of N examples."""
@@ -177,10 +180,13 @@ def load_batches(
         _Collated(data, batches, epoch),
         batch_size=None,
         num_workers=workers,
+        worker_init_fn=end_with_parent,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # torch's default generator is the training's
     )
-    for batch in loader:
+    with unheard_by_children():
+        loaded = iter(loader)
+    for batch in loaded:
         if isinstance(batch, ValueError):
             raise batch
         inputs, labels = batch

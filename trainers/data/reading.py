@@ -48,3 +48,7 @@ class Reading:
     def of(cls, config: "DataSettings") -> "Reading":
         """What the settings of a run say."""
         return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
+
+
+AS_FOUND = Reading()
+"""Nothing is said: the files are read as their content suggests."""

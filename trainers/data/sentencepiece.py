@@ -16,7 +16,8 @@ from tokenizers.decoders import Metaspace as MetaspaceDecoder
 from tokenizers.models import Unigram
 from tokenizers.normalizers import NFC, NFKD, Lowercase, Normalizer, Precompiled, Replace, StripAccents
 
-from lora_core.files import read_json_object
+from lora_core.files import read_json_object, regular_file
+from lora_core.patterns import shown
 
 SENTENCEPIECE_FILES = ("spm.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 """The names that checkpoints give the file."""
@@ -56,7 +57,7 @@ LAYOUTS = {
 """By `model_type` of config.json, as the checkpoints' authors numbered them."""
 
 
-def from_sentencepiece(path: Path, model_type: str, config: dict[str, Any]) -> Tokenizer:
+def from_sentencepiece(path: Path, model_type: Any, config: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a checkpoint whose folder holds a SentencePiece model.
 
     Tokens of added_tokens.json beside it come after the pieces, with the ids that it says.
@@ -69,9 +70,9 @@ def from_sentencepiece(path: Path, model_type: str, config: dict[str, Any]) -> T
     Raises:
         ValueError: the file is damaged, is no unigram model, or of a family whose numbering is not known.
     """
-    if model_type not in LAYOUTS:
+    if not isinstance(model_type, str) or model_type not in LAYOUTS:
         raise ValueError(
-            f"{path}: how {model_type!r} models number the pieces of this file is not known (known: "
+            f"{path}: how {shown(model_type)} models number the pieces of this file is not known (known: "
             f"{', '.join(LAYOUTS)}). Write a tokenizer.json beside it with transformers: "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
@@ -157,7 +158,7 @@ def _read(path: Path) -> Any:
     """The message in the file."""
     model: Any = _message_class()()
     try:
-        model.ParseFromString(path.read_bytes())
+        model.ParseFromString(regular_file(path).read_bytes())
     except DecodeError as error:
         raise ValueError(f"{path} is not a SentencePiece model ({error}). Fetch the file again.") from error
     if not model.pieces or sum(piece.type == UNKNOWN_PIECE for piece in model.pieces) != 1:

@@ -11,6 +11,17 @@ from trainers.data.rows import short
 Row = dict[str, Any]
 
 
+def is_table(value: Any) -> bool:
+    """Whether `rows_of` reads this as a table: it is no list of dicts, no stream, and no single row."""
+    if isinstance(value, Mapping):
+        words = next((value[name] for name in ("tokens", "words") if name in value), None)
+        is_sentence = isinstance(words, Sequence) and len(words) > 0 and isinstance(words[0], str)
+        columns = value.values()
+        return not is_sentence and len(columns) > 0 and all(isinstance(cells, (list, tuple)) for cells in columns)
+    is_frame = hasattr(value, "to_dicts") or (hasattr(value, "to_dict") and hasattr(value, "columns"))
+    return is_frame or (hasattr(value, "column_names") and hasattr(value, "__len__"))
+
+
 def rows_of(table: Any, source: str) -> tuple[list[Row], dict[str, tuple[str, ...]]]:
     """The rows of a table, and for columns of label ids that have names these names.
 

@@ -3,6 +3,7 @@
 What a checkpoint's files say of it is obeyed, tokenizer_config.json before tokenizer.json, as in transformers.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from tokenizers.processors import BertProcessing, RobertaProcessing
 from tokenizers.trainers import WordLevelTrainer
 
-from lora_core.files import read_json_object
+from lora_core.files import read_json_object, regular_file
+from lora_core.patterns import shown
 from trainers.data.sentencepiece import SENTENCEPIECE_FILES, from_sentencepiece
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -31,6 +33,8 @@ UNLIMITED = 10**9
 BERT_SETTINGS = {"do_lower_case": "lowercase", "strip_accents": "strip_accents",
                  "tokenize_chinese_chars": "handle_chinese_chars"}  # fmt: skip
 """Settings of tokenizer_config.json and what the tokenizers library calls them."""
+SPECIAL_ROLES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "bos_token", "eos_token")
+"""Settings of tokenizer_config.json that name a special token."""
 LEAST_COUNT = 2
 """How often a word must occur in the training texts to get an embedding of its own."""
 MOST_WORDS = 50_000
@@ -63,7 +67,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             "folder."
         )
     config = _read_config(folder)
-    tokenizer = build(folder, config)
+    with _library_errors(f"the tokenizer in {folder}"):
+        tokenizer = build(folder, config)
     _refuse_added_tokens(folder, config, tokenizer)
     return tokenizer
 
@@ -102,10 +107,12 @@ class StatedLimits:
         folder = Path(folder)
         config = _read_config(folder)
         longest, side = config.get("model_max_length"), config.get("truncation_side", "right")
-        if longest is not None and (isinstance(longest, bool) or not isinstance(longest, (int, float)) or longest < 1):
-            raise ValueError(f"{folder / CONFIG}: model_max_length is {longest!r}, expected a number of tokens.")
+        if longest is not None and (
+            isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1
+        ):
+            raise ValueError(f"{folder / CONFIG}: model_max_length is {shown(longest)}, expected a number of tokens.")
         if side not in ("left", "right"):
-            raise ValueError(f"{folder / CONFIG}: truncation_side is {side!r}, expected 'left' or 'right'.")
+            raise ValueError(f"{folder / CONFIG}: truncation_side is {shown(side)}, expected 'left' or 'right'.")
         return cls(None if longest is None or longest > UNLIMITED else int(longest), side == "left")
 
 
@@ -155,19 +162,42 @@ def _from_json(folder: Path, config: dict[str, Any]) -> Tokenizer:
     normalizer = data.get("normalizer")
     if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
         normalizer |= {own: config[name] for name, own in BERT_SETTINGS.items() if name in config}
+    return tokenizer_of_json(json.dumps(data), str(path))
+
+
+def tokenizer_of_json(text: str, where: str) -> Tokenizer:
+    """The tokenizer that a text in the tokenizers library's JSON describes.
+
+    Raises:
+        ValueError: it describes none. The message begins with ``where``.
+    """
+    with _library_errors(where):
+        return Tokenizer.from_str(text)
+
+
+@contextlib.contextmanager
+def _library_errors(where: str) -> Iterator[None]:
+    """Turns what the tokenizers library raises into a ValueError: plain Exceptions, and of a panic not even that."""
     try:
-        return Tokenizer.from_str(json.dumps(data))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise ValueError(f"{path} cannot be read by the installed tokenizers library: {error}") from error
+        yield
+    except (ValueError, OSError):
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            message = f"{where} cannot be read by the installed tokenizers library: {str(error)[:300]}"
+            raise ValueError(message) from error
+        raise
 
 
-def _byte_level_steps(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    if step is None:
+def _byte_level_steps(step: Any) -> Iterator[dict[str, Any]]:
+    """The steps of a pre-tokenizer's JSON that are of the type ByteLevel; what is malformed is left to the library."""
+    if not isinstance(step, dict):
         return
-    if step["type"] == "ByteLevel":
+    if step.get("type") == "ByteLevel":
         yield step
-    for inner in step.get("pretokenizers", ()):
-        yield from _byte_level_steps(inner)
+    inner = step.get("pretokenizers")
+    for each in inner if isinstance(inner, list) else ():
+        yield from _byte_level_steps(each)
 
 
 def _bert(folder: Path, config: dict[str, Any]) -> Tokenizer:
@@ -224,19 +254,49 @@ def _sentencepiece(folder: Path, config: dict[str, Any]) -> Tokenizer:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """The content of tokenizer_config.json, in which every special or added token is its text; {} without one.
+
+    Raises:
+        ValueError: the file is damaged, or a value that is used here is malformed.
+    """
     path = folder / CONFIG
-    return read_json_object(path, FETCH) if path.is_file() else {}
+    if not path.exists():
+        return {}
+    config = read_json_object(path, FETCH)
+    for name in ("add_prefix_space", *BERT_SETTINGS):
+        if not isinstance(config.get(name), bool | None):
+            raise ValueError(f"{path}: {name} is {shown(config[name])}, expected true or false.")
+        if config.get(name, True) is None and name != "strip_accents":  # whose null has a meaning
+            del config[name]
+    for role in SPECIAL_ROLES:
+        if config.get(role) is not None:
+            config[role] = _token(config[role], role, path)
+    added = config.get("added_tokens_decoder") or {}
+    if not isinstance(added, dict):
+        raise ValueError(f"{path}: added_tokens_decoder is {shown(added)}, expected tokens by id.")
+    config["added_tokens_decoder"] = {key: _token(token, "added_tokens_decoder", path) for key, token in added.items()}
+    return config
+
+
+def _token(value: Any, role: str, path: Path) -> str:
+    """A token's text; some configs store it as {"content": ...}."""
+    text = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise ValueError(f"{path}: {role} is {shown(value)}, expected a token.")
+    return text
 
 
 def _special_tokens(config: dict[str, Any], **defaults: str) -> dict[str, str]:
-    """The special tokens by role; older configs store a token as {"content": ...}."""
-    found = {role: config.get(role) or token for role, token in defaults.items()}
-    return {role: token["content"] if isinstance(token, dict) else token for role, token in found.items()}
+    """The special tokens by role."""
+    return {role: config.get(role) or token for role, token in defaults.items()}
 
 
 def _read_vocabulary_lines(path: Path) -> dict[str, int]:
-    with path.open(encoding="utf-8") as lines:
-        return {line.rstrip("\n"): index for index, line in enumerate(lines)}
+    with regular_file(path).open(encoding="utf-8") as lines:
+        try:
+            return {line.rstrip("\n"): index for index, line in enumerate(lines)}
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not text in UTF-8 ({error}). {FETCH}") from error
 
 
 def _require_tokens(path: Path, vocabulary: dict[str, int], tokens: Any) -> None:
@@ -249,8 +309,8 @@ def _refuse_added_tokens(folder: Path, config: dict[str, Any], tokenizer: Tokeni
     """ValueError where the files beside the vocabulary add tokens that it lacks."""
     path = folder / "added_tokens.json"
     named = dict.fromkeys(read_json_object(path, FETCH), path) if path.is_file() else {}
-    for entry in (config.get("added_tokens_decoder") or {}).values():
-        named.setdefault(entry["content"] if isinstance(entry, dict) else entry, folder / CONFIG)
+    for token in config.get("added_tokens_decoder", {}).values():
+        named.setdefault(token, folder / CONFIG)
     added = [token for token in named if tokenizer.token_to_id(token) is None]
     if added:
         raise ValueError(

@@ -17,10 +17,10 @@ import numpy as np
 from lora_core.files import write_json, write_text
 from trainers.config import RunConfig
 from trainers.experiment import run
+from trainers.processes.distributed import World
 from trainers.results.significance import half_width
 from trainers.run_folder import Run, read_run
 from trainers.show import duration, markdown_table
-from trainers.training.distributed import World
 
 PRELOADED = ["trainers.experiment", "trainers.cli", "torch._dynamo"]
 """Modules that every run or example imports; torch's optimisers bring in the last one."""

@@ -193,8 +193,8 @@ def explain(run: FinishedRun, dataset: Any, predicted: np.ndarray, of_true: np.n
     config = dataclasses.replace(run.config, text_augment="eda")
     if config.long_text == "windows":
         config = dataclasses.replace(config, long_text="head")
-    data = text_kind.encode(dataset, run.model, config)
-    tokenizer, _ = tokenizer_and_length(run.model, run.config)
+    data = text_kind.encode(dataset, run.model, config, run.inputs_folder)
+    tokenizer, _ = tokenizer_and_length(run.model, run.config, run.inputs_folder)
     assert data.words is not None
     found = []
     for index, (text, true, guess) in enumerate(zip(dataset.texts, dataset.targets, predicted, strict=True)):

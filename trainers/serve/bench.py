@@ -234,7 +234,8 @@ def _in_own_process(variant: Variant, work: Work) -> tuple[dict[str, Any], list[
         with (folder / WORK_FILE).open("wb") as file:
             pickle.dump(work, file)
         command = [sys.executable, "-m", "trainers.serve.bench_worker", name, str(variant.source), variant.device]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        # In a session of its own Ctrl-C does not reach it: it is ended by the one that waits for it.
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, start_new_session=True)
         if done.returncode != 0:
             raise ValueError(f"measuring {variant.name} on {variant.device} failed; its error stands above.")
         with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:

@@ -20,10 +20,10 @@ import torch
 from trainers.config import RunConfig
 from trainers.data.batches import Data, evaluation_batches
 from trainers.loop import predict
+from trainers.processes.distributed import World
 from trainers.serve.pipeline import MAX_TOKENS
 from trainers.serve.served import load_served
 from trainers.tasks.task import Task
-from trainers.training.distributed import World
 from trainers.training.memory import peak_memory_bytes, reset_peak_memory
 
 WORK_FILE = "work.pickle"

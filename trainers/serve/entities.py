@@ -131,11 +131,12 @@ class TokenPipeline(Pipeline):
         self._is_outside = np.array([tag == "O" for tag in self._tags])
 
     def is_one(self, inputs: Any) -> bool:
-        return isinstance(inputs, str)
+        return isinstance(inputs, str) or super().is_one(inputs)
 
     def predict(self, inputs: Sequence[str | Sequence[str]]) -> list[list[Entity]]:
         if not inputs:
             return []
+        inputs = self.without_columns(inputs)
         for index, source in enumerate(inputs):
             if not isinstance(source, (str, list, tuple)):
                 raise ValueError(f"input {index} is {type(source).__name__}, expected a text or a list of words.")

@@ -28,7 +28,6 @@ from trainers.data.images.processing import PREPROCESSOR_FILE
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE
 from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.finished import FinishedRun
-from trainers.serve.served import processing_of
 from trainers.show import text_table
 from trainers.tasks.decision import DECISION_FILE
 
@@ -145,7 +144,7 @@ def _metadata(finished: FinishedRun) -> dict[str, str]:
     if not texts:
         raise ValueError(f"{finished.weights_folder} holds neither {' nor '.join(PREPROCESSING)}: the run is damaged.")
     if TOKENIZER_FILE in texts:
-        texts[TEXT_PROCESSING_FILE] = processing_of(finished).to_json()
+        texts[TEXT_PROCESSING_FILE] = finished.text_processing.to_json()
     return {**texts, **_origin(finished), "run": finished.run.name, "base_model": Path(finished.config.model).name,
             "data": Path(finished.config.data).name}  # fmt: skip
 

@@ -2,10 +2,9 @@
 length, the forward pass), and those that give one label, or the best few, for each text or image.
 """
 
-import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
 import numpy as np
@@ -14,10 +13,15 @@ from torch import Tensor
 
 from lora_core.models.task_model import scores_of_logits
 from trainers.data.batches import evaluation_batches
+from trainers.data.images.columns import picture_of
 from trainers.data.images.decode import is_picture
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
+from trainers.data.reading import AS_FOUND
+from trainers.data.rows import short
+from trainers.data.table import is_table, rows_of
 from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts, first_windows
 from trainers.data.tokenizer import check_vocabulary
+from trainers.serve.rows import InputRows
 from trainers.serve.served import Served
 from trainers.tasks.decision import Decision
 
@@ -48,13 +52,21 @@ class Pipeline:
         self.labels = served.labels
         """Label names in the order of the logits."""
         self.max_tokens = max_tokens or MAX_TOKENS.get(served.device.type, MAX_TOKENS["cpu"])
+        self._input_rows = InputRows(self.fields, AS_FOUND, served.reading)
         self._process = os.getpid()
 
     def __call__(self, inputs: Any) -> Any:
-        """The result of one input, a list of results for a list, an iterator over results for another iterable."""
+        """The result of one input, a list of results for a list or a table, an iterator over those of another iterable.
+
+        A table is a pandas or polars DataFrame, a datasets.Dataset or a dict of lists; a dict is a row. Of its columns
+        those are read that the model was trained on, or that have usual names.
+        """
+        if is_table(inputs):
+            rows, _ = rows_of(inputs, "the table")
+            return list(self.stream(rows))
         if self.is_one(inputs):
             return self.predict([inputs])[0]
-        if isinstance(inputs, (bytes, dict)) or not isinstance(inputs, Iterable):
+        if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
             raise ValueError(f"the input is {type(inputs).__name__}; expected one input, or a list or stream of them.")
         results = self.stream(inputs)
         return list(results) if isinstance(inputs, (list, tuple)) else results
@@ -66,11 +78,30 @@ class Pipeline:
 
     def is_one(self, inputs: Any) -> bool:
         """Whether this is a single input, and not several."""
-        raise NotImplementedError
+        return isinstance(inputs, Mapping) and not is_table(inputs)
 
     def predict(self, inputs: Sequence[Any]) -> list[Any]:
         """The results of these inputs, which are prepared and sorted by length together."""
         raise NotImplementedError
+
+    def without_columns(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """The inputs, of rows (dicts) the columns that are predicted from.
+
+        Raises:
+            ValueError: a row has none of them, or they hold something else.
+        """
+        if not any(isinstance(one, Mapping) for one in inputs):
+            return inputs
+        found = []
+        for index, one in enumerate(inputs):
+            try:
+                found.append(self._input_of(one) if isinstance(one, Mapping) else one)
+            except ValueError as problem:
+                raise ValueError(f"input {index}: {problem}.") from problem
+        return found
+
+    def _input_of(self, row: Mapping[str, Any]) -> Any:
+        return self._input_rows.input_of(row)
 
     def batches_of(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Indices (B,) of every batch: inputs of similar length, longest first, within `max_tokens`."""
@@ -190,6 +221,7 @@ class ClassificationPipeline(Pipeline):
         return [result] if self.single and self.is_one(inputs) else result
 
     def predict(self, inputs: Sequence[Any]) -> list[Any]:
+        inputs = self.without_columns(inputs)
         logits = np.zeros((len(inputs), len(self.labels)), dtype=np.float32)
         rows = np.zeros((len(inputs), 1), dtype=np.float32)
         for indices, batch in self.batches(inputs):
@@ -214,7 +246,7 @@ class ClassificationPipeline(Pipeline):
 class TextPipeline(ClassificationPipeline):
     """`classify(text)`: [{"label", "score"}]. Texts that exceed the model's length are shortened as in training.
 
-    A pair of texts is ("a", "b") or {"text": "a", "text_pair": "b"}.
+    A pair of texts is ("a", "b") or a row such as {"text": "a", "text_pair": "b"}.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("text",)
@@ -225,7 +257,7 @@ class TextPipeline(ClassificationPipeline):
         check_vocabulary(self.tokenizer, served.vocab_size)
 
     def is_one(self, inputs: Any) -> bool:
-        return isinstance(inputs, (str, dict)) or _is_pair(inputs)
+        return isinstance(inputs, str) or _is_pair(inputs) or super().is_one(inputs)
 
     def encode(self, inputs: Sequence[Any]) -> EncodedTexts:
         """The texts, or the pairs of texts, in the model's tokens.
@@ -233,7 +265,7 @@ class TextPipeline(ClassificationPipeline):
         Raises:
             ValueError: some are pairs and some are not, or the model was trained on the others.
         """
-        given = [_texts_of(one) for one in inputs]
+        given = [one if _is_pair(one) else (one, None) for one in inputs]
         pairs = [pair for _, pair in given if pair is not None]
         if pairs and len(pairs) < len(given):
             raise ValueError("some inputs are pairs of texts and some are single texts. Give one kind at a time.")
@@ -272,15 +304,6 @@ def _is_pair(inputs: Any) -> bool:
     return isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(text, str) for text in inputs)
 
 
-def _texts_of(one: Any) -> tuple[Any, str | None]:
-    """(The text, the second text of a pair or None) of one input."""
-    if isinstance(one, dict):
-        if not {"text"} <= one.keys() <= {"text", "text_pair"}:
-            raise ValueError(f"an input has the keys {list(one)}, expected text, and text_pair for a pair.")
-        return one["text"], one.get("text_pair")
-    return one if _is_pair(one) else (one, None)
-
-
 class ImagePipeline(ClassificationPipeline):
     """`classify("cell.png")`: [{"label", "score"}]. A picture is whatever `decode` takes: a path, the content of
     a file, a Pillow image, an array or a tensor. An array or tensor of four dimensions is a list of pictures."""
@@ -299,7 +322,14 @@ class ImagePipeline(ClassificationPipeline):
         )
 
     def is_one(self, inputs: Any) -> bool:
-        return is_picture(inputs)
+        return is_picture(inputs) or super().is_one(inputs)
+
+    def _input_of(self, row: Mapping[str, Any]) -> Any:
+        columns = self._input_rows.columns(row)
+        if columns is None:
+            raise ValueError(f"expected a column image, got {short(list(row))}")
+        value = row[columns.first[0]]
+        return picture_of(value) if isinstance(value, Mapping) else value  # as data sets of the hub hold it
 
     def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         for start in range(0, len(inputs), self._rows):
@@ -311,7 +341,8 @@ def _processing(served: Served) -> ImageProcessing:
     if served.folder is not None:
         processing = ImageProcessing.read(served.folder)
     elif PREPROCESSOR_FILE in served.metadata:
-        processing = ImageProcessing.from_dict(json.loads(served.metadata[PREPROCESSOR_FILE]))
+        where = f"{served.source}: {PREPROCESSOR_FILE}"
+        processing = ImageProcessing.from_json(served.metadata[PREPROCESSOR_FILE], where)
     else:
         processing = None
     if processing is None:

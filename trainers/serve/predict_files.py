@@ -14,11 +14,12 @@ from typing import IO, Any, Literal, cast, get_args
 from tqdm import tqdm
 
 from lora_core.files import replacing
-from trainers.data.reading import Reading
+from trainers.data.reading import AS_FOUND, Reading
 from trainers.serve import pipeline_for
 from trainers.serve.entities import Entity
 from trainers.serve.pipeline import Pipeline, chunks
-from trainers.serve.predict_inputs import STANDARD_INPUT, InputFormat, Record, as_json, expanded, records_of
+from trainers.serve.predict_inputs import STANDARD_INPUT, expanded, records_of
+from trainers.serve.predict_records import InputFormat, Record, as_json
 from trainers.serve.served import load_served
 
 logger = logging.getLogger("trainers")
@@ -34,7 +35,7 @@ def predict_files(
     *,
     format: Format = "jsonl",
     input_format: InputFormat = "auto",
-    reading: Reading | None = None,
+    reading: Reading = AS_FOUND,
     on_bad_row: OnBadInput = "mark",
     task: str | None = None,
     max_tokens: int | None = None,
@@ -56,12 +57,14 @@ def predict_files(
     if on_bad_row not in get_args(OnBadInput):
         raise ValueError(f"on_bad_row is {on_bad_row!r}; expected one of {', '.join(get_args(OnBadInput))}.")
     _check_files(files, output)
+    _keep_inputs(files, output)
     if STANDARD_INPUT in files and sys.stdin.isatty():
         logger.info("reading from the keyboard, one text a line; Ctrl-D ends the input")
     served = load_served(model, task, device)
     predictor = pipeline_for(served, max_tokens=max_tokens, **options)
     files = expanded(files, "image" in predictor.fields)
-    records = records_of(files, predictor.fields, input_format, reading or Reading())
+    _keep_inputs(files, output)
+    records = records_of(files, predictor.fields, input_format, reading, served.reading)
     bad = _BadInputs(on_bad_row)
     try:
         with _opened(output) as sink:
@@ -183,7 +186,7 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
 
 
 def _check_files(files: tuple[str, ...], output: Path | None) -> None:
-    """Before anything is loaded: every file is there, and the output is none of them."""
+    """Before anything is loaded: every file is there, and the output is no folder."""
     if output is not None and output.is_dir():
         raise ValueError(f"--output {output} is a folder. Name a file in it.")
     for file in files:
@@ -191,5 +194,11 @@ def _check_files(files: tuple[str, ...], output: Path | None) -> None:
             continue
         if not Path(file).exists() and not glob(file, recursive=True):
             raise ValueError(f"{file} does not exist or is no file. Give a file, or - for standard input.")
-        if output is not None and output.is_file() and Path(file).exists() and output.samefile(file):
-            raise ValueError(f"--output {output} is an input file: it would be lost. Name another file.")
+
+
+def _keep_inputs(files: tuple[str, ...], output: Path | None) -> None:
+    """Raise ValueError where the output is one of the inputs."""
+    if output is None or not output.is_file():
+        return
+    if any(file != STANDARD_INPUT and Path(file).exists() and output.samefile(file) for file in files):
+        raise ValueError(f"--output {output} is an input file: it would be lost. Name another file.")

@@ -16,6 +16,7 @@ from lora_core.models import load_pretrained
 from lora_core.models.encoders.build import TASKS, task_of_architectures
 from lora_core.models.pretrained.source import CONFIG_FILE, read_config, resolve
 from lora_core.models.task_model import ProblemType, TaskModel
+from trainers.data.reading import AS_FOUND, Reading
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.data.tokenizer import StatedLimits
 from trainers.run_folder import RunFolder
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from trainers.data.texts.encode import LongText
-    from trainers.finished import FinishedRun
 
 logger = logging.getLogger(__name__)
 
@@ -60,20 +60,20 @@ class Served:
     """Texts of a pair that the model tells apart by token_type_ids; 1: it takes none."""
     problem_type: ProblemType | None = None
     """What the logits of a text or an image are for; None: nothing tells, so it follows from their number."""
+    reading: Reading = AS_FOUND
+    """How the files that it was trained on were read."""
     thresholds: Mapping[str, float] | None = None
     """By label, the score from which on it is given; None: the default's. For multi_label_classification."""
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
-        from tokenizers import Tokenizer
-
-        from trainers.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+        from trainers.data.tokenizer import TOKENIZER_FILE, load_tokenizer, tokenizer_of_json
 
         if self.folder is not None:
             return load_tokenizer(self.folder)
         if TOKENIZER_FILE not in self.metadata:
             raise ValueError(f"{self.source} holds no tokenizer. Export it again: lora-core export RUN")
-        tokenizer = Tokenizer.from_str(self.metadata[TOKENIZER_FILE])
+        tokenizer = tokenizer_of_json(self.metadata[TOKENIZER_FILE], f"{self.source}: its {TOKENIZER_FILE}")
         tokenizer.no_padding()  # as `load_tokenizer`: a published tokenizer.json may pad every text, and so every word
         tokenizer.no_truncation()
         return tokenizer
@@ -130,14 +130,7 @@ def _load_run(folder: Path, device: torch.device) -> Served:
     model, config = finished.model, finished.config
     if config.method == "lora":
         lora_core.eject_lora(lora_core.merge_lora(model))
-    return _of_model(str(folder), model, finished.weights_folder, device, processing_of(finished))
-
-
-def processing_of(finished: FinishedRun) -> TextProcessing:
-    """How a run's model takes long texts: as its settings say, or else what was saved beside it."""
-    saved = TextProcessing.read(finished.weights_folder)
-    longest = finished.config.max_length or saved.max_length
-    return TextProcessing(longest, finished.config.long_text, saved.pairs)
+    return _of_model(str(folder), model, finished.weights_folder, device, finished.text_processing)
 
 
 def _processing_of_checkpoint(folder: Path) -> TextProcessing:
@@ -173,6 +166,7 @@ def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device,
         vocab_size=model.config.vocab_size if reads_text else 0,
         long_text=processing.long_text,
         pairs=processing.pairs,
+        reading=processing.reading,
         segments=model.base_model.segments,
         problem_type=model.problem_type or decision.problem_type,
         thresholds=decision.thresholds,
@@ -219,6 +213,7 @@ def _load_onnx(path: Path, device: str | None, spinning: bool) -> Served:
         vocab_size=model.vocab_size,
         long_text=processing.long_text,
         pairs=processing.pairs,
+        reading=processing.reading,
         segments=int(model.metadata.get("segments", 1)),
         problem_type=model.problem_type,
         thresholds=decision.thresholds,

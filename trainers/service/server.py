@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+from trainers.processes.failure import DISK_FULL, OUT_OF_MEMORY, USER_ERROR, USER_ERRORS, exit_status
 from trainers.service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ KILL_SECONDS = 2.0
 """After the grace a process that has not ended is killed."""
 FAILED_STARTS = 3
 """Replacements that may die before they are ready, one after another, until the service gives up."""
-USER_ERROR = 2
 
 
 def serve(settings: ServiceSettings) -> None:
@@ -126,9 +126,9 @@ def _run_worker(settings: ServiceSettings, listener: socket.socket, folder: Path
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
         run_process(settings, listener, folder, started)
-    except (ValueError, OSError) as error:
+    except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from error
+        raise SystemExit(exit_status(error)) from error
 
 
 class _Supervisor:
@@ -189,8 +189,9 @@ class _Supervisor:
 
     def _after_death(self, process: BaseProcess) -> int:
         """Replace a process; the exit status if there is no use in that, else 0."""
-        if process.exitcode == USER_ERROR and not self.was_ready:  # it has said why
-            return USER_ERROR
+        status = process.exitcode or 0
+        if status in (USER_ERROR, OUT_OF_MEMORY, DISK_FULL) and not self.was_ready:  # it has said why
+            return status
         if self.failed_starts >= FAILED_STARTS:
             logger.error("%d processes in a row died before they were ready; the service stops", self.failed_starts)
             return 1

@@ -88,6 +88,9 @@ def settle(config: RunConfig, datasets: Mapping[str, Any]) -> tuple[RunConfig, d
     Raises:
         ValueError: a split cannot be read so, or a setting does not fit.
     """
+    for name in ("text_column", "pair_column"):  # found by names that are usual, they are kept for inference
+        if not getattr(config, name) and getattr(datasets["train"], name, ""):
+            config = dataclasses.replace(config, **{name: getattr(datasets["train"], name)})
     types = kind_of(config.task).PROBLEM_TYPES
     if not types:
         return config, dict(datasets)

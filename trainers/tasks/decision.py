@@ -3,7 +3,6 @@
 An adapter has no config.json that could tell its problem type; and thresholds have no place in one.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_core.files import read_json_object, write_json
+from lora_core.files import json_object, read_json_object, write_json
 from lora_core.models.task_model import ProblemType, problem_type_of_config
 
 DECISION_FILE = "decision.json"
@@ -70,11 +69,9 @@ class Decision:
             ValueError: it is damaged. The message begins with ``where``.
         """
         try:
-            values = json.loads(text)
+            values = json_object(text)
         except ValueError as error:
-            raise ValueError(f"{where} is not JSON: {error}.") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{where} holds {type(values).__name__} instead of a JSON object.")
+            raise ValueError(f"{where} {error}.") from error
         return cls._from_dict(values, where)
 
     @classmethod

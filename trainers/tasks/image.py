@@ -1,6 +1,7 @@
 """Image classification: a label for each picture."""
 
 import logging
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -30,14 +31,14 @@ def load(config: RunConfig) -> dict[str, ImageDataset]:
     return load_image_datasets(config.data, on_bad_row=config.on_bad_row, reading=Reading.of(config))
 
 
-def encode(dataset: ImageDataset, model: TaskModel, config: RunConfig) -> ImageBatches:
+def encode(dataset: ImageDataset, model: TaskModel, config: RunConfig, saved: Path | None = None) -> ImageBatches:
     """The pictures as the model takes them: in its size, normalised as its preprocessor_config.json says.
 
     Raises:
         ValueError: preprocessor_config.json has another number of channels than the model.
     """
     height, width = model.config.image_shape
-    processing = _processing(config, model.config.num_channels).with_size(height, width)
+    processing = _processing(config, model.config.num_channels, saved).with_size(height, width)
     return ImageBatches(dataset, processing, config.augment, config.seed)
 
 
@@ -46,16 +47,19 @@ def task(labels: tuple[str, ...], config: RunConfig, train: ImageBatches | None 
     return Classification(labels, None if train is None else training_loss(config, train.targets, len(labels)))
 
 
-def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False) -> None:
+def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False, saved: Path | None = None) -> None:
     """Write preprocessor_config.json into ``folder``, with the size that the model was trained at."""
+    if saved is not None:
+        shutil.copyfile(saved / PREPROCESSOR_FILE, folder / PREPROCESSOR_FILE)
+        return
     values = read_config(resolve(config.model))
     size = config.image_size or values.get("image_size", 224)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     _processing(config, values.get("num_channels", 3)).with_size(height, width).save(folder)
 
 
-def _processing(config: RunConfig, channels: int) -> ImageProcessing:
-    folder = resolve(config.model)
+def _processing(config: RunConfig, channels: int, saved: Path | None = None) -> ImageProcessing:
+    folder = saved or resolve(config.model)
     processing = ImageProcessing.read(folder)
     if processing is None:
         processing = ImageProcessing(mean=(0.5,) * channels, std=(0.5,) * channels)

@@ -107,14 +107,23 @@ class Kind(Protocol):
         """The splits of the run's data, each a Dataset."""
         ...
 
-    def encode(self, dataset: Any, model: Any, config: RunConfig) -> Any:
-        """A split as the model takes it, a Data."""
+    def encode(self, dataset: Any, model: Any, config: RunConfig, saved: Path | None = None) -> Any:
+        """A split as the model takes it: a Data, with a `content` that tells it from others (trainers/inputs.py).
+
+        ``saved`` is the folder into which `save_preprocessing` has written how a finished run's model takes its inputs;
+        None: a new run, for which the checkpoint says it.
+        """
         ...
 
     def task(self, labels: tuple[str, ...], config: RunConfig, train: Any = None) -> Task:
         """The loss and the scores. Training gives its encoded split, whose labels `class_weights` counts."""
         ...
 
-    def save_preprocessing(self, config: RunConfig, folder: Path, pairs: bool = False) -> None:
-        """Write what inference needs beside the weights, among it whether the inputs are pairs of texts."""
+    def save_preprocessing(
+        self, config: RunConfig, folder: Path, pairs: bool = False, saved: Path | None = None
+    ) -> None:
+        """Write what inference needs beside the weights, among it whether the inputs are pairs of texts.
+
+        ``saved`` as for `encode`.
+        """
         ...

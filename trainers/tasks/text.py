@@ -4,8 +4,10 @@ import logging
 import sys
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
@@ -60,11 +62,12 @@ def load(config: RunConfig) -> dict[str, TextDataset]:
     return datasets
 
 
-def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> EncodedTexts:
+def encode(dataset: TextDataset, model: TaskModel, config: RunConfig, saved: Path | None = None) -> EncodedTexts:
     """The data set in the model's tokens, each text shortened to what the model can take, or to be cut into windows."""
-    tokenizer, max_length = tokenizer_and_length(model, config)
+    tokenizer, max_length = tokenizer_and_length(model, config, saved)
     if dataset.pairs is not None:
-        data = _encode_pairs(dataset, dataset.pairs, model, config)
+        segments, pad = model.base_model.segments, model.config.pad_token_id
+        data = _encode_pairs(dataset, dataset.pairs, tokenizer, max_length, pad, segments, config)
         _say_shortened(dataset, data, max_length, "of the longer text of each pair the beginning")
         _say_long(dataset, data, max_length, config)
         return data
@@ -84,7 +87,15 @@ def encode(dataset: TextDataset, model: TaskModel, config: RunConfig) -> Encoded
     return data
 
 
-def _encode_pairs(dataset: TextDataset, pairs: list[str], model: TaskModel, config: RunConfig) -> EncodedTexts:
+def _encode_pairs(
+    dataset: TextDataset,
+    pairs: list[str],
+    tokenizer: Tokenizer,
+    max_length: int,
+    pad_token_id: int,
+    segments: int,
+    config: RunConfig,
+) -> EncodedTexts:
     """Pairs of texts in the model's tokens.
 
     Raises:
@@ -95,11 +106,7 @@ def _encode_pairs(dataset: TextDataset, pairs: list[str], model: TaskModel, conf
             raise ValueError(
                 f"{name} is {value}, which is for single texts; {dataset.source} holds pairs. Leave it out."
             )
-    tokenizer, max_length = tokenizer_and_length(model, config)
-    segments = model.base_model.segments
-    return encode_pairs(
-        dataset.texts, pairs, dataset.targets, tokenizer, max_length, model.config.pad_token_id, segments
-    )
+    return encode_pairs(dataset.texts, pairs, dataset.targets, tokenizer, max_length, pad_token_id, segments)
 
 
 def _say_shortened(dataset: TextDataset, data: EncodedTexts, max_length: int, kept: str) -> None:

@@ -11,10 +11,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora_core.files import write_text
 from lora_core.models.crf import crf_log_likelihood, split_scores, viterbi
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
-from trainers.data.reading import Reading
+from trainers.data.reading import AS_FOUND, Reading
 from trainers.data.texts.encode import TextProcessing
 from trainers.data.tokenizer import TOKENIZER_FILE, StatedLimits, check_vocabulary, load_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
@@ -109,21 +110,25 @@ def load(config: RunConfig) -> dict[str, TokenFile]:
     return completed(token_files(config.data, reading=Reading.of(config)))
 
 
-def encode(dataset: Sentences, model: TaskModel, config: RunConfig) -> TokenWindows:
+def encode(dataset: Sentences, model: TaskModel, config: RunConfig, saved: Path | None = None) -> TokenWindows:
     """The data set in the model's tokens, cut into windows that the model can take."""
-    tokenizer, max_length = tokenizer_and_length(model, config)
+    tokenizer, max_length = tokenizer_and_length(model, config, saved)
     return load_windows(dataset, tokenizer, max_length, model.config.pad_token_id, cache=config.cache)
 
 
-def tokenizer_and_length(model: TaskModel, config: RunConfig) -> tuple[Tokenizer, int]:
-    """The model's tokenizer, and the most tokens of one input. ValueError when the two do not fit the model."""
-    tokenizer = load_tokenizer(tokenizer_folder(config))
+def tokenizer_and_length(model: TaskModel, config: RunConfig, saved: Path | None = None) -> tuple[Tokenizer, int]:
+    """The model's tokenizer, and the most tokens of one input, of a finished run as it saved them in a folder.
+
+    Raises:
+        ValueError: they do not fit the model.
+    """
+    tokenizer = load_tokenizer(saved or tokenizer_folder(config))
     check_vocabulary(tokenizer, model.config.vocab_size)
     longest = model.config.max_tokens
     if config.max_length is not None and config.max_length > longest:
         raise ValueError(f"max_length is {config.max_length}, but {config.model} has positions for {longest} tokens.")
-    stated = _processing(config).max_length or longest
-    if config.max_length is None and stated < longest:
+    stated = text_processing(config, saved).max_length or longest
+    if config.max_length is None and saved is None and stated < longest:
         logger.info(
             "%s is read in at most %d tokens at a time, as it says (model_max_length), though it has positions for %d. "
             "--max-length %d says otherwise.",
@@ -135,10 +140,15 @@ def tokenizer_and_length(model: TaskModel, config: RunConfig) -> tuple[Tokenizer
     return tokenizer, min(stated, longest)
 
 
-def _processing(config: RunConfig) -> TextProcessing:
-    """How long texts end: as the settings say, or else the checkpoint."""
+def text_processing(config: RunConfig, saved: Path | None = None) -> TextProcessing:
+    """How long texts end: as the settings say, or else what a finished run saved, or for a new one the checkpoint."""
+    if saved is not None:
+        own = TextProcessing.read(saved)
+        reading = Reading.of(config) if own.reading == AS_FOUND else own.reading
+        longest = config.max_length or own.max_length
+        return TextProcessing(longest, config.long_text, own.pairs, reading)
     stated = None if is_scratch(config) else StatedLimits.read(tokenizer_folder(config)).max_length
-    return TextProcessing(config.max_length or stated, config.long_text)
+    return TextProcessing(config.max_length or stated, config.long_text, reading=Reading.of(config))
 
 
 def task(labels: tuple[str, ...], config: RunConfig, train: TokenWindows | None = None) -> TokenClassification:
@@ -177,10 +187,11 @@ def _check_iob2(labels: tuple[str, ...], data: TokenWindows) -> None:
         )
 
 
-def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False) -> None:
+def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False, saved: Path | None = None) -> None:
     """Write the model's tokenizer.json and the run's text_processing.json into ``folder``."""
-    load_tokenizer(tokenizer_folder(config)).save(str(folder / TOKENIZER_FILE))
-    dataclasses.replace(_processing(config), pairs=pairs).save(folder)
+    tokenizer = load_tokenizer(saved or tokenizer_folder(config))
+    write_text(folder / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
+    dataclasses.replace(text_processing(config, saved), pairs=pairs).save(folder)
 
 
 def label_ids(dataset: TokenDataset) -> np.ndarray:

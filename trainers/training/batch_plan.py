@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainers.config import TrainConfig
 from trainers.data.batches import Data, epoch_batches, load_batches, share, share_by_tokens, total_steps
-from trainers.training.distributed import World
+from trainers.processes.distributed import World
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Part:
     its own, which still takes part in the exchange of gradients."""
     last: bool
     """Whether it is this process's last part of the step, in which gradients are exchanged."""
+    examples: np.ndarray
+    """The places of its examples in the training data, counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class BatchPlan:
         """
         self.data, self.world, self.most_tokens = data, world, most_tokens
         self.most_examples, self.workers, self.epochs = config.micro_batch_size, config.workers, config.epochs
+        self.in_step = config.parallel == "fsdp"  # the processes then exchange parameters in every pass
         self._recipe: dict[str, Any] = {
             "batch_size": config.batch_size,
             "seed": config.seed,
@@ -64,6 +67,16 @@ class BatchPlan:
     def total_steps(self) -> int:
         """Steps of all epochs."""
         return total_steps(self.data.lengths, epochs=self.epochs, **self._recipe)
+
+    @property
+    def pass_tokens(self) -> int:
+        """Most tokens (or images) in one pass, padding included."""
+        if self.most_tokens is not None:
+            return self.most_tokens
+        examples = self.most_examples or max(1, self._recipe["batch_size"] // self.world.size)
+        most = examples * int(max(self.data.lengths, default=1))
+        whole = self._recipe["batch_tokens"]
+        return min(most, whole) if whole and self.most_examples else whole or most
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The global batches of an epoch: for each the indices of its examples, the same on every process."""
@@ -79,12 +92,13 @@ class BatchPlan:
             for indices in parts
         ]
         loaded = load_batches(self.data, read, self.world.device, epoch=epoch, workers=self.workers)
+        examples = iter(read)
         for batch, parts in zip(batches, shares, strict=True):
             labels = max(1, int(self.data.label_counts[batch].sum()))
             weights = [self.world.size / labels if len(indices) else 0.0 for indices in parts]
             yield Step(
                 (
-                    Part(inputs, targets, weight, last=number == len(weights))
+                    Part(inputs, targets, weight, last=number == len(weights), examples=next(examples))
                     for number, (weight, (inputs, targets)) in enumerate(
                         zip(weights, islice(loaded, len(weights)), strict=True), start=1
                     )
@@ -97,6 +111,11 @@ class BatchPlan:
         """This process's part of a global batch, for each of its passes."""
         world = self.world
         if self.most_tokens is not None:
-            return share_by_tokens(batch, self.data.lengths, world.rank, world.size, self.most_tokens)
+            shares = [
+                share_by_tokens(batch, self.data.lengths, rank, world.size, self.most_tokens)
+                for rank in (range(world.size) if self.in_step else [world.rank])
+            ]
+            mine = shares[world.rank if self.in_step else 0]
+            return mine + [batch[:0]] * (max(map(len, shares)) - len(mine))
         most = self.most_examples or len(batch)
         return share(batch, world.rank, world.size, micro_batches=-(-len(batch) // (world.size * most)))

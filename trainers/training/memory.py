@@ -1,13 +1,66 @@
-"""Peak memory of a stretch of work."""
+"""Memory: the peak of a stretch of work, and what to do when there is not enough."""
 
 import contextlib
+import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_SYSTEM = Path("/proc/meminfo")
+
+
+class TooLittleMemoryError(MemoryError):
+    """The memory of the process or of its GPU did not suffice; the message is one line and says what to change."""
+
+
+@contextlib.contextmanager
+def memory_errors(device: torch.device, tokens: int) -> Iterator[None]:
+    """Turns running out of memory in passes of at most ``tokens`` tokens (or images) into a TooLittleMemoryError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, TooLittleMemoryError) or not is_out_of_memory(error):
+            raise
+        asked = re.search(r"tried to allocate ([\d.,]+ ?[A-Za-z]*)|allocate ([\d.,]+ \w+)", str(error), re.IGNORECASE)
+        needed = f"{(asked[1] or asked[2]).strip()} more were needed" if asked else "more was needed"
+        remedy = (
+            f"Add --micro-batch-tokens {tokens // 2}, half of what one pass takes now; the results stay the same but "
+            "for rounding."
+            if tokens > 1
+            else "One example is too much for it: use --precision bf16, a shorter --max-length or a smaller model."
+        )
+        raise TooLittleMemoryError(
+            f"Out of memory on {device}: {needed}, {_free_bytes(device):,} bytes are free. {remedy}"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory did not suffice, of the process (Python, NumPy, torch) or of a GPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = ("DefaultCPUAllocator: ", "can't allocate memory", "std::bad_alloc", "ALLOC_FAILED", "out of memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Bytes that could still be taken on a GPU, or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = _kilobytes(_SYSTEM, "MemAvailable") if _SYSTEM.exists() else sys.maxsize
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY and _STATUS.exists():
+        free = min(free, max(0, most - _kilobytes(_STATUS, "VmSize")))
+    return free
+
+
+def _kilobytes(file: Path, name: str) -> int:
+    """A number that one of Linux' files gives in kilobytes, in bytes."""
+    lines = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
+    return int(lines[name].split()[0]) * 1024
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -23,8 +76,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.exists():
-        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
-        return int(lines["VmHWM"].split()[0]) * 1024
+        return _kilobytes(_STATUS, "VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,6 +1,7 @@
 """Optimiser, learning-rate schedule, and one step of both."""
 
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -8,6 +9,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lora_core.adapters import hosts
 from trainers.config import LEARNING_RATES, TrainConfig
+from trainers.processes.distributed import World
+from trainers.processes.fsdp import whole
+from trainers.training.numbers import count_skip, not_finite
 from trainers.training.state import TrainState
 
 
@@ -37,25 +41,30 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, total
     return LambdaLR(optimizer, factor)
 
 
-def take_step(state: TrainState, max_grad_norm: float) -> None:
+def take_step(state: TrainState, max_grad_norm: float, world: World, folder: Path) -> None:
     """Clip the gradients to ``max_grad_norm`` (0: not at all), let the optimiser step, and clear them.
 
-    A step that fp16's scaler skips, for a gradient is not finite, does not count for the schedule.
+    A step that fp16's scaler skips, for a gradient is not finite, does not count for the schedule; it is counted.
+
+    Args:
+        folder: the run's, of which an error says whether it has a checkpoint.
 
     Raises:
-        FloatingPointError: a gradient is not finite, in another precision.
+        FloatingPointError: on every process, before any weight is changed: a gradient is not finite; with fp16, too
+            often in a row.
     """
     scaler = state.scaler
     scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or float("inf"))
+    norm = whole({"norm": norm})["norm"]
     if not scaler.is_enabled() and not norm.isfinite():
-        raise FloatingPointError(
-            f"The gradient is not finite in step {state.step + 1} (epoch {state.epoch + 1}). Lower "
-            "learning_rate, add warmup, or use fp32; the checkpoint of the last epoch is intact."
-        )
+        raise not_finite(state, world, folder)
     scale = scaler.get_scale()
     scaler.step(state.optimizer)
     scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     if scaler.get_scale() >= scale:
         state.scheduler.step()
+        state.skipped_in_row = 0
+    else:
+        count_skip(state, world, folder)

@@ -17,10 +17,12 @@ FUSED_TOKENS = 384
 def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
     """Give ``model`` the layers that ``config.kernels`` asks for, in place.
 
-    The fused ones are for the CPU, in fp32 and bf16; elsewhere, and in models without layers that can be fused, the
-    plain ones are used.
+    The fused ones are for the CPU, in fp32 and bf16; elsewhere, in models without layers that can be fused, and where
+    the parameters are shared out over processes, the plain ones are used.
     """
-    if config.kernels == "fused" and device.type == "cpu" and config.precision != "fp16" and stacks(model):
+    if config.parallel == "fsdp":
+        unfuse(model)
+    elif config.kernels == "fused" and device.type == "cpu" and config.precision != "fp16" and stacks(model):
         fuse(model, DTYPES[config.precision])
     else:
         unfuse(model)

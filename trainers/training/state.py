@@ -3,6 +3,7 @@
 import logging
 import math
 import random
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +13,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from trainers.training.distributed import World
+from trainers.processes.distributed import World
+from trainers.processes.fsdp import copy_tensors, part_like, whole
 
 logger = logging.getLogger("trainers")
 
 COUNTERS = (
-    *("epoch", "batch", "step", "best_score", "best_epoch"),
-    *("epoch_loss", "epoch_labels", "epoch_tokens", "epoch_seconds", "tokens", "seconds"),
+    *("epoch", "batch", "step", "best_score", "best_epoch", "skipped", "skipped_in_row"),
+    *("epoch_labels", "epoch_tokens", "epoch_seconds", "tokens", "seconds"),
 )
-"""Fields of TrainState that a checkpoint holds as they are."""
+"""Fields of TrainState that a checkpoint holds as they are; they are the same on every process."""
 
 
 @dataclass
@@ -37,6 +39,10 @@ class TrainState:
     """Global batches done in the current epoch; with the seed it is the position in the data."""
     step: int = 0
     """Optimiser steps done."""
+    skipped: int = 0
+    """Steps of the current epoch that fp16's scaler has skipped."""
+    skipped_in_row: int = 0
+    """Steps that it has skipped since the last that it took."""
     best_score: float | None = None
     best_epoch: int = 0
     epoch_loss: float = 0.0
@@ -45,46 +51,60 @@ class TrainState:
     epoch_tokens: int = 0
     """Useful tokens (padding not counted), over all processes, in the current epoch."""
     epoch_seconds: float = 0.0
+    """Training time of the current epoch; evaluation and checkpoints are not counted."""
     tokens: int = 0
     seconds: float = 0.0
-    """Training time of all finished epochs, evaluation not counted."""
+    """Training time of all finished epochs."""
 
     def __post_init__(self) -> None:
         self._losses: list[Tensor] = []
+        self.step_losses: list[tuple[np.ndarray, Tensor]] = []
+        """For each micro-batch of this process in the current step, its examples and their summed loss."""
+        self.start_clock()
 
-    def add_loss(self, loss_sum: Tensor) -> None:
+    def start_clock(self) -> None:
+        """What follows is training: from here to the end of the next step, time is counted."""
+        self._clock = time.perf_counter()
+
+    def add_loss(self, loss_sum: Tensor, examples: np.ndarray) -> None:
         """Count a micro-batch's summed loss; the tensor is read later, so no GPU waits here."""
         self._losses.append(loss_sum)
+        self.step_losses.append((examples, loss_sum))
 
     def end_step(self, labels: int, tokens: int) -> None:
         """Count one optimiser step over a global batch of so many labels and useful tokens."""
         self.step += 1
         self.batch += 1
+        self.step_losses.clear()
         self.epoch_labels += labels
         self.epoch_tokens += tokens
+        self.epoch_seconds += time.perf_counter() - self._clock
+        self.start_clock()
 
-    def end_epoch(self, seconds: float) -> None:
+    def end_epoch(self) -> None:
         """Count a finished epoch."""
         self.epoch += 1
         self.batch = 0
-        self.epoch_seconds = seconds
-        self.seconds += seconds
+        self.seconds += self.epoch_seconds
         self.tokens += self.epoch_tokens
 
     def local_loss(self, world: World) -> float:
         """This process's mean loss in the epoch so far, for the progress bar."""
-        self._read_losses()
-        return self.epoch_loss * world.size / max(1, self.epoch_labels)
+        return self.read_loss() * world.size / max(1, self.epoch_labels)
 
     def pop_epoch(self, world: World) -> dict[str, float]:
         """The finished epoch's mean training loss, time and rate; its counters start anew."""
-        self._read_losses()
         figures = {
-            "train_loss": sum(world.gather(self.epoch_loss)) / max(1, self.epoch_labels),
+            "train_loss": sum(world.gather(self.read_loss())) / max(1, self.epoch_labels),
             "seconds": self.epoch_seconds,
             "tokens_per_second": self.epoch_tokens / self.epoch_seconds,
         }
-        self.epoch_loss, self.epoch_labels, self.epoch_tokens = 0.0, 0, 0
+        if self.scaler.is_enabled():
+            figures["skipped_steps"] = self.skipped
+            if self.skipped and world.is_main:
+                logger.info("epoch %d: fp16 skipped %d steps, whose gradients overflowed", self.epoch, self.skipped)
+        self.skipped = 0
+        self.epoch_loss, self.epoch_labels, self.epoch_tokens, self.epoch_seconds = 0.0, 0, 0, 0.0
         return figures
 
     def record_score(self, scores: dict[str, Any], metric: str) -> bool:
@@ -105,21 +125,21 @@ class TrainState:
         return patience is not None and self.epoch - self.best_epoch >= patience
 
     def tensors(self) -> dict[str, Tensor]:
-        """Trained weights and optimiser moments, by parameter name."""
+        """Trained weights and optimiser moments, by parameter name, whole. All processes must call it together."""
         tensors = {f"model.{name}": tensor for name, tensor in trained_tensors(self.model).items()}
         for name, parameter in self.model.named_parameters():
             for slot, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
-        return tensors
+        return whole(tensors)
 
     def progress(self) -> dict[str, Any]:
-        """All that is not a tensor, as JSON."""
-        self._read_losses()
+        """All that is not a tensor and the same on every process, as JSON."""
         plain = {name: getattr(self, name) for name in COUNTERS}
         return {**plain, "scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any], world: World) -> None:
-        """Continue from what ``tensors`` and ``progress`` returned, with every process's ``random_state`` in them.
+        """Continue from what ``tensors`` and ``progress`` returned, with every process's ``random_state`` and
+        ``epoch_losses`` in them.
 
         Raises:
             ValueError: other parameters are trained here than there.
@@ -133,9 +153,7 @@ class TrainState:
                 f"holds other trained parameters than this run: {sorted(different)[:5]} differ. "
                 "Resume with the settings of the first run."
             )
-        with torch.no_grad():
-            for name, tensor in trained.items():
-                tensor.copy_(stored[name])
+        copy_tensors(stored, trained)
         for name, parameter in self.model.named_parameters():
             slots = {
                 key.split(".")[1]: value
@@ -143,30 +161,39 @@ class TrainState:
                 if key.startswith("optimizer.") and key.split(".", 2)[2] == name
             }
             if slots:
-                self.optimizer.state[parameter] = {slot: value.to(parameter.device) for slot, value in slots.items()}
+                self.optimizer.state[parameter] = {slot: part_like(value, parameter) for slot, value in slots.items()}
         progress = dict(progress)
         randoms = progress.pop("random")
+        losses = progress.pop("epoch_losses", [0.0] * len(randoms))
+        progress.pop("epoch_loss", None)  # of older checkpoints, which were written between epochs only: 0
         self.scheduler.load_state_dict(progress.pop("scheduler"))
         scaler = progress.pop("scaler")
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(scaler)
         for name, value in progress.items():
             setattr(self, name, value)
+        if self.batch == 0:  # older checkpoints still hold the time of the epoch before
+            self.epoch_seconds = 0.0
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         if len(randoms) != world.size:
+            self.epoch_loss = sum(losses) if world.is_main else 0.0
             logger.warning(
                 "The run was begun by %d processes and is resumed by %d: the data order is the same, dropout is not.",
                 len(randoms),
                 world.size,
             )
         else:
+            self.epoch_loss = losses[world.rank]
             set_random_state(randoms[world.rank], tensors, world)
 
-    def _read_losses(self) -> None:
+    def read_loss(self) -> float:
+        """``epoch_loss``, up to date. Added one by one: when it was read before does not change a bit of it."""
         if self._losses:
-            self.epoch_loss += torch.stack(self._losses).double().sum().item()
+            for loss in torch.stack(self._losses).double().tolist():
+                self.epoch_loss += loss
             self._losses.clear()
+        return self.epoch_loss
 
 
 def seed_generators(seed: int) -> None:

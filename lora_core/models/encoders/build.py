@@ -11,6 +11,7 @@ from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.encoders.albert import AlbertModel
 from lora_core.models.encoders.bert import BertModel
 from lora_core.models.encoders.deberta import DebertaV2Model
+from lora_core.models.encoders.dinov2 import Dinov2Model
 from lora_core.models.encoders.distilbert import DistilBertModel
 from lora_core.models.encoders.electra import ElectraModel
 from lora_core.models.encoders.modernbert import ModernBertModel
@@ -20,6 +21,7 @@ from lora_core.models.encoders.roberta import CamembertModel, RobertaModel, XLMR
 from lora_core.models.encoders.vit import DeiTModel, ViTModel
 from lora_core.models.heads import HEADS
 from lora_core.models.task_model import Head, TaskModel, check_labels
+from lora_core.patterns import shown
 
 _FAMILIES: tuple[type[Encoder], ...] = (
     BertModel,
@@ -34,6 +36,7 @@ _FAMILIES: tuple[type[Encoder], ...] = (
     ModernBertModel,
     ViTModel,
     DeiTModel,
+    Dinov2Model,
     LSTMModel,
     BiLSTMModel,
 )
@@ -51,8 +54,8 @@ def config_from_dict(values: Mapping[str, Any]) -> EncoderConfig:
         ValueError: the family is unknown, or a value is malformed or not implemented.
     """
     model_type = values.get("model_type")
-    if model_type not in ENCODERS:
-        raise ValueError(f"model_type is {model_type!r}; implemented are {', '.join(ENCODERS)}")
+    if not isinstance(model_type, str) or model_type not in ENCODERS:
+        raise ValueError(f"model_type is {shown(model_type)}; implemented are {', '.join(ENCODERS)}")
     return ENCODERS[model_type].config_class.from_dict(values)
 
 

@@ -14,16 +14,16 @@ T = S + P tokens, H hidden size, F intermediate size, L labels.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lora_core.dropout import Dropout
-from lora_core.models.encoder import Encoder, EncoderConfig
+from lora_core.models.encoder import Encoder
 from lora_core.models.encoders.bert import BertIntermediate
+from lora_core.models.encoders.patches import ImageConfig, ImageEmbeddings, resize_positions
 from lora_core.models.layers import (
     GraphBuilder,
     LayerParts,
@@ -32,11 +32,11 @@ from lora_core.models.layers import (
     TransformerLayer,
 )
 from lora_core.models.task_model import ImageModel
-from lora_core.vit_names import to_old_name
+from lora_core.vit_names import to_new_name, to_old_name
 
 
 @dataclass(frozen=True)
-class ViTConfig(EncoderConfig):
+class ViTConfig(ImageConfig):
     """Sizes of a ViT encoder; the defaults are vit-base-patch16-224."""
 
     model_type = "vit"
@@ -70,93 +70,6 @@ class ViTConfig(EncoderConfig):
     """Channels C of an image."""
     qkv_bias: bool = True
     """Whether query, key and value projections have a bias."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ViTConfig":
-        """As for all families; JSON has a list where image_size is (height, width)."""
-        size = values.get("image_size")
-        return super().from_dict({**values, "image_size": tuple(size)} if isinstance(size, list) else values)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
-        if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
-            raise ValueError(f"image_size is {self.image_size!r}; expected pixels, or (height, width)")
-        if any(side < 1 or side % self.patch_size for side in sides):
-            raise ValueError(f"image_size is {self.image_size!r}; expected multiples of patch_size {self.patch_size}")
-
-    @property
-    def image_shape(self) -> tuple[int, int]:
-        """(height, width) of an image in pixels."""
-        height, width = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
-        return height, width
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        height, width = self.image_shape
-        return height // self.patch_size, width // self.patch_size
-
-
-class ViTPatchEmbeddings(nn.Module):
-    """One linear map of each patch's pixels, (B, C, height, width) -> (B, P, H), the patches by rows."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.image_shape = config.image_shape
-        self.num_channels = config.num_channels
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-        )
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        check_images(pixel_values, self.num_channels, self.image_shape)
-        patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, H, rows, columns)
-        return patches.flatten(2).transpose(1, 2)
-
-
-class ViTEmbeddings(nn.Module):
-    """Special tokens, then the patches, each with its position's embedding."""
-
-    special_token_names: ClassVar[tuple[str, ...]] = ("cls_token",)
-    """Parameters (1, 1, H) of the tokens before the patches, in their order."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        rows, columns = config.grid
-        tokens = len(self.special_token_names) + rows * columns
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.position_embeddings = nn.Parameter(torch.empty(1, tokens, config.hidden_size))
-        self.patch_embeddings = ViTPatchEmbeddings(config)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        patches = self.patch_embeddings(pixel_values)  # (B, P, H)
-        tokens: list[Tensor] = [self.get_parameter(name) for name in self.special_token_names]
-        special = torch.cat(tokens, dim=1).expand(len(patches), -1, -1)  # (B, S, H)
-        return self.dropout(torch.cat((special, patches), dim=1) + self.position_embeddings)  # (B, T, H)
-
-    def onnx(self, graph: GraphBuilder, pixels: str) -> str:
-        """`forward` as a graph. The special tokens with their positions are the same for every image."""
-        path, projection = graph.path(self), self.patch_embeddings.projection
-        places, names = graph.array(self, "position_embeddings"), self.special_token_names
-        special = np.concatenate([graph.array(self, name) for name in names], axis=1)  # (1, S, H)
-        count = special.shape[1]
-        sources = [(self, name) for name in (*names, "position_embeddings")]
-        special_name = graph.derived(f"{path}.special", special + places[:, :count], sources)
-        patch_places = graph.derived(f"{path}.places", places[:, count:], [(self, "position_embeddings")])
-        weights = graph.parameter(projection), graph.parameter(projection, "bias")
-        sides = list(projection.kernel_size)
-        patches = graph.op("Conv", pixels, *weights, kernel_shape=sides, strides=sides)
-        patches = graph.op("Reshape", patches, graph.constant([0, special.shape[2], -1]))
-        patches = graph.op("Transpose", patches, perm=[0, 2, 1])  # (B, P, H)
-        shape = graph.op("Concat", graph.op("Shape", pixels, start=0, end=1), graph.constant(special.shape[1:]), axis=0)
-        expanded = graph.op("Expand", special_name, shape)  # (B, S, H)
-        return graph.op("Concat", expanded, graph.op("Add", patches, patch_places), axis=1)
 
 
 class ViTSelfAttention(MultiHeadAttention):
@@ -253,7 +166,8 @@ class ViTModel(Encoder):
     """The encoder without a head."""
 
     config_class = ViTConfig
-    embeddings_class: ClassVar[type[ViTEmbeddings]] = ViTEmbeddings
+    embeddings_class: ClassVar[type[ImageEmbeddings]] = ImageEmbeddings
+    layer_class: ClassVar[type[TransformerLayer]] = ViTLayer
     base_model_prefix = "vit"
     architecture_stem = "ViT"
     heads = (ImageClassifier,)
@@ -262,12 +176,14 @@ class ViTModel(Encoder):
     unread_tensors = frozenset({"embeddings.mask_token"})
     """The stand-in of hidden patches in pretraining."""
     other_heads = Encoder.other_heads | {"decoder"}
-    renamed_in_transformers_5: ClassVar[bool] = True
+    name_in_transformers_5 = staticmethod(to_new_name)
+    """The path there of a module of this encoder."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         self.embeddings = self.embeddings_class(config)
-        self.encoder = nn.ModuleDict({"layer": LayerStack(ViTLayer(config) for _ in range(config.num_hidden_layers))})
+        layers = (self.layer_class(config) for _ in range(config.num_hidden_layers))
+        self.encoder = nn.ModuleDict({"layer": LayerStack(layers)})
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, pixel_values: Tensor, read: int | None = None) -> Tensor:
@@ -321,12 +237,12 @@ class DeiTConfig(ViTConfig):
     model_type = "deit"
 
 
-class DeiTEmbeddings(ViTEmbeddings):
+class DeiTEmbeddings(ImageEmbeddings):
     """ViT's embeddings with the distillation token after the class token."""
 
     special_token_names: ClassVar[tuple[str, ...]] = ("cls_token", "distillation_token")
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ImageConfig) -> None:
         super().__init__(config)
         self.distillation_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
 
@@ -356,7 +272,7 @@ class DeiTModel(ViTModel):
     """The encoder without a head."""
 
     config_class = DeiTConfig
-    embeddings_class: ClassVar[type[ViTEmbeddings]] = DeiTEmbeddings
+    embeddings_class: ClassVar[type[ImageEmbeddings]] = DeiTEmbeddings
     base_model_prefix = "deit"
     architecture_stem = "DeiT"
     heads = (DeiTImageClassifier,)
@@ -365,41 +281,3 @@ class DeiTModel(ViTModel):
 def first_tokens(hidden: Tensor, read: int | None) -> Tensor:
     """The first `read` tokens of (B, T, H); None means all."""
     return hidden if read is None else hidden[:, :read]
-
-
-def check_images(pixel_values: Tensor, num_channels: int, image_shape: tuple[int, int]) -> None:
-    """Refuse images that do not fit, where the layers would fail with an unrelated message.
-
-    Raises:
-        ValueError: `pixel_values` is not (B, C, height, width) of these numbers, in floating point.
-    """
-    shape = tuple(pixel_values.shape)
-    if len(shape) != 4:
-        raise ValueError(f"pixel_values has shape {shape}; expected (images, channels, height, width)")
-    if not pixel_values.is_floating_point():
-        raise ValueError(f"pixel_values is {pixel_values.dtype}; expected normalised floating point")
-    if shape[1] != num_channels:
-        raise ValueError(
-            f"the images have {shape[1]} channels, the model reads {num_channels}; convert them (grey to colour: "
-            f"pixel_values.expand(-1, {num_channels}, -1, -1))"
-        )
-    if shape[2:] != image_shape:
-        raise ValueError(
-            f"the images have {shape[2]} x {shape[3]} pixels, the model reads {image_shape[0]} x {image_shape[1]}; "
-            f"resize them, or load the model with image_size={shape[2:]}"
-        )
-
-
-def resize_positions(positions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Position embeddings (1, S + P, H) of a grid of patches (rows, columns), bicubically for another grid.
-
-    Those of the special tokens stay. Source: the ViT paper, section 3.2; the arithmetic is that of transformers'
-    `interpolate_pos_encoding`.
-    """
-    if grid == new_grid:
-        return positions
-    rows, columns = grid
-    special, patches = positions.float().split([positions.shape[1] - rows * columns, rows * columns], dim=1)
-    image = patches.unflatten(1, grid).permute(0, 3, 1, 2)  # (1, H, rows, columns)
-    resized = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False)
-    return torch.cat((special, resized.flatten(2).transpose(1, 2)), dim=1)

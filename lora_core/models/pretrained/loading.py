@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lora_core.files import replacing, write_json
+from lora_core.checkpoint import refuse_non_finite
+from lora_core.files import make_folder, replacing, write_json
 from lora_core.models.encoder import Encoder
 from lora_core.models.encoders.build import (
     architecture_name,
@@ -41,11 +42,15 @@ from lora_core.models.task_model import (
     problem_type_of_config,
     rows_for,
 )
+from lora_core.patterns import shown
 
 logger = logging.getLogger("lora_core")
 
 HEAD_FIELD = "head"
 """In config.json: the name of a head that is not the family's own."""
+
+SHARED_LAYERS = 100
+"""Layers that may be of the same tensors, as ALBERT's are; it has 12 or 24."""
 
 SHOWN = 10
 """Names that an error message lists of each kind."""
@@ -97,7 +102,7 @@ def load_pretrained(
     Raises:
         FileNotFoundError: files are missing.
         ValueError: the checkpoint is damaged, is of a family that is not implemented, does not have exactly the
-            encoder's tensors, or has other labels.
+            encoder's tensors, holds NaN or infinity (the tensors are named), or has other labels.
     """
     folder = resolve(source, revision)
     values = read_config(folder)
@@ -106,8 +111,9 @@ def load_pretrained(
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     config = config.with_dropout(attention=attention_dropout, hidden=hidden_dropout)
-    encoder = assemble_encoder(config, with_pooler=True)
-    found, outside = split_encoder(read_tensors(folder), encoder)
+    held = read_tensors(folder)
+    encoder = _encoder_of(config, len(held), folder)
+    found, outside = split_encoder(held, encoder)
     if image_size is not None:
         expected = encoder.state_dict()
         both = found.keys() & expected.keys()
@@ -136,6 +142,26 @@ def load_pretrained(
         model.head_names = (*model.head_names, *fresh)
     _report(model, outside, folder, head_follows)
     return model
+
+
+def _encoder_of(config: Any, tensors: int, folder: Path) -> Encoder:
+    """The encoder without memory, for a checkpoint of so many tensors.
+
+    Raises:
+        ValueError: the config has more layers than tensors, or sizes that no tensor can have.
+    """
+    if config.num_hidden_layers > max(tensors, SHARED_LAYERS):
+        raise ValueError(
+            f"{folder / CONFIG_FILE} says that there are {shown(config.num_hidden_layers)} layers, but the weights "
+            f"beside it are {tensors} tensors. Check that both files are of one model"
+        )
+    try:
+        return assemble_encoder(config, with_pooler=True)
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch's, of sizes beyond 64 bits
+        raise ValueError(
+            f"{folder / CONFIG_FILE} names sizes that no tensor can have ({str(error).splitlines()[0][:200]}). "
+            "Download or save the model again"
+        ) from error
 
 
 def _problem_type(folder: Path, values: Mapping[str, Any]) -> ProblemType | None:
@@ -175,7 +201,10 @@ def _read_head(
                 f"{values.get('architectures')}), so its labels are not known; pass labels=[...]"
             )
         return check_labels(labels), {}
-    known = labels_of_config(values, rows=len(label_weight))
+    try:
+        known = labels_of_config(values, rows=len(label_weight))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     if checkpoint_labels is not None:
         known = _named_rows(folder, known, checkpoint_labels)
     names = known if labels is None else check_labels(labels)
@@ -235,6 +264,8 @@ def _fill(model: Encoder | TaskModel, found: dict[str, Tensor], folder: Path) ->
         if name not in lacking:
             # A copy even of float32: the file's memory is unaligned, and lost if the file is cut short.
             tensor.copy_(found[name])
+    loaded = {name: tensor for name, tensor in model.state_dict().items() if name not in lacking}
+    refuse_non_finite(loaded, f"{folder} cannot be used (download the model again, or take another)")
     return tuple(name for name in wanted if name in lacking)
 
 
@@ -309,8 +340,7 @@ def save_pretrained(model: Encoder | TaskModel, folder: str | Path) -> None:
         values["label2id"] = {name: row for row, name in enumerate(model.labels)}
     if isinstance(model, TaskModel) and model.problem_type is not None:
         values["problem_type"] = model.problem_type
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / SINGLE_FILE) as path:
+    folder = make_folder(folder)
+    with replacing(folder / SINGLE_FILE, sum(tensor.nbytes for tensor in tensors.values())) as path:
         save_file(tensors, path, metadata={"format": "pt"})
     write_json(folder / CONFIG_FILE, values)

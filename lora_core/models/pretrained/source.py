@@ -15,9 +15,10 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lora_core.files import read_json_object, sha256_of_file
+from lora_core.files import file_inside, read_json_object, regular_file, sha256_of_file
 from lora_core.models.encoder import Encoder
 from lora_core.models.pretrained.pickled import PICKLED_FILE, PICKLED_INDEX, read_pickle
+from lora_core.patterns import shown
 
 logger = logging.getLogger("lora_core")
 
@@ -176,12 +177,18 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not a JSON object.
+        ValueError: it is not a JSON object, or names its architectures in no list.
     """
     path = folder / CONFIG_FILE
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; give a model folder in the transformers layout")
-    return read_json_object(path, "Download or save the model again.")
+    values = read_json_object(path, "Download or save the model again.")
+    architectures = values.get("architectures")
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
+    ):
+        raise ValueError(f"{path}: architectures is {shown(architectures)}; expected a list of names of classes")
+    return values
 
 
 def read_tensors(folder: str | Path) -> dict[str, Tensor]:
@@ -228,13 +235,17 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise ValueError(f"{index} is not an index of weights: it has no 'weight_map'. Download the model again")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(map(str, shard_of.values()))):
-        # A plain name keeps a hostile index from reading outside the folder. Resolving the path would not do:
-        # the hub's cache holds links that lead out of it.
         if not re.fullmatch(r"[\w.\-]+", shard) or not shard.endswith(suffix):
-            raise ValueError(f"{index} names the file {shard!r}; shards must be plain file names in the same folder")
-        if not (folder / shard).exists():
-            raise FileNotFoundError(f"{index} names {shard}, which is not in the folder; download the model again")
-        held = read(folder / shard)
+            raise ValueError(
+                f"{index} names the file {shown(shard)}; shards must be plain file names in the same folder"
+            )
+        try:
+            path = file_inside(folder, shard)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{index} names {shard}, which is not in the folder; download the model again"
+            ) from error
+        held = read(path)
         tensors.update((name, tensor) for name, tensor in held.items() if shard_of.get(name) == shard)
     absent = sorted(shard_of.keys() - tensors.keys())
     if absent:
@@ -247,7 +258,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); download or save it again") from error

@@ -64,7 +64,7 @@ def test_providers(onnx_model, monkeypatch):
         OnnxModel(onnx_model.path, providers=["NoneExecutionProvider"])
     asked = []
     monkeypatch.setattr(runtime, "_available", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda _, options, providers: asked.append(providers))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda _, options, providers, **more: asked.append(providers))
     with pytest.raises(AttributeError):  # what stands for the session is None
         OnnxModel(onnx_model.path)
     assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]]
@@ -73,7 +73,7 @@ def test_providers(onnx_model, monkeypatch):
 def test_threads_and_spinning(onnx_model, monkeypatch):
     asked = []
 
-    def note(_, options, providers):
+    def note(_, options, providers, **more):
         key = "session.intra_op.allow_spinning"
         asked.append((options.intra_op_num_threads, options.get_session_config_entry(key)))
         raise RuntimeError("noted")

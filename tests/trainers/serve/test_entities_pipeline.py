@@ -167,7 +167,7 @@ def test_strict_reading(folder, ner):
         (["a", 3], "input 1 is int"),
         ([["a", 3]], "expected words that are strings"),
         ("a \ud800", "half of a character"),
-        ({"text": "a"}, "the input is dict"),
+        ({"a": "b"}, "input 0: expected a JSON object with 'text' or 'tokens'"),
         (b"a", "the input is bytes"),
     ],
 )

@@ -69,3 +69,20 @@ def test_what_is_no_folder_of_pictures(finished_image, finished_text, folder, tm
         with pytest.raises(SystemExit):
             main(["predict", str(model), str(place)])
         assert problem.replace("\\", "") in capsys.readouterr().err
+
+
+def test_a_table_of_pictures_beside_it(finished_image, folder, capsys):
+    classify = pipeline(model=finished_image)
+    expected = classify([str(folder / name) for name in ("10.png", "sub/3.png")])
+    (folder / "metadata.csv").write_text("patient,file_name,label\n7,10.png,dark\n8,sub/3.png,\n9,gone.png,dark\n")
+    lines = predicted(capsys, finished_image, folder / "metadata.csv")
+    assert [line["file_name"] for line in lines] == ["10.png", "sub/3.png", "gone.png"]
+    assert [line["labels"][0]["score"] for line in lines[:2]] == pytest.approx([one["score"] for one in expected])
+    assert "gone.png" in lines[2]["error"]
+    (folder / "ids.csv").write_text("image_id,dx\n10,nv\n3,nv\n")
+    lines = predicted(capsys, finished_image, folder / "ids.csv")
+    assert [line["labels"][0]["score"] for line in lines] == pytest.approx([one["score"] for one in expected])
+    (folder / "no.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SystemExit):
+        main(["predict", str(finished_image), str(folder / "no.csv")])
+    assert "Call the column of the pictures' paths image" in capsys.readouterr().err

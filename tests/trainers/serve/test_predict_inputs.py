@@ -3,7 +3,9 @@
 import gzip
 import io
 import json
+import os
 import sys
+import threading
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -62,6 +64,7 @@ def parquet_bytes(rows):
         ("new.json", json.dumps(ROWS, indent=2)),
         ("new.jsonl", "\n".join(map(json.dumps, ROWS))),
         ("new", "\n".join(map(json.dumps, ROWS))),
+        ("new.json", json.dumps({"data": ROWS}, indent=2)),
     ],
 )  # fmt: skip
 def test_the_column_of_the_text_is_predicted_from_and_the_others_come_back(name, content, predict, classify):
@@ -87,9 +90,10 @@ def test_dates_in_a_table_are_written(predict):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("new.csv", "a,b\n1,2\n", "Name them: --text-column"),
+        ("new.csv", "a,b\n1,2\n", "Name it: --text-column"),
         ("new.csv", "review,comment\nx,y\n", "several columns could be the text"),
         ("new.csv", "", "holds no rows"),
+        ("new.xlsx", b"PK\x03\x04 cut", "new.xlsx is damaged or cut short"),
         ("new.conll", "il2 B-protein\n\n", "holds tagged words"),
         ("new.txt", "il2 B-protein\nbinds O\n\n", "holds tagged words"),
     ],
@@ -204,3 +208,99 @@ def test_lines_with_tabs_that_may_be_columns_are_said(finished_text, tmp_path, c
     main(["predict", str(finished_text), str(tmp_path / "sms.txt")])
     assert "sms.txt has tabs in every line: each whole line is taken for one text" in caplog.text
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.fixture
+def from_stdin(finished_text, monkeypatch, capsysbinary):
+    """Runs the verb on standard input and gives the objects written."""
+
+    def run(content, *arguments):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        main(["predict", str(finished_text), *arguments])
+        return [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gzip.compress(b"il2 gene\njunb\n"),
+        "il2 gene\njunb\n".encode("utf-16"),
+        b'[{"text": "il2 gene"}, {"text": "junb"}]',
+        b'[\n {"text": "il2 gene"},\n {"text": "junb"}\n]\n',
+        parquet_bytes([{"text": "il2 gene"}, {"text": "junb"}]),
+        b"text,label\nil2 gene,DNA\njunb,protein\n",  # the columns of training
+    ],
+)
+def test_standard_input_is_read_as_what_it_is(content, from_stdin, classify):
+    assert [row["labels"] for row in from_stdin(content)] == [[one] for one in classify(["il2 gene", "junb"])]
+
+
+def test_nothing_on_standard_input_gives_nothing(from_stdin):
+    assert from_stdin(b"") == []
+
+
+def test_a_pipe_is_read_once_and_as_it_comes(predict, finished_text, classify, tmp_path):
+    for name, content in {
+        "a.jsonl": b'{"text": "il2"}\n',
+        "b": gzip.compress(b"il2\n"),
+        "c.csv": b"review,id\nil2,7\n",
+    }.items():
+        os.mkfifo(tmp_path / name)
+        writer = threading.Thread(target=(tmp_path / name).write_bytes, args=(content,))
+        writer.start()
+        main(["predict", str(finished_text), str(tmp_path / name), "--output", str(tmp_path / "found.jsonl")])
+        writer.join()
+        (row,) = map(json.loads, (tmp_path / "found.jsonl").read_text().splitlines())
+        assert row["labels"] == classify("il2")
+
+
+def test_what_looks_like_a_header_is_said(from_stdin, predict, caplog):
+    assert len(from_stdin(b"id;review\n1;fine\n")) == 2
+    assert "standard input begins with 'id;review', as a table does" in caplog.text
+    predict("new.txt", "id;review\n1;fine\n")
+    assert "new.txt begins with 'id;review', as a table does" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"%PDF-1.7\n%\xe2\xe3\n1 0 obj\n", b"\xd0\xcf\x11\xe0" + bytes(9) + b"Word\n"])
+def test_a_file_that_is_no_text_is_refused(content, predict, capsys):
+    with pytest.raises(SystemExit):
+        predict("new.doc", content)
+    assert "new.doc is no text: its content is binary" in capsys.readouterr().err
+
+
+def test_a_pattern_neither_reads_its_own_output_nor_passes_over_folders_in_silence(
+    finished_text, tmp_path, capsys, caplog
+):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("il2\n")
+    (tmp_path / "in" / "more").mkdir()
+    output = tmp_path / "in" / "found.txt"
+    main(["predict", str(finished_text), str(tmp_path / "in" / "*"), "--output", str(output)])
+    assert f"{tmp_path / 'in' / 'more'} is a folder, so what it holds is not read" in caplog.text
+    before = output.read_text()
+    with pytest.raises(SystemExit):
+        main(["predict", str(finished_text), str(tmp_path / "in" / "*.txt"), "--output", str(output)])
+    assert "it would be lost" in capsys.readouterr().err
+    assert output.read_text() == before
+
+
+def test_one_object_over_several_lines_is_one_input(predict, classify):
+    (found,) = predict("new.json", json.dumps({"text": "il2 gene", "id": 7}, indent=2))
+    assert (found["labels"], found["id"]) == (classify("il2 gene"), 7)
+
+
+def test_sentences_in_the_cells_of_a_table_are_no_words_a_line(predict, ner, finished):
+    (found,) = predict("new.csv", "tokens,tags\nthe junb gene,O B-protein O\n", model=finished["full"])
+    assert found["entities"] == json.loads(json.dumps(ner("the junb gene")))
+
+
+@pytest.mark.parametrize(
+    ("ner_model", "columns", "message"),
+    [(False, "1", "--columns is for models that label words"), (True, "9", "--columns is 9, but")],
+)
+def test_columns_that_do_not_fit(ner_model, columns, message, predict, finished, capsys):
+    with pytest.raises(SystemExit):
+        predict("new.txt", "il2 B-protein\n", "--columns", columns, model=finished["full"] if ner_model else None)
+    assert message in capsys.readouterr().err

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file
 
 from lora_core.models import load_pretrained
-from trainers.training.distributed import World
+from trainers.processes.distributed import World
 
 HERE = Path(__file__).resolve().parents[1]
 KINDS = ("multi_label_classification", "regression")

@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lora_core.files import sha256_of_file
 from trainers.cli import main
 from trainers.config import TrainConfig
+from trainers.finished import FinishedRun
 from trainers.loop import fit
 from trainers.tasks.token import TokenClassification
 from trainers.training.checkpoints import (
@@ -26,6 +28,7 @@ from trainers.training.checkpoints import (
     restore_best,
     save_best,
     save_checkpoint,
+    unusable,
 )
 from trainers.training.optim import build_optimizer, build_scheduler
 from trainers.training.precision import grad_scaler
@@ -39,10 +42,14 @@ RUNS = {
     "lora, epoch 2": [2, 3],
     "lora, log of epoch 2": [2, 3],
     "lora, best of epoch 2": [2, 3],
+    "lora, before step 12": [2, 3],
     "lora, files of step 12": [2, 3],
+    "lora, between the files of step 12": [2, 3],
+    "lora, manifest of step 12": [2, 3],
     "lora, name of step 12": [2, 3],
     "lora, after step 12": [3],
     "lora, removal of step 6": [],
+    "lora, half of step 6 removed": [],
     "lora, after the last step": [],
     "lora, after the model was saved": [],
     "lora, log of the result": [],
@@ -70,11 +77,16 @@ def without_times(path):
     return [{key: value for key, value in json.loads(text).items() if key not in ignored} for text in texts]
 
 
+def files(folder):
+    # But for the lock's file, which a killed run leaves and the next takes away.
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.lock"}
+
+
 def assert_same_run(one, other):
-    files = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
-    assert files == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
-    assert {"tensors.safetensors", "metrics.jsonl", "config.json"} < {path.name for path in files}
-    for path in files:
+    names = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
+    assert {"tensors.safetensors", "metrics.jsonl", "config.json"} < {path.name for path in names}
+    for path in names:
         if path.suffix in (".safetensors", ".npz"):
             assert (one / path).read_bytes() == (other / path).read_bytes(), path
         elif path.name != "manifest.json":  # the checksum of state.json, which holds times
@@ -82,17 +94,21 @@ def assert_same_run(one, other):
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.fault(
+    "kill -9 at each named point of an epoch, a save and a removal",
+    "--resume auto ends bit for bit as without it",
+    "what came after the last checkpoint",
+)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_killed_run_ends_as_if_it_had_not_been(killed, name):
     report = json.loads((killed / "report.json").read_text())
-    assert report.keys() == {*RUNS, "interrupted"}
+    assert report.keys() == {*RUNS, "interrupted", "unscored"}
     log = (killed / f"{name}.resumed").read_text()
     assert report[name] == [-9, 0], log
     assert sorted(set(map(int, re.findall(r"epoch (\d)/3", log)))) == RUNS[name]
     method = name.split(",")[0]
-    if name == "lora, removal of step 6":  # nothing was written after the kill, so nothing was removed either
-        for left in ("step-6", "best-1"):
-            shutil.rmtree(killed / name / "checkpoints" / left)
+    if name.endswith(("removal of step 6", "half of step 6 removed")):  # nothing was saved later, so nothing removed
+        shutil.rmtree(killed / name / "checkpoints" / "best-1")
     assert_same_run(killed / name, killed / f"{method}, straight")
 
 
@@ -105,6 +121,16 @@ def test_the_straight_run_has_dropout_and_learns(killed):
     assert config["lora_dropout"] == config["hidden_dropout"] == config["attention_dropout"] == 0.1
 
 
+@pytest.mark.fault("kill -9 between the weights and the result", "is not finished; --resume auto scores it", "none")
+def test_a_run_that_was_killed_between_weights_and_result(killed):
+    """What it ends as is told by "after the model was saved"."""
+    assert json.loads((killed / "report.json").read_text())["unscored"] == [-9]
+    weights = killed / "unscored" / "adapter" / "adapter_model.safetensors"
+    assert weights.read_bytes() == (killed / "lora, straight" / "adapter" / weights.name).read_bytes()
+    with pytest.raises(ValueError, match=r"has not finished: its last finished epoch is 3, .*with --resume auto"):
+        FinishedRun.open(killed / "unscored")
+
+
 # Damaged checkpoints
 
 
@@ -114,6 +140,21 @@ def interrupted(killed, tiny, checkpoint, data, tmp_path):
     folder = shutil.copytree(killed / "interrupted", tmp_path / "run")
     arguments = tiny.arguments(checkpoint, data, folder, "--keep-checkpoints", "2")
     return folder, lambda resume="auto": main([*arguments, "--resume", str(resume)])
+
+
+def sign(step, _=None, **others):
+    """Give a checkpoint the manifest of the files that it has now, and of others."""
+    digests = {name: sha256_of_file(step / name) for name in ("tensors.safetensors", "state.json")}
+    (step / "manifest.json").write_text(json.dumps(digests | others))
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def linked(path):
+    path.symlink_to(path.rename(path.with_suffix(".elsewhere")))
 
 
 def flip_bit(path):
@@ -133,6 +174,15 @@ DAMAGES = {
     "empty manifest": lambda step: (step / "manifest.json").write_text("{}"),
     "binary manifest": lambda step: (step / "manifest.json").write_bytes(b"\xff\xfe\x00"),
     "empty folder": lambda step: [path.unlink() for path in step.iterdir()],
+    "nested manifest": lambda step: (step / "manifest.json").write_text("[" * 100_000),
+    "endless manifest": lambda step: os.truncate(step / "manifest.json", 1 << 40),
+    "a third name": lambda step: sign(step, **{"../../config.json": "0"}),
+    "a link": lambda step: linked(step / "tensors.safetensors"),
+    "pipe as manifest": lambda step: pipe(step / "manifest.json"),
+    "pipe as state": lambda step: pipe(step / "state.json"),
+    "pipe as tensors": lambda step: pipe(step / "tensors.safetensors"),
+    "signed nested state": lambda step: sign(step, (step / "state.json").write_text("[" * 100_000)),
+    "signed list as state": lambda step: sign(step, (step / "state.json").write_text("[]")),
 }
 
 
@@ -140,33 +190,58 @@ DAMAGES = {
 def test_damage_is_found(interrupted, kind):
     folder, _ = interrupted
     step = folder / "checkpoints" / "step-12"
-    assert damage(step) is None
+    assert unusable(step) is None
     DAMAGES[kind](step)
-    assert damage(step)
+    assert unusable(step)
+    assert bool(damage(step)) is not kind.startswith("signed")
     with pytest.raises(SystemExit) as exit_:
         interrupted[1](step)
     assert exit_.value.code == 2
 
 
+@pytest.mark.fault(
+    "the newest checkpoint is cut short, altered or has no manifest",
+    "skipped with file and reason, kept, bit for bit",
+    "one checkpoint",
+)
 @pytest.mark.parametrize("kind", ["truncated", "bit of a tensor", "no manifest"])
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(interrupted, killed, caplog, kind):
     folder, resume = interrupted
     DAMAGES[kind](folder / "checkpoints" / "step-12")
     with caplog.at_level(logging.WARNING, "trainers"):
         assert newest_checkpoint(folder) == folder / "checkpoints" / "step-6"
-        assert "step-12 is skipped" in caplog.text
+        (said,) = caplog.messages
+        assert said.startswith(f"{folder / 'checkpoints' / 'step-12'} is skipped: ")
+        assert ("manifest.json is missing" if kind == "no manifest" else "tensors.safetensors is not as it was") in said
+        damaged = {path.name: path.read_bytes() for path in (folder / "checkpoints" / "step-12").iterdir()}
         resume()
+    aside = folder / "checkpoints" / "set-aside"
+    assert {path.name: path.read_bytes() for path in (aside / "step-12").iterdir()} == damaged
+    shutil.rmtree(aside)
     assert_same_run(folder, killed / "lora, straight")
 
 
-def test_without_an_undamaged_checkpoint_the_run_starts_anew(interrupted, killed, caplog):
+@pytest.mark.fault("every checkpoint is damaged", "--resume auto refuses, with the reason of each", "none")
+def test_without_an_undamaged_checkpoint_the_run_is_refused_until_the_user_says_so(interrupted, killed, capsys, tiny):
     folder, resume = interrupted
-    for step in (6, 12):
-        flip_bit(folder / "checkpoints" / f"step-{step}" / "tensors.safetensors")
-    resume()
-    assert "step-12 is skipped" in caplog.text
-    assert "step-6 is skipped" in caplog.text
-    assert_same_run(folder, killed / "lora, straight")
+    flip_bit(folder / "checkpoints" / "step-6" / "tensors.safetensors")
+    (folder / "checkpoints" / "step-12" / "state.json").unlink()
+    before = files(folder)
+    with pytest.raises(SystemExit) as exit_:
+        resume()
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "step-12 is skipped: it is incomplete: state.json is missing" in error
+    assert "step-6 is skipped: tensors.safetensors is not as it was written" in error
+    assert "begin anew with --overwrite" in error
+    assert files(folder) == before
+    settings = json.loads((folder / "config.json").read_text())
+    main([*tiny.arguments(settings["model"], settings["data"], folder, "--keep-checkpoints", "2"), "--overwrite"])
+    straight = shutil.copytree(killed / "lora, straight", folder.parent / "straight")
+    for run in (folder, straight):  # the only setting that differs
+        text = (run / "config.json").read_text()
+        (run / "config.json").write_text(text.replace('"overwrite": true', '"overwrite": false'))
+    assert_same_run(folder, straight)
 
 
 def test_a_named_checkpoint_that_is_damaged_or_missing(interrupted, capsys):
@@ -185,7 +260,14 @@ def test_a_named_checkpoint_that_is_damaged_or_missing(interrupted, capsys):
 
 def test_going_back_to_a_named_checkpoint(interrupted, killed):
     folder, resume = interrupted
-    resume(folder / "checkpoints" / "step-6")
+    root = folder / "checkpoints"
+    before = files(root)
+    resume(root / "step-6")
+    later = {path.relative_to(root / "set-aside"): content for path, content in files(root / "set-aside").items()}
+    assert later == {
+        path.relative_to(root): content for path, content in before.items() if path.parts[-2] in ("step-12", "best-2")
+    }
+    shutil.rmtree(root / "set-aside")
     assert_same_run(folder, killed / "lora, straight")
 
 
@@ -257,7 +339,8 @@ def test_later_checkpoints_do_not_push_out_the_new_one(state, tmp_path, alone):
     for step in (30, 20):
         state.step = step
         save_checkpoint(state, tmp_path, 1, alone)
-    assert names(tmp_path) == {"step-20"}
+    assert names(tmp_path) == {"step-20", "set-aside"}
+    assert [path.name for path in (tmp_path / "checkpoints" / "set-aside").iterdir()] == ["step-30"]
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-20"
 
 

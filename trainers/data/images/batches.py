@@ -196,6 +196,15 @@ class ImageBatches:
         """(N,) ones."""
         return np.broadcast_to(np.int64(1), len(self.dataset))
 
+    def content(self) -> tuple[int, list[Any]]:
+        """How many pictures there are, and what tells them from others.
+
+        Of files that is the end of their path and their size; for their content all would have to be read.
+        """
+        images = self.dataset.images
+        listed = [images] if isinstance(images, np.ndarray) else [_told(image) for image in images]
+        return len(self.dataset), [self.targets, *listed]
+
     def collate(self, indices: np.ndarray, epoch: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The keyword pixel_values (B, C, H, W) float32, and label ids (B,); augmented when ``epoch`` is given.
 
@@ -214,6 +223,11 @@ class ImageBatches:
             image = augmented(image, self.processing, augment, self.seed, epoch or 0, index)
             self.processing.fill(row, image, name)
         return {"pixel_values": self.processing.normalised(pixels)}, torch.from_numpy(self.targets[indices])
+
+
+def _told(image: Any) -> Any:
+    """A picture in memory as it is; of a file the name, that of its folder, and the size."""
+    return f"{image.parent.name}/{image.name} {image.stat().st_size}" if isinstance(image, Path) else image
 
 
 def augmented(image: Image, processing: ImageProcessing, augment: Augment, seed: int, epoch: int, index: int) -> Image:

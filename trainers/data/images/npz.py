@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from lora_core.files import replacing
+from lora_core.files import regular_file, replacing
 from trainers.data.images.batches import ImageDataset, check_pixels
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
@@ -57,7 +57,7 @@ def read_npz(path: Path) -> dict[str, ImageDataset]:
         ValueError: the file is damaged, too large once expanded, or holds something else.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular_file(path)) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             wanted = [f"{prefix}_{kind}" for prefix, kind in product(SPLITS.values(), ("images", "labels"))]
             _check_sizes([info for name, info in members.items() if name in (*wanted, NAMES)])
@@ -124,7 +124,7 @@ def _read_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         return readers[np.lib.format.read_magic(file)](file)
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # numpy parses the header as Python, in which much can go wrong
         raise ValueError(f"{name} is not a .npy array of format 1 or 2 ({error})") from error
 
 

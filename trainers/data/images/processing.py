@@ -5,7 +5,7 @@ The same numbers as transformers' ViTImageProcessor with Pillow. Shapes: B pictu
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_core.files import read_json_object, write_json
+from lora_core.files import json_object, read_json_object, write_json
+from lora_core.patterns import shown
 from trainers.data.images.decode import COLOUR, GREY, decode, named
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 PREPROCESSOR_FILE = "preprocessor_config.json"
 BILINEAR, BICUBIC = 2, 3
 """Pillow's codes of the two usual ways to resize."""
+LONGEST_SIDE = 1 << 14
+"""Pixels of a side that pictures are brought to."""
 RESAMPLING = range(6)
 """All of Pillow's codes."""
 
@@ -142,12 +145,14 @@ class ImageProcessing:
             raise ValueError(f"crop_size {size} is larger than size {resize_to}")
         resample = values.get("resample", BILINEAR)
         if type(resample) is not int or resample not in RESAMPLING:
-            raise ValueError(f"resample is {resample!r}, expected one of Pillow's codes 0 to {RESAMPLING[-1]}")
+            raise ValueError(f"resample is {shown(resample)}, expected one of Pillow's codes 0 to {RESAMPLING[-1]}")
         factor = _numbers(values.get("rescale_factor", 1 / 255), "rescale_factor")[0]
         mean = _numbers(values.get("image_mean", cls.mean), "image_mean")
         std = _numbers(values.get("image_std", cls.std), "image_std")
         if len(mean) not in (1, 3) or len(mean) != len(std) or not all(number > 0 for number in std):
-            raise ValueError(f"image_mean is {mean} and image_std {std}: expected three numbers each, std above 0")
+            raise ValueError(
+                f"image_mean is {shown(mean)} and image_std {shown(std)}: expected three numbers each, std above 0"
+            )
         if not _flag(values, "do_normalize", True):
             mean, std = (0.0,) * len(mean), (1.0,) * len(std)
         return cls(
@@ -158,6 +163,22 @@ class ImageProcessing:
             mean=mean,
             std=std,
         )
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> ImageProcessing:
+        """From the content of preprocessor_config.json, as text.
+
+        Raises:
+            ValueError: as `from_dict`. The message begins with ``where``.
+        """
+        try:
+            values = json_object(text)
+        except ValueError as error:
+            raise ValueError(f"{where} {error}.") from error
+        try:
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}.") from error
 
     @classmethod
     def read(cls, folder: str | Path) -> ImageProcessing | None:
@@ -178,16 +199,20 @@ class ImageProcessing:
 
 def _size(value: Any, name: str) -> tuple[int, int]:
     height, width = (value.get("height"), value.get("width")) if isinstance(value, dict) else (value, value)
-    if type(height) is not int or type(width) is not int or min(height, width) < 1:
-        raise ValueError(f'{name} is {value!r}, expected a number of pixels or {{"height": ..., "width": ...}}')
-    return height, width
+    sides = [side for side in (height, width) if type(side) is int and 1 <= side <= LONGEST_SIDE]
+    if len(sides) < 2:
+        raise ValueError(
+            f"{name} is {shown(value)}, expected a number of pixels, at most {LONGEST_SIDE}, or "
+            '{"height": ..., "width": ...}'
+        )
+    return sides[0], sides[1]
 
 
 def _numbers(value: Any, name: str) -> tuple[float, ...]:
     numbers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise ValueError(f"{name} is {value!r}, expected numbers")
+    known = [type(number) in (int, float) and abs(number) <= sys.float_info.max for number in numbers]
+    if not numbers or not all(known):  # NaN is above nothing
+        raise ValueError(f"{name} is {shown(value)}, expected numbers")
     return tuple(map(float, numbers))
 
 
@@ -196,5 +221,5 @@ def _flag(values: Mapping[str, Any], name: str, default: bool) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}, expected true or false")
+        raise ValueError(f"{name} is {shown(value)}, expected true or false")
     return value

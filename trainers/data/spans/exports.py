@@ -50,6 +50,28 @@ def is_span_row(row: Any) -> bool | None:
     return False if any(isinstance(row.get(key), str) for key in ("label", "labels")) else None
 
 
+def text_or_words(row: Any) -> str | list[str] | None:
+    """What an annotator was given, whether or not it is labelled: a text, or words where there is no text.
+
+    None: the row is no tool's own layout but an object with columns.
+    """
+    if isinstance(row, list):
+        return row[0] if is_span_row(row) else None
+    if not isinstance(row, dict):
+        return None
+    if isinstance(row.get("data"), dict) and "text" not in row:  # a task of Label Studio, annotated or not
+        return _text(row["data"], [])
+    if _is_paragraph(row):
+        tokens = (token for sentence in row["sentences"] for token in _list(sentence.get("tokens"), "tokens"))
+        return [token["orth"] for token in tokens if token["orth"].strip()]
+    if "text" not in row and isinstance(row.get("tokenized_text"), list):
+        return [str(word) for word in row["tokenized_text"]]
+    tokens = row.get("tokens")
+    if isinstance(row.get("text"), str) and isinstance(tokens, list) and tokens and isinstance(tokens[0], dict):
+        return row["text"]  # Prodigy's tokens say where words stand
+    return None
+
+
 def documents(row: Any) -> list[Any]:
     """The rows that a row holds: spaCy's paragraphs, each of them a document; else itself."""
     if isinstance(row, dict) and isinstance(row.get("paragraphs"), list):

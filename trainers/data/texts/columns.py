@@ -62,6 +62,16 @@ class Columns:
         """All of them."""
         return frozenset(self.text + self.pair + self.label)
 
+    @property
+    def text_column(self) -> str:
+        """What the setting text_column would be to have this text read; empty where no setting can say it."""
+        return _setting(self.text)
+
+    @property
+    def pair_column(self) -> str:
+        """The same for the second text."""
+        return _setting(self.pair)
+
     def said(self, names: Sequence[str]) -> str:
         """One line on what is read of a table's columns, and what is not."""
         parts = [f"text {_listed(self.text)}"]
@@ -104,6 +114,10 @@ def choose_columns(names: Sequence[str], reading: Reading | None = None, *, unla
     if not text or (not label and not unlabelled):
         return None
     return Columns(text, pair or (), label or ())
+
+
+def _setting(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else "" if any("," in name for name in names) else ",".join(names)
 
 
 def _has(names: Sequence[str], wanted: str) -> bool:

@@ -39,6 +39,10 @@ class TextDataset:
     """The second text of each pair; None: there are single texts."""
     problem_type: ProblemType = "single_label_classification"
     """What the targets are."""
+    text_column: str = ""
+    """The column that the texts were read from, or those of their parts ("title,body"); empty: it is not known."""
+    pair_column: str = ""
+    """The same of the second texts."""
 
     @classmethod
     def from_lists(
@@ -127,7 +131,8 @@ class TextDataset:
             for parts, noun in ((chosen.text, "text"), (chosen.pair, "second text"))
         )
         assert texts is not None
-        return cls.from_lists(texts, labels, pairs=pairs, names=names, source=source, problem_type=problem_type)
+        found = cls.from_lists(texts, labels, pairs=pairs, names=names, source=source, problem_type=problem_type)
+        return replace(found, text_column=chosen.text_column, pair_column=chosen.pair_column)
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from lora_core.files import read_json_object, write_json
+from lora_core.files import json_object, read_json_object, write_json
+from trainers.data.reading import AS_FOUND, Reading
 from trainers.data.rows import refuse_lone_surrogates
 from trainers.data.texts.augment import WordAugmentation
 from trainers.data.tokens.pieces import special_ids
@@ -30,6 +31,8 @@ Item = TypeVar("Item")
 
 TEXT_PROCESSING_FILE = "text_processing.json"
 """The name beside a model's weights, and in the metadata of an ONNX file."""
+REMEMBERED = ("columns", "text_column", "pair_column", "label_column", "delimiter", "encoding")
+"""What of `Reading` is kept for inference."""
 CHUNK = 1000
 """Texts per call of the tokenizer; the progress bar shows from ten chunks on."""
 
@@ -112,6 +115,11 @@ class EncodedTexts:
         if self.token_type_ids is not None:
             inputs["token_type_ids"] = torch.from_numpy(np.where(inside, self.token_type_ids[flat], 0).astype(np.int64))
         return inputs, torch.from_numpy(labels)
+
+    def content(self) -> tuple[int, list[np.ndarray]]:
+        """How many texts there are, and all that the model is given of them."""
+        arrays = [self.input_ids, self.offsets, self.targets, self.words, self.token_type_ids]
+        return len(self), [array for array in arrays if array is not None]
 
     def _text(self, index: int, epoch: int | None) -> np.ndarray:
         """The tokens of a text, augmented in training."""
@@ -318,14 +326,22 @@ class TextProcessing:
     """What is kept of a longer text that is classified as a whole. Texts whose words are labelled are windowed."""
     pairs: bool | None = None
     """Whether the model was trained on pairs of texts; None: it is not known."""
+    reading: Reading = AS_FOUND
+    """How the files that it was trained on were read: others of their form are read so too."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of text_processing.json."""
+        read = {name: value for name, value in asdict(self.reading).items() if value and name in REMEMBERED}
+        own = {"max_length": self.max_length, "long_text": self.long_text, "pairs": self.pairs}
+        return own | ({"reading": read} if read else {})
 
     def to_json(self) -> str:
-        """The content of text_processing.json."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """The same as JSON."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def save(self, folder: str | Path) -> None:
         """Write text_processing.json into a folder."""
-        write_json(Path(folder) / TEXT_PROCESSING_FILE, asdict(self))
+        write_json(Path(folder) / TEXT_PROCESSING_FILE, self.to_dict())
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "TextProcessing":
@@ -335,11 +351,9 @@ class TextProcessing:
             ValueError: it is damaged. The message begins with ``where``.
         """
         try:
-            values = json.loads(text)
+            values = json_object(text)
         except ValueError as error:
-            raise ValueError(f"{where} is not JSON: {error}.") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{where} holds {type(values).__name__} instead of a JSON object.")
+            raise ValueError(f"{where} {error}.") from error
         return cls._from_dict(values, where)
 
     @classmethod
@@ -365,4 +379,11 @@ class TextProcessing:
         pairs = values.get("pairs")
         if pairs not in (None, False, True):
             raise ValueError(f"{where}: pairs is {pairs!r}, expected true, false or null.")
-        return cls(max_length, long_text, pairs)
+        read = values.get("reading", {})
+        if not isinstance(read, dict) or not all(isinstance(value, str) for value in read.values()):
+            raise ValueError(f"{where}: reading is {read!r}, expected an object of texts.")
+        try:
+            reading = Reading(**{name: value for name, value in read.items() if name in REMEMBERED})
+        except ValueError as error:
+            raise ValueError(f"{where}: reading: {error}") from error
+        return cls(max_length, long_text, pairs, reading)

@@ -172,7 +172,8 @@ def _json(path: Path, lines: Lines, first: bytes) -> Table:
             value = _document(path, lines)
     elif several:
         value = None
-    if value is None or (isinstance(value, dict) and not any(isinstance(v, (list, dict)) for v in value.values())):
+    plain = isinstance(value, dict) and not any(isinstance(cell, (list, dict)) for cell in value.values())
+    if value is None or (plain and not several):
         read: Any = _JsonLines(path, lines)
     else:
         read = _JsonRows(path, _rows_of(path, value))
@@ -261,9 +262,13 @@ class _JsonLines:
 
 def _excel(path: Path) -> Table:
     """The first sheet of an Excel file."""
-    with zipfile.ZipFile(path) as file:
-        if "xl/workbook.xml" not in file.namelist():
-            raise ValueError(f"{path} is a zip. Unpack it, and give the folder.")
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.namelist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is damaged or cut short: {error}. Fetch it again.") from error
+    if "xl/workbook.xml" not in members:
+        raise ValueError(f"{path} is a zip. Unpack it, and give what is in it.")
     try:
         from openpyxl import load_workbook
     except ModuleNotFoundError as error:

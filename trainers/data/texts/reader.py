@@ -263,6 +263,8 @@ def _datasets(
             str(rows.source),
             [rows.pairs[index] for index in kept[split]] if columns.pair else None,
             targets.problem_type,
+            columns.text_column,
+            columns.pair_column,
         )
         for split, rows in found.items()
     }

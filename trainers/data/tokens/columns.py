@@ -274,6 +274,17 @@ def find_columns(samples: Sequence[Sample], asked: str, where: str) -> Columns |
     return replace(layout, notation=notation_of(Counter(_tags(pool, layout))))
 
 
+def untagged_columns(sample: Sample) -> Columns:
+    """How a file of words without tags is read: the word is in the first column that is not the number of the word."""
+    if sample.count < 2:
+        return Columns()
+    index = _index_column(sample)
+    others = [place for place in range(sample.count) if place != index]
+    word = next((place for place in others if not _is_constant(sample, place)), others[0])
+    header = bool(sample.sentences) and sample.sentences[0][0][word].strip().lower() in WORD_HEADERS
+    return Columns(word, separator=sample.separator, count=sample.count, index=index, header=header)
+
+
 def _tags(sample: Sample, layout: Columns) -> list[str]:
     """The values of the column of the tag that are tags, not blanks."""
     values = sample.column(layout.tag) if -sample.count <= layout.tag < sample.count else []

@@ -81,6 +81,11 @@ class TokenWindows:
         }
         return inputs, torch.from_numpy(labels)
 
+    def content(self) -> tuple[int, list[np.ndarray]]:
+        """How many sentences there are, and all that the model is given of them."""
+        count = int(self.sentence[-1]) + 1 if len(self) else 0
+        return count, [self.input_ids, self.labels, self.offsets, self.sentence]
+
     def words_from(self, predictions: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Per-position predictions to per-word predictions, each word exactly once.
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lora_core.models import ViTConfig, build_model, config_from_dict, load_pretrained, save_pretrained
-from lora_core.models.encoders.vit import resize_positions
+from lora_core.models.encoders.patches import resize_positions
 
 LABELS = ("cat", "dog", "newt")
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}

@@ -40,6 +40,21 @@ DISTILBERT = {"model_type": "distilbert", "activation": "gelu", "dim": 768, "hid
 VIT = {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
        "intermediate_size": 3072, "hidden_act": "gelu", "image_size": 224, "patch_size": 16, "num_channels": 3,
        "qkv_bias": True, "layer_norm_eps": 1e-12}  # fmt: skip
+DINOV2 = {"model_type": "dinov2", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+          "mlp_ratio": 4, "hidden_act": "gelu", "image_size": 518, "patch_size": 14, "num_channels": 3,
+          "qkv_bias": True, "layer_norm_eps": 1e-6, "layerscale_value": 1.0, "drop_path_rate": 0.0,
+          "use_swiglu_ffn": False, "apply_layernorm": True, "reshape_hidden_states": True}  # fmt: skip
+DEBERTA = {**BERT, "model_type": "deberta-v2", "vocab_size": 128100, "type_vocab_size": 0, "layer_norm_eps": 1e-7,
+           "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+           "pos_att_type": "p2c|c2p", "max_relative_positions": -1, "position_biased_input": False,
+           "pooler_dropout": 0, "pooler_hidden_act": "gelu", "pooler_hidden_size": 768}  # fmt: skip
+MODERNBERT = {"model_type": "modernbert", "vocab_size": 50368, "hidden_size": 768, "intermediate_size": 1152,
+              "num_hidden_layers": 22, "num_attention_heads": 12, "hidden_activation": "gelu",
+              "max_position_embeddings": 8192, "norm_eps": 1e-5, "norm_bias": False, "attention_bias": False,
+              "mlp_bias": False, "global_attn_every_n_layers": 3, "local_attention": 128, "global_rope_theta": 160000.0,
+              "local_rope_theta": 10000.0, "classifier_pooling": "mean", "classifier_bias": False,
+              "pad_token_id": 50283, "bos_token_id": 50281, "cls_token_id": 50281, "eos_token_id": 50282,
+              "sep_token_id": 50282, "decoder_bias": True}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,16 +137,28 @@ PUBLISHED = {
         "MPNetForMaskedLM",
         "bin",
     ),
+    "microsoft/deberta-v3-base": Published(DEBERTA, "DebertaV2ForMaskedLM", "bin", counters=False),
+    "microsoft/mdeberta-v3-base": Published(
+        {**DEBERTA, "vocab_size": 251000}, "DebertaV2ForMaskedLM", "bin", counters=False
+    ),
+    "answerdotai/ModernBERT-base": Published(MODERNBERT, "ModernBertForMaskedLM", counters=False),
     "google/vit-base-patch16-224": Published(VIT, "ViTForImageClassification", labels=("tench", "goldfish")),
     "google/vit-base-patch16-224-in21k": Published(VIT, "ViTModel", bare=True),
     "facebook/deit-base-distilled-patch16-224": Published(
         {**VIT, "model_type": "deit"}, "DeiTForImageClassificationWithTeacher", labels=("tench", "goldfish")
     ),
+    "facebook/dinov2-base": Published(DINOV2, "Dinov2Model", bare=True),
+    "facebook/dinov2-giant": Published(
+        {**DINOV2, "hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True},
+        "Dinov2Model",
+        bare=True,
+    ),
 }  # fmt: skip
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40, "dim": 24,
          "hidden_dim": 40, "n_layers": 2, "n_heads": 2, "vocab_size": 60, "max_position_embeddings": 40,
-         "image_size": 32, "bos_token_id": 0, "eos_token_id": 2}  # fmt: skip
+         "image_size": 28, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2,
+         "pooler_hidden_size": 24, "patch_size": 14, "position_buckets": 8}  # fmt: skip
 """In the place of what config.json states."""
 NARROW = 16
 """Width of embeddings that are narrower than the hidden states."""
@@ -139,6 +166,7 @@ NARROW = 16
 
 def small(config):
     sizes = {name: SMALL.get(name, value) for name, value in config.items()}
+    sizes["pad_token_id"] = min(config.get("pad_token_id", 0), 3)
     if "embedding_size" in config:
         sizes["embedding_size"] = 24 if config["embedding_size"] == config["hidden_size"] else NARROW
     return sizes
@@ -159,6 +187,11 @@ def test_names_and_shapes_at_full_size(name):
         theirs = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**published.config))
     expected = {encoder.own_name(tensor): tuple(value.shape) for tensor, value in theirs.named_parameters()}
     expected.pop("embeddings.mask_token", None)  # ViT's stand-in of hidden patches in pretraining
+    for place in [tensor for tensor in expected if "mlp.gate_proj" in tensor]:  # in files the two are one
+        width, *rest = expected.pop(place)
+        assert expected.pop(place.replace("gate_proj", "up_proj")) == (width, *rest)
+        expected[place.replace("gate_proj", "weights_in")] = (2 * width, *rest)
+    expected = {tensor.replace("mlp.down_proj", "mlp.weights_out"): shape for tensor, shape in expected.items()}
     assert {tensor: tuple(value.shape) for tensor, value in encoder.named_parameters()} == expected
 
 
@@ -180,7 +213,7 @@ def write(name, folder):
             for tensor, value in tensors.items()
         }
         assert any(tensor.endswith("gamma") for tensor in tensors)
-    if published.counters and "ViT" not in published.published_as and "DeiT" not in published.published_as:
+    if published.counters and "image_size" not in published.config:
         place = "embeddings.position_ids" if published.bare else f"{prefix}.embeddings.position_ids"
         tensors[place] = torch.arange(40)[None]
     assert published.bare == all(not tensor.startswith(f"{prefix}.") for tensor in tensors)
@@ -205,7 +238,7 @@ def test_a_small_model_in_the_published_form_gives_the_same_states(name, tmp_pat
     model = load_pretrained(tmp_path)
     assert caplog.records == []
     if model.reads == "images":
-        pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
         found, wanted = model(pixels), expected(pixels).last_hidden_state
     else:
         ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(0))

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.torch_version import TorchVersion
 
 from lora_core.models import load_pretrained
 from lora_core.models.pretrained.pickled import read_pickle
@@ -151,3 +152,11 @@ def test_safetensors_come_first(checkpoint):
     folder, _ = checkpoint
     torch.save({"a": torch.ones(1)}, folder / "pytorch_model.bin")
     assert read_tensors(folder).keys() == load_file(folder / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize(("version", "warned"), [("2.6.0+cpu", True), ("2.9.1", True), ("2.10.0", False)])
+def test_a_torch_that_pickles_can_attack_is_named(tmp_path, caplog, monkeypatch, version, warned):
+    torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    read_pickle(tmp_path / "pytorch_model.bin")
+    assert (f"torch {version} can be attacked by one (CVE-2026-24747)" in caplog.text) == warned
