@@ -164,7 +164,7 @@ class BatchQueue:
             results = iter(taken[0][0].predict([one for part in parts for one in part]))
             for (job, _), part in zip(taken, parts, strict=True):
                 job.results.extend(next(results) for _ in part)
-        except Exception as error:
+        except BaseException as error:  # the tokenizers' panics are no Exception, and this thread must go on
             self._compute_alone(taken, parts, error)
         if self.on_batch is not None:
             self.on_batch(sum(map(len, parts)), len(parts))
@@ -174,17 +174,17 @@ class BatchQueue:
             if not job.waiting:
                 self._settle(job)
 
-    def _compute_alone(self, taken: list[tuple[Job, int]], parts: list[list[Any]], error: Exception) -> None:
+    def _compute_alone(self, taken: list[tuple[Job, int]], parts: list[list[Any]], error: BaseException) -> None:
         for (job, _), part in zip(taken, parts, strict=True):
             if len(taken) == 1:
                 self._settle(job, error)
                 continue
             try:
                 job.results.extend(job.predict(part))
-            except Exception as own:
+            except BaseException as own:
                 self._settle(job, own)
 
-    def _settle(self, job: Job, error: Exception | None = None) -> None:
+    def _settle(self, job: Job, error: BaseException | None = None) -> None:
         """Give a job its results, or its error, unless it has one already or was cancelled."""
         with self._changed:
             if job.future.done() or not job.future.set_running_or_notify_cancel():
@@ -192,4 +192,4 @@ class BatchQueue:
             if error is None:
                 job.future.set_result(job.results)
             else:
-                job.future.set_exception(error)
+                job.future.set_exception(error if isinstance(error, Exception) else RuntimeError(type(error).__name__))

@@ -1,5 +1,6 @@
 """What a running service answers: the pipeline's own predictions, in every form that clients send."""
 
+import asyncio
 import base64
 import io
 import json
@@ -15,6 +16,8 @@ from huggingface_hub import InferenceClient
 from PIL import Image
 
 from trainers.serve import pipeline
+from trainers.service.app import Service, create_app
+from trainers.service.settings import ServiceSettings
 
 
 def picture(seed, size=(16, 20)):
@@ -199,3 +202,28 @@ def test_work_for_a_client_that_left_is_dropped(service, tiny):
     assert time.monotonic() - begin < 10
     done = service.figures()["lora_core_batch_inputs_sum"] - before["lora_core_batch_inputs_sum"]
     assert done < 200
+
+
+def test_an_error_that_nobody_expected_is_one_line_and_its_message_is_not_logged(exported, tmp_path, caplog):
+    service = Service(ServiceSettings((f"ner={exported['ner'] / 'model.onnx'}",)), tmp_path)
+
+    def breaks(job):
+        raise RuntimeError("a secret text")
+
+    service.models.by_name["ner"].queue.submit = breaks
+    sent, body = [], b'{"inputs": ["il2"]}'
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/v1/models/ner:predict",
+             "raw_path": b"", "query_string": b"", "headers": [(b"content-type", b"application/json")]}  # fmt: skip
+    asyncio.run(create_app(service)(scope, receive, send))
+    service.abandon()
+    assert sent[0]["status"] == 500
+    assert json.loads(sent[1]["body"]) == {"error": "an error inside the service; its log says where"}
+    assert "RuntimeError at " in caplog.text
+    assert "secret" not in caplog.text

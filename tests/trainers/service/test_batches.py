@@ -102,6 +102,20 @@ def test_an_error_reaches_the_request_that_caused_it(make_queue, model):
         bad.result(10)
 
 
+def test_a_panic_of_a_library_does_not_end_the_queue(make_queue, model):
+    class Panic(BaseException):
+        pass
+
+    def panics(inputs):
+        raise Panic("a text")
+
+    queue = make_queue()
+    with pytest.raises(RuntimeError, match=r"^Panic$"):
+        queue.submit(job(panics, 1)).result(10)
+    assert results(queue.submit(job(model, 2))) == [[4]]
+    assert queue.works
+
+
 def test_what_was_cancelled_is_not_computed(make_queue, model):
     model.go.clear()
     queue = make_queue(batch_tokens=2)

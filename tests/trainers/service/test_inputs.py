@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from trainers.service.inputs import RequestReader
+from trainers.service.settings import Refusal, ServiceSettings
+
 
 @pytest.fixture(scope="module")
 def limited(start, exported):
@@ -169,6 +172,16 @@ def test_texts_are_not_logged(limited):
     limited.post("/v1/models/ner:predict", {"inputs": ["a secret text", 7]})
     limited.post("/v1/models/ner:predict", b'{"inputs": ["a secret text"')
     assert "secret" not in limited.log
+
+
+def test_pairs_of_texts():
+    reader = RequestReader("text-classification", ServiceSettings(("x",)), ("top_k", "threshold"), longest=50)
+    read = reader.of_json({"inputs": [{"text": "a", "text_pair": "b"}], "options": {"top_k": 2, "adapter": "x"}})
+    assert (read.inputs, read.kind, read.options, read.adapter) == ([("a", "b")], "pair", {"top_k": 2}, "x")
+    assert reader.of_json({"inputs": [{"text": "a"}, "b" * 1000]}).inputs == ["a", "b" * 1000]
+    assert reader.of_json({"inputs": ["b" * 1000]}).costs == [50]  # the rest is cut
+    with pytest.raises(Refusal, match="one kind at a time"):
+        reader.of_json({"inputs": [{"text": "a", "text_pair": "b"}, "c"]})
 
 
 PIECES = (b"null", b"{}", b"[]", b"-1", b'"', b"\\ud800", b"1e999", b"\x00", b",")
