@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -115,7 +116,11 @@ class Service:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == MULTIPART and not toolkit:
             body = await read_body(request, self.settings.max_body)
-            return await model.reader.of_form(await _form(request, body, self.settings.max_inputs))
+            form = await _form(request, body, self.settings.max_inputs)
+            try:
+                return await model.reader.of_form(form)
+            finally:
+                await form.close()
         if toolkit and model.served.task == "image-classification" and kind in ("", BYTES, *IMAGES):
             body = await read_body(request, self.settings.max_body)
             return await asyncio.to_thread(model.reader.of_images, [body], {}, True)
@@ -332,7 +337,7 @@ async def read_body(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-async def _form(request: Request, body: bytes, most: int) -> Any:
+async def _form(request: Request, body: bytes, most: int) -> FormData:
     """The parts of a multipart body that is read already."""
 
     async def again() -> Message:

@@ -29,7 +29,9 @@ LAST_SECONDS = 0.5
 KILL_SECONDS = 2.0
 """After the grace a process that has not ended is killed."""
 FAILED_STARTS = 3
-"""Replacements that may die before they are ready, one after another, until the service gives up."""
+"""Processes that may die before they are ready, one after another, until a service gives up that has no other left."""
+LONGEST_PAUSE = 30.0
+"""Seconds before another replacement is tried where the last ones died before they were ready."""
 
 
 def serve(settings: ServiceSettings) -> None:
@@ -143,6 +145,8 @@ class _Supervisor:
         self.starting: dict[Connection, BaseProcess] = {}
         self.was_ready = False
         self.failed_starts = 0
+        self.next_start = 0.0
+        """When the next process may be started."""
         self.stopping = False
 
     def run(self) -> None:
@@ -150,10 +154,10 @@ class _Supervisor:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        for _ in range(self.settings.workers):
-            self._start()
         status = 0
         while not self.stopping and not status:
+            while len(self.processes) < self.settings.workers and time.monotonic() >= self.next_start:
+                self._start()
             wait([*(process.sentinel for process in self.processes), *self.starting], timeout=0.2)
             self._note_started()
             for process in [process for process in self.processes if process.exitcode is not None]:
@@ -188,15 +192,18 @@ class _Supervisor:
             connection.close()
 
     def _after_death(self, process: BaseProcess) -> int:
-        """Replace a process; the exit status if there is no use in that, else 0."""
+        """See to a replacement; the exit status if there is no use in that, else 0."""
         status = process.exitcode or 0
         if status in (USER_ERROR, OUT_OF_MEMORY, DISK_FULL) and not self.was_ready:  # it has said why
             return status
-        if self.failed_starts >= FAILED_STARTS:
+        if self.failed_starts >= FAILED_STARTS and not self.processes:
             logger.error("%d processes in a row died before they were ready; the service stops", self.failed_starts)
             return 1
-        logger.warning("process %d ended with status %s; another takes its place", process.pid, process.exitcode)
-        self._start()
+        pause = min(2.0**self.failed_starts - 1, LONGEST_PAUSE)
+        self.next_start = time.monotonic() + pause
+        logger.warning(
+            "process %d ended with status %s; another takes its place in %g s", process.pid, process.exitcode, pause
+        )
         return 0
 
     def _stop(self, sig: int, frame: FrameType | None) -> None:

@@ -1,6 +1,7 @@
 """The processes of a service: signals under load, workers that die, starts that fail."""
 
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -113,6 +114,20 @@ def test_a_killed_process_is_replaced(start, exported, base):
         assert service.post("/v1/models/base+a:predict", {"inputs": TEXTS}).status == 200
     assert service.figures()["lora_core_requests_total"] >= len(load.answers)
     assert service.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.fault("a model's file is gone when a process dies", "the other processes go on", "requests in it")
+def test_a_process_that_cannot_be_replaced_does_not_end_the_others(start, exported, tmp_path):
+    path = tmp_path / "model.onnx"
+    shutil.copy(exported["ner"] / "model.onnx", path)
+    service = start(f"ner={path}", "--threads", 1, "--workers", 2).wait_until_ready(2)
+    path.rename(tmp_path / "away.onnx")
+    os.kill(service.workers[0], signal.SIGKILL)
+    wait_until(lambda: "ended with status 2; another takes its place in 1 s" in service.log)
+    assert service.post("/v1/models/ner:predict", {"inputs": TEXTS}).status == 200
+    (tmp_path / "away.onnx").rename(path)
+    wait_until(lambda: len(service.workers) == 3)
+    assert service.stop() == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
