@@ -150,7 +150,7 @@ def tokenizer() -> Any:
 
 def windows(corpus: Path, fast: Any, cache: bool) -> Any:
     from trainers.data.tokens.encode import load_windows
-    from trainers.data.tokens.files import TaggedFile
+    from trainers.data.tokens.head import TaggedFile
     from trainers.data.tokens.reader import TokenFile
 
     file = TokenFile((TaggedFile(corpus, "", "train", "json"),), LABELS, LABELS, "error")

@@ -2,8 +2,10 @@
 
 All train the same token classifier on the same sentences, 16 a step: LoRA of rank 16 with bias="all" and dropout 0.1
 on its input and on the hidden states, or every parameter. Sentences have JNLPBA's lengths in tokens (from the data
-itself where LORA_DATA_DIR holds bionlp2004, else from its quantiles below), random words and labels; models have
-MiniLM-L6's and BERT-base's sizes and random weights, which cost as much to train as pretrained ones.
+itself where LORA_DATA_DIR holds bionlp2004, else from its quantiles below), random words and labels; models have the
+sizes of MiniLM-L6, BERT-base, DeBERTa-v3-base and ModernBERT-base and random weights, which cost as much to train as
+pretrained ones. ModernBERT has no dropout of its own, and one projection for query, key and value, which is adapted as
+a whole.
 
 Our settings are the library's own: batches sorted by length within shuffled windows, no dropout of attention weights.
 "Defaults" are those of Trainer and of the models' configs, so attention weights are dropped too (0.1); one opponent is
@@ -15,7 +17,7 @@ and, in bf16, our copy of the frozen weights. The share of the ceiling is useful
 product does in the same round; useful work is 2 operations for each weight of the encoder's linear layers and each real
 token, in the forward pass and again for the gradient of the inputs, padding and everything else not counted.
 
-Run it on a quiet machine: about twelve minutes on two cores. LORA_BENCHMARK_SIZE=small tries the file in one.
+Run it on a quiet machine: about twenty minutes on two cores. LORA_BENCHMARK_SIZE=small tries the file in one.
 `python benchmarks/test_training_speed.py "our LoRA, bf16"` profiles some steps of one of our contestants.
 """
 
@@ -55,22 +57,39 @@ QUANTILES = {0: 4, 0.05: 16, 0.1: 20, 0.2: 25, 0.3: 29, 0.4: 33, 0.5: 37, 0.6: 4
 """Tokens of JNLPBA's training sentences: at most so many in this share of them."""
 CPU = torch.device("cpu")
 
-TINY: dict[str, int] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+TINY: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+MODERN = {"hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12, "intermediate_size": 1152}
+DEBERTA = {**BASE, "vocab_size": 128100, "relative_attention": True, "pos_att_type": "p2c|c2p",
+           "position_buckets": 256, "share_att_key": True, "norm_rel_ebd": "layer_norm",
+           "position_biased_input": False}  # fmt: skip
 
 
 class Size(NamedTuple):
     """A model, and how much it trains on in a round."""
 
-    fields: dict[str, int]
+    fields: dict[str, Any]
     sentences: int
+    family: str = "bert"
 
 
 SIZES = {
     "MiniLM-L6": Size(TINY, 64) if SMALL else Size(MINILM, 480),
     "BERT-base": Size({**TINY, "num_hidden_layers": 3}, 32) if SMALL else Size(BASE, 64),
+    "DeBERTa-v3-base": Size({**DEBERTA, **TINY} if SMALL else DEBERTA, 32 if SMALL else 64, "deberta-v2"),
+    "ModernBERT-base": Size({**TINY, "num_hidden_layers": 3} if SMALL else MODERN, 32 if SMALL else 64, "modernbert"),
 }
+
+TARGETS = {
+    "bert": {"qv": ["query", "value"], "all-linear": ["query", "key", "value", "dense"]},
+    "deberta-v2": {
+        "qv": ["query_proj", "value_proj"],
+        "all-linear": ["query_proj", "key_proj", "value_proj", "dense"],
+    },
+    "modernbert": {"qv": ["Wqkv"], "all-linear": ["Wqkv", "Wi", "attn.Wo", "mlp.Wo"]},
+}
+"""What PEFT is told, for `Contestant.targets`."""
 
 
 class Contestant(NamedTuple):
@@ -122,6 +141,19 @@ ROWS = {
         ("LoRA, bf16", "PEFT, by length, bf16", "our LoRA, bf16", 2.2),
         ("LoRA against full", "our full fine-tuning", "our LoRA", 1.4),
     ],
+    "ModernBERT-base": [
+        ("LoRA, fp32", "PEFT, defaults", "our LoRA", 2.5),
+        ("LoRA, fp32", "PEFT, by length", "our LoRA", None),
+        ("LoRA, bf16", "PEFT, by length, bf16", "our LoRA, bf16", None),
+        ("all linear layers, fp32", "PEFT, by length, all linear", "our LoRA, all linear", None),
+        ("what the kernels bring", "our LoRA, plain layers", "our LoRA", None),
+    ],
+    "DeBERTa-v3-base": [
+        ("LoRA, fp32", "PEFT, defaults", "our LoRA", 2.5),
+        ("LoRA, fp32", "PEFT, by length", "our LoRA", 1.0),
+        ("LoRA, bf16", "PEFT, by length, bf16", "our LoRA, bf16", 1.0),
+        ("all linear layers, fp32", "PEFT, by length, all linear", "our LoRA, all linear", 1.0),
+    ],
 }
 MEMORY_AIM = 0.5
 
@@ -161,18 +193,20 @@ def random_windows(lengths: np.ndarray) -> TokenWindows:
 
 def our_training(size: Size, contestant: Contestant, folder: Path) -> Callable[[TokenWindows], float]:
     """A function that trains once over its data and returns the seconds."""
-    values = {"model_type": "bert", "attention_probs_dropout_prob": 0.0, **size.fields}
-    model = build_model(config_from_dict(values), "token-classification", LABELS)
+    config = config_from_dict({"model_type": size.family, **size.fields}).with_dropout(attention=0.0, hidden=None)
+    model = build_model(config, "token-classification", LABELS)
     if contestant.targets is not None:
-        lora_core.inject_lora(model, r=RANK, lora_dropout=0.1, target_modules=contestant.targets, bias="all")
-    config = TrainConfig(epochs=1, batch_size=BATCH, learning_rate=5e-4, metric="loss",
+        whole = size.family == "modernbert" and contestant.targets == "qv"  # as PEFT, which knows no thirds
+        targets = TARGETS[size.family]["qv"] if whole else contestant.targets
+        lora_core.inject_lora(model, r=RANK, lora_dropout=0.1, target_modules=targets, bias="all")
+    settings = TrainConfig(epochs=1, batch_size=BATCH, learning_rate=5e-4, metric="loss",
                          kernels="fused" if contestant.fused else "plain",
                          precision="bf16" if contestant.bf16 else "fp32")  # fmt: skip
     validation = random_windows(np.array([8]))
     world = World(rank=0, size=1, device=CPU)
 
     def train(data: TokenWindows) -> float:
-        return fit(model, TokenClassification(LABELS), data, validation, config, world, folder).seconds
+        return fit(model, TokenClassification(LABELS), data, validation, settings, world, folder).seconds
 
     return train
 
@@ -184,12 +218,13 @@ def their_training(size: Size, contestant: Contestant, folder: Path) -> Callable
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     sizes: dict[str, Any] = {**size.fields, "num_labels": len(LABELS)}
-    config = transformers.BertConfig(**sizes, attention_probs_dropout_prob=contestant.attention_dropout)
-    model: Any = transformers.BertForTokenClassification(config)
+    model: Any
+    own = {} if size.family == "modernbert" else {"attention_probs_dropout_prob": contestant.attention_dropout}
+    config = transformers.AutoConfig.for_model(size.family, **sizes, **own)
+    model = transformers.AutoModelForTokenClassification.from_config(config)
     if contestant.targets is not None:
-        targets = ["query", "value"] if contestant.targets == "qv" else ["query", "key", "value", "dense"]
-        adapter = peft.LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.1, target_modules=targets, bias="all",
-                                  task_type="TOKEN_CLS")  # fmt: skip
+        adapter = peft.LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.1, bias="all", task_type="TOKEN_CLS",
+                                  target_modules=TARGETS[size.family][contestant.targets])  # fmt: skip
         model = peft.get_peft_model(model, adapter)
     sampling: Any = "group_by_length" if contestant.grouped else "random"
     arguments = transformers.TrainingArguments(
@@ -242,7 +277,9 @@ def serve(size_name: str, name: str) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     with tempfile.TemporaryDirectory() as folder:
         training = our_training if contestant.ours else their_training
-        training(Size(TINY, 2), contestant, Path(folder))(random_windows(np.full(2, 8)))  # brings lazy imports in
+        training(Size({**size.fields, **TINY}, 2), contestant, Path(folder))(
+            random_windows(np.full(2, 8))
+        )  # brings lazy imports in
         train = training(size, contestant, Path(folder))
         reset_peak_memory(CPU)
         loaded = peak_memory_bytes(CPU)
@@ -303,7 +340,8 @@ def product_rate(seconds: float = 1.0) -> float:
 def useful_operations(size: Size) -> int:
     """For a token: forward pass and gradient of the inputs of the encoder's linear layers."""
     hidden, inner = size.fields["hidden_size"], size.fields["intermediate_size"]
-    return 2 * 2 * size.fields["num_hidden_layers"] * (4 * hidden**2 + 2 * hidden * inner)
+    matrices = 3 if size.family == "modernbert" else 2  # the gate is one more
+    return 2 * 2 * size.fields["num_hidden_layers"] * (4 * hidden**2 + matrices * hidden * inner)
 
 
 def spread(values: list[float]) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 from trainers.cli import exit_on_user_error, parse_run
 from trainers.config import RunConfig
 from trainers.corpus.prepare import Preparation, prepare
+from trainers.data.reading import Reading
 from trainers.experiment import run
 from trainers.processes.distributed import distributed
 from trainers.results.compare import compare_runs, comparison_table, write_comparison
@@ -83,11 +84,11 @@ def main() -> None:
             print("This is the sample: sentences written for this project, to see it work. The real experiment:\n"
                   "  torchrun examples/ner_finer.py --config examples/ner_finer_distilbert.toml\n")  # fmt: skip
         data = world.from_main(lambda: prepare(config.data, folder / "data", preparation, label_file=config.label_file,
-                                               on_bad_row=config.on_bad_row))  # fmt: skip
+                                               on_bad_row=config.on_bad_row, reading=Reading.of(config)))  # fmt: skip
         if world.is_main:
             print((data / "statistics.md").read_text(encoding="utf-8"))
         settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)}
-        base = RunConfig(**{**settings, "data": str(data)})
+        base = RunConfig(**{**settings, "data": str(data), "columns": "", "delimiter": "", "encoding": ""})
         runs = [run(dataclasses.replace(base, method=method, learning_rate=rate, output_dir=folder / method))
                 for method, rate in (("full", config.full_learning_rate), ("lora", config.learning_rate))]  # fmt: skip
         main_process = world.is_main

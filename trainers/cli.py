@@ -273,9 +273,10 @@ def check_data(
         on_bad_row: stop at a damaged row or picture and name it, or count and report it.
         columns: words: the columns of the word and of the tag, as "2,4" (from 1) or by name; by default what the
             content says.
-        text_column: texts: the column of the text, or of its parts ("title,body"); by default names that are usual.
+        text_column: texts: the column of the text, or of its parts ("title,body"), or a number from 1 as for columns;
+            by default names that are usual.
         pair_column: texts: the column of the second text of a pair; by default names that are usual.
-        label_column: texts, images: the column of the label; by default names that are usual.
+        label_column: texts, images: the column of the label, or its number from 1; by default names that are usual.
         delimiter: what stands between columns, such as "," or "tab"; by default what the content says.
         encoding: of text files; by default what the content says.
         problem_type: texts: what the labels are, as for train.
@@ -369,8 +370,8 @@ def predict(
         strict: entities: only B- opens an entity, as IOB2 has it.
         top_k: classification: labels to give for each input (1; of a multi-label model those above their thresholds).
         threshold: multi-label models: give the labels with a score above it (what training chose for each, or 0.5).
-        max_tokens: most positions of a batch, padding included; 1 runs each input alone, so that with an int8 file its
-            result does not depend on its neighbours.
+        max_tokens: most positions of a batch, padding included; 1 runs each input alone, so that with an int8 file of
+            dynamic scales, too, its result does not depend on its neighbours.
         device: such as cpu or cuda.
     """
     from trainers.data.reading import Reading
@@ -399,7 +400,11 @@ def predict(
 
 
 def export(
-    run: Annotated[Path, tyro.conf.Positional], quantize: bool = True, examples: int = 2000, points_lost: float = 0.5
+    run: Annotated[Path, tyro.conf.Positional],
+    quantize: bool = True,
+    examples: int = 2000,
+    points_lost: float = 0.5,
+    activations: Literal["auto", "static", "dynamic"] = "auto",
 ) -> None:
     """Write a finished run as model.onnx and model.int8.onnx, which serve by themselves.
 
@@ -414,10 +419,13 @@ def export(
         quantize: write the int8 file too.
         examples: most validation examples to check int8 on.
         points_lost: most points that int8 may lose there; of few examples a single one is worth more than the default.
+        activations: how int8 scales them. static: by 300 training inputs, so that no result depends on its batch;
+            dynamic: as they come; auto: static, or dynamic where only that keeps the metric.
     """
     from trainers.serve.export import export_run, export_table
 
-    print(export_table(export_run(run, quantize=quantize, examples=examples, points_lost=points_lost)))
+    files = export_run(run, quantize=quantize, examples=examples, points_lost=points_lost, activations=activations)
+    print(export_table(files))
 
 
 def bench(

@@ -179,11 +179,12 @@ class DataSettings(Settings):
     """Words: the columns of the word and of the tag in files of columns, as "2,4" (from 1) or as names in their header;
     by default what the content says."""
     text_column: str = ""
-    """Texts: the column or key of the text, or of its parts ("title,body"); by default names that are usual."""
+    """Texts: the column or key of the text, or of its parts ("title,body"), or a number from 1 as for `columns`; by
+    default names that are usual."""
     pair_column: str = ""
     """Texts: the column or key of a second text, read with the first as a pair."""
     label_column: str = ""
-    """Texts, images: the column or key of the label; by default names that are usual."""
+    """Texts, images: the column or key of the label, or its number from 1; by default names that are usual."""
     delimiter: str = ""
     """What stands between columns, such as "," or "tab"; by default what the content says."""
     encoding: str = ""

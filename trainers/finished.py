@@ -22,6 +22,7 @@ from trainers.data.images.processing import PREPROCESSOR_FILE
 from trainers.data.splits import sample
 from trainers.data.texts.encode import TextProcessing, first_windows
 from trainers.data.tokenizer import TOKENIZER_FILE
+from trainers.data.tokens.reader import TokenFile
 from trainers.loop import evaluate
 from trainers.model import load_model
 from trainers.processes.distributed import World, distributed
@@ -199,8 +200,10 @@ class FinishedRun:
 
     def sample(self, name: str, limit: int) -> Data:
         """At most ``limit`` examples of a split, drawn with the run's seed, as the model takes them."""
-        dataset = self.split(name).in_memory()
-        return self.encode(sample(dataset, limit, self.config.seed))
+        dataset, seed = self.split(name), self.config.seed
+        return self.encode(
+            dataset.drawn(limit, seed) if isinstance(dataset, TokenFile) else sample(dataset, limit, seed)
+        )
 
     def score(self, model: nn.Module, data: Data) -> float:
         """`guarded_metric` of a model on encoded data, in this process alone."""

@@ -2,7 +2,7 @@
 
     export_onnx(model, "model.onnx", metadata={"tokenizer.json": text})      # fp32, adapters merged, fused
     verify_onnx(model, "model.onnx", batches)                                # logits as torch's, or the file goes
-    quantize_onnx("model.onnx", "model.int8.onnx")                           # dynamic int8
+    quantize_onnx("model.onnx", "model.int8.onnx", batches)                  # int8, static; without batches dynamic
     verify_score("model.int8.onnx", score, reference)                        # metric as before, or the file goes
     logits = OnnxModel("model.int8.onnx")(input_ids, attention_mask)
 
@@ -23,11 +23,12 @@ from lora_core.export.onnx_adapter import export_onnx_base, save_onnx_adapter
 from lora_core.export.onnx_file import fused_counts, read_metadata
 from lora_core.export.quantize import quantize_onnx
 from lora_core.export.runtime import OnnxModel
-from lora_core.export.verify import parity_batches, verify_onnx, verify_onnx_adapter, verify_score
+from lora_core.export.verify import PointsLost, parity_batches, verify_onnx, verify_onnx_adapter, verify_score
 from lora_core.export.write import update_metadata
 
 __all__ = [
     "OnnxModel",
+    "PointsLost",
     "export_onnx",
     "export_onnx_base",
     "fused_counts",

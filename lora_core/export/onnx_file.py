@@ -88,7 +88,7 @@ def fused_counts(path: str | Path) -> dict[str, int]:
         "layer_norm": count["LayerNormalization"],
         "bias_gelu": count["BiasGelu"] + count["FastGelu"],
         "embedding": count["EmbedLayerNormalization"],
-        "int8": count["QAttention"] + count["DynamicQuantizeMatMul"],
+        "int8": count["QAttention"] + count["DynamicQuantizeMatMul"] + count["MatMulIntegerToFloat"],
         "nodes": count.total(),
     }
 

@@ -67,7 +67,8 @@ def adapter_parameters(model: TaskModel, adapter_name: str) -> Parameters:
         scaling = np.float32(adapter.scaling)
         factors[path] = (_numpy(a).T, _numpy(b).T * scaling)
         if adapter.lora_B.bias is not None:
-            tensors[f"{path}.bias"] = tensors[f"{path}.bias"] + _numpy(adapter.lora_B.bias) * scaling
+            added = _numpy(adapter.lora_B.bias) * scaling
+            tensors[f"{path}.bias"] = tensors.get(f"{path}.bias", np.float32(0)) + added
     return Parameters(tensors, factors, _settable(model, (adapter_name,)))
 
 

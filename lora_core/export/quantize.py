@@ -1,10 +1,18 @@
-"""Dynamic int8: weights in 8 bits, activations quantised as they come.
+"""int8: weights in 8 bits, activations quantised by scales that are fixed (static) or found on the way (dynamic).
 
 Weights are signed, symmetric, with a scale per output column (per row of the word embeddings), over the whole range
 -127 to 127: what VNNI and later instructions compute exactly. (AVX2 alone adds products in 16 bits and may saturate.)
-Activations have one scale and zero point for each tensor, so a text's logits depend a little on its batch; the file's
-metadata says so (`activation_scales`). Texts that are run alone always get the same. A scale for each row would cost a
-tenth to a fifth of each product's time with onnxruntime 1.31, whose fast kernel takes one scale for the whole matrix.
+
+Activations are unsigned, with one scale and zero point for each tensor. The file's metadata says which (`activations`):
+
+- static: from the range that the tensor has on calibration inputs; values beyond it are cut off. A text's logits are
+  then the same to the bit in every batch: products of integers are exact, and to the sums in fp32, which onnxruntime
+  forms in the same order (seen with AVX-512 and with AVX2 alone), padding adds zeros. The heads `attention` and
+  `textcnn` add up tokens in another order, so theirs are the same to rounding.
+- dynamic: from the tensor at hand, so a text's logits depend a little on its batch; alone, it always gets the same.
+
+A scale for each row would cost a tenth to a fifth of each product's time with onnxruntime 1.31, whose fast kernel takes
+one scale for the whole matrix.
 
 The head stays in fp32. A SkipLayerNormalization becomes an addition and a LayerNormalization: with onnxruntime 1.31 on
 a CPU that takes an eighth of the fused operator's time.
@@ -13,40 +21,60 @@ Shapes: B texts, T tokens, H hidden size, V vocabulary.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor
 
+from lora_core.export.calibrate import Range, activation_ranges
 from lora_core.export.onnx_file import fused_counts, read_file
 from lora_core.export.write import read_model, write_model
 from lora_core.models.layers import MICROSOFT
 
-INT8_FACTS = {"precision": "int8", "activation_scales": "one for each tensor: results depend a little on the batch"}
-"""What a file says of its numbers."""
 LAYER = re.compile(r"\.\d+\.")
 """In the name of every weight of an encoder's layers: its layer's number."""
 
 
-def quantize_onnx(path: str | Path, target: str | Path) -> Path:
+def quantize_onnx(
+    path: str | Path, target: str | Path, calibration: Iterable[Mapping[str, Tensor]] | None = None
+) -> Path:
     """Write the fp32 file ``path`` as int8 to ``target``, with its metadata, and return ``target``.
 
-    A base for adapters can be quantised too: what the adapters change stays in fp32.
+    Args:
+        calibration: batches of the model's inputs, as real as what will be served: token ids padded behind each text,
+            with their mask, or {"pixel_values": (B, C, height, width)}. The fp32 file runs over them, and the range of
+            each quantised activation sets its scale for good (static). Some hundred inputs are enough. None: scales
+            are found on the way (dynamic).
+
+    A base for adapters can be quantised too: what the adapters change stays in fp32. Its scales are dynamic, for each
+    adapter gives activations ranges of its own, and those of one would cut off what another needs.
 
     Raises:
         FileNotFoundError: as `read_metadata`.
-        ValueError: as `read_metadata`, or the file is int8 already.
+        ValueError: as `read_metadata`; the file is int8 already; or there is a calibration, of a base for adapters,
+            without an input, or not of this model's inputs.
     """
     path, target = Path(path), Path(target)
     metadata = read_file(path).metadata
     if metadata["precision"] != "fp32":
         raise ValueError(f"{path} is {metadata['precision']}; quantise the fp32 file")
+    if calibration is not None and "base_sha256" in metadata:
+        raise ValueError(
+            f"{path} is a base for adapters, and each gives activations other ranges: leave calibration out, or "
+            "quantise a model that export_onnx has merged with its adapter"
+        )
     model = read_model(path)
-    _Quantiser(model.graph).run()
-    facts = {name: text for name, text in metadata.items() if name not in ("graph_sha256", "external_data")}
-    write_model(model, target, {**facts, **INT8_FACTS, "fp32_sha256": metadata["graph_sha256"]})
+    quantiser = _Quantiser(model.graph)
+    facts = {"precision": "int8", "activations": "dynamic", "fp32_sha256": metadata["graph_sha256"]}
+    if calibration is not None:
+        quantiser.ranges, inputs = activation_ranges(path, quantiser.activations(), calibration)
+        facts |= {"activations": "static", "calibration_inputs": str(inputs)}
+    quantiser.run()
+    kept = {name: text for name, text in metadata.items() if name not in ("graph_sha256", "external_data")}
+    write_model(model, target, {**kept, **facts})
     before, after = fused_counts(path), fused_counts(target)
     assert after["attention"] == before["attention"], (before, after)
     assert after["layer_norm"] >= before["skip_layer_norm"] == 2 * after["layers"], (before, after)
@@ -60,6 +88,15 @@ def quantised(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(weight / scale).astype(np.int8), np.squeeze(scale, axis)
 
 
+def scale_and_zero_point(lowest: float, highest: float) -> tuple[np.float32, np.uint8]:
+    """Of unsigned int8 that holds these values and, exactly, 0."""
+    lowest, highest = min(lowest, 0.0), max(highest, 0.0)
+    scale = np.float32((highest - lowest) / 255)
+    if scale == 0:
+        return np.float32(1), np.uint8(0)
+    return scale, np.uint8(np.clip(np.rint(-lowest / scale), 0, 255))
+
+
 class _Quantiser:
     """One pass over the nodes of a graph of this library."""
 
@@ -69,6 +106,10 @@ class _Quantiser:
         self.weights = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in settable}
         self.token_ids = {node.output[0] for node in graph.node if node.op_type == "Cast" and "input_ids" in node.input}
         self.added: dict[str, TensorProto] = {}
+        self.ranges: Mapping[str, Range] | None = None
+        """Of the activations, for static scales; None: dynamic ones."""
+        self.quantised: set[str] = set()
+        """The int8 activations that there are."""
         self.rules: dict[str, Callable[[NodeProto], Iterable[NodeProto]]] = {
             "MatMul": self._mat_mul,
             "Attention": self._attention,
@@ -76,6 +117,11 @@ class _Quantiser:
             "EmbedLayerNormalization": self._embeddings,
             "Gather": self._gather,
         }
+
+    def activations(self) -> list[str]:
+        """Names of what is quantised on the way: the inputs of products with int8 weights."""
+        nodes = [node for node in self.graph.node if node.op_type == "Attention" or self._is_layer_product(node)]
+        return list(dict.fromkeys(node.input[0] for node in nodes))
 
     def run(self) -> None:
         nodes = [new for node in self.graph.node for new in self.rules.get(node.op_type, _unchanged)(node)]
@@ -100,21 +146,39 @@ class _Quantiser:
         self.added[name] = numpy_helper.from_array(value, name)
         return name
 
+    def _is_layer_product(self, node: NodeProto) -> bool:
+        """Whether it multiplies by a weight of one of the encoder's layers."""
+        return node.op_type == "MatMul" and node.input[1] in self.weights and bool(LAYER.search(node.input[1]))
+
+    def _quantise(self, x: str) -> tuple[list[NodeProto], tuple[str, str, str]]:
+        """Nodes that quantise an activation, and the names of its int8 values, scale and zero point."""
+        values, scale, zero_point = names = (f"{x}_int8", f"{x}_scale", f"{x}_zero_point")
+        if values in self.quantised:
+            return [], names
+        self.quantised.add(values)
+        if self.ranges is None:
+            return [_node("DynamicQuantizeLinear", [x], names, f"{x}_quantise", "")], names
+        step, zero = scale_and_zero_point(*self.ranges[x])
+        self._constant(scale, np.array(step))
+        self._constant(zero_point, np.array(zero))
+        return [_node("QuantizeLinear", [x, scale, zero_point], [values], f"{x}_quantise", "")], names
+
     def _mat_mul(self, node: NodeProto) -> Iterable[NodeProto]:
-        if node.input[1] not in self.weights or not LAYER.search(node.input[1]):
+        if not self._is_layer_product(node):
             return [node]
         weight = self._int8(node.input[1], 0)
-        return [_node("DynamicQuantizeMatMul", [node.input[0], *weight], node.output, node.name)]
+        if self.ranges is None:  # one operator that quantises too
+            return [_node("DynamicQuantizeMatMul", [node.input[0], *weight], node.output, node.name)]
+        quantise, (x, scale, zero_point) = self._quantise(node.input[0])
+        inputs = [x, weight[0], scale, weight[1], zero_point]
+        return [*quantise, _node("MatMulIntegerToFloat", inputs, node.output, node.name)]
 
     def _attention(self, node: NodeProto) -> Iterable[NodeProto]:
         values, scales = self._int8(node.input[1], 0)
-        x, scale, zero = (f"{node.name}_{part}" for part in ("int8", "scale", "zero_point"))
-        inputs = [x, values, node.input[2], scale, scales, *(node.input[3:] or [""]), zero]
+        quantise, (x, scale, zero_point) = self._quantise(node.input[0])
+        inputs = [x, values, node.input[2], scale, scales, *(node.input[3:] or [""]), zero_point]
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        return [
-            _node("DynamicQuantizeLinear", [node.input[0]], [x, scale, zero], f"{node.name}_quantise", ""),
-            _node("QAttention", inputs, node.output, node.name, **attributes),
-        ]
+        return [*quantise, _node("QAttention", inputs, node.output, node.name, **attributes)]
 
     def _skip_layer_norm(self, node: NodeProto) -> Iterable[NodeProto]:
         """LayerNorm(x + skip), or of x + bias + skip; the sum is the fourth output."""

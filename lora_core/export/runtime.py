@@ -48,6 +48,8 @@ class OnnxModel(nn.Module):
         task, problem_type, model_type: the exported model's.
         max_tokens, vocab_size: limits of input_ids, 0 for images.
         image_shape: (C, height, width), () for text.
+        activations: how int8 scales them: "static", or "dynamic", where a text's logits depend a little on its batch;
+            "" in fp32.
         metadata: all that the file holds, text by name.
 
     Raises:
@@ -66,6 +68,7 @@ class OnnxModel(nn.Module):
         super().__init__()
         self.path = Path(path)
         self.metadata = read_file(self.path).metadata
+        self.activations = activations_of(self.metadata)
         self.task = self.metadata["task"]
         self.problem_type: ProblemType | None = problem_type_of_config(self.metadata)
         self.model_type = self.metadata["model_type"]
@@ -162,7 +165,11 @@ class OnnxModel(nn.Module):
         return view.train(self.training)
 
     def extra_repr(self) -> str:
-        return f"{str(self.path)!r}, task={self.task!r}, labels={len(self.labels)}, providers={self.providers}"
+        precision = " ".join([self.metadata["precision"], self.activations]).strip()
+        return (
+            f"{str(self.path)!r}, task={self.task!r}, labels={len(self.labels)}, precision={precision!r}, "
+            f"providers={self.providers}"
+        )
 
     def _run(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         if os.getpid() != self._process and self.threads != 1:
@@ -213,6 +220,11 @@ class OnnxModel(nn.Module):
 
     def _providers(self) -> list[str]:
         return [CUDA, CPU] if self.metadata["precision"] == "fp32" and CUDA in _available() else [CPU]
+
+
+def activations_of(metadata: Mapping[str, str]) -> str:
+    """How a file with this metadata scales activations, as `OnnxModel.activations`."""
+    return metadata.get("activations", "dynamic") if metadata["precision"] == "int8" else ""
 
 
 def _available() -> list[str]:

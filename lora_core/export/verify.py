@@ -23,6 +23,14 @@ LONGEST = 1024
 operations, while their check would take memory that grows with the square of the length."""
 
 
+class PointsLost(ValueError):
+    """A file loses more points of a metric than is allowed: ``points``."""
+
+    def __init__(self, message: str, points: float) -> None:
+        super().__init__(message)
+        self.points = points
+
+
 def parity_batches(model: TaskModel, sequences: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
     """Batches of real texts for `verify_onnx`, at all the lengths that a server meets.
 
@@ -106,16 +114,18 @@ def verify_score(
         limit_points: the loss that is allowed.
 
     Raises:
-        ValueError: the loss is above ``limit_points``, or the score is no number. The file is deleted then.
+        PointsLost: (a ValueError) the loss is above ``limit_points``, or the score is no number. The file is deleted
+            then.
     """
     path = Path(path)
     with _deleted_on_failure(path):
         found = score(OnnxModel(path))
         lost = (reference - found) * 100
         if not lost <= limit_points:
-            raise ValueError(
+            raise PointsLost(
                 f"{path} scores {found:.4f}, the model {reference:.4f}: a loss of {lost:.2f} points, at most "
-                f"{limit_points} allowed. The file was deleted; serve the fp32 file"
+                f"{limit_points} allowed. The file was deleted; serve the fp32 file",
+                lost,
             )
         return lost
 

@@ -71,8 +71,8 @@ def test_other_data_and_types(tiny_model, tmp_path, monkeypatch):
     """The choices reach the preparation: here, one type, with names of FiNER-139's own splits."""
     seen = {}
 
-    def prepare(source, folder, preparation, *, label_file, on_bad_row):
-        seen.update(source=source, folder=folder, preparation=preparation, label_file=label_file, on_bad_row=on_bad_row)
+    def prepare(source, folder, preparation, **more):
+        seen.update(source=source, folder=folder, preparation=preparation, **more)
         raise ValueError("far enough")
 
     monkeypatch.setattr("trainers.corpus.prepare.prepare", prepare)
@@ -90,12 +90,14 @@ def test_other_data_and_types(tiny_model, tmp_path, monkeypatch):
         "0.5",
     ]
     arguments = ["--model", str(tiny_model), "--output-dir", str(tmp_path / "out"), *flags, "--on-bad-row", "skip"]
+    arguments += ["--columns", "1,3", "--encoding", "cp1252"]
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *arguments])
     with pytest.raises(SystemExit):
         runpy.run_path(str(EXAMPLE), run_name="__main__")
     preparation = seen["preparation"]
     assert (seen["source"], seen["folder"], seen["on_bad_row"]) == ("some/where", tmp_path / "out" / "data", "skip")
     assert seen["label_file"] == "names.txt"
+    assert (seen["reading"].columns, seen["reading"].encoding) == ("1,3", "cp1252")
     assert (preparation.types, preparation.top, preparation.keep_empty) == (("Rate",), None, 0.25)
     assert (preparation.resplit, preparation.oversample, preparation.seed) == (True, 0.5, 42)
 

@@ -70,3 +70,33 @@ def test_a_label_file_names_the_ids(tmp_path, capsys):
         ["check-data", str(tmp_path), "--label-file", str(tmp_path / "names.txt"), "--output-dir", str(tmp_path / "o")]
     )
     assert "| Rate                  |     1 |" in capsys.readouterr().out
+
+
+def test_a_table_without_a_header_is_checked_and_learned_by_the_numbers_of_its_columns(tmp_path, capsys, checkpoint):
+    """CoLA's files: source, label, the author's mark, sentence."""
+    words = ["nfkb", "binds", "the", "gene"]
+    for split, count in (("train", 40), ("dev", 8)):
+        lines = [
+            f"gj04\t{n % 2}\t{'' if n % 2 else '*'}\t{words[n % 4]} {words[n // 4 % 4]} site {n}" for n in range(count)
+        ]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    said = ["--task", "text-classification", "--text-column", "4", "--label-column", "2"]
+    with pytest.raises(SystemExit):
+        main(["check-data", str(tmp_path), "--output-dir", str(tmp_path / "out"), *said[:2]])
+    error = " ".join(capsys.readouterr().err.split())
+    assert "columns 1 ('gj04'), 2 ('0'), 3 ('*'), 4 ('nfkb nfkb site 0') and no header line" in error
+    main(["check-data", str(tmp_path), "--output-dir", str(tmp_path / "out"), *said])
+    assert "40" in capsys.readouterr().out
+    flags = ["--fresh-head", "--epochs", "1", "--max-length", "12", "--output-dir", str(tmp_path / "run")]
+    main(["train", "--data", str(tmp_path), "--model", str(checkpoint), *said, *flags])
+    result = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert result["labels"] == ["0", "1"]
+
+
+def test_pubtator_is_learned(tmp_path, checkpoint):
+    documents = [f"{n}|t|nfkb binds gene {n}\n{n}|a|\n{n}\t0\t4\tnfkb\tprotein\tX\n" for n in range(40)]
+    (tmp_path / "corpus.PubTator.txt").write_text("\n".join(documents))
+    flags = ["--fresh-head", "--epochs", "1", "--max-length", "12", "--output-dir", str(tmp_path / "run")]
+    main(["train", "--data", str(tmp_path / "corpus.PubTator.txt"), "--model", str(checkpoint), *flags])
+    result = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert result["labels"] == ["O", "B-protein", "I-protein"]

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lora_core.files import read_json_object, replacing, write_json
 from trainers.corpus.statistics import Statistics, statistics, write_statistics
+from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, OnBadRow
 from trainers.data.sources import UNSPLIT
 from trainers.data.splits import repeat_rare_types, stratified_split
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 RECORD = "preparation.json"
 FILE_OF_SPLIT = {"train": "train.json", "validation": "valid.json", "test": "test.json"}
+ORIGIN = ("source", "label_file", "columns", "delimiter", "encoding")
+"""What the record says of where the corpus lies and how it is read; what a user did not say is not in it."""
 DROPPED = -1
 _UNFINISHED = re.compile(r"^\.(.+)\.\d+$")
 """A file that `replacing` had not finished when the process was killed: the name that it would have got."""
@@ -74,6 +77,7 @@ def prepare(
     *,
     label_file: str | Path = "",
     on_bad_row: OnBadRow = "error",
+    reading: Reading | None = None,
 ) -> Path:
     """Write train.json, valid.json, test.json and label.json (the tner layout) for `lora-core train --data FOLDER`.
 
@@ -87,6 +91,7 @@ def prepare(
         settings: what becomes of the corpus.
         label_file: names of the tag ids, where the corpus does not give them.
         on_bad_row: "skip" leaves out rows that cannot be used, and reports them through logging.
+        reading: which columns, delimiter and encoding to read; its own ``on_bad_row`` does not count.
 
     Returns:
         The folder.
@@ -97,9 +102,11 @@ def prepare(
     """
     folder = Path(folder)
     origin = {"source": str(source), "label_file": str(label_file)}
+    said = reading or Reading()
+    origin |= {name: value for name in ORIGIN[2:] if (value := getattr(said, name))}
     record = json.loads(json.dumps({**origin, "settings": dataclasses.asdict(settings)}))
     done = _is_prepared(folder, record)
-    found = find_tagged_source(source, label_file)
+    found = find_tagged_source(source, label_file, reading)
     digests = [digest for _, digest in dict.fromkeys((file.path, file.sha256()) for file in found.files)]
     record["contents"] = {"files": digests, "names": found.names and list(found.names)}
     if done:
@@ -239,7 +246,7 @@ def _is_prepared(folder: Path, record: dict) -> bool:
         raise ValueError(f"{folder} holds other files; prepare into an empty folder.")
     old = _read_record(folder)
     changed = [name for name in record["settings"] if old["settings"].get(name) != record["settings"][name]]
-    changed = [name for name in ("source", "label_file") if old.get(name) != record[name]] + changed
+    changed = [name for name in ORIGIN if old.get(name) != record.get(name)] + changed
     if changed:
         raise ValueError(f"{folder} holds a preparation with other {', '.join(changed)}: prepare into another folder.")
     for name, size in old["files"].items():

@@ -6,7 +6,7 @@ padding, and come in random order. They are prepared in the loop, or ahead of it
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -186,12 +186,24 @@ def load_batches(
     )
     with unheard_by_children():
         loaded = iter(loader)
-    for batch in loaded:
-        if isinstance(batch, ValueError):
-            raise batch
-        inputs, labels = batch
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
-        yield moved, labels.to(device, non_blocking=True)
+    try:
+        for batch in loaded:
+            if isinstance(batch, ValueError):
+                raise batch
+            inputs, labels = batch
+            moved = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+            yield moved, labels.to(device, non_blocking=True)
+    finally:
+        if workers:
+            _end_workers(loaded)
+
+
+def _end_workers(loaded: Any) -> None:
+    """End the processes of an iterator over a DataLoader now, whatever they are at: they do not hear the signal with
+    which Python ends those that are left when it exits itself, and waits for them then."""
+    loaded._shutdown_workers()
+    for worker in loaded._workers:
+        worker.kill()
 
 
 class _Collated(Dataset[Batch | ValueError]):

@@ -19,6 +19,10 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 OnBadRow = Literal["error", "skip"]
+Lines = list[tuple[int, bytes]]
+"""Lines with their numbers, from 1."""
+Row = tuple[int | None, dict[str, Any]]
+"""The number of a row's line (of the row itself, where a form has no lines; from 1), and its values by column."""
 
 NAMED_ROWS = 5
 """Bad rows that the report names; the rest it only counts."""

@@ -2,8 +2,10 @@
 
 import os
 import re
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 DATA_DIR_VARIABLE = "LORA_DATA_DIR"
 SPLIT_NAMES = {
@@ -18,6 +20,8 @@ UNSPLIT = "all"
 
 _SPLIT_STEM = re.compile(rf"({'|'.join(sorted(SPLIT_OF_NAME, key=len, reverse=True))})([-_.]\d.*)?")
 
+_NUMBERS = re.compile(r"\d+(-of-\d+)?(-[0-9a-f]{16})?")
+"""What tells the shards of a split apart; the hub's older ones end in a digest."""
 _SET = re.compile(r"(?<=.)(set|data)$")
 _TELL_NOTHING = {"set", "data", "dataset", "split", "folder", "files", "seg", "image", "images", "img", "imgs",
                  "pictures", "photos", "label", "labels", "metadata", "annotations"}  # fmt: skip
@@ -40,23 +44,63 @@ def split_in_name(name: str) -> str | None:
     return SPLIT_OF_NAME.get(telling.pop()) if len(telling) == 1 else None
 
 
-def split_in(path: Path) -> list[str]:
-    """The splits whose names are whole words in a file's name, as in NER-train.txt, eng.testa and train_set.conll."""
-    words = re.split(r"[^a-z]+", path.name.lower())
-    return list(dict.fromkeys(SPLIT_OF_NAME[word] for word in words if word in SPLIT_OF_NAME))
+def split_in(path: Path) -> str | None:
+    """The one split whose name is a word in a file's name: eng.testa, snli_1.0_dev.jsonl, trainLabels.csv."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", path.name)
+    words = (_SET.sub("", word) for word in re.split(r"[^a-z]+", name.lower()))
+    found = {SPLIT_OF_NAME[word] for word in words if word in SPLIT_OF_NAME}
+    return found.pop() if len(found) == 1 else None
+
+
+Found = TypeVar("Found")
+
+
+def by_split(files: Iterable[tuple[Path, Found]]) -> tuple[dict[str, list[Found]], list[Found]]:
+    """The files of each split in their order, and those of none: the one rule for files of every kind of data.
+
+    A name that is a split's own (`split_of`) comes first; one that holds it as a word (`split_in`) counts where the
+    split has no file of the first kind, so that train_extra.csv is none of it beside train.csv.
+
+    Args:
+        files: the name of each, with the folder that it lies in, and what it is to be called here.
+    """
+    files = list(files)
+    own = [split_of(name) for name, _ in files]
+    found: dict[str, list[Found]] = {}
+    others = []
+    for (name, file), split in zip(files, own, strict=True):
+        split = split or ((word := split_in(name)) not in own and word) or None
+        if split:
+            found.setdefault(split, []).append(file)
+        else:
+            others.append(file)
+    return found, others
 
 
 def check_one_form(split: str, files: Sequence[Path], where: str | Path) -> None:
-    """Refuse several files or folders for one split that are not its shards, whose names all hold a number.
+    """Refuse several files or folders for one split that are not its shards, whose names differ in a number alone.
 
     Raises:
         ValueError: there are several. The message names them.
     """
     stems = [path.name.removesuffix(".gz").rpartition(".")[0] for path in files]
-    if len(files) > 1 and not all(any(map(str.isdigit, stem)) for stem in stems):
+    if len({_NUMBERS.sub("0", stem) for stem in stems}) > 1 or len(set(stems)) < len(stems):
         names = {path.name for path in files}
         listed = ", ".join(path.name if len(names) == len(files) else str(path) for path in files)
         raise ValueError(f"{where} holds {listed} for the {split} split. Keep one of them.")
+
+
+def zip_members(path: Path) -> list[str]:
+    """The names of the files in a zip, without what an operating system adds.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name for name in archive.namelist() if not name.startswith("__MACOSX")]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a zip file, or is cut short ({error}). Fetch it again.") from error
 
 
 def find_source(source: str | Path, patterns: Sequence[str], forms: str) -> Path:

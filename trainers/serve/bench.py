@@ -15,6 +15,8 @@ import numpy as np
 import onnxruntime
 import torch
 
+from lora_core.export import read_metadata
+from lora_core.export.runtime import activations_of
 from lora_core.files import write_json
 from trainers.data.splits import take
 from trainers.finished import FinishedRun
@@ -219,7 +221,7 @@ def _variants(folder: Path) -> list[Variant]:
     variants = [
         Variant("PyTorch", folder, "cpu"),
         Variant("ONNX fp32", files.onnx, "cpu"),
-        Variant("ONNX int8", files.int8_onnx, "cpu"),
+        Variant(f"ONNX int8 {activations_of(read_metadata(files.int8_onnx))}", files.int8_onnx, "cpu"),
     ]
     if torch.cuda.is_available():
         variants.append(Variant("PyTorch", folder, "cuda"))
@@ -263,6 +265,7 @@ def plot_bench(comparison: Comparison, path: str | Path) -> None:
     ]
     figure = blank_figure(11.0, 5.6)
     names = [variant.name if variant.device == "cpu" else f"{variant.name}\n{variant.device}" for variant in variants]
+    names = [name.replace("int8 ", "int8\n") for name in names]  # in two lines, to stay below its own bar
     for axes, (title, values, label) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         bars = axes.bar(names, values, color=[SHADES[place % len(SHADES)] for place in range(len(values))])
         axes.bar_label(bars, [label.format(value) for value in values], padding=2)

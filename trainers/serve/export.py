@@ -1,16 +1,18 @@
 """`lora-core export`: a finished run to ONNX files that serve by themselves, and only if they give its results."""
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal, get_args
 
 import numpy as np
 from torch import Tensor
 
 from lora_core.export import (
-    OnnxModel,
+    PointsLost,
     export_onnx,
     fused_counts,
     parity_batches,
@@ -20,16 +22,19 @@ from lora_core.export import (
     verify_onnx,
     verify_score,
 )
+from lora_core.export.runtime import activations_of
 from lora_core.export.write import move, remove
 from lora_core.files import sha256_of_file
 from lora_core.models.task_model import TaskModel
-from trainers.data.batches import Data
+from trainers.data.batches import Data, evaluation_batches
 from trainers.data.images.processing import PREPROCESSOR_FILE
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE
 from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.finished import FinishedRun
 from trainers.show import text_table
 from trainers.tasks.decision import DECISION_FILE
+
+logger = logging.getLogger("trainers")
 
 PREPROCESSING = (TOKENIZER_FILE, PREPROCESSOR_FILE, DECISION_FILE)
 """Files beside a run's weights that inference needs; an ONNX file holds their text under their names."""
@@ -39,6 +44,11 @@ LOGITS_WITHIN = 1e-4
 POINTS_LOST = 0.5
 """Most points (hundredths) of the metric that int8 may lose on validation data."""
 PARITY_EXAMPLES = 64
+CALIBRATION_INPUTS = 300
+"""Most inputs that the ranges of static int8 are measured on."""
+
+Activations = Literal["auto", "static", "dynamic"]
+"""How int8 scales activations; auto: static, unless only dynamic scales keep the metric."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +66,17 @@ class ExportedFile:
     """Points of the metric lost on validation data; negative: gained (int8)."""
     metric: str
     """What `points_lost` counts, such as f1."""
+    activations: str = ""
+    """How int8 scales them: static or dynamic."""
 
 
 def export_run(
-    folder: str | Path, *, quantize: bool = True, examples: int = 2000, points_lost: float = POINTS_LOST
+    folder: str | Path,
+    *,
+    quantize: bool = True,
+    examples: int = 2000,
+    points_lost: float = POINTS_LOST,
+    activations: Activations = "auto",
 ) -> list[ExportedFile]:
     """Write model.onnx and model.int8.onnx into a run's folder, each checked against the run's model.
 
@@ -67,9 +84,16 @@ def export_run(
     file must keep the metric on `examples` validation examples, but for `points_lost` (hundredths): with little
     validation data a single example is worth more than the default. A file that fails is deleted.
 
+    Args:
+        activations: static sets their scales by `CALIBRATION_INPUTS` training inputs, drawn with the run's seed, so
+            that no input's result depends on its batch; dynamic finds them on the way. auto takes static, and dynamic
+            where static scales lose too many points and dynamic ones do not, which is said.
+
     Raises:
         ValueError: the run is not finished, its data is not there, or a check failed (the message says by how much).
     """
+    if activations not in get_args(Activations):
+        raise ValueError(f"activations is {activations!r}; expected one of {', '.join(get_args(Activations))}.")
     folder = Path(folder)
     finished = FinishedRun.open(folder)
     data = finished.sample("validation", examples)
@@ -86,18 +110,67 @@ def export_run(
         path = move(path, folder)
         files = [_exported(path, finished.guarded_metric, difference=difference)]
         if quantize:
-            reference = finished.score(finished.model, data)
-            quantised = quantize_onnx(path, Path(scratch, finished.files.int8_onnx.name))
-
-            def score(model: OnnxModel) -> float:
-                return finished.score(model, data)
-
-            lost = verify_score(quantised, score, reference, limit_points=points_lost)
-            parity = {"metric": finished.guarded_metric, "reference": reference, "points_lost": lost,
-                      "allowed": points_lost, "examples": len(data.lengths)}  # fmt: skip
-            update_metadata(quantised, {"parity": json.dumps(parity)})
-            files.append(_exported(move(quantised, folder), finished.guarded_metric, points_lost=lost))
+            files.append(_export_int8(finished, data, Path(scratch), points_lost, activations))
     return files
+
+
+def _export_int8(
+    finished: FinishedRun, data: Data, scratch: Path, points_lost: float, activations: Activations
+) -> ExportedFile:
+    """Write the int8 file, with the first way to scale activations that keeps the metric.
+
+    Args:
+        data: what the metric is computed on.
+        scratch: where a file lies until it is checked.
+
+    Raises:
+        PointsLost: no way that `activations` allows keeps the metric.
+    """
+    metric, reference = finished.guarded_metric, finished.score(finished.model, data)
+
+    def checked(scales: str) -> ExportedFile:
+        split = _calibration_split(finished) if scales == "static" else ""
+        path = scratch / finished.files.int8_onnx.name
+        quantize_onnx(finished.files.onnx, path, _calibration(finished, split) if split else None)
+        lost = verify_score(path, lambda model: finished.score(model, data), reference, limit_points=points_lost)
+        parity = {"metric": metric, "reference": reference, "points_lost": lost, "allowed": points_lost,
+                  "examples": len(data.lengths)}  # fmt: skip
+        update_metadata(path, {"parity": json.dumps(parity), **({"calibration_split": split} if split else {})})
+        return _exported(move(path, finished.files.path), metric, points_lost=lost)
+
+    if activations != "auto":
+        return checked(activations)
+    try:
+        return checked("static")
+    except PointsLost as static:
+        try:
+            file = checked("dynamic")
+        except PointsLost as dynamic:
+            message = f"{dynamic} (that is with dynamic scales; static ones lose {static.points:.2f})"
+            raise PointsLost(message, dynamic.points) from static
+        logger.warning(
+            "int8 has dynamic scales, which lose %.2f points of %s; static ones lose %.2f, at most %g are allowed. "
+            "Scores depend a little on the batch then (predict: --max-tokens 1)",
+            file.points_lost,
+            metric,
+            static.points,
+            points_lost,
+        )
+        return file
+
+
+def _calibration_split(finished: FinishedRun) -> str:
+    """The split whose inputs set static scales: the training data, where it is there."""
+    return "train" if "train" in finished.datasets else "validation"
+
+
+def _calibration(finished: FinishedRun, split: str) -> Iterator[dict[str, Tensor]]:
+    """Batches of `CALIBRATION_INPUTS` inputs of a split: of long texts that are cut into windows, some windows."""
+    data = finished.sample(split, CALIBRATION_INPUTS)
+    chosen = np.linspace(0, len(data.lengths) - 1, min(CALIBRATION_INPUTS, len(data.lengths))).astype(int)
+    lengths = data.lengths[chosen]
+    for places in evaluation_batches(lengths, finished.config.evaluation_tokens(lengths)):
+        yield data.collate(chosen[places])[0]
 
 
 def is_exported(finished: FinishedRun) -> bool:
@@ -121,7 +194,7 @@ def export_table(files: list[ExportedFile]) -> str:
             result = f"logits within {file.difference:.1e}"
         else:
             assert file.points_lost is not None
-            result = f"{file.metric} {-file.points_lost:+.2f} points on validation data"
+            result = f"{file.metric} {-file.points_lost:+.2f} points on validation data, {file.activations} scales"
         rows.append((str(file.path), f"{file.size / 1e6:.1f}", str(file.nodes), result))
     return text_table(rows, left={0, 3})
 
@@ -134,7 +207,8 @@ def file_size(path: Path) -> int:
 def _exported(
     path: Path, metric: str, difference: float | None = None, points_lost: float | None = None
 ) -> ExportedFile:
-    return ExportedFile(path, file_size(path), fused_counts(path)["nodes"], difference, points_lost, metric)
+    nodes, activations = fused_counts(path)["nodes"], activations_of(read_metadata(path))
+    return ExportedFile(path, file_size(path), nodes, difference, points_lost, metric, activations)
 
 
 def _metadata(finished: FinishedRun) -> dict[str, str]:

@@ -15,11 +15,12 @@ from trainers.data.rows import LEGACY, SNIFFED, BadRows, encoding_of, json_row, 
 from trainers.data.sources import UNSPLIT
 from trainers.data.spans import docbin
 from trainers.data.spans.exports import text_or_words
-from trainers.data.spans.reader import SpanReader, holds_spans
+from trainers.data.spans.files import holds_spans
+from trainers.data.spans.reader import SpanReader
 from trainers.data.texts.columns import key
 from trainers.data.texts.forms import FASTTEXT_LABEL, Table, read_table
 from trainers.data.tokens.bio import is_tag
-from trainers.data.tokens.files import TaggedFile
+from trainers.data.tokens.head import TaggedFile
 from trainers.serve.predict_records import SUFFIXES, Form, InputFormat, Record, lines_of
 from trainers.serve.predict_words import WordFile
 from trainers.serve.rows import Input, InputRows, has_columns

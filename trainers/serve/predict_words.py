@@ -12,8 +12,8 @@ from trainers.data.reading import Reading
 from trainers.data.rows import numbered_lines, short
 from trainers.data.sources import UNSPLIT
 from trainers.data.tokens.columns import Columns, Sample, find_columns, read_sample, untagged_columns
-from trainers.data.tokens.files import HEAD_LINES, TaggedFile
 from trainers.data.tokens.forms import FORMS
+from trainers.data.tokens.head import HEAD_LINES, TaggedFile
 
 logger = logging.getLogger("trainers")
 

@@ -11,7 +11,7 @@ from trainers.data.reading import AS_FOUND, Reading
 from trainers.data.rows import refuse_lone_surrogates, short
 from trainers.data.spans.exports import text_or_words
 from trainers.data.texts.columns import choose_columns, key
-from trainers.data.tokens.files import WORD_KEYS
+from trainers.data.tokens.head import WORD_KEYS
 
 Input = str | list[str] | tuple[str, str]
 """A text, the words of a sentence, a pair of texts, or the path of a picture."""

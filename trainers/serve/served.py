@@ -197,6 +197,8 @@ def _load_onnx(path: Path, device: str | None, spinning: bool) -> Served:
         )
     providers = None if place is None else [CPU] if place.type == "cpu" else [CUDA, CPU]
     model = OnnxModel(path, spinning=spinning, providers=providers).eval()
+    if model.activations == "dynamic":
+        logger.info("%s is int8 with dynamic scales: scores depend a little on the batch, unless max_tokens is 1", path)
     settings = model.metadata.get(TEXT_PROCESSING_FILE, "{}")
     processing = TextProcessing.from_json(settings, f"{path}: {TEXT_PROCESSING_FILE}")
     decision = Decision.from_json(model.metadata.get(DECISION_FILE, "{}"), f"{path}: {DECISION_FILE}")

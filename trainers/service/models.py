@@ -150,6 +150,7 @@ class ServedModel:
             "pairs": self.served.pairs,
             "max_length": self.served.max_length,
             "precision": self.served.metadata.get("precision", "fp32"),
+            "activations": getattr(self.served.model, "activations", ""),
             "options": list(PIPELINES[self.served.task].options),
             "takes_adapters": self.takes_adapters,
             "adapters": adapters,

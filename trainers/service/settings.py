@@ -31,7 +31,7 @@ class ServiceSettings:
     """Such as cpu or cuda."""
     max_tokens: int | None = None
     """Most positions of one forward pass, padding included (by default what suits the device); 1 runs each input alone,
-    so that with an int8 file its result does not depend on its neighbours."""
+    so that with an int8 file of dynamic scales its result does not depend on its neighbours."""
     batch_tokens: int = 2048
     """About how many tokens of waiting requests are computed together."""
     batch_wait_ms: float = 5.0

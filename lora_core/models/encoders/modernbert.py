@@ -127,19 +127,15 @@ class ModernBertConfig(EncoderConfig):
         """
         found = {name: value for name, value in values.items() if name != "position_embedding_type"}
         _check_rotation("rope_scaling", values.get("rope_scaling"))
-        rotations = values.get("rope_parameters") or {}
-        for kind, field in ((FULL, "global_rope_theta"), (SLIDING, "local_rope_theta")):
-            rotation = rotations.get(kind) or {}
-            _check_rotation(f"rope_parameters[{kind!r}]", rotation)
-            found[field] = rotation.get("rope_theta", values.get(field, getattr(cls, field)))
-        if unknown := sorted(rotations.keys() - {FULL, SLIDING}):
-            raise ValueError(f"rope_parameters has {', '.join(unknown)}; implemented are {FULL} and {SLIDING}")
+        thetas = _thetas(values)
+        found |= thetas
         layers, every = values.get("num_hidden_layers", cls.num_hidden_layers), values.get("global_attn_every_n_layers")
-        if values.get("layer_types") is not None:
+        if isinstance(values.get("layer_types"), list):
             found["layer_types"] = tuple(values["layer_types"])
-        elif every is not None:
+        elif every is not None and isinstance(layers, int):
             found["layer_types"] = layer_types(layers, every)
-        return super().from_dict(found)
+        unset = {name for name in thetas if found[name] is None}
+        return super().from_dict({name: value for name, value in found.items() if name not in unset})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,15 +184,41 @@ class ModernBertConfig(EncoderConfig):
 
 
 def layer_types(layers: int, every: int) -> tuple[str, ...]:
-    """The kind of each layer, where every so manyth from the first attends to the whole text."""
+    """The kind of each layer, where every so manyth from the first attends to the whole text.
+
+    Raises:
+        ValueError: `every` is no number of layers.
+    """
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f"global_attn_every_n_layers is {every!r}; expected a whole number of at least 1")
     return tuple(SLIDING if number % every else FULL for number in range(layers))
 
 
-def _check_rotation(name: str, rotation: Mapping[str, Any] | None) -> None:
+def _thetas(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The two thetas that a config.json states, in its old fields or its new one.
+
+    Raises:
+        ValueError: it states more of the angles than is implemented.
+    """
+    rotations = values.get("rope_parameters") or {}
+    if not isinstance(rotations, Mapping) or not rotations.keys() <= {FULL, SLIDING}:
+        raise ValueError(f"rope_parameters is {rotations!r}; expected those of {FULL} and of {SLIDING}, and no others")
+    found = {}
+    for kind, field in ((FULL, "global_rope_theta"), (SLIDING, "local_rope_theta")):
+        rotation = rotations.get(kind) or {}
+        _check_rotation(f"rope_parameters[{kind!r}]", rotation)
+        found[field] = rotation.get("rope_theta", values.get(field))
+    return found
+
+
+def _check_rotation(name: str, rotation: Any) -> None:
     """Refuse angles that are scaled for longer texts."""
-    settings = {key: value for key, value in (rotation or {}).items() if key != "rope_theta"}
-    if {*settings} - {"rope_type", "type"} or {*settings.values()} - {"default"}:
-        raise ValueError(f"{name} is {rotation}; implemented is only the rope_type 'default', without more settings")
+    settings = {} if rotation is None else rotation
+    if isinstance(settings, Mapping):
+        usual = {"rope_theta": settings.get("rope_theta"), "rope_type": "default", "type": "default"}
+        if all(name in usual and value == usual[name] for name, value in settings.items()):
+            return
+    raise ValueError(f"{name} is {rotation}; implemented is only the rope_type 'default', without more settings")
 
 
 class ModernBertEmbeddings(nn.Module):

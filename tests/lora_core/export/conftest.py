@@ -28,8 +28,12 @@ FAMILIES = {
                    "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False},
     "modernbert": {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3,
                    "intermediate_size": 20, "max_position_embeddings": 16, "pad_token_id": 0, "local_attention": 6},
+    "electra": {**BERT, "embedding_size": 16},
+    "albert": {**BERT, "num_hidden_layers": 3, "embedding_size": 16},
+    "mpnet": {**BERT, "max_position_embeddings": 18},
     "vit": VIT,
     "deit": VIT,
+    "dinov2": {name: VIT[name] for name in VIT if name != "intermediate_size"},
 }  # fmt: skip
 
 TEXT_FAMILIES = ("bert", "roberta", "distilbert")
@@ -47,11 +51,13 @@ def randomise(model: TaskModel, seed: int = 0) -> TaskModel:
 
 @pytest.fixture(scope="session")
 def make() -> Callable[..., TaskModel]:
-    """`make(family, task, labels=LABELS, **fields)`: a random model in eval mode."""
+    """`make(family, task, labels=LABELS, head="default", **fields)`: a random model in eval mode."""
 
-    def build(family: str, task: str, labels: tuple[str, ...] = LABELS, **fields: object) -> TaskModel:
+    def build(
+        family: str, task: str, labels: tuple[str, ...] = LABELS, head: str = "default", **fields: object
+    ) -> TaskModel:
         config = config_from_dict({"model_type": family, **FAMILIES[family], **fields})
-        model = build_model(config, task, labels)
+        model = build_model(config, task, labels, head=head)
         assert isinstance(model, TaskModel)
         return randomise(model)
 

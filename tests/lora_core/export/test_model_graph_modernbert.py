@@ -83,6 +83,19 @@ def test_adapters_are_merged_or_switched(model, long_texts, tmp_path, targets):
     assert verify_onnx_adapter(model, "default", base, adapter, batches) < 1e-4
 
 
+def test_an_adapter_may_bring_a_bias_to_layers_without_one(model, long_texts, tmp_path):
+    lora_core.inject_lora(model, r=2, target_modules=["Wqkv", "Wi", "mlp.Wo"], lora_bias=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.2)
+    base = OnnxModel(export_onnx_base(model, tmp_path / "base.onnx"))
+    adapter = save_onnx_adapter(model, "default", tmp_path / "adapter")
+    assert verify_onnx_adapter(model, "default", base, adapter, parity_batches(model, long_texts)) < 1e-4
+    with pytest.raises(ValueError, match="the layer has none to merge it into"):
+        export_onnx(model, tmp_path / "merged.onnx")
+
+
 def test_an_adapter_for_another_pretrained_head_is_refused(make, tmp_path):
     """The head that pretraining made is the base's, not the adapter's."""
     model, other = (make("modernbert", "token-classification") for _ in range(2))

@@ -283,3 +283,16 @@ def test_what_the_corpus_cannot_give(corpus, tmp_path):
     (tmp_path / "free.jsonl").write_text('{"tokens": ["a"], "ner_tags": ["O"]}\n')
     with pytest.raises(ValueError, match="the corpus has no entities"):
         prepare(tmp_path / "free.jsonl", tmp_path / "d", Preparation())
+
+
+def test_the_columns_that_a_user_says_reach_prepare(tmp_path):
+    from trainers.data.reading import Reading
+
+    lines = "".join(f"Anna{n} B-X B-PER\nsings O O\n\n" for n in range(30))
+    (tmp_path / "two.txt").write_text(lines)
+    with pytest.raises(ValueError, match="several columns hold tags"):
+        prepare(tmp_path / "two.txt", tmp_path / "out", Preparation())
+    out = prepare(tmp_path / "two.txt", tmp_path / "out", Preparation(), reading=Reading(columns="1,3"))
+    assert load_token_datasets(out)["train"].labels == ("O", "B-PER")
+    with pytest.raises(ValueError, match="holds a preparation with other columns"):
+        prepare(tmp_path / "two.txt", out, Preparation(), reading=Reading(columns="1,2"))

@@ -42,7 +42,7 @@ def test_the_verb_exports_measures_and_writes(run, in_one_process, capsys):
     written = json.loads((run / "bench.json").read_text())
     assert (run / "bench.png").read_bytes().startswith(b"\x89PNG")
     names = [variant["name"] for variant in written["variants"]][:3]
-    assert names == ["PyTorch", "ONNX fp32", "ONNX int8"]
+    assert names == ["PyTorch", "ONNX fp32", "ONNX int8 static"]
     first, fp32, int8 = written["variants"][:3]
     for variant in (first, fp32, int8):
         assert variant["device"] == "cpu"

@@ -134,17 +134,90 @@ def test_a_failed_export_leaves_none_of_an_earlier_one(run, monkeypatch):
 
 
 def test_int8_that_scores_worse_is_deleted_and_fails(run, monkeypatch, capsys):
-    scores = iter([0.8, 0.794])  # the model's, then the file's
+    scores = iter([0.8, 0.792, 0.794])  # the model's, then the static file's and the dynamic one's
     monkeypatch.setattr(FinishedRun, "score", lambda self, model, data: next(scores))
     with pytest.raises(SystemExit) as stopped:
         main(["export", str(run)])
     assert stopped.value.code == 2
-    assert "0.60 points" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "0.60 points" in error
+    assert "static ones lose 0.80" in error
     assert [path.name for path in run.glob("*.onnx")] == ["model.onnx"]
+    for scales in ("static", "dynamic"):
+        scores = iter([0.8, 0.794])
+        with pytest.raises(ValueError, match=r"a loss of 0\.60 points, at most 0\.5 allowed\. The file was deleted"):
+            export_run(run, activations=scales)
+        assert [path.name for path in run.glob("*.onnx")] == ["model.onnx"]
     scores = iter([0.8, 0.794])
     main(["export", str(run), "--points-lost", "0.7"])
-    assert "f1 -0.60 points" in capsys.readouterr().out
+    assert "f1 -0.60 points on validation data, static scales" in capsys.readouterr().out
     assert json.loads(read_metadata(run / "model.int8.onnx")["parity"])["allowed"] == 0.7
+
+
+@pytest.mark.parametrize("static", [0.792, float("nan")])
+def test_int8_falls_back_to_dynamic_scales_where_only_these_keep_the_metric(run, monkeypatch, caplog, static):
+    scores = iter([0.8, static, 0.798])
+    monkeypatch.setattr(FinishedRun, "score", lambda self, model, data: next(scores))
+    _, int8 = export_run(run)
+    lost = "nan" if static != static else "0.80"
+    assert f"dynamic scales, which lose 0.20 points of f1; static ones lose {lost}, at most 0.5" in caplog.text
+    assert int8.activations == "dynamic"
+    assert int8.points_lost == pytest.approx(0.2)
+    facts = read_metadata(run / "model.int8.onnx")
+    assert facts["activations"] == "dynamic"
+    assert json.loads(facts["parity"])["points_lost"] == int8.points_lost
+    assert "calibration_split" not in facts
+    caplog.set_level("INFO")
+    pipeline("ner", run / "model.int8.onnx")
+    assert "model.int8.onnx is int8 with dynamic scales: scores depend a little on the batch" in caplog.text
+
+
+def test_static_scales_come_from_training_data_and_are_the_same_each_time(run, monkeypatch, caplog):
+    monkeypatch.setattr(FinishedRun, "score", lambda self, model, data: 0.8)
+    monkeypatch.setattr(trainers.serve.export, "CALIBRATION_INPUTS", 5)
+    files = [export_run(run, activations=scales)[1] for scales in ("static", "auto", "dynamic")]
+    assert [file.activations for file in files] == ["static", "static", "dynamic"]
+    digests = []
+    for flags in (["--activations", "static"], []):
+        main(["export", str(run), *flags])
+        facts = read_metadata(run / "model.int8.onnx")
+        assert (facts["calibration_inputs"], facts["calibration_split"]) == ("5", "train")
+        digests.append(facts["graph_sha256"])
+    assert digests[0] == digests[1]
+    caplog.set_level("INFO")
+    pipeline("ner", run / "model.int8.onnx")
+    assert "dynamic" not in caplog.text
+    datasets = {name: split for name, split in FinishedRun.open(run).datasets.items() if name != "train"}
+    monkeypatch.setattr(FinishedRun, "datasets", datasets)
+    export_run(run)
+    facts = read_metadata(run / "model.int8.onnx")
+    assert facts["calibration_split"] == "validation"
+    assert facts["graph_sha256"] != digests[0]
+    with pytest.raises(ValueError, match="activations is 'statik'; expected one of auto, static, dynamic"):
+        export_run(run, activations="statik")
+
+
+@pytest.mark.parametrize("kind", ["lora", "text", "image"])
+def test_a_result_does_not_depend_on_what_else_is_asked(kind, request, tmp_path):
+    source = (
+        request.getfixturevalue("finished")["lora"] if kind == "lora" else request.getfixturevalue(f"finished_{kind}")
+    )
+    run = shutil.copytree(source, tmp_path / "run")
+    export_run(run, points_lost=100, activations="static")
+    task = {"lora": "ner", "text": "text-classification", "image": "image-classification"}[kind]
+    predict = pipeline(task, run / "model.int8.onnx")
+    if kind == "image":
+        inputs = sorted(str(path) for path in source.parent.glob("data/test/*/*.png"))
+    else:
+        words = ["the", "il2", "gene", "nfkb", "promoter", "junb", "binds", "of", "receptor"]
+        inputs = [" ".join((words * 3)[start : start + length]) for start in range(9) for length in (1, 2, 5, 9, 17)]
+    alone = [predict([each])[0] for each in inputs]
+    random = np.random.default_rng(0)
+    for size in (2, 5, len(inputs)):
+        order = random.permutation(len(inputs))
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            assert predict([inputs[place] for place in chosen]) == [alone[place] for place in chosen]
 
 
 def test_the_gate_of_int8_scores_both_models_on_the_same_validation_examples(run, monkeypatch):

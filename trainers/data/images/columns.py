@@ -12,9 +12,11 @@ from typing import Any
 
 from trainers.data.images.decode import IMAGE_SUFFIXES
 from trainers.data.images.paths import Pictures
-from trainers.data.images.tables import LABEL_COLUMNS, PICTURE_COLUMNS, SPLIT_COLUMNS, Table
+from trainers.data.images.tables import LABEL_COLUMNS, PICTURE_COLUMNS, SPLIT_COLUMNS, plain
+from trainers.data.reading import Reading
 from trainers.data.rows import short
 from trainers.data.sources import SPLIT_OF_NAME
+from trainers.data.tabular import Table
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +61,14 @@ class Columns:
         return re.sub(r"(?<=\d)\.0+$", "", str(label).strip())  # what pandas makes of 3 where another row has none
 
 
-def choose_columns(table: Table, pictures: Pictures, labels_of_training: Sequence[str] = ()) -> Columns:
+def choose_columns(
+    table: Table, reading: Reading, pictures: Pictures, labels_of_training: Sequence[str] = ()
+) -> Columns:
     """The columns of a table, by what the user says, by their names, and by what they hold.
 
     Args:
         table: with its first rows.
+        reading: what the user says; the column of the label may also be a number, from 1.
         pictures: where its pictures lie.
         labels_of_training: the columns of the label in the training split's table, which others must have too.
 
@@ -71,23 +76,23 @@ def choose_columns(table: Table, pictures: Pictures, labels_of_training: Sequenc
         ValueError: a column is not there, or several could be meant. The message lists them.
     """
     picture = _picture_column(table, pictures)
-    split = _split_column(table, picture)
+    split = _split_column(table, reading, picture)
     if labels_of_training:
         missing = [name for name in labels_of_training if name not in table.names]
         if missing:
             raise ValueError(f"{table.path} has no column {missing[0]!r}; it has {short(table.names)}")
         labels = tuple(labels_of_training)
-        if table.values and all(_is_empty(row.get(name)) for row in table.values for name in labels):
+        if table.head and all(_is_empty(row.get(name)) for row in table.head for name in labels):
             raise ValueError(f"{table.path}: {', '.join(labels)} is empty: it has no labels")
     else:
-        labels = _label_columns(table, {picture, split})
+        labels = _label_columns(table, reading, {picture, split})
     return Columns(picture, labels, split, table.class_names(labels[0]))
 
 
 def say_columns(table: Table, columns: Columns) -> None:
     """Log which columns are read, and which are not."""
     used = {columns.picture, *columns.labels, columns.split}
-    others = [name for name in table.names if name not in used and _plain(name) not in NUMBERS_OF_ROWS]
+    others = [name for name in table.names if name not in used and plain(name) not in NUMBERS_OF_ROWS]
     logger.info(
         "%s: pictures from %s, labels from %s%s%s", table.path, columns.picture, ", ".join(columns.labels),
         f", splits from {columns.split}" if columns.split else "",
@@ -96,9 +101,10 @@ def say_columns(table: Table, columns: Columns) -> None:
 
 
 def _picture_column(table: Table, pictures: Pictures) -> str:
-    usual = [name for name in table.names if _plain(name) in PICTURE_COLUMNS]
+    usual = [name for name in table.names if plain(name) in PICTURE_COLUMNS]
     called = {name: _looks_like_pictures(name, table) for name in table.names}
-    found = {name: _found(name, table, pictures) for name in (usual or [name for name in table.names if called[name]])}
+    likely = usual or [name for name in table.names if called[name]] or table.names
+    found = {name: _found(name, table, pictures) for name in likely}
     holding = [name for name in found if any(found[name])]
     holding = [name for name in holding if called[name]] or holding  # a number of a row can be a picture's name too
     # Columns that name the same files, such as a path and a file's name, are the same to us.
@@ -118,13 +124,13 @@ def _picture_column(table: Table, pictures: Pictures) -> str:
 
 def _looks_like_pictures(name: str, table: Table) -> bool:
     """Whether the first row has the content of a picture there, or what ends like one."""
-    value = picture_of(table.values[0].get(name)) if table.values else None
+    value = picture_of(table.head[0].get(name)) if table.head else None
     return isinstance(value, bytes) or (isinstance(value, str) and value.lower().endswith(IMAGE_SUFFIXES))
 
 
 def _found(name: str, table: Table, pictures: Pictures) -> list[Any]:
     """The pictures of a column in the first rows; None where there is none."""
-    return [_existing(row.get(name), pictures) for row in table.values[:PROBED]]
+    return [_existing(row.get(name), pictures) for row in table.head[:PROBED]]
 
 
 def _existing(value: Any, pictures: Pictures) -> Path | bytes | None:
@@ -145,34 +151,38 @@ def picture_of(value: Any) -> str | bytes | None:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
+    value = value.strip() if isinstance(value, str) else value
     return value if isinstance(value, (str, bytes)) and value else None
 
 
-def _split_column(table: Table, picture: str) -> str | None:
+def _split_column(table: Table, reading: Reading, picture: str) -> str | None:
     for wanted in SPLIT_COLUMNS:
         for name in table.names:
-            values = [row.get(name) for row in table.values]
-            if _plain(name) == wanted and name != picture and name != table.reading.label_column:
+            values = [row.get(name) for row in table.head]
+            if plain(name) == wanted and name != picture and name != reading.label_column:
                 words = [str(value).strip().lower() for value in values]
                 if wanted == SPLIT_COLUMNS[0] or (words and all(word in SPLIT_OF_NAME for word in words)):
                     return name
     return None
 
 
-def _label_columns(table: Table, taken: set[str | None]) -> tuple[str, ...]:
-    wanted = table.reading.label_column
-    if wanted:
-        if wanted not in table.names:
-            raise ValueError(f"{table.path} has no column {wanted!r} (--label-column); it has {short(table.names)}.")
+def _label_columns(table: Table, reading: Reading, taken: set[str | None]) -> tuple[str, ...]:
+    wanted = reading.label_column
+    if wanted and wanted in table.names:
         return (wanted,)
-    left = [name for name in table.names if name not in taken and _plain(name) not in NUMBERS_OF_ROWS]
-    usual = [name for name in left if _plain(name) in LABEL_COLUMNS]
+    if wanted.lstrip("-").isdecimal() and 1 <= abs(int(wanted)) <= len(table.names):
+        return (table.names[int(wanted) - (int(wanted) > 0)],)
+    if wanted:
+        raise ValueError(f"{table.path} has no column {wanted!r} (--label-column); it has {short(table.names)}.")
+    left = [name for name in table.names if name not in taken and plain(name) not in NUMBERS_OF_ROWS]
+    usual = [name for name in left if plain(name) in LABEL_COLUMNS]
     if len(usual) == 1:
         return (usual[0],)
     if usual:
         raise ValueError(f"{table.path}: the label can be in {', '.join(usual)}. Say which: --label-column {usual[0]}")
-    rows = table.values
+    rows = table.head
     flags = [name for name in left if rows and all(_number(row.get(name)) in (0, 1) for row in rows)]
+    flags = [name for name in flags if len(rows) < PROBED or not all(_number(row[name]) == 1 for row in rows)]
     if len(flags) > 1:
         if all(sum(_number(row[name]) == 1 for name in flags) == 1 for row in rows):
             return tuple(flags)
@@ -191,7 +201,11 @@ def _label_columns(table: Table, taken: set[str | None]) -> tuple[str, ...]:
 
 
 def _is_empty(label: Any) -> bool:
-    return label is None or label == "" or (isinstance(label, float) and math.isnan(label))
+    return (
+        label is None
+        or (isinstance(label, str) and not label.strip())
+        or (isinstance(label, float) and math.isnan(label))
+    )
 
 
 def _number(value: Any) -> float | None:
@@ -200,8 +214,3 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
-
-
-def _plain(name: str) -> str:
-    """A column's name in lower case, with _ for blanks and hyphens."""
-    return re.sub(r"[\s-]+", "_", name.strip().lower())

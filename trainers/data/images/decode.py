@@ -95,7 +95,8 @@ def decode(source: PictureSource, name: str = "") -> Image:
 
     A camera's note that it was held sideways (EXIF orientation) is obeyed. Transparent parts become white. 16-bit
     values are divided by 257, and floating-point numbers from 0 to 1 multiplied by 255, so that black and white keep
-    their places. Of an animation the first picture counts.
+    their places; only of files of 16-bit colour Pillow gives the upper 8 bits, which may be 1 less. Of an animation
+    the first picture counts.
 
     Args:
         source: a path; the content of a file, as bytes or as an open file; a Pillow image of any mode; or pixels as

@@ -39,6 +39,10 @@ OTHER_PICTURES = (
 """Endings of pictures that are not read; what they are would be missed without a word."""
 IGNORED_FOLDERS = ("__macosx", "thumbs.db")
 """What operating systems add, beside hidden folders."""
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+"""What a whole file of a format has near its end."""
+TAIL = 1024
+"""So near, in bytes."""
 WITH_PAGES = ("GIF", "TIFF", "WEBP", "PNG")
 """Formats of which a file can hold several pictures."""
 
@@ -129,7 +133,8 @@ def _sound(rows: Iterable[Row], bad_rows: BadRows) -> Iterator[Row]:
     """The rows whose picture can be read.
 
     Where bad pictures are to be left out, each is decoded once, since only then it is known which ones are. Else
-    only headers are read, and a picture that is damaged further on is named when it is decoded in training.
+    headers are read, and only those are decoded whose file does not end as its format does, as when a download was cut
+    short; a picture that is damaged in its middle is named when it is decoded in training.
     """
     rows = list(rows)
     check = partial(_problem, thorough=bad_rows.on_bad_row == "skip")
@@ -157,8 +162,20 @@ def _problem(picture: Path | bytes, thorough: bool) -> tuple[str | None, bool]:
             several = image.format in WITH_PAGES and bool(getattr(image, "is_animated", False))
             if image.size == (1, 1):
                 return "a single pixel is no picture", several
-        if thorough:
+            ends_well = _ends_well(picture, image.format or "")
+        if thorough or not ends_well:
             decode(picture)
     except (ValueError, OSError, SyntaxError, EOFError) as error:
         return str(error).removeprefix(f"{named(picture)}: "), False
     return None, several
+
+
+def _ends_well(picture: Path | bytes, form: str) -> bool:
+    """Whether a file ends as its format does, or that cannot be told; something may follow the end."""
+    if form not in ENDS:
+        return True
+    if isinstance(picture, bytes):
+        return ENDS[form] in picture[-TAIL:]
+    with picture.open("rb") as file:
+        file.seek(max(0, picture.stat().st_size - TAIL))
+        return ENDS[form] in file.read()

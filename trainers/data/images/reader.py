@@ -71,6 +71,14 @@ def load_image_datasets(
             f"{learnt.source}: {several!r} is several labels in one. Pictures are learned with one label each: leave "
             "such rows out, or give a column with one label (--label-column)."
         )
+    if learnt is not None and (words := {word for name in learnt.labels for word in name.split()}):
+        joined = [name for name in learnt.labels if " " in name]
+        if joined and len(words) < len(learnt.labels):
+            logger.warning(
+                "%s: the %d classes are made of %d words, such as %r: if these are several labels for a picture, they "
+                "are learned as one class for each combination.",
+                learnt.source, len(learnt.labels), len(words), joined[0],
+            )  # fmt: skip
     if learnt is not None and len(set(learnt.targets.tolist())) == 1:
         raise ValueError(
             f"{learnt.source}: {learnt.labels[learnt.targets[0]]} is the only class: there is nothing to tell apart. "

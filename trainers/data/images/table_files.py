@@ -13,10 +13,11 @@ from trainers.data.images.columns import Columns, choose_columns, picture_of, sa
 from trainers.data.images.files import Row, datasets_of_rows, inner_folders
 from trainers.data.images.folders import split_folders
 from trainers.data.images.paths import Pictures, split_of_place
-from trainers.data.images.tables import Table, is_table
+from trainers.data.images.tables import is_table, open_table
 from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, short
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, check_one_form, split_in_name, split_of
+from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, by_split, check_one_form
+from trainers.data.tabular import Table
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ class PictureTable:
         Raises:
             ValueError: it is no table of pictures and labels.
         """
-        table, pictures = Table.open(path, reading), pictures or Pictures(path.parent)
-        return cls(table, choose_columns(table, pictures, labels), pictures)
+        table, pictures = open_table(path, reading), pictures or Pictures(path.parent)
+        return cls(table, choose_columns(table, reading, pictures, labels), pictures)
 
 
 def read_table(path: Path, reading: Reading, bad_rows: BadRows) -> dict[str, ImageDataset]:
@@ -96,11 +97,10 @@ def find_tables(folder: Path, reading: Reading) -> tuple[dict[str, list[PictureT
 
 def table_files(folder: Path) -> dict[str, list[Path]]:
     """The tables in a folder by their splits, and those called metadata in the folders of splits."""
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and is_table(path) and "submission" not in path.name.lower():
-            split = split_of(path) or split_in_name(path.name.split(".")[0]) or UNSPLIT
-            files.setdefault(split, []).append(path)
+    tables = [path for path in sorted(folder.iterdir()) if path.is_file() and is_table(path)]
+    files, others = by_split((path, path) for path in tables if "submission" not in path.name.lower())
+    if others:
+        files[UNSPLIT] = others
     for split, inner in split_folders(folder).items():
         for path in sorted(inner.iterdir()):
             if path.is_file() and is_table(path) and path.name.lower().startswith("metadata."):
@@ -151,12 +151,12 @@ def _read(tables: dict[str, list[PictureTable]], bad_rows: BadRows) -> dict[str,
 
 def _rows(split: str, table: PictureTable, bad_rows: BadRows) -> Iterator[tuple[str, Row]]:
     """(Split, row) of each usable line."""
-    for number, values in table.table.lines():
+    columns = table.columns
+    used = {columns.picture, *columns.labels, *([columns.split] if columns.split else [])}
+    for number, values in table.table.read(used, bad_rows):
         try:
-            if isinstance(values, str):
-                raise ValueError(values)
-            own = split if table.columns.split is None else _split_of(values.get(table.columns.split), table.columns)
-            row = _picture(values, own, table), table.columns.label_of(values), table.path, number
+            own = split if columns.split is None else _split_of(values.get(columns.split), columns)
+            row = _picture(values, own, table), columns.label_of(values), table.path, number
         except ValueError as problem:
             bad_rows.add(table.path, number, str(problem))
             continue

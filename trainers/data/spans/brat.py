@@ -58,26 +58,27 @@ def pair_files(path: Path, names: Iterable[str]) -> list[Path]:
     return [file for ann in stored for file in (ann, ann.with_suffix(".txt")) if file.is_file()]
 
 
-def read_pair(path: Path, name: str, note: Note) -> Document:
+def read_pair(path: Path, name: str, note: Note, encoding: str = "") -> Document:
     """The document of one pair.
 
     Args:
         path: the folder, the zip or the .ann file.
         name: the .ann file's path inside it, as `pair_names` gives it.
         note: told about lines that are passed over.
+        encoding: of both; empty: what their content says.
 
     Raises:
         ValueError: the text is missing, or a file is damaged.
     """
     text_name = str(PurePosixPath(name).with_suffix(".txt"))
     try:
-        text = "".join(line for _, line in _lines(path, text_name, keep_ends=True))
+        text = "".join(line for _, line in _lines(path, text_name, encoding, keep_ends=True))
     except (FileNotFoundError, KeyError) as error:
         raise ValueError(
             f"{name} has no {PurePosixPath(text_name).name} beside it, the text that it is about"
         ) from error
     spans = []
-    for number, line in _lines(path, name, keep_ends=False):
+    for number, line in _lines(path, name, encoding, keep_ends=False):
         if not line.startswith("T"):
             if line.strip():
                 note(OTHER_LINES, f"{name} line {number}")
@@ -95,9 +96,9 @@ def _part(text: str) -> Place:
     return int(start), int(end)
 
 
-def _lines(path: Path, name: str, *, keep_ends: bool) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, name: str, encoding: str, *, keep_ends: bool) -> Iterator[tuple[int, str]]:
     place = (path, name) if path.suffix == ".zip" else (_root(path) / name, "")
-    for number, line in numbered_lines(*place, keep_ends=keep_ends):
+    for number, line in numbered_lines(*place, encoding=encoding, keep_ends=keep_ends):
         try:
             yield number, line.decode("utf-8")
         except UnicodeDecodeError as error:

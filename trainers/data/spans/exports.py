@@ -1,6 +1,7 @@
 """One row of an annotation tool's export to a document with spans: the layouts of the tools, each told by its keys.
 
-doccano, Prodigy, spaCy's training data, Label Studio (JSON and JSON-MIN), GLiNER, and plain rows of a text with spans.
+doccano, Prodigy, spaCy's training data, Label Studio (JSON and JSON-MIN), GLiNER, BioC's JSON, Dataturks, and
+plain rows of a text with spans.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,8 @@ def is_span_row(row: Any) -> bool | None:
         return None if row is None else False
     if "tokenized_text" in row or "paragraphs" in row or _is_paragraph(row) or _is_task(row):
         return True
+    if isinstance(row.get("passages"), list) or _is_passage(row) or _is_dataturks(row):
+        return True
     if isinstance(row.get("tokens"), list) and row["tokens"]:
         return isinstance(row["tokens"][0], dict) and not any(key in row for key in TOKEN_KEYS)
     if not any(isinstance(row.get(key), str) for key in TEXT_KEYS):
@@ -73,9 +76,11 @@ def text_or_words(row: Any) -> str | list[str] | None:
 
 
 def documents(row: Any) -> list[Any]:
-    """The rows that a row holds: spaCy's paragraphs, each of them a document; else itself."""
+    """The rows that a row holds, each of them a document: spaCy's paragraphs, BioC's passages; else itself."""
     if isinstance(row, dict) and isinstance(row.get("paragraphs"), list):
         return row["paragraphs"]
+    if isinstance(row, dict) and isinstance(row.get("passages"), list):
+        return [part for passage in row["passages"] for part in _with_text(passage)]
     return [row]
 
 
@@ -100,6 +105,10 @@ def read_row(row: Any, names: Mapping[int, str], note: Note, seen: set[Any]) -> 
         return _paragraph(row, note)
     if "tokenized_text" in row:
         return _gliner(row)
+    if _is_passage(row):
+        return _passage(row)
+    if _is_dataturks(row):
+        return _dataturks(row)
     if _is_task(row):
         return _studio_task(row, note)
     if row.get("answer", "accept") != "accept":
@@ -151,6 +160,49 @@ def _gliner(row: dict[str, Any]) -> Document:
             raise ValueError(f"the span {short(item)} lies outside of the text, which has {len(words)} words")
         spans.append(span(words[first][0], words[last][1], item[2]))
     return Document(text, spans, words)
+
+
+def _with_text(passage: Any) -> list[Any]:
+    """A passage of BioC, or where its sentences have the text, these."""
+    sentences = passage.get("sentences") if isinstance(passage, dict) and not passage.get("text") else None
+    return sentences or [passage]
+
+
+def _is_passage(row: dict[str, Any]) -> bool:
+    return "infons" in row and isinstance(row.get("annotations"), list) and type(row.get("offset")) is int
+
+
+def _passage(row: dict[str, Any]) -> Document:
+    """A passage of BioC: places count from the beginning of the document, and have a length."""
+    spans = []
+    for item in row["annotations"]:
+        places = item.get("locations") if isinstance(item, dict) else None
+        if not isinstance(places, list) or not places or not all(isinstance(place, dict) for place in places):
+            raise ValueError(f"an annotation is {short(item)}, expected one with locations")
+        starts = [place.get("offset", 0) - row["offset"] for place in places]
+        ends = [start + place.get("length", 0) for start, place in zip(starts, places, strict=True)]
+        whole = span(starts[0], ends[0], item.get("infons", {}).get("type"), item.get("text"))
+        parts = tuple(sorted(zip(starts, ends, strict=True)))
+        spans.append(Span(parts, whole.label, whole.quoted))
+    return Document(row.get("text") or "", spans)
+
+
+def _is_dataturks(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("content"), str) and "annotation" in row
+
+
+def _dataturks(row: dict[str, Any]) -> Document:
+    """A document of Dataturks, as the resumes of Kaggle: the end of a span is its last character."""
+    spans = []
+    for item in _list(row["annotation"] or [], "annotation"):
+        points = item.get("points") if isinstance(item, dict) else None
+        if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+            raise ValueError(f"an annotation is {short(item)}, expected one with a label and points")
+        for label in _list(item.get("label"), "label"):
+            for point in points:
+                whole = span(point.get("start"), point.get("end"), label, point.get("text"))
+                spans.append(Span(((whole.start, whole.end + 1),), whole.label, whole.quoted))
+    return Document(row["content"], spans)
 
 
 def _is_paragraph(row: dict[str, Any]) -> bool:

@@ -1,11 +1,10 @@
-"""Files of texts with labelled spans: which ones these are, by their content, and their rows.
+"""The rows of a file of texts with labelled spans, in whatever form it is.
 
 JSON lines are read a line at a time. A JSON array is kept as a text, and its rows are made one at a time.
 """
 
 import json
 import logging
-import zipfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,10 +14,9 @@ from tqdm import tqdm
 
 from lora_core.files import sha256_of_file
 from trainers.data.rows import BadRows, json_row, numbered_lines, short
-from trainers.data.sources import SPLIT_NAMES, UNSPLIT, split_of
-from trainers.data.spans import brat, docbin
+from trainers.data.spans import blocks, brat, docbin
 from trainers.data.spans.align import Document, words_and_tags
-from trainers.data.spans.exports import SPAN_KEYS, documents, is_span_row, read_row
+from trainers.data.spans.exports import documents, is_span_row, read_row
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +24,10 @@ SNIFFED_ROWS = 100
 """Rows that are looked at for one with spans."""
 LABEL_LISTS = ("labels.json", "label_config.json", "label.json")
 """What a tool's own list of labels can be called, beside a file in which labels are numbers."""
-JSON_ENDS = (".json", ".jsonl")
+JSON_ENDS = (".json", ".jsonl", ".ndjson")
 
 Raw = tuple[str, Any]
-"""Where a row stands, and a line, a value of JSON, the name of brat's pair or spaCy's `Doc`."""
-FoundSpans = list[tuple[Path, str, str]]
-"""Path, name inside a zip, and split of each file."""
+"""Where a row stands, and a line, a value of JSON, a block of lines, the name of brat's pair or spaCy's `Doc`."""
 
 
 class SpanSource(Protocol):
@@ -46,56 +42,27 @@ class SpanSource(Protocol):
     @property
     def split(self) -> str: ...
 
+    @property
+    def encoding(self) -> str: ...
 
-def find_spans(path: Path) -> FoundSpans:
-    """The files that hold texts with spans and are not found by the names of tagged sentences; none: there are none.
 
-    Folders and zips of brat's pairs, split by folders or not; a .spacy file; and a tool's single export, alone in a
-    folder or a zip (beside its list of labels) under a name that is no split's.
+def is_json(name: str) -> bool:
+    """Whether a file is called like JSON."""
+    return name.lower().removesuffix(".gz").endswith(JSON_ENDS)
+
+
+def block_form(path: Path, member: str, encoding: str) -> blocks.Form | None:
+    """The form of a file of blocks of lines; None: it is none.
+
+    Raises:
+        ValueError: it is of a form that is to be exported otherwise.
     """
-    if path.suffix == docbin.SUFFIX:
-        return [(path, "", UNSPLIT)]
-    is_zip = path.suffix == ".zip" and zipfile.is_zipfile(path)
-    if not (path.is_dir() or is_zip or path.suffix == brat.SUFFIX):
-        return []
-    if pairs := brat.pair_names(path):
-        splits = brat.splits_of_pairs(pairs)
-        if len(splits) < len(pairs):
-            logger.warning("%s: %d pairs lie in no folder of a split: left out", path, len(pairs) - len(splits))
-        return [(path, "", split) for split in (*SPLIT_NAMES, UNSPLIT) if split in splits.values()]
-    if is_zip:
-        with zipfile.ZipFile(path) as archive:
-            inside = [(path, name) for name in archive.namelist() if not name.startswith("__MACOSX")]
-    else:
-        inside = [(file, "") for file in sorted(path.iterdir()) if file.is_file()]
-    exports = []
-    for place in inside:
-        name = Path(place[1] or place[0].name)
-        if (
-            Path(name.name.removesuffix(".gz")).suffix in JSON_ENDS
-            and not split_of(name)
-            and name.name not in LABEL_LISTS
-        ):
-            exports.append(place)
-    return [(*exports[0], UNSPLIT)] if len(exports) == 1 and holds_spans(*exports[0]) else []
-
-
-def holds_spans(path: Path, member: str = "") -> bool:
-    """Whether a file of JSON holds texts with spans, by its first rows."""
-    empty = False
     try:
-        for _, value in islice(_json_rows(path, member), SNIFFED_ROWS):
-            try:
-                row = json_row(value) if isinstance(value, bytes) else value
-            except ValueError:
-                continue
-            answer = is_span_row(row)
-            if answer is not None:
-                return answer
-            empty = empty or (isinstance(row, dict) and any(row.get(key) == [] for key in SPAN_KEYS if "text" in row))
-    except ValueError:  # whoever reads the file says what is wrong with it
-        return False
-    return empty
+        lines = numbered_lines(path, member, encoding=encoding)
+        first = next((line for _, line in islice(lines, SNIFFED_ROWS) if line.strip()), b"")
+    except ValueError:
+        return None
+    return blocks.form_of(first.decode("utf-8", "replace"), f"{path}:{member}" if member else path)
 
 
 def digest(source: SpanSource) -> str:
@@ -129,7 +96,12 @@ class SpanReader:
             values = enumerate(_pairs_of(source), 1)
         else:
             self._names = _label_names(path.parent)
-            values = _json_rows(path, member, progress)
+            form = None if is_json(member or path.name) else block_form(path, member, source.encoding)
+            if form:
+                where = f"{path}:{member}" if member else path
+                values = blocks.blocks(form, _text_lines(source, progress), where)
+            else:
+                values = json_rows(path, member, source.encoding, progress)
         for number, value in values:
             yield number, (f"{path}:{member}:{number}" if member else f"{path}:{number}", value)
 
@@ -147,7 +119,9 @@ class SpanReader:
 
         assert self._source is not None
         if isinstance(value, str):
-            return words_and_tags(brat.read_pair(self._source.path, value, note), note)
+            return words_and_tags(brat.read_pair(self._source.path, value, note, self._source.encoding), note)
+        if isinstance(value, blocks.Block):
+            return words_and_tags(blocks.read_block(value, note), note)
         if not isinstance(value, (bytes, dict, list)) and self._source.path.suffix == docbin.SUFFIX:
             return docbin.words_and_tags(value)
         row = json_row(value) if isinstance(value, bytes) else value
@@ -160,20 +134,26 @@ def _pairs_of(source: SpanSource) -> list[str]:
     return [name for name, split in splits.items() if split == source.split]
 
 
-def _json_rows(path: Path, member: str, progress: tqdm | None = None) -> Iterator[tuple[int, Any]]:
+def _text_lines(source: SpanSource, progress: tqdm | None) -> Iterator[tuple[int, str]]:
+    for number, line in numbered_lines(source.path, source.member, progress, encoding=source.encoding):
+        yield number, line.decode("utf-8", "surrogateescape")  # what is no UTF-8 spoils its own row
+
+
+def json_rows(path: Path, member: str, encoding: str, progress: tqdm | None = None) -> Iterator[tuple[int, Any]]:
     """The rows of JSON lines as bytes, those of an array or another single value as values; with their line numbers.
 
-    spaCy's documents give a row for each of their paragraphs.
+    spaCy's documents give a row for each of their paragraphs, BioC's for each passage.
     """
-    if _is_one_value(path, member):
-        text = "\n".join(line.decode("utf-8", "replace") for _, line in numbered_lines(path, member, progress))
+    if _is_one_value(path, member, encoding):
+        read = numbered_lines(path, member, progress, encoding=encoding)
+        text = "\n".join(line.decode("utf-8", "replace") for _, line in read)
         for number, value in _elements(text, f"{path}:{member}" if member else str(path)):
             for row in documents(value):
                 if row is not None:
                     yield number, row
         return
-    for number, line in numbered_lines(path, member, progress):
-        if b'"paragraphs"' in line:
+    for number, line in numbered_lines(path, member, progress, encoding=encoding):
+        if b'"paragraphs"' in line or b'"passages"' in line:
             yield from ((number, row) for row in _documents_of_line(line))
         elif line.strip():
             yield number, line
@@ -187,9 +167,9 @@ def _documents_of_line(line: bytes) -> list[Any]:
         return [line]
 
 
-def _is_one_value(path: Path, member: str) -> bool:
+def _is_one_value(path: Path, member: str, encoding: str) -> bool:
     """Whether a file of JSON is one value, such as an array of rows, and not a row a line."""
-    lines = (line.strip() for _, line in numbered_lines(path, member))
+    lines = (line.strip() for _, line in numbered_lines(path, member, encoding=encoding))
     first, second = (*islice(filter(None, lines), 2), b"", b"")[:2]
     try:
         value = json.loads(first)

@@ -11,7 +11,8 @@ from trainers.data.reading import Reading
 
 LABEL_COLUMNS = (
     "label", "labels", "class", "classes", "category", "sentiment", "target", "intent", "stars", "star_rating",
-    "rating", "gold_label", "polarity", "score", "class_index", "emotion", "topic",
+    "rating", "gold_label", "polarity", "score", "class_index", "emotion", "topic", "overall",
+    "quality",
 )  # fmt: skip
 """Names of columns that hold the label. The first two are taken before all others."""
 LABEL_PATTERN = re.compile(r"is_.+|.+_(sentiment|label|class|category)")
@@ -37,6 +38,7 @@ PAIRS = (
     ("query", "passage"),
     ("query", "document"),
     ("claim", "evidence"),
+    ("#1_string", "#2_string"),
 )
 """Names of two columns that hold a pair of texts."""
 TITLED = ("description", "content", "body", "abstract", "review")
@@ -87,7 +89,7 @@ def choose_columns(names: Sequence[str], reading: Reading | None = None, *, unla
 
     Args:
         names: of all columns.
-        reading: what the user says; its columns may also be numbers, from 1.
+        reading: what the user says; its columns may also be numbers, from 1, negative ones from the end.
         unlabelled: the table may lack the label, as that of a test split does.
 
     Raises:
@@ -141,8 +143,8 @@ def _named(names: Sequence[str], wanted: str, flag: str) -> tuple[str, ...] | No
     found = []
     for part in map(str.strip, wanted.split(",")):
         same = [name for name in names if name == part] or [name for name in names if key(name) == key(part)]
-        if not same and part.isdecimal() and 1 <= int(part) <= len(names):
-            same = [names[int(part) - 1]]
+        if not same and part.lstrip("-").isdecimal() and 1 <= abs(int(part)) <= len(names):
+            same = [names[int(part) - (int(part) > 0)]]
         if len(same) != 1:
             raise ValueError(f"there is no column {part!r} ({flag}) among {_listed(names)}")
         found += same
@@ -208,10 +210,20 @@ def is_id(name: str) -> bool:
     return ID_PATTERN.fullmatch(name.strip()) is not None
 
 
-def no_columns(where: object, names: Sequence[str], problem: str = "") -> ValueError:
-    """The error of a table whose text or label is not found."""
-    problem = problem or "which of them hold the text and the label is not clear"
-    return ValueError(f"{where} has the columns {_listed(names)}, and {problem}. Name them: {FLAGS}.")
+def no_columns(where: object, names: Sequence[str], problem: str = "", examples: str = "") -> ValueError:
+    """The error of a table whose text or label is not found.
+
+    Args:
+        where: the file.
+        names: its columns.
+        problem: what is wrong; by default that they are not clear.
+        examples: of a file without a header line, its columns by number with what the first row holds.
+    """
+    if not problem:
+        problem = "which of them hold the text and the label is not clear"
+        problem += "" if len(names) > 1 else " (nothing parts them: put a tab between, or say what does: --delimiter)"
+    columns = f"{examples} and no header line" if examples else _listed(names)
+    return ValueError(f"{where} has the columns {columns}, and {problem}. Name them: {FLAGS}; or by number, from 1.")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,30 +1,31 @@
 """Labelled texts from disk or the hub: finds the files, recognises their forms, reads the splits."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from trainers.data.labels import LabelNames, read_label_names
 from trainers.data.reading import Reading
-from trainers.data.rows import BadRows, OnBadRow, parquet_metadata, short
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, check_one_form, find_source, split_of
+from trainers.data.rows import BadRows, OnBadRow, short
+from trainers.data.sources import UNSPLIT, find_source
 from trainers.data.splits import completed, cut_in_three
-from trainers.data.texts.columns import Ambiguous, Columns, choose_columns, is_id, no_columns
+from trainers.data.tabular import Table
+from trainers.data.texts.columns import Ambiguous, Columns, choose_columns, is_id, key, no_columns
 from trainers.data.texts.dataset import TextDataset, text_of
-from trainers.data.texts.forms import IGNORED_CLASSES, Table, class_folders, read_table
-from trainers.data.texts.targets import Targets, is_flag, is_unlabelled, only_minus_one
+from trainers.data.texts.files import patterns, split_files
+from trainers.data.texts.forms import read_table
+from trainers.data.texts.targets import Targets, flag, is_flag, is_unlabelled, only_minus_one
 
 __all__ = ["TextDataset", "load_text_datasets"]
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".data", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx")
-"""Ends of names of files that may hold texts, also with .gz; what is in them tells their form."""
-NO_DATA = ("label.json", "classes.txt", "dataset_infos.json", "dataset_dict.json", "state.json", "dataset_info.json")
-"""Files beside the data, in lower case; so are those whose names begin with README or LICENSE."""
+MANY = 20
+"""In so many rows hardly every text has one label."""
+NO_GOLD = "pairs have the gold label '-', as SNLI marks those that its annotators disagree on, and were left out"
 
 
 @dataclass
@@ -52,15 +53,16 @@ def load_text_datasets(
     """Read the splits "train", "validation" and "test" of a data set, those that exist.
 
     In the folder of the data set, or in a folder in it, stand the splits, named train (or training), valid (val,
-    validation, dev) and test (testing), in any case. What is in the files tells their form, whatever their suffix:
+    validation, dev) and test (testing), in any case, or with that word in their names (sts-train.csv). What is in the
+    files tells their form, whatever their suffix:
 
     - columns between commas, tabs, semicolons or bars, under a header that names those of the text (text, sentence,
       review, title and description, ...), of the label (label, class, sentiment, ...) and perhaps of a second text
-      (sentence1 and sentence2, premise and hypothesis, ...); or without one, as AG News has it: the class, then the
-      parts of the text. So do Excel files.
+      (sentence1 and sentence2, premise and hypothesis, ...). Excel files have one too. Without a header, columns go by
+      number, unless they are as in AG News, the class and the parts of the text, or two that tell themselves.
     - JSON with such keys: an object a line, a list of objects, {"data": [...]}, or columns as pandas writes them.
     - Parquet with such columns. Numbers in the names (train-00000-of-00002.parquet) mark shards of one split.
-    - fastText: `__label__pos A fine film.`
+    - fastText: `__label__pos A fine film.`; TREC and SST: `DESC:manner How did ...`, `1 a stirring film`.
     - Folders train/pos/*.txt, test/neg/*.txt and so on: a folder for each class, a file for each text.
 
     One file, or class folders, without splits are cut: 80 % train, 10 % validation, 10 % test. Which columns are read,
@@ -86,13 +88,20 @@ def load_text_datasets(
             used; the message names file, line and value.
     """
     bad_rows, reading = BadRows(on_bad_row), reading or Reading()
-    place = find_source(source, _patterns(), "a file or folder")
-    files = {UNSPLIT: [place]} if place.is_file() else _split_files(place)
+    place = find_source(source, patterns(), "a file or folder")
+    files = {UNSPLIT: [place]} if place.is_file() else split_files(place)
     folder = place.parent if place.is_file() else place
-    tables = {}
+    tables: dict[str, list[Table]] = {}
+    header = None
     for split, paths in files.items():
         names, _ = _names_beside(paths[0], folder)
-        tables[split] = [read_table(path, reading, names or ()) for path in paths]
+        for path in paths:
+            table = read_table(path, reading, names or (), header)
+            headless = table.form == "columns" and not table.has_header
+            if headless and tables and header is None:
+                logger.warning("%s: no header line, unlike the files before it: its first row is data", path)
+            header = False if headless else header
+            tables.setdefault(split, []).append(table)
     _check_forms(folder, tables)
     columns = _columns(tables, reading)
     declared = _declared_names(next(iter(tables.values()))[0], folder, columns)
@@ -120,13 +129,21 @@ def _columns(tables: dict[str, list[Table]], reading: Reading) -> Columns:
         try:
             columns = _choose(table, reading)
             if columns is None:
-                raise no_columns(table.path, table.names)
+                raise no_columns(table.path, table.names, examples=table.examples)
         except Ambiguous as problem:
-            raise no_columns(table.path, table.names, str(problem)) from problem
+            raise no_columns(table.path, table.names, str(problem), table.examples) from problem
         except ValueError as problem:
             first = first or (table, problem)
             continue
-        if table.form not in ("class folders", "fastText") and set(table.names) != {"text", "label"}:
+        if table.form == "label first":
+            logger.info("%s: the first word of each line is its label", table.path)
+        elif not table.has_header:
+            logger.warning(
+                "%s: no header line: the first row is data, and columns have numbers; %s",
+                table.path,
+                columns.said(table.names),
+            )
+        elif table.form not in ("class folders", "fastText") and set(table.names) != {"text", "label"}:
             logger.info("%s: %s", table.path, columns.said(table.names))
         return columns
     if first is None:
@@ -151,10 +168,11 @@ def _choose(table: Table, reading: Reading) -> Columns | None:
 
 
 def _flag_columns(table: Table, names: Sequence[str]) -> tuple[str, ...]:
-    """Those of the columns that hold 0 and 1 alone, and both in at least one of them."""
-    head = table.head()
+    """Those of the columns that hold 0 and 1 alone, and in many rows not 1 alone; none, where no text has a label."""
+    head = table.head
     flags = [name for name in names if not is_id(name) and all(is_flag(row.get(name)) for row in head)]
-    return tuple(flags) if head and any(float(row[name]) for row in head for name in flags) else ()
+    flags = [name for name in flags if len(head) < MANY or not all(flag(name, row[name]) for row in head)]
+    return tuple(flags) if any(flag(name, row[name]) for row in head for name in flags) else ()
 
 
 def _read(
@@ -174,6 +192,9 @@ def _read(
                 bad_rows.add(place, number, str(problem))
                 continue
             cell = row[here.label[0]] if len(here.label) == 1 else {name: row[name] for name in here.label} or None
+            if cell == "-" and key(here.label[0]) == "gold_label":
+                bad_rows.change(NO_GOLD, f"{place}:{number}")
+                continue
             if is_unlabelled(cell, declared.names):
                 found.unlabelled.append((place, number))
                 continue
@@ -201,9 +222,13 @@ def _in_table(table: Table, columns: Columns, reading: Reading) -> Columns:
     try:
         own = choose_columns(table.names, reading, unlabelled=True)
     except ValueError as problem:
-        raise no_columns(table.path, table.names, str(problem)) from problem
+        # GLUE's CoLA: only the test split, without labels, names its columns.
+        own = choose_columns(table.names, unlabelled=True) if table.has_header else None
+        if own is None:
+            raise no_columns(table.path, table.names, str(problem), table.examples) from problem
     if own is None or bool(own.pair) != bool(columns.pair):
-        raise no_columns(table.path, table.names, f"not {', '.join(sorted(columns.used))} as the other files")
+        problem = f"not {', '.join(sorted(columns.used))} as the other files"
+        raise no_columns(table.path, table.names, problem, table.examples)
     return own
 
 
@@ -270,87 +295,12 @@ def _datasets(
     }
 
 
-def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split, or the folder that holds its class folders."""
-    found = _files_in(folder) or _folders_in(folder)
-    if not found:
-        inner = {path: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _files_in(path))}
-        if len(inner) > 1:
-            raise ValueError(f"several folders hold a data set: {', '.join(map(str, inner))}. Name one of them.")
-        found = next(iter(inner.values()), {})
-    if not found:
-        single = [path for path in sorted(folder.iterdir()) if _may_hold_texts(path)]
-        if len(single) > 1:
-            listed = ", ".join(path.name for path in single)
-            raise ValueError(
-                f"{folder} holds {listed}, and no name says which split it is. Name one of them, or call them train, "
-                "valid and test."
-            )
-        if single or len(class_folders(folder)) > 1:
-            return {UNSPLIT: single or [folder]}
-        raise ValueError(
-            f"{folder} holds no labelled texts: expected train, valid and test files ending in "
-            f"{', '.join(SUFFIXES)}, one such file, or folders train and test with a folder of .txt files for each "
-            "class."
-        )
-    for split, paths in found.items():
-        check_one_form(split, paths, paths[0].parent)
-    _name_others(list(chain.from_iterable(found.values())))
-    return {split: found[split] for split in SPLIT_NAMES if split in found}
-
-
-def _files_in(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        split = split_of(path)
-        if split and _may_hold_texts(path):
-            found.setdefault(split, []).append(path)
-    return found
-
-
-def _folders_in(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        split = SPLIT_OF_NAME.get(path.name.lower())
-        if split and class_folders(path):
-            found.setdefault(split, []).append(path)
-            for ignored in IGNORED_CLASSES:
-                if (path / ignored).is_dir():
-                    logger.warning("%s holds texts without labels, which are left out", path / ignored)
-    return found
-
-
-def _may_hold_texts(path: Path) -> bool:
-    """Whether a file can hold labelled texts, by its name."""
-    name = path.name.lower()
-    if name in NO_DATA or name.startswith((".", "readme", "license")) or not path.is_file():
-        return False
-    return name.removesuffix(".gz").endswith(SUFFIXES) or (name.endswith(".gz") and split_of(path) is not None)
-
-
-def _name_others(read: Sequence[Path]) -> None:
-    """Say which files beside those that are read look like data and are passed over."""
-    folders = dict.fromkeys(path.parent for path in read)
-    others = [path for folder in folders for path in sorted(folder.iterdir()) if _may_hold_texts(path)]
-    others = [path for path in others if path not in read]
-    if others:
-        listed = ", ".join(map(str, others[:5])) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-        logger.warning("not read, as the name says no split: %s", listed)
-
-
 def _check_forms(folder: Path, tables: dict[str, list[Table]]) -> None:
     """Refuse splits in different forms: some may be left over from another version of the data."""
     flat = list(chain.from_iterable(tables.values()))
     if len({table.form for table in flat if table.names or table.form != "columns"}) > 1:  # an empty file has no form
         listed = ", ".join(sorted(table.path.name for table in flat))
         raise ValueError(f"{folder} mixes files of several forms: {listed}. Keep one form.")
-
-
-def _patterns() -> list[str]:
-    """Names of the files that a hub data set can hold."""
-    names = (*SPLIT_OF_NAME, *map(str.capitalize, SPLIT_OF_NAME))
-    ends = [f"{suffix}{packed}" for suffix in SUFFIXES for packed in ("", ".gz")]
-    return ["*label.json", "*classes.txt", *(f"*{name}*{end}" for name, end in product(names, ends))]
 
 
 def _names_beside(path: Path, folder: Path) -> tuple[tuple[str, ...] | None, bool]:
@@ -375,7 +325,7 @@ def _declared_names(table: Table, folder: Path, columns: Columns) -> LabelNames:
     names, from_one = _names_beside(table.path, folder)
     if names is not None:
         return LabelNames(names, first_id=int(from_one and table.form == "columns"))
-    return LabelNames(_names_in_parquet(table.path, columns.label) if table.form == "parquet" else None)
+    return LabelNames(next(filter(None, map(table.class_names, columns.label)), None))
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
@@ -387,15 +337,3 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path} holds {list(names)}: expected the name of each class once, one a line.")
     return names
-
-
-def _names_in_parquet(path: Path, columns: Iterable[str]) -> tuple[str, ...] | None:
-    """Class names of the label column, or of each label in its lists, where the hub's libraries wrote them."""
-    features = ((parquet_metadata(path) or {}).get("info") or {}).get("features") or {}
-    for name in columns:
-        feature = features.get(name)
-        while isinstance(feature, dict) and "feature" in feature:
-            feature = feature["feature"]
-        if isinstance(feature, dict) and feature.get("names"):
-            return tuple(feature["names"])
-    return None

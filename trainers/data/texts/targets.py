@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 """The names that a checkpoint's config.json uses."""
 SINGLE, MULTI, REGRESSION = get_args(ProblemType)
+_COMMA = re.compile(r"[+-]?\d+,\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -108,6 +109,13 @@ class Targets:
         self.problem_type: ProblemType = found if problem_type == "auto" else problem_type  # type: ignore[assignment]
         if problem_type == "auto" and reason:
             logger.warning("%s. --problem-type says otherwise.", reason)
+        with_comma = [cell for cell in cells if isinstance(cell, str) and _COMMA.fullmatch(cell.strip())]
+        if problem_type == "auto" and len(with_comma) == len(cells) > 0 and declared.names is None:
+            logger.warning(
+                "%s such as %s are taken for names, or for several at once. If they are decimals, write a point.",
+                noun,
+                short(with_comma[0]),
+            )
         self.separator = ""
         if self.problem_type == MULTI:
             self.separator = separator_of(cells, declared.names) or _said_separator(cells, declared.names)
@@ -131,7 +139,7 @@ class Targets:
         if self.problem_type == SINGLE:
             return self._single(cell)
         if isinstance(cell, dict):  # a column for each label
-            return tuple(name for name, flag in cell.items() if _flag(name, flag))
+            return tuple(name for name, value in cell.items() if flag(name, value))
         if isinstance(cell, str):
             own = self.declared.names is not None and cell.strip() in self.declared.names
             cell = [cell] if own or not self.separator else cell.split(self.separator)
@@ -194,7 +202,12 @@ def _is_word(cell: Any) -> bool:
     return isinstance(cell, str) and cell.strip().lower() in ("true", "false")
 
 
-def _flag(name: str, cell: Any) -> bool:
+def flag(name: str, cell: Any) -> bool:
+    """Whether a cell of a column for one label says that the text has it.
+
+    Raises:
+        ValueError: it is neither 0 nor 1, nor such a word.
+    """
     if not is_flag(cell):
         raise ValueError(f"{name} is {short(cell)}, expected 0 or 1")
     if _is_word(cell):

@@ -91,7 +91,8 @@ class Columns:
             first: whether no word of its sentence comes before it.
         """
         cells = self.cells(text)
-        if len(cells) >= 2 and len(cells) == (self.count or len(cells)) and not self.key:
+        has_tag = -len(cells) <= self.tag < len(cells)
+        if len(cells) >= 2 and len(cells) == (self.count or len(cells)) and has_tag and not self.key:
             notations: Sequence[Notation] = ("X",) if self.notation == "X" else _LETTERED
             tag = cells[self.tag].strip(" ")
             if tag in UNLABELLED or any(tag_parts(tag, notation) for notation in notations):
@@ -126,6 +127,8 @@ class Sample:
     separator: str
     count: int
     """Columns of most lines."""
+    ragged: bool = False
+    """Whether many lines have other numbers of columns, as in CoNLL-2012, which has one for each predicate."""
 
     def column(self, index: int) -> list[str]:
         """All values of a column."""
@@ -161,6 +164,7 @@ def _cut(lines: Sequence[str], separator: str) -> Sample:
             sentences[-1].append(split_line(line, separator))
     counts = Counter(len(cells) for sentence in sentences for cells in sentence)
     count = counts.most_common(1)[0][0] if counts else 0
+    ragged = counts.total() - counts[count] > FAULTY * counts.total()
     while count > 2 and not any(cells[count - 1].strip() for own in sentences for cells in own if len(cells) == count):
         count -= 1  # every line ends in a separator
     kept = [[cells[:count] for cells in own if len(cells) == count or not any(cells[count:])] for own in sentences]
@@ -171,7 +175,7 @@ def _cut(lines: Sequence[str], separator: str) -> Sample:
         names = [cell.strip().lower() for cell in kept[0][0]]
         if WORD_HEADERS & set(names) and TAG_HEADERS & set(names):
             header = kept[0].pop(0)
-    return Sample([own for own in kept if own], header, separator, count)
+    return Sample([own for own in kept if own], header, separator, count, ragged)
 
 
 def _tag_columns(sample: Sample) -> list[int]:
@@ -331,7 +335,7 @@ def _asked_columns(asked: str, sample: Sample, layout: Columns, where: str) -> C
     word, tag = (int(name) - (int(name) > 0) for name in names)
     if "0" in names or not all(-sample.count <= place < sample.count for place in (word, tag)):
         raise ValueError(f"--columns is {asked!r}, expected two numbers from 1 to {sample.count}. {shown}.")
-    return replace(layout, word=word, tag=tag, count=0 if min(word, tag) < 0 else layout.count)
+    return replace(layout, word=word, tag=tag, count=0 if min(word, tag) < 0 or sample.ragged else layout.count)
 
 
 def _starts_column(sample: Sample, index: int | None) -> int | None:

@@ -5,81 +5,33 @@ whose tags are ids, named in the file's metadata; tner's sets are JSON lines who
 Most others are files of columns. A file's name tells its split; its first lines tell everything else.
 """
 
-import json
 import logging
-import re
-import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice, product
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
 
 from trainers.data.reading import Reading
-from trainers.data.rows import json_array, numbered_lines, parquet_batches, parquet_columns, short
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, check_one_form, find_source, split_in, split_of
-from trainers.data.spans.reader import digest, find_spans, holds_spans
-from trainers.data.tokens.columns import Columns, Sample, find_columns, is_unlabelled, read_sample, unused
+from trainers.data.rows import numbered_lines, short
+from trainers.data.sources import (
+    SPLIT_NAMES,
+    SPLIT_OF_NAME,
+    UNSPLIT,
+    by_split,
+    check_one_form,
+    find_source,
+    split_in,
+    split_of,
+    zip_members,
+)
+from trainers.data.spans.files import find_spans
+from trainers.data.tokens.columns import Columns, find_columns, is_unlabelled, unused
+from trainers.data.tokens.head import ENDINGS, TAG_KEYS, Head, TaggedFile, head_of, is_known
 from trainers.data.tokens.names import declared_names, read_names
 from trainers.data.tokens.schemes import UNLABELLED, Notation, notation_of
 
 logger = logging.getLogger(__name__)
-
-Format = Literal["json", "json array", "conll", "parquet", "spans"]
-ENDINGS = [
-    ".jsonl",
-    ".json",
-    ".ndjson",
-    ".conll",
-    ".conllu",
-    ".conll03",
-    ".txt",
-    ".tsv",
-    ".csv",
-    ".bio",
-    ".iob",
-    ".iob2",
-    ".iobes",
-    ".ner",
-    ".tags",
-    ".parquet",
-]
-"""What names of files of tagged sentences end in; behind all but .parquet may stand .gz. Others, and names without an
-ending, are read if their content is tagged sentences for sure."""
-WORD_KEYS = ("tokens", "words")
-"""Keys that can hold the words of a sentence, the first that is there."""
-TAG_KEYS = ("ner_tags", "tags", "labels")
-"""Keys that can hold their tags."""
-HEAD_LINES, HEAD_BYTES = 2000, 1 << 16
-"""So much of a file is looked at."""
-
-_ARRAY = re.compile(rb'\s*(\[\s*\{|\{[^\[\]]*"data"\s*:\s*\[)')
-
-
-@dataclass(frozen=True)
-class TaggedFile:
-    """One file of sentences, or one file inside a zip."""
-
-    path: Path
-    member: str
-    """Name inside the zip; empty for a file of its own."""
-    split: str
-    """train, validation or test; or all, when the source is one file."""
-    format: Format
-    columns: Columns = field(default_factory=Columns)
-    """Of files of columns, how a line is read."""
-    keys: tuple[str, ...] = ()
-    """Of JSON and parquet, the keys of words and tags; empty: the usual ones."""
-    encoding: str = ""
-    """Empty: what the content says."""
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.member}" if self.member else str(self.path)
-
-    def sha256(self) -> str:
-        """What tells this file, or what lies in this folder of texts with spans, from others."""
-        return digest(self)
 
 
 @dataclass(frozen=True)
@@ -92,21 +44,6 @@ class TaggedSource:
     """Name of each tag id, where the corpus says so. None: the tags must be names themselves."""
     notation: Notation | None = None
     """How the tags are written that stand in the files as names, where their first lines tell."""
-
-
-@dataclass(frozen=True)
-class _Head:
-    """The beginning of a file, and what it is."""
-
-    file: TaggedFile
-    certain: bool
-    """Whether the content is tagged sentences, whatever the name."""
-    sample: Sample | None = None
-    """Of files of columns."""
-    tags: tuple[Any, ...] = ()
-    """Some tags of JSON and parquet."""
-    rows: int = 0
-    """Rows of JSON and parquet that were looked at."""
 
 
 def find_tagged_source(source: str | Path, label_file: str | Path = "", reading: Reading | None = None) -> TaggedSource:
@@ -129,7 +66,8 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "", reading:
     """
     reading = reading or Reading()
     path = find_source(source, _patterns(), "a file or a folder")
-    if spans := _span_files(path):
+    if found := find_spans(path, reading.encoding):
+        spans = [TaggedFile(*place, "spans", encoding=reading.encoding) for place in found]
         _check_forms(spans, path)
         return TaggedSource(tuple(spans), read_names(Path(label_file)) if label_file else None)
     if path.is_dir():
@@ -141,9 +79,11 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "", reading:
         heads = _find_files([path], folder, reading)
     else:
         folder = path.parent
-        head = _head(TaggedFile(path, "", UNSPLIT, "conll", encoding=reading.encoding), path.name, reading)
+        _refuse_xml(path)
+        head = head_of(TaggedFile(path, "", UNSPLIT, "conll", encoding=reading.encoding), path.name, reading)
         heads = [head] if head else []
     if not heads:
+        _refuse_xml(path)
         raise ValueError(
             f"{path} holds no tagged sentences: expected files of the splits, such as train.json (with "
             f"label.json), validation.jsonl.gz, test-00000.parquet or train.conll, there, in subfolders or in a "
@@ -159,78 +99,63 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "", reading:
     return TaggedSource(tuple(files), names, notation)
 
 
-def _span_files(path: Path) -> list[TaggedFile]:
-    """The files of texts with labelled spans, training files first; none: there are none."""
-    if found := find_spans(path):
-        return [TaggedFile(*place, "spans") for place in found]
-    if path.is_dir():
-        folders: tuple[Iterable[Path], ...] = (path.glob("*"), (path / "dataset").glob("*"), path.rglob("*"))
-        listed = [[(file, "", file.relative_to(path)) for file in sorted(place)] for place in folders]
-    elif path.suffix == ".zip":
-        listed = [[(path, name, Path(name)) for name in _zip_members(path)]]
-    else:
-        return [TaggedFile(path, "", UNSPLIT, "spans")] if _may_hold_spans(path) and holds_spans(path) else []
-    for place in listed:
-        files = []
-        for file, member, name in place:
-            split = split_of(name)
-            if split and _may_hold_spans(name) and (file.is_file() and holds_spans(file, member)):
-                files.append(TaggedFile(file, member, split, "spans"))
-        if files:
-            return sorted(files, key=_file_order)
-    return []
+def _refuse_xml(path: Path) -> None:
+    """Nothing, unless a file, or the first such one in a folder, is XML.
+
+    Raises:
+        ValueError: it is.
+    """
+    file = path if path.is_file() else next(iter(sorted(path.rglob("*.xml"))), None)
+    if file is None or is_known(file):
+        return
+    first = next((line for _, line in numbered_lines(file) if line.strip()), b"")
+    if first.lstrip().startswith(b"<"):
+        raise ValueError(
+            f"{file} is XML, which is not read. Of BioC take its JSON or PubTator; export other annotation as brat or "
+            'as JSON lines {"text": "...", "entities": [[start, end, "TYPE"], ...]}.'
+        )
 
 
-def _may_hold_spans(name: Path) -> bool:
-    return Path(name.name.removesuffix(".gz")).suffix.lower() in (".json", ".jsonl", ".ndjson")
-
-
-def _find_files(paths: list[Path], folder: Path, reading: Reading) -> list[_Head]:
+def _find_files(paths: list[Path], folder: Path, reading: Reading) -> list[Head]:
     """The files of the splits, training files first; one file that is none of a split, if it is alone."""
-    exact: list[_Head] = []
-    loose: dict[str, list[_Head]] = defaultdict(list)
-    others: list[_Head] = []
+    named: list[tuple[Path, Head]] = []
+    refused: list[Head] = []
     for path in paths:
         if not path.is_file() or path.name.startswith("."):
             continue
         inside = path.relative_to(folder)
-        members = [(name, Path(name)) for name in _zip_members(path)] if path.suffix == ".zip" else [("", inside)]
+        members = [(name, Path(name)) for name in zip_members(path)] if path.suffix == ".zip" else [("", inside)]
         for member, name in members:
-            split = split_of(name)
-            known = _is_known(name)
-            if member and name.suffix == ".parquet":
+            known, split = is_known(name), split_of(name)
+            if (member and name.suffix == ".parquet") or name.name in DESCRIPTIONS:
                 continue
-            file = TaggedFile(path, member, split or UNSPLIT, "conll", encoding=reading.encoding)
-            if split and known:
-                head = _head(file, name.name, reading)
-                if head:
-                    exact.append(head)
-            elif name.name not in DESCRIPTIONS and (known or not name.suffix or split_in(name)):
-                head = _head(file, name.name, reading)
-                if head and head.certain:
-                    splits = split_in(name)
-                    if len(splits) == 1:
-                        loose[splits[0]].append(replace(head, file=replace(head.file, split=splits[0])))
-                    else:
-                        others.append(head)
-    taken = {head.file.split for head in exact}
-    for split, heads in loose.items():
-        (others if split in taken else exact).extend(heads)
-    if not exact and len(others) == 1:
+            if known or (not name.suffix and not split) or split_in(name):
+                head = head_of(
+                    TaggedFile(path, member, UNSPLIT, "conll", encoding=reading.encoding), name.name, reading
+                )
+                if head and (head.certain or (split and known)):
+                    named.append((name, head))
+                elif head and known:
+                    refused.append(head)
+    found, others = by_split(named)
+    if not found and len(others) == 1:
         return others
-    if not exact and others:
+    if not found and others:
         listed = ", ".join(_name(head.file) for head in others)
         raise ValueError(
             f"{folder} holds {listed}, but no name tells the split of one. Call them train, valid and test, or give "
             "one of them as --data."
         )
+    if not named and refused:
+        _settled(refused, reading)  # says what is wrong with the first
     if others:
         logger.warning(
             "%s: not read, because their names tell no split, or one that has its file: %s",
             folder,
             ", ".join(_name(head.file) for head in others),
         )
-    return sorted(exact, key=lambda head: _file_order(head.file))
+    heads = [replace(head, file=replace(head.file, split=split)) for split, own in found.items() for head in own]
+    return sorted(heads, key=lambda head: _file_order(head.file))
 
 
 DESCRIPTIONS = ("label.json", "dataset_infos.json", "README.md")
@@ -241,119 +166,9 @@ def _name(file: TaggedFile) -> str:
     return Path(file.member or file.path).name
 
 
-def _is_known(name: Path) -> bool:
-    end = Path(name.name.removesuffix(".gz")).suffix.lower()
-    return end in ENDINGS and not (end == ".parquet" and name.suffix == ".gz")
-
-
-def _head(file: TaggedFile, name: str, reading: Reading) -> _Head | None:
-    """What the beginning of a file says. None: it is no data by its name and content."""
-    if name.lower().endswith(".parquet"):
-        return _parquet_head(replace(file, format="parquet", keys=_asked_keys(reading)))
-    lines, size = [], 0
-    try:
-        for _, line in islice(numbered_lines(file.path, file.member, encoding=file.encoding), HEAD_LINES):
-            lines.append(line)
-            size += len(line)
-            if size > HEAD_BYTES:
-                break
-    except ValueError:  # it is damaged, which is said when it is read
-        return _Head(replace(file, format=_format_of_name(name)), False) if _is_known(Path(name)) else None
-    if any(b"\0" in line for line in lines):
-        return None if not _is_known(Path(name)) else _Head(replace(file, format=_format_of_name(name)), False)
-    text = b"\n".join(lines)
-    if text.lstrip()[:1] in (b"{", b"[") and not _is_row(text.lstrip().split(b"\n")[0]):
-        return _json_head(replace(file, keys=_asked_keys(reading)), lines, text)
-    if _format_of_name(name) == "json":
-        return _Head(replace(file, format="json"), False)
-    sample = read_sample([line.decode("utf-8", "replace") for line in lines], reading.separator)
-    try:
-        columns = find_columns([sample], reading.columns, str(file)) if sample.sentences else None
-        certain = columns is not None and (columns.notation not in (None, "X") or columns.header)
-    except ValueError:
-        certain = True  # of several columns of tags, or of those that were asked for, find_columns speaks again
-    return _Head(replace(file, format="conll"), certain, sample)
-
-
-def _format_of_name(name: str) -> Format:
-    return "json" if ".json" in name.lower() else "conll"
-
-
-def _is_row(line: bytes) -> bool:
-    """Whether a line that begins with a bracket is a word and its tag."""
-    cells = line.decode("utf-8", "replace").split()
-    return len(cells) > 1 and cells[0] in ("[", "{") and notation_of(Counter(cells[-1:])) != "X"
-
-
-def _asked_keys(reading: Reading) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in reading.columns.split(","))
-    return names if len(names) == 2 and not any(name.lstrip("-").isdecimal() for name in names) else ()
-
-
-def _json_head(file: TaggedFile, lines: Sequence[bytes], text: bytes) -> _Head:
-    rows = []
-    if _ARRAY.match(text) and not _parsed(lines[0], dict, "tokens"):
-        return _array_head(replace(file, format="json array"))
-    for line in lines[:100]:
-        row = _parsed(line, dict)
-        if row:
-            rows.append(row)
-    return _rows_head(replace(file, format="json"), rows)
-
-
-def _array_head(file: TaggedFile) -> _Head:
-    try:
-        rows = json_array(file.path, file.member, encoding=file.encoding)[:100]
-    except ValueError:
-        return _Head(file, False)  # it is said when the file is read
-    return _rows_head(file, [row for row in rows if isinstance(row, dict)])
-
-
-def _rows_head(file: TaggedFile, rows: Sequence[dict]) -> _Head:
-    words, tags = keys_in(rows[0], file.keys) if rows else (None, None)
-    found = [row.get(tags) if tags else None for row in rows]
-    flat = [tag for own in found for tag in (own if isinstance(own, list) else [])]
-    return _Head(file, words is not None, None, tuple(tag for tag in flat if isinstance(tag, (str, int))), len(rows))
-
-
-def keys_in(row: Container[str], asked: tuple[str, ...]) -> tuple[str | None, str | None]:
-    """The keys of words and tags among those of a row; None where there is none."""
-    if not asked:
-        return _first(WORD_KEYS, row), _first(TAG_KEYS, row)
-    return _first(asked[:1], row), _first(asked[1:], row)
-
-
-def _first(keys: Iterable[str], row: Container[str]) -> str | None:
-    for key in keys:
-        if key in row:
-            return key
-    return None
-
-
-def _parsed(line: bytes, kind: type, key: str = "") -> Any:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, kind) and (not key or key in value) else None
-
-
-def _parquet_head(file: TaggedFile) -> _Head:
-    try:
-        words, tags = keys_in(parquet_columns(file.path), file.keys)
-        if words is None or tags is None:
-            return _Head(file, False)
-        batch = next(iter(parquet_batches(file.path, [tags])), None)
-        found = batch.column(0).slice(0, 100).to_pylist() if batch is not None else []
-    except (ValueError, ModuleNotFoundError):
-        return _Head(file, True)  # it is said when the file is read
-    flat = [tag for own in found for tag in (own if isinstance(own, list) else [])]
-    return _Head(file, True, None, tuple(tag for tag in flat if isinstance(tag, (str, int))), len(found))
-
-
-def _settled(heads: Sequence[_Head], reading: Reading) -> list[TaggedFile]:
+def _settled(heads: Sequence[Head], reading: Reading) -> list[TaggedFile]:
     """The files with their columns, without those whose tags are withheld."""
-    groups: dict[tuple[str, int], list[_Head]] = defaultdict(list)
+    groups: dict[tuple[str, int], list[Head]] = defaultdict(list)
     for head in heads:
         if head.sample is not None:
             groups[head.sample.separator, head.sample.count].append(head)
@@ -397,14 +212,6 @@ def _settled(heads: Sequence[_Head], reading: Reading) -> list[TaggedFile]:
     if withheld:
         logger.warning("left out, because the words have no tags: %s", ", ".join(str(file) for file, _ in withheld))
     return [file for file, _ in files]
-
-
-def _zip_members(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [name for name in archive.namelist() if not name.startswith("__MACOSX")]
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a zip file, or is cut short ({error}). Fetch it again.") from error
 
 
 def _file_order(file: TaggedFile) -> tuple[int, str]:

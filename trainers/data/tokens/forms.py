@@ -19,7 +19,7 @@ from trainers.data.rows import (
 from trainers.data.spans.exports import LeftOut
 from trainers.data.spans.reader import SpanReader
 from trainers.data.tokens.columns import Columns
-from trainers.data.tokens.files import TAG_KEYS, WORD_KEYS, Format, TaggedFile, keys_in
+from trainers.data.tokens.head import TAG_KEYS, WORD_KEYS, Format, TaggedFile, keys_in
 from trainers.data.tokens.schemes import BadTag, from_brackets
 from trainers.data.tokens.tag_ids import TagIds, UnnamedTags
 

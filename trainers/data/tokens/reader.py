@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
-from operator import ne
+from operator import itemgetter, ne
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from trainers.data.rows import BadRows, OnBadRow, short
 from trainers.data.sources import SPLIT_NAMES, UNSPLIT
 from trainers.data.splits import HELD_OUT, SPLIT_SEED, stratified_split
 from trainers.data.tokens.bio import is_tag, open_stray, openings, paired_labels
-from trainers.data.tokens.files import TaggedFile, TaggedSource, find_tagged_source
+from trainers.data.tokens.files import TaggedSource, find_tagged_source
 from trainers.data.tokens.forms import check_row, tagged_rows
+from trainers.data.tokens.head import TaggedFile
 from trainers.data.tokens.scan import scan
 from trainers.data.tokens.schemes import Notation
 from trainers.data.tokens.tag_ids import TagIds
@@ -198,6 +199,28 @@ class TokenFile:
         dataset = self.read(bad_rows)
         bad_rows.report()
         return dataset
+
+    def drawn(self, limit: int, seed: int) -> TokenDataset:
+        """At most ``limit`` usable sentences in memory, drawn at random and left in order.
+
+        Each that is read takes the place of a random one with the probability that keeps all equally likely, so that
+        the others need no memory (reservoir sampling: Vitter 1985, algorithm R).
+
+        Raises:
+            ValueError: the limit is below 1, or as `sentences`.
+        """
+        if limit < 1:
+            raise ValueError(f"limit={limit}: expected at least 1 example.")
+        bad_rows, generator = BadRows(self.on_bad_row), np.random.default_rng(seed)
+        kept: dict[int, tuple[int, Sentence]] = {}
+        for number, sentence in enumerate(self.sentences(bad_rows)):
+            place = number if number < limit else int(generator.integers(number + 1))
+            if place < limit:
+                kept[place] = (number, sentence)
+        bad_rows.report()
+        sentences = [sentence for _, sentence in sorted(kept.values(), key=itemgetter(0))]
+        words, tags = [words for words, _ in sentences], [tags for _, tags in sentences]
+        return TokenDataset(words, tags, self.labels, self.source)
 
     def content_key(self) -> dict[str, Any]:
         """What the sentences depend on: equal keys give equal sentences."""

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from trainers.data.rows import BadRows
 from trainers.data.tokens.bio import entity_type, entity_types
-from trainers.data.tokens.files import TaggedFile, TaggedSource
+from trainers.data.tokens.files import TaggedSource
 from trainers.data.tokens.forms import tagged_rows
+from trainers.data.tokens.head import TaggedFile
 from trainers.data.tokens.tag_ids import TagIds
 
 

@@ -110,3 +110,18 @@ def test_classes_that_look_alike_are_said(tmp_path, caplog):
         dataset = read(paths, a="Cat", b="cat", c=" cat", d="dog")
     assert dataset.labels == (" cat", "Cat", "cat", "dog")
     assert "the classes ' cat' and 'Cat' and 'cat' differ only in case or blanks, and count as different" in caplog.text
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg"])
+@pytest.mark.parametrize("stored", ["file", "content"])
+def test_a_picture_that_is_cut_short_is_named_before_training(tmp_path, ending, stored):
+    path = tmp_path / f"a{ending}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"what a camera adds")
+    assert read([path]).images == [path]
+    path.write_bytes(whole[: len(whole) // 2])
+    rows = [(path if stored == "file" else path.read_bytes(), "x", path, None if stored == "file" else 7)]
+    with pytest.raises(ValueError, match=rf"a{ending}.*: .*damaged or cut short"):
+        datasets_of_rows({"validation": rows}, {"validation": "here"}, BadRows("error"))

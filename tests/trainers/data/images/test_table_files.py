@@ -144,8 +144,8 @@ def test_a_column_for_each_class(data, one):
     ]
     write(data / "a.csv", "image,cat,dog,UNK", *rows)
     assert merged(read(data)) == EXPECTED
-    write(data / "a.csv", "image,cat,dog,UNK", *rows * 6, f"0,{one},{one},{zero}")
-    with pytest.raises(ValueError, match=r"a\.csv:122: of the columns .* exactly one must be 1, but it is cat, dog"):
+    write(data / "a.csv", "image,cat,dog,UNK", *rows * 11, f"0,{one},{one},{zero}")
+    with pytest.raises(ValueError, match=r"a\.csv:222: of the columns .* exactly one must be 1, but it is cat, dog"):
         read(data)
 
 
@@ -285,8 +285,8 @@ def test_a_damaged_picture_in_parquet_is_a_bad_row(tmp_path):
         ("missing.png,x", "missing.png: no such file"),
         ("p/0.png,", "label is empty: a picture without a label"),
         (",x", "image is empty: a label without a picture"),
-        ("p/0.png", "expected 2 fields, got 1"),
-        ("p/0.png,x,more", "expected 2 fields, got 3"),
+        ("p/0.png", "1 columns, expected 2"),
+        ("p/0.png,x,more", "3 columns, expected 2"),
         ("../outside.png,x", "image is '../outside.png', outside of"),
         ("/etc/hostname,x", "image is '/etc/hostname', outside of"),
         ("text.png,x", "text.png: not a picture"),
@@ -337,3 +337,41 @@ def test_empty_tables(tmp_path, content):
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.csv (holds no usable picture|has the columns \[\])"):
         read(tmp_path / "a.csv")
+
+
+def test_a_table_of_training_labels_names_the_pictures_of_its_folder(tmp_path):
+    """Kaggle's CIFAR-10: trainLabels.csv, and pictures of the same names in train and test."""
+    pictures(tmp_path, " ".join(f"{split}/{number}.png" for split in ("train", "test") for number in range(20)))
+    write(tmp_path / "trainLabels.csv", "id,label", *(f"{number},{LABELS[number]}" for number in range(20)))
+    write(tmp_path / "sampleSubmission.csv", "id,label", "1,cat")
+    assert merged(read(tmp_path)) == {f"train/{number}.png": LABELS[number] for number in range(20)}
+
+
+def test_tables_without_a_header_and_columns_by_number(data, caplog):
+    write(data / "a.csv", *(f"7,{path},{name},f" for path, name in EXPECTED.items()))
+    assert merged(read(data, label_column="3")) == merged(read(data, label_column="-2")) == EXPECTED
+    write(data / "a.csv", *(f"{number},{name}" for number, name in enumerate(LABELS)))  # no endings
+    assert merged(read(data)) == EXPECTED
+    write(data / "a.csv", "image,kind,colour", *(f"{path},x,{name}" for path, name in EXPECTED.items()))
+    assert merged(read(data, label_column="3")) == EXPECTED
+
+
+def test_labels_that_may_be_several_with_blanks_between_are_said(data, caplog):
+    kinds = ["clear primary", "haze primary", "clear", "haze", "primary"]
+    write(data / "a.csv", "image,label", *(f"{path},{kinds[number % 5]}" for number, path in enumerate(TWENTY * 3)))
+    read(data)
+    assert "the 5 classes are made of 3 words, such as 'clear primary'" in caplog.text
+    caplog.clear()
+    kinds = ["golden retriever", "labrador retriever", "beagle", "pug", "great dane"]
+    write(data / "a.csv", "image,label", *(f"{path},{kinds[number % 5]}" for number, path in enumerate(TWENTY * 3)))
+    read(data)
+    assert "are made of" not in caplog.text
+
+
+def test_an_excel_file_of_pictures(data):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in [("image", "label"), *EXPECTED.items()]:
+        book.active.append(row)
+    book.save(data / "labels.xlsx")
+    assert merged(read(data)) == EXPECTED

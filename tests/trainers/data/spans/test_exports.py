@@ -244,3 +244,20 @@ def test_a_text_without_a_key_of_spans_has_none_and_is_said():
 def test_damaged_rows(row, problem):
     with pytest.raises(ValueError, match=re.escape(problem)):
         read(row)
+
+
+@pytest.mark.parametrize("label", [["ORG"], ["ORG", "MISC"], []])
+def test_dataturks(label):
+    row = {
+        "content": TEXT,
+        "annotation": [{"label": label, "points": [{"start": 0, "end": 1, "text": "EU "}]}],
+        "extras": None,
+    }
+    assert is_span_row(row)
+    read = read_row(row, {}, lambda what, where: None, set())
+    assert isinstance(read, Document)
+    tags = words_and_tags(read, lambda what, where: None)[1]
+    assert tags == [f"B-{label[0]}" if label else "O", "O", "O", "O"]
+    assert read_row({"content": TEXT, "annotation": None}, {}, lambda what, where: None, set()) == Document(TEXT, [])
+    with pytest.raises(ValueError, match="expected one with a label and points"):
+        read_row({"content": TEXT, "annotation": [7]}, {}, lambda what, where: None, set())

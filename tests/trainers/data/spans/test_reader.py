@@ -11,7 +11,7 @@ import pytest
 from trainers.cli import main
 from trainers.corpus.prepare import Preparation, prepare
 from trainers.data.rows import BadRows, OnBadRow
-from trainers.data.spans.reader import holds_spans
+from trainers.data.spans.files import holds_spans
 from trainers.data.tokens.files import find_tagged_source
 from trainers.data.tokens.reader import TagIds, completed, load_token_datasets, tagged_rows, token_files
 

@@ -137,7 +137,7 @@ def test_what_is_not_used_is_named(tmp_path, caplog):
     (tmp_path / "README.txt").write_text("hello")
     assert read(tmp_path)["test"] == [("a", "x"), ("b", "y")]
     assert caplog.messages == [
-        f"not read, as the name says no split: {tmp_path}/extra.csv",
+        f"not read, as the name says no split, or one that has its file: {tmp_path}/extra.csv",
         f"{tmp_path}/test.csv: text 'text', label 'label'; NOT used: 'id', 'when'".replace("'id', 'when'", "id, when"),
     ]
 
@@ -153,7 +153,7 @@ def test_the_columns_that_the_user_names_in_every_form(tmp_path):
 def test_a_file_without_a_header_whose_columns_are_not_clear(tmp_path):
     line = '"{}","146781036{}","Mon Apr 06","NO_QUERY","user{}","text {}"\n'
     (tmp_path / "test.csv").write_text("".join(line.format(4 * (n % 2), n, n, n) for n in range(9)))
-    with pytest.raises(ValueError, match=r"test.csv has the columns '0', '1467810360'.*Name them: --text-column"):
+    with pytest.raises(ValueError, match=r"columns 1 \('0'\), 2 \('1467810360'\).* and no header.*by number, from 1"):
         read(tmp_path)
     assert read(tmp_path, text_column="6", label_column="1")["test"][1] == ("text 1", "4")
 

@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from trainers.data.reading import Reading
 from trainers.data.texts.reader import load_text_datasets
 
 README = Path(__file__).parents[4] / "trainers" / "README.md"
 COUNT = 20
+NUMBERED = {
+    "columns without a header line": "main-captions\tMSRvid\t2012test\t00{0}\t{0}.25\ttext {0}\tanother {0}\n",
+    "two columns without a header line": "{1}\ttext {0}\n",
+    "a label before the text": "DESC:{1} text {0}\n",
+}
+"""Rows of forms without a header."""
 
 
 def table():
@@ -49,6 +56,9 @@ def write(path, label, form):
         path.write_text("".join(f'"{number % 2 + 1}","title","text, {number}"\n' for number in range(COUNT)))
     elif form.startswith("fastText"):
         path.write_text("".join(f"__label__{row['label']} {row['text']}\n" for row in rows))
+    elif form in NUMBERED:
+        lines = [NUMBERED[form].format(n, ["ham", "spam"][n % 2]) for n in range(COUNT)]
+        path.write_text("".join(lines))
     elif form.startswith("pairs"):
         path.write_text("premise,hypothesis,label\n" + "".join(f"p {n},h,{n % 2}\n" for n in range(COUNT)))
     else:
@@ -67,8 +77,9 @@ def test_every_row_of_the_table_is_read(tmp_path, form, files, row):
     else:
         for name in files.split(", "):
             write(tmp_path / name, "a", form)
-    datasets = load_text_datasets(tmp_path)
+    said = {name.replace("-", "_"): value for name, value in re.findall(r"--(\w+-column) (-?\d+)", row)}
+    datasets = load_text_datasets(tmp_path, reading=Reading(**said))
     assert "train" in datasets
-    assert len(datasets["train"].labels) == 2
-    assert (datasets["train"].pairs is not None) == form.startswith("pairs")
+    assert len(datasets["train"].labels) == (1 if "label_column" in said else 2)  # of STS-B a number
+    assert (datasets["train"].pairs is not None) == (form.startswith("pairs") or "pair_column" in said)
     assert len(datasets["train"]) + len(datasets["validation"]) >= COUNT - 2

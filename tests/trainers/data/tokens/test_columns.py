@@ -230,5 +230,5 @@ def test_data_that_no_split_takes_is_named(tmp_path, caplog):
         (tmp_path / name).write_text("EU B-ORG\nin O\n")
     (tmp_path / "notes.txt").write_text("hello\n")
     assert list(load_token_datasets(tmp_path)) == ["train"]
-    assert "one that has its file: more.conll, train_dev.txt, NER-train.txt" in caplog.text
+    assert "one that has its file: NER-train.txt, more.conll, train_dev.txt" in caplog.text
     assert "notes" not in caplog.text

@@ -15,7 +15,7 @@ from tokenizers.processors import BertProcessing
 
 from trainers.data.tokens import encode as preprocess
 from trainers.data.tokens.encode import load_windows
-from trainers.data.tokens.files import TaggedFile
+from trainers.data.tokens.head import TaggedFile
 from trainers.data.tokens.reader import TokenFile, load_token_datasets, token_files
 from trainers.data.tokens.windows import encode_tokens
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from trainers.data.reading import Reading
 from trainers.data.tokens.reader import load_token_datasets
 
 README = Path(__file__).parents[4] / "trainers" / "README.md"
@@ -39,6 +40,7 @@ def test_a_row_of_the_table_is_read(tmp_path, form, name, code):
             assert json.loads(first)
         text = "\n".join(code[:2]) if form == "a table of words" else first
         (tmp_path / name).write_text(text.replace("<TAB>", "\t") + "\n")
-    dataset = load_token_datasets(tmp_path)["train"]
+    columns = code[1].removeprefix("--columns ") if form == "CoNLL-2012" else ""
+    dataset = load_token_datasets(tmp_path, reading=Reading(columns=columns))["train"]
     assert dataset.words[0][0] in ("IL-2", "EU", "Anna")
     assert dataset.labels[dataset.tags[0][0]] in ("B-protein", "B-ORG", "B-PER")

@@ -49,6 +49,20 @@ def test_nothing_is_read_before_it_is_needed(tner):
         list(rows)
 
 
+def test_sentences_drawn_are_equally_likely_and_in_order(tner):
+    lines = [json.dumps({"tokens": [f"word{number}"], "tags": [0]}) for number in range(6)]
+    (tner / "train.json").write_text("\n".join(lines))
+    file = token_files(tner)["train"]
+    assert file.drawn(6, seed=0) == file.drawn(9, seed=1) == file.in_memory()
+    drawn = [[words[0] for words in file.drawn(2, seed).words] for seed in range(300)]
+    assert drawn[0] == [words[0] for words in file.drawn(2, 0).words]
+    assert all(len(set(words)) == 2 and words == sorted(words) for words in drawn)
+    counts = [sum(f"word{number}" in words for words in drawn) for number in range(6)]
+    assert all(75 < count < 125 for count in counts)  # 100 expected, and a standard deviation of 8
+    with pytest.raises(ValueError, match="limit=0: expected at least 1 example"):
+        file.drawn(0, seed=0)
+
+
 def test_conll_files_have_the_labels_of_all_splits_and_iob2(conll, caplog):
     files = token_files(conll)
     labels = ("O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER")

@@ -1,0 +1,155 @@
+"""Files of texts in the layouts in which well known data sets are published."""
+
+import gzip
+import json
+import logging
+
+import pytest
+
+from trainers.data.reading import Reading
+from trainers.data.texts.reader import load_text_datasets
+
+ACCENTS = "caf\xe9 na\xefve d\xe9j\xe0"
+
+
+@pytest.fixture(autouse=True)
+def no_data_dir(monkeypatch):
+    monkeypatch.delenv("LORA_DATA_DIR", raising=False)
+
+
+def write(path, lines, encoding="utf-8"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = "".join(f"{line}\n" for line in lines).encode(encoding)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def read(folder, **reading):
+    """{Split: {text: label}}, with the pair behind the text."""
+    found = load_text_datasets(folder, reading=Reading(**reading))
+    return {
+        split: {
+            " | ".join(filter(None, parts)): data.labels[target]
+            for *parts, target in zip(data.texts, data.pairs or [""] * len(data), data.targets, strict=True)
+        }
+        for split, data in found.items()
+    }
+
+
+def merged(found):
+    return {text: label for rows in found.values() for text, label in rows.items()}
+
+
+def test_sms_spam_collection(tmp_path):
+    """Tabs part columns, and not the comma that happens to stand once in each text."""
+    write(tmp_path / "SMSSpamCollection", [f'{"ham" if n % 3 else "spam"}\tGo {n}, "crazy"..' for n in range(30)])
+    write(tmp_path / "readme", ["what this is"])
+    assert merged(read(tmp_path)) == {f'Go {n}, "crazy"..': "ham" if n % 3 else "spam" for n in range(30)}
+
+
+def test_amazon_reviews(tmp_path):
+    rows = [{"reviewerID": f"A{n}", "asin": "1", "helpful": [0, 0], "reviewText": f"good, {n}", "overall": n % 5 + 1.0,
+             "verified": True, "unixReviewTime": 1} for n in range(40)]  # fmt: skip
+    write(tmp_path / "reviews_Music_5.json.gz", map(json.dumps, rows))
+    assert merged(read(tmp_path)) == {f"good, {n}": str(n % 5 + 1) for n in range(40)}
+
+
+def test_columns_of_1_alone_are_no_labels(tmp_path):
+    write(tmp_path / "test.csv", ["text,seen,toxic,threat,True", *(f"t {n},1,{n % 2},0,True" for n in range(20))])
+    assert load_text_datasets(tmp_path)["test"].labels == ("toxic", "threat")
+
+
+def test_20_newsgroups(tmp_path):
+    for number in range(40):
+        for split in ("train", "test"):
+            folder = tmp_path / f"20news-bydate-{split}" / ["alt.atheism", "sci.med"][number % 2]
+            write(
+                folder / str(49960 + number),
+                [f"From: a@b {split} {number}", "", "caf\xe9 na\xefve d\xe9j\xe0"],
+                "latin-1",
+            )
+    found = read(tmp_path)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 36, "validation": 4, "test": 40}
+    assert set(found["test"].values()) == {"alt.atheism", "sci.med"}
+    assert "café" in next(iter(found["test"]))
+
+
+def test_microsoft_paraphrases(tmp_path):
+    header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
+    for split in ("train", "test"):
+        rows = [f'{n % 2}\t70{n}\t71{n}\tHe "said {n}.\tReferring to {n}.' for n in range(30)]
+        write(tmp_path / f"msr_paraphrase_{split}.txt", [header, *rows], "utf-8-sig")
+    assert read(tmp_path)["test"]['He "said 1. | Referring to 1.'] == "1"
+
+
+def test_snli_leaves_out_pairs_without_a_gold_label(tmp_path, caplog):
+    labels = ["neutral", "entailment", "-", "contradiction"]
+    for split in ("train", "dev", "test"):
+        rows = [
+            {"gold_label": labels[n % 4], "sentence1": f"A {n}", "sentence1_parse": "(R)", "sentence2": f"B {n}"}
+            for n in range(40)
+        ]
+        write(tmp_path / f"snli_1.0_{split}.jsonl", map(json.dumps, rows))
+    found = read(tmp_path)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 30, "validation": 30, "test": 30}
+    assert set(found["train"].values()) == {"neutral", "entailment", "contradiction"}
+    assert "30 pairs have the gold label '-'" in caplog.text
+
+
+def test_multinli_has_two_validation_files_of_which_one_is_chosen(tmp_path):
+    for name in ("train", "dev_matched", "dev_mismatched"):
+        write(
+            tmp_path / f"multinli_1.0_{name}.jsonl", ['{"sentence1": "a", "sentence2": "b", "gold_label": "neutral"}']
+        )
+    with pytest.raises(
+        ValueError, match=r"dev_matched.jsonl, .*dev_mismatched.jsonl for the validation split. Keep one"
+    ):
+        load_text_datasets(tmp_path)
+
+
+def test_twitter_airlines(tmp_path, caplog):
+    names = "tweet_id,airline_sentiment,airline_sentiment_confidence,airline,airline_sentiment_gold,name,text"
+    labels = ["neutral", "positive", "negative"]
+    write(tmp_path / "Tweets.csv", [names, *(f'57{n},{labels[n % 3]},1.0,Virgin,,x,"@V {n}, yes."' for n in range(30))])
+    with caplog.at_level(logging.INFO):
+        assert merged(read(tmp_path)) == {f"@V {n}, yes.": labels[n % 3] for n in range(30)}
+    assert "NOT used: tweet_id, airline_sentiment_confidence, airline, airline_sentiment_gold" in caplog.text
+
+
+def test_spam_csv_of_kaggle(tmp_path):
+    rows = [f'{"ham" if n % 3 else "spam"},"Ok {n}, na\xefve r\xe9sum\xe9",,,' for n in range(30)]
+    write(tmp_path / "spam.csv", ["v1,v2,,,", *rows], "latin-1")
+    assert merged(read(tmp_path))["Ok 1, naïve résumé"] == "ham"
+
+
+def test_germeval_2018_says_its_columns(tmp_path):
+    for split in ("training", "test"):
+        rows = [f"@c {n} Meine\t{['OTHER', 'OFFENSE'][n % 2]}\t{['OTHER', 'INSULT'][n % 2]}" for n in range(30)]
+        write(tmp_path / f"germeval2018.{split}.txt", rows)
+    with pytest.raises(ValueError, match=r"1 \('@c 0 Meine'\), 2 \('OTHER'\), 3 \('OTHER'\) and no header line"):
+        load_text_datasets(tmp_path)
+    assert read(tmp_path, text_column="1", label_column="3")["test"]["@c 1 Meine"] == "INSULT"
+
+
+def test_toxic_comments(tmp_path, caplog):
+    kinds = "toxic,severe_toxic,obscene,threat,insult,identity_hate"
+    rows = [f'00{n},"Why {n}\n, the",{n % 2},0,{n // 2 % 2},0,0,0' for n in range(40)]
+    write(tmp_path / "train.csv", [f"id,comment_text,{kinds}", *rows])
+    write(tmp_path / "test.csv", ["id,comment_text", "1,hello"])
+    write(tmp_path / "test_labels.csv", [f"id,{kinds}", "1,-1,-1,-1,-1,-1,-1"])
+    found = load_text_datasets(tmp_path)
+    assert list(found) == ["train", "validation"]
+    assert found["train"].labels == tuple(kinds.split(","))
+    assert "one that has its file" in caplog.text
+    assert "test_labels.csv" in caplog.text
+
+
+def test_an_object_for_each_id(tmp_path):
+    rows = {f"id{n}": {"text": f"t {n}", "label": "ab"[n % 2]} for n in range(8)}
+    write(tmp_path / "test.json", [json.dumps(rows)])
+    assert read(tmp_path)["test"] == {f"t {n}": "ab"[n % 2] for n in range(8)}
+
+
+def test_decimals_with_a_comma_are_said(tmp_path, caplog):
+    write(tmp_path / "test.csv", ["text;label", *(f"Der Film, {n};{n},5" for n in range(8))])
+    load_text_datasets(tmp_path)
+    assert "labels such as '0,5' are taken for names, or for several at once. If they are decimals" in caplog.text

@@ -1,0 +1,42 @@
+"""Tagged words in the layouts in which well known corpora are published."""
+
+import pytest
+
+from trainers.data.reading import Reading
+from trainers.data.rows import BadRows
+from trainers.data.tokens.reader import load_token_datasets
+
+CORPORA = {
+    "wnut17": (["wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"], "",
+               "@paul{0}\tO\nEmpire\tB-location\nState\tI-location\n\t\n", ("@paul3", "B-location", "I-location")),
+    "germeval14": (["NER-de-train.tsv", "NER-de-dev.tsv", "NER-de-test.tsv"], "2,3",
+                   "#\thttp://de.wiki [2009]\n1\tAuf{0}\tO\tO\n2\tAachen\tB-LOC\tB-ORG\n3\tFall\tO\tO\n\n",
+                   ("Auf3", "B-LOC", "O")),
+    "few-nerd": (["train.txt", "dev.txt", "test.txt"], "", "in{0}\tO\nPaul\tperson-actor\nK\tperson-actor\n\n",
+                 ("in3", "B-person-actor", "I-person-actor")),
+    "mit-movies": (["train.bio", "valid.bio", "test.bio"], "", "O\twhat{0}\nB-ACTOR\tbruce\nI-ACTOR\twillis\n\n",
+                   ("what3", "B-ACTOR", "I-ACTOR")),
+    "wikiann": (["train", "dev", "test"], "", "en:R{0}\tO\nen:H\tB-ORG\nen:fo\tI-ORG\n\n", ("en:R3", "B-ORG", "I-ORG")),
+    "ncbi": (["train.tsv", "devel.tsv", "test.tsv"], "", "of{0}\tO\nadenoma\tB\npoly\tI\n\n", ("of3", "B", "I")),
+    "conll-2012": (["train.v4_gold_conll", "dev.v4_gold_conll", "test.v4_gold_conll"], "4,11",
+                   "#begin document (bc/cctv); part 000\nbc/cctv 0 0 In{0} IN (TOP* - - - S * * -\n"
+                   "bc/cctv 0 1 Hong NNP (NP* - - - S (GPE* * (12\nbc/cctv 0 2 Kong NNP *) - - - S *) * 12)\n\n"
+                   "bc/cctv 0 0 Oh{0} UH * - - - S * (V*) (A* -\nbc/cctv 0 1 Rio NNP * - - - S (GPE) * *) -\n\n",
+                   ("In3", "B-GPE", "I-GPE")),
+}  # fmt: skip
+"""Names of the files, --columns, a sentence, and the first word and the other tags of one."""
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_published_corpora(tmp_path, monkeypatch, corpus):
+    monkeypatch.delenv("LORA_DATA_DIR", raising=False)
+    names, columns, sentence, (word, *tags) = CORPORA[corpus]
+    for name in names:
+        (tmp_path / name).write_text("".join(sentence.format(number) for number in range(8)))
+    found = load_token_datasets(tmp_path, reading=Reading(columns=columns))
+    assert list(found) == ["train", "validation", "test"]
+    for data in found.values():
+        sentences = list(data.sentences(BadRows("error")))
+        _, ids = next(own for own in sentences if own[0][0] == word)
+        assert [data.labels[index] for index in ids] == ["O", *tags]
+        assert len(sentences) == (16 if corpus == "conll-2012" else 8)
