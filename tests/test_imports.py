@@ -36,6 +36,7 @@ ORDER = (
     ("trainers.experiment",),
     ("trainers.finished",),
     ("trainers.serve", "trainers.results", "trainers.corpus"),
+    ("trainers.service",),
     ("trainers.notebook",),
     ("trainers.cli",),
     ("trainers.__main__",),

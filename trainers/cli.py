@@ -23,6 +23,7 @@ from trainers.config import GROUPS, Config, RunConfig
 from trainers.processes import interrupt
 from trainers.processes.failure import OUT_OF_MEMORY, USER_ERRORS, exit_status
 from trainers.processes.interrupt import Interrupted
+from trainers.service.settings import ServiceSettings
 
 """Exit statuses; 2 is that of a wrong value or file."""
 
@@ -477,6 +478,20 @@ def convert(source: Annotated[str, tyro.conf.Positional], output_dir: Path) -> N
         print(path)
 
 
+def serve(settings: tyro.conf.OmitArgPrefixes[ServiceSettings]) -> None:
+    """Serve runs and exported models over HTTP, with a page to try them; needs the extra serve.
+
+        lora-core serve runs/ner/model.int8.onnx
+        lora-core serve ner=runs/ner cells=runs/cells --port 8080 --workers 4
+
+    Args:
+        settings: what is served, where, and within which limits.
+    """
+    from trainers.service.server import serve as run_service
+
+    run_service(settings)
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
@@ -487,6 +502,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "bench": bench,
     "convert": convert,
+    "serve": serve,
 }
 
 if __name__ == "__main__":

@@ -73,10 +73,15 @@ class Served:
             return load_tokenizer(self.folder)
         if TOKENIZER_FILE not in self.metadata:
             raise ValueError(f"{self.source} holds no tokenizer. Export it again: lora-core export RUN")
-        return tokenizer_of_json(self.metadata[TOKENIZER_FILE], f"{self.source}: its {TOKENIZER_FILE}")
+        tokenizer = tokenizer_of_json(self.metadata[TOKENIZER_FILE], f"{self.source}: its {TOKENIZER_FILE}")
+        tokenizer.no_padding()  # as `load_tokenizer`: a published tokenizer.json may pad every text, and so every word
+        tokenizer.no_truncation()
+        return tokenizer
 
 
-def load_served(source: str | Path, task: str | None = None, device: str | None = None) -> Served:
+def load_served(
+    source: str | Path, task: str | None = None, device: str | None = None, *, spinning: bool = True
+) -> Served:
     """Load a model to predict with.
 
     Args:
@@ -86,13 +91,14 @@ def load_served(source: str | Path, task: str | None = None, device: str | None 
         task: what it must do; None takes what the run, file or checkpoint says.
         device: such as "cpu" or "cuda"; None: CUDA where there is a device, else the CPU. For an ONNX file, which
             provider of ONNX Runtime computes; None: CUDA for fp32 where it is installed.
+        spinning: whether the threads of an ONNX file wait for work at full load (`OnnxModel`).
 
     Raises:
         ValueError, OSError: there is no such model, it is damaged, or does another task (the message says which).
     """
     path = _onnx_file(Path(source).expanduser())
     if path.suffix == ONNX_SUFFIX:
-        served = _load_onnx(path, device)
+        served = _load_onnx(path, device, spinning)
     elif RunFolder(path).metrics.is_file():
         served = _load_run(path, _device(device))
     elif (path / "adapter_config.json").is_file():
@@ -177,7 +183,7 @@ def _longest(source: str, processing: TextProcessing, positions: int) -> int:
     return longest
 
 
-def _load_onnx(path: Path, device: str | None) -> Served:
+def _load_onnx(path: Path, device: str | None, spinning: bool) -> Served:
     from lora_core.export import OnnxModel
     from lora_core.export.runtime import CPU, CUDA
 
@@ -190,7 +196,7 @@ def _load_onnx(path: Path, device: str | None) -> Served:
             "CUDA_VISIBLE_DEVICES names."
         )
     providers = None if place is None else [CPU] if place.type == "cpu" else [CUDA, CPU]
-    model = OnnxModel(path, providers=providers).eval()
+    model = OnnxModel(path, spinning=spinning, providers=providers).eval()
     if model.activations == "dynamic":
         logger.info("%s is int8 with dynamic scales: scores depend a little on the batch, unless max_tokens is 1", path)
     settings = model.metadata.get(TEXT_PROCESSING_FILE, "{}")

@@ -12,6 +12,7 @@ from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.texts.encode import TextProcessing
 from trainers.model import load_model
+from trainers.serve import pipeline
 from trainers.serve.served import load_served
 
 IDS = torch.tensor([[2, 5, 6, 7, 3], [2, 8, 3, 0, 0]])
@@ -140,3 +141,16 @@ def test_what_cannot_be_served(finished, checkpoint, data, tmp_path):
     path.write_bytes(content.replace(weights, weights[:-1] + b"\x7f"))
     with pytest.raises(ValueError, match=r"model\.onnx was changed after it was written"):
         load_served(path)
+
+
+def test_a_tokenizer_that_pads_is_as_one_that_does_not(finished, tmp_path):
+    path = tmp_path / "model.onnx"
+    folder = finished["full"] / "best"
+    model = load_pretrained(folder, "token-classification")
+    tokenizer = load_served(finished["full"]).tokenizer()
+    export_onnx(model, path, metadata={"tokenizer.json": tokenizer.to_str()})
+    expected = pipeline(model=path)("nfkb binds the il2 promoter")
+    tokenizer.enable_padding(length=20)
+    tokenizer.enable_truncation(2)
+    export_onnx(model, path, metadata={"tokenizer.json": tokenizer.to_str()})
+    assert pipeline(model=path)("nfkb binds the il2 promoter") == expected != []

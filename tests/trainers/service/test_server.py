@@ -1,0 +1,153 @@
+"""The processes of a service: signals under load, workers that die, starts that fail."""
+
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from trainers.service.server import _listening, serve
+from trainers.service.settings import ServiceSettings
+
+TEXTS = ["nfkb binds the promoter of il2 in the cells"] * 4
+
+
+class Load:
+    """Clients that ask one request after another, each on a connection of its own, until told to stop."""
+
+    def __init__(self, service, clients):
+        self.service = service
+        self.stopped = threading.Event()
+        self.answers = []
+        self.unanswered = []
+        self.pool = ThreadPoolExecutor(clients)
+        self.clients = [self.pool.submit(self._ask) for _ in range(clients)]
+
+    def _ask(self):
+        while not self.stopped.is_set():
+            try:
+                answer = self.service.post("/v1/models/ner:predict", {"inputs": TEXTS})
+                self.answers.append(answer.status)
+                time.sleep(float(answer.headers.get("retry-after", 0)))
+            except ConnectionRefusedError:  # the service is gone, and took nothing
+                return
+            except OSError as error:
+                self.unanswered.append(repr(error))
+
+    def end(self):
+        self.stopped.set()
+        for client in self.clients:
+            client.result(30)
+        self.pool.shutdown()
+
+
+def wait_until(true, seconds=30):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.fault("SIGTERM to a service under load", "every request taken is answered; exit 0", "nothing")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stopped_service_answers_what_it_took(start, exported, workers):
+    service = start(f"ner={exported['ner'] / 'model.onnx'}", "--threads", 1, "--workers", workers)
+    service.wait_until_ready(workers)
+    load = Load(service, clients=8)
+    wait_until(lambda: load.answers.count(200) > 100)
+    assert service.stop() == 0
+    load.end()
+    assert set(load.answers) <= {200, 503}
+    assert load.answers.count(200) > 100
+    assert load.unanswered == []
+    assert "Traceback" not in service.log
+    with pytest.raises(ConnectionRefusedError):
+        service.get("/healthz")
+
+
+def test_a_stopped_service_ends_within_its_grace(start, exported):
+    service = start(f"ner={exported['ner'] / 'model.onnx'}", "--threads", 1, "--max-tokens", 24, "--grace", 2)
+    service.wait_until_ready()
+    endless = {"inputs": ["nfkb binds the promoter of il2 " * 1200] * 200}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(service.post, "/v1/models/ner:predict", endless)
+        wait_until(lambda: service.figures()["lora_core_queue_inputs"] > 0)
+        begin = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - begin < 6
+        answer = waiting.result(10)
+    assert answer.status == 503
+    assert "being stopped" in answer.json["error"]
+
+
+@pytest.mark.fault("SIGKILL to one of two processes of a service", "another takes its place", "requests in it")
+def test_a_killed_process_is_replaced(start, exported, base):
+    service = start(
+        f"ner={exported['ner'] / 'model.onnx'}", f"base={base / 'base.onnx'}", "--threads", 1, "--workers", 2
+    )
+    service.wait_until_ready(2)
+    bearer = {"Authorization": "Bearer a token of the tests", "Content-Type": "application/json"}
+    body = f'{{"path": "{base / "a.onnx_adapter"}"}}'
+    assert service.request("PUT", "/v1/models/base/adapters/a", body, bearer).status == 200
+    victim = service.workers[0]
+    load = Load(service, clients=4)
+    wait_until(lambda: load.answers.count(200) > 50)
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: len(service.workers) == 3)
+    before = len(load.answers)
+    wait_until(lambda: len(load.answers) > before + 50)
+    load.end()
+    assert set(load.answers) == {200}
+    assert len(load.unanswered) <= 4  # those that the dead process had taken
+    assert f"process {victim} ended with status -9" in service.log
+    # Every process has the adapter, the new one too; the figures are those of all.
+    os.kill(service.workers[1], signal.SIGSTOP)
+    try:
+        assert service.post("/v1/models/base+a:predict", {"inputs": TEXTS}).status == 200
+    finally:
+        os.kill(service.workers[1], signal.SIGCONT)
+    for _ in range(20):
+        assert service.post("/v1/models/base+a:predict", {"inputs": TEXTS}).status == 200
+    assert service.figures()["lora_core_requests_total"] >= len(load.answers)
+    assert service.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.fault("a model's file is gone when a process dies", "the other processes go on", "requests in it")
+def test_a_process_that_cannot_be_replaced_does_not_end_the_others(start, exported, tmp_path):
+    path = tmp_path / "model.onnx"
+    shutil.copy(exported["ner"] / "model.onnx", path)
+    service = start(f"ner={path}", "--threads", 1, "--workers", 2).wait_until_ready(2)
+    path.rename(tmp_path / "away.onnx")
+    os.kill(service.workers[0], signal.SIGKILL)
+    wait_until(lambda: "ended with status 2; another takes its place in 1 s" in service.log)
+    assert service.post("/v1/models/ner:predict", {"inputs": TEXTS}).status == 200
+    (tmp_path / "away.onnx").rename(path)
+    wait_until(lambda: len(service.workers) == 3)
+    assert service.stop() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_model_that_is_not_there_ends_the_start_with_a_line(start, tmp_path, workers):
+    service = start(tmp_path / "model.onnx", "--workers", workers)
+    assert service.process.wait(60) == 2
+    errors = [line for line in service.log.splitlines() if line.startswith("error: ")]
+    assert errors
+    assert all("does not exist" in line for line in errors)
+    assert "Traceback" not in service.log
+
+
+def test_answers_are_not_held_back_by_the_network():
+    listening = _listening(ServiceSettings(("x",), port=0))
+    with listening as listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_port_that_is_taken_ends_the_start_with_a_line(exported):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=rf"cannot listen on 127.0.0.1 port {port} .*give another --port"):
+            serve(ServiceSettings((str(exported["ner"]),), port=port))
