@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from lora_core.files import replacing
+from lora_core.files import make_folder, replacing
 from lora_core.models import resolve
 from lora_core.models.pretrained.source import CONFIG_FILE, SINGLE_FILE, read_config, read_tensors, without_wrapper
 from trainers.data.tokenizer import CONFIG, TOKENIZER_FILE, load_tokenizer
@@ -41,7 +41,7 @@ def convert(source: str, folder: Path) -> list[Path]:
     tensors = {name: tensor.clone() for name, tensor in without_wrapper(read_tensors(found)).items()}
     is_text = not (found / "preprocessor_config.json").is_file()
     tokenizer = load_tokenizer(found) if is_text else None
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with replacing(folder / SINGLE_FILE) as path:
         save_file(tensors, path, metadata={"format": "pt"})
     for name in KEPT:

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from lora_core.files import make_folder
+
 logger = logging.getLogger("trainers")
 
 NAME = "run.lock"
@@ -52,7 +54,7 @@ def _take(folder: Path) -> int:
     """The descriptor of the lock's file, locked by this process."""
     path = folder / NAME
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:  # whoever had the lock has just removed the folder
