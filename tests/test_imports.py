@@ -38,6 +38,7 @@ ORDER = (
     ("trainers.serve", "trainers.results", "trainers.corpus"),
     ("trainers.service",),
     ("trainers.notebook",),
+    ("trainers.verbs",),
     ("trainers.cli",),
     ("trainers.__main__",),
 )

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trainers.cli import VERBS, exit_on_user_error, main, parse_run, read_toml
+from trainers.cli import exit_on_user_error, main, parse_run, read_toml
 from trainers.config import RunConfig
+from trainers.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 

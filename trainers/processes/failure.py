@@ -23,6 +23,11 @@ def exit_status(error: BaseException) -> int:
     return USER_ERROR if isinstance(error, USER_ERRORS) else 1
 
 
+def is_main() -> bool:
+    """Whether this is the only process, or torchrun's first: the one that talks to the user."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a run with several processes ended."""
