@@ -127,6 +127,9 @@ class InputFile:
                              "--input-format text.")  # fmt: skip
         if first.startswith(FASTTEXT_LABEL.encode()) or (head and names_columns(head[0], self.trained)):
             return "table"
+        parts = self.trained.separator.encode()
+        if parts and "tokens" not in self.fields and head and all(parts in line for line in head if line.strip()):
+            return "table"  # cut at what stood between the columns of training
         if head:
             say_header(head[0], self.where)
         cells = [line.split() for line in head]

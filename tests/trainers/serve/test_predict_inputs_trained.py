@@ -7,7 +7,9 @@ import shutil
 import pytest
 
 from trainers.cli import main
+from trainers.data.reading import Reading
 from trainers.serve import pipeline
+from trainers.serve.predict_forms import InputFile
 
 
 def write_table(path, header, rows, delimiter=",", encoding="utf-8"):
@@ -220,3 +222,14 @@ def test_labels_of_fasttext_are_no_words(finished_text, predict, tmp_path):
     (tmp_path / "new.txt").write_text("__label__DNA il2 gene\n__label__protein junb\n")
     found = predict(finished_text, tmp_path / "new.txt")
     assert [row["labels"] for row in found] == [[one] for one in pipeline(model=finished_text)(["il2 gene", "junb"])]
+
+
+def test_a_file_of_lines_is_cut_where_training_cut(tmp_path):
+    """Financial PhraseBank: a text, an @ and its label in each line; the model was trained with --delimiter."""
+    path = tmp_path / "sentences.txt"
+    labels = ("positive", "negative")
+    path.write_text("".join(f"Profit changed in quarter {number}.@{labels[number % 2]}\n" for number in range(8)))
+    as_found = InputFile(path, "sentences.txt", ("text",), Reading(), Reading())
+    trained = InputFile(path, "sentences.txt", ("text",), Reading(), Reading(text_column="1", delimiter="@"))
+    assert next(iter(as_found.records("auto"))).source == "Profit changed in quarter 0.@positive"
+    assert next(iter(trained.records("auto"))).source == "Profit changed in quarter 0."

@@ -132,8 +132,18 @@ def _is_row(line: bytes) -> bool:
 
 
 def _asked_keys(reading: Reading) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in reading.columns.split(","))
-    return names if len(names) == 2 and not any(name.lstrip("-").isdecimal() for name in names) else ()
+    """The keys of words and tags that a user names; none where they name none.
+
+    Raises:
+        ValueError: they are not two.
+    """
+    names = tuple(name.strip() for name in reading.columns.split(",")) if reading.columns else ()
+    if names and (len(names) != 2 or not all(names)):
+        raise ValueError(
+            f"--columns is {reading.columns!r}, expected the keys of the words and of the tags, such as "
+            f"{WORD_KEYS[0]},{TAG_KEYS[0]}."
+        )
+    return names
 
 
 def _json_head(file: TaggedFile, lines: Sequence[bytes], text: bytes) -> Head:

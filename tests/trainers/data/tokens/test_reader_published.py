@@ -40,3 +40,13 @@ def test_published_corpora(tmp_path, monkeypatch, corpus):
         _, ids = next(own for own in sentences if own[0][0] == word)
         assert [data.labels[index] for index in ids] == ["O", *tags]
         assert len(sentences) == (16 if corpus == "conll-2012" else 8)
+
+
+@pytest.mark.parametrize("asked", ["fine_ner_tags", "2", "tokens,ner_tags,fine_ner_tags", "tokens,"])
+def test_keys_of_json_lines_are_two(tmp_path, asked):
+    """Few-NERD has two rows of tags; a key that was named alone would be passed over."""
+    path = tmp_path / "train.jsonl"
+    row = '{"tokens": ["Bonn", "is"], "ner_tags": ["B-location", "O"], "fine_ner_tags": ["B-location-city", "O"]}\n'
+    path.write_text(row * 12)
+    with pytest.raises(ValueError, match=r"--columns is .*, expected the keys of the words and of the tags"):
+        load_token_datasets(path, reading=Reading(columns=asked))
