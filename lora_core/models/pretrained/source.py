@@ -48,8 +48,6 @@ NEEDED_FILES = (
 PICKLED_FILES = ("pytorch_model*.bin", PICKLED_INDEX)
 """Those that are downloaded too where a repository has no safetensors."""
 
-TENSORFLOW_NAMES = {"gamma": "weight", "beta": "bias"}
-
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 
@@ -210,7 +208,7 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
     }
     for name, read in readers.items():
         if (folder / name).exists():
-            return {_modern_name(tensor): value for tensor, value in read(folder / name).items()}
+            return {Encoder.own_name(tensor): value for tensor, value in read(folder / name).items()}
     others = sorted(path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack"})
     if others:
         raise ValueError(
@@ -221,10 +219,6 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
         f"{folder} has no {SINGLE_FILE}, {INDEX_FILE} or {PICKLED_FILE}; if it comes from the hub, download it again, "
         "and see there whether the repository offers one of them at all"
     )
-
-
-def _modern_name(name: str) -> str:
-    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: f"LayerNorm.{TENSORFLOW_NAMES[old[1]]}", name)
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
