@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from lora_core.checkpoint import refuse_non_finite
 from lora_core.files import make_folder, replacing
 from lora_core.models import resolve
 from lora_core.models.pretrained.source import CONFIG_FILE, SINGLE_FILE, read_config, read_tensors, without_wrapper
@@ -32,17 +33,19 @@ def convert(source: str, folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: the source lacks its config or its weights.
-        ValueError: a file is damaged or not read here, or the folder is the source's or not empty.
+        ValueError: a file is damaged or not read here, a tensor holds NaN or infinity, or the folder is not empty.
     """
     found = resolve(source)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; name another folder for the converted model.")
     read_config(found)
+    # Copies, because a pickle's tensors may share memory (tied embeddings), which safetensors does not write.
     tensors = {name: tensor.clone() for name, tensor in without_wrapper(read_tensors(found)).items()}
+    refuse_non_finite(tensors, f"{found} was not converted (download the model again, or take another)")
     is_text = not (found / "preprocessor_config.json").is_file()
     tokenizer = load_tokenizer(found) if is_text else None
     make_folder(folder)
-    with replacing(folder / SINGLE_FILE) as path:
+    with replacing(folder / SINGLE_FILE, sum(tensor.nbytes for tensor in tensors.values())) as path:
         save_file(tensors, path, metadata={"format": "pt"})
     for name in KEPT:
         if (found / name).is_file():

@@ -54,6 +54,15 @@ def test_a_folder_that_holds_something_is_left_alone(old_bert, tmp_path):
     assert {path: path.read_bytes() for path in old_bert.iterdir()} == before
 
 
+def test_weights_that_are_no_numbers_are_not_converted(old_bert, tmp_path):
+    tensors = torch.load(old_bert / "pytorch_model.bin")
+    tensors["module.classifier.bias"][0] = float("nan")
+    torch.save(tensors, old_bert / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"was not converted .*: classifier\.bias holds NaN or infinity"):
+        convert(str(old_bert), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_nothing_is_written_where_a_file_cannot_be_read(old_bert, tmp_path):
     (old_bert / "vocab.txt").write_text("\n".join(WORDS[2:]))
     with pytest.raises(ValueError, match=r"vocab\.txt lacks the special tokens"):
