@@ -7,7 +7,7 @@ uninterrupted run wrote, bit for bit. Whenever a run ends, what it had computed 
 more than so many steps; after SIGTERM, nothing.
 
 The processes are forked from this one, which has imported all that they need, and log into the folder. The exit status
-is 1 if a promise was broken; the runs of which one was stay in the folder.
+is 1 if a promise was broken; the runs of which one was stay in the folder that --folder names.
 """
 
 import argparse

@@ -40,13 +40,16 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     if is_scratch(config):
         model = scratch_model(config, labels)
     else:
+        size = image_size(config)
+        if size != config.image_size:
+            logger.info("pictures are taken at %s pixels, as preprocessor_config.json says; --image-size chooses", size)
         model = load_pretrained(
             config.model,
             config.task,
             labels,
             attention_dropout=config.attention_dropout,
             hidden_dropout=config.hidden_dropout,
-            image_size=image_size(config),
+            image_size=size,
             head=config.head,
             fresh_head=config.fresh_head,
             checkpoint_labels=config.checkpoint_labels or None,

@@ -134,7 +134,7 @@ def test_the_kind_is_registered():
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_dinov2_takes_the_size_that_its_preprocessor_cuts_out(data, tmp_path, method):
+def test_dinov2_takes_the_size_that_its_preprocessor_cuts_out(data, tmp_path, method, caplog):
     """Its checkpoints have positions for larger pictures (518 pixels in published ones, which are used with 224)."""
     sizes = {"model_type": "dinov2", "image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
              "num_attention_heads": 2}  # fmt: skip
@@ -142,7 +142,9 @@ def test_dinov2_takes_the_size_that_its_preprocessor_cuts_out(data, tmp_path, me
     processing = ImageProcessing(size=(8, 8), resize_to=None, shortest_edge=9)
     processing.save(tmp_path / "dino")
     config = settings(tmp_path / "dino", data, tmp_path / "run", method=method, epochs=3)
-    result = run(config).result
+    with caplog.at_level("INFO"):
+        result = run(config).result
+    assert "pictures are taken at (8, 8) pixels, as preprocessor_config.json says" in caplog.text
     assert evaluate_run(tmp_path / "run")["loss"] == pytest.approx(result["test"]["loss"], rel=1e-5)
     assert ImageProcessing.read(tmp_path / "run" / ("adapter" if method == "lora" else "best")) == processing
     picture = np.full((20, 30), 200, dtype=np.uint8)
