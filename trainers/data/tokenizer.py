@@ -76,15 +76,25 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def for_words(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer for texts that are given as lists of words.
 
-    A byte-level vocabulary marks the start of a word by the space before it, which a list of words no longer has: such
-    a tokenizer is copied with `add_prefix_space=True`. Running text keeps its spaces and needs the tokenizer itself.
+    Many vocabularies mark the start of a word by the space before it, which a list of words no longer has. Where the
+    tokenizer adds none by itself it is copied with one that does: byte-level steps with `add_prefix_space=True`
+    (RoBERTa, ModernBERT), metaspace steps that always prepend, and a space before texts whose spaces are replaced
+    (mmBERT, whose tokenizer is Gemma's). Running text keeps its spaces and needs the tokenizer itself.
     """
     data = json.loads(tokenizer.to_str())
-    steps = list(_byte_level_steps(data["pre_tokenizer"]))
-    if all(step["add_prefix_space"] for step in steps):
+    before = json.dumps([data["pre_tokenizer"], data["normalizer"]])
+    for step in _steps(data["pre_tokenizer"], "pretokenizers"):
+        if step["type"] == "ByteLevel":
+            step["add_prefix_space"] = True
+        elif step["type"] == "Metaspace" and step["prepend_scheme"] == "never":
+            step["prepend_scheme"] = "always"
+    normalizer = data["normalizer"]
+    kinds = {step["type"]: step for step in _steps(normalizer, "normalizers")}
+    if kinds.get("Replace", {}).get("pattern") == {"String": " "} and "Prepend" not in kinds:
+        space = {"type": "Prepend", "prepend": kinds["Replace"]["content"]}
+        data["normalizer"] = {"type": "Sequence", "normalizers": [space, normalizer]}
+    if json.dumps([data["pre_tokenizer"], data["normalizer"]]) == before:
         return tokenizer
-    for step in steps:
-        step["add_prefix_space"] = True
     return Tokenizer.from_str(json.dumps(data))
 
 
@@ -157,8 +167,9 @@ def _from_json(folder: Path, config: dict[str, Any]) -> Tokenizer:
         raise ValueError(f"{path} is not a tokenizer of the tokenizers library: it has no 'model' entry.")
     data["padding"] = data["truncation"] = None
     if "add_prefix_space" in config:
-        for step in _byte_level_steps(data.get("pre_tokenizer")):
-            step["add_prefix_space"] = bool(config["add_prefix_space"])
+        for step in _steps(data.get("pre_tokenizer"), "pretokenizers"):
+            if step.get("type") == "ByteLevel":
+                step["add_prefix_space"] = bool(config["add_prefix_space"])
     normalizer = data.get("normalizer")
     if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
         normalizer |= {own: config[name] for name, own in BERT_SETTINGS.items() if name in config}
@@ -189,15 +200,16 @@ def _library_errors(where: str) -> Iterator[None]:
         raise
 
 
-def _byte_level_steps(step: Any) -> Iterator[dict[str, Any]]:
-    """The steps of a pre-tokenizer's JSON that are of the type ByteLevel; what is malformed is left to the library."""
+def _steps(step: Any, inner: str) -> Iterator[dict[str, Any]]:
+    """The steps of a normalizer's or a pre-tokenizer's JSON, those in sequences too; what is malformed is left to the
+    library."""
     if not isinstance(step, dict):
         return
-    if step.get("type") == "ByteLevel":
+    if isinstance(step.get(inner), list):
+        for each in step[inner]:
+            yield from _steps(each, inner)
+    else:
         yield step
-    inner = step.get("pretokenizers")
-    for each in inner if isinstance(inner, list) else ():
-        yield from _byte_level_steps(each)
 
 
 def _bert(folder: Path, config: dict[str, Any]) -> Tokenizer:

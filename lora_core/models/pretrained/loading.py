@@ -70,8 +70,9 @@ def load_pretrained(
     fresh_head: bool = False,
     head_follows: bool = False,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Encoder | TaskModel:
-    """Load a pretrained model in eval mode and float32, on torch's default device.
+    """Load a pretrained model in eval mode, on torch's default device.
 
     A head that the checkpoint lacks is drawn from `seed`: its parameters are named in `model.fresh_parameters` and in
     a logged warning. BERT's text classifier needs the pooler, ModernBERT's classifiers the head of its pretraining.
@@ -98,6 +99,8 @@ def load_pretrained(
         fresh_head: leave out the checkpoint's head, but not what its pretraining made of it (ModernBERT).
         head_follows: an adapter with a head is loaded next, so nothing is logged about a new one.
         seed: of new parameters.
+        dtype: of all parameters, whatever the checkpoint's file has. In half precision a model takes half the memory
+            and is for inference, or the frozen base of adapters that `lora_core.inject_lora` keeps in float32.
 
     Raises:
         FileNotFoundError: files are missing.
@@ -133,7 +136,7 @@ def load_pretrained(
             model.problem_type = _problem_type(folder, values)
         tensors |= _parts(outside, head_class.pretrained_names)
         found = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in found.items()} | tensors
-    lacking = _fill(model, found, folder)
+    lacking = _fill(model.to(dtype), found, folder)
     initialise(model, lacking, seed)
     model.fresh_parameters = tuple(name for name, _ in model.named_parameters() if name in lacking)
     if isinstance(model, TaskModel):

@@ -2,11 +2,13 @@ import importlib.metadata
 import json
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
-from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
+from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, BertTokenizer, RobertaTokenizer
 
 from trainers.data.tokenizer import StatedLimits, check_vocabulary, for_words, load_tokenizer
@@ -188,6 +190,39 @@ def test_the_first_word_of_a_running_text_has_no_space_and_that_of_a_list_has_on
     words = for_words(tokenizer).encode(["gene", "and"], is_pretokenized=True)
     assert words.tokens[1].startswith("Ġ")
     assert tokenizer.encode("gene").tokens[1] == "gene", "the tokenizer itself stays as it is"
+    assert for_words(for_words(tokenizer)).to_str() == for_words(tokenizer).to_str()
+
+
+def gemma_layout() -> Tokenizer:
+    """The tokenizer of mmBERT: spaces become part of the pieces behind them, and a text gets none in front."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    texts = ["the gene and the cell", "and a gene of the cells", "cell and gene expression"] * 20
+    words = [f"▁{word}" for text in texts for word in text.split()]  # trained by word: no piece reaches over a space
+    trainer = BpeTrainer(vocab_size=80, special_tokens=["<pad>", "<unk>"], show_progress=False)
+    tokenizer.train_from_iterator(words, trainer)
+    return tokenizer
+
+
+def metaspace(scheme) -> Tokenizer:
+    """SentencePiece as the tokenizers library has it, with another scheme of its space."""
+    tokenizer = gemma_layout()
+    tokenizer.normalizer = normalizers.Sequence([])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [gemma_layout, partial(metaspace, "never"), partial(metaspace, "always")])
+def test_words_of_a_list_are_the_pieces_that_they_are_within_a_text(make):
+    tokenizer = make()
+    words = ["the", "gene", "of", "a", "cells", "expression", "X"]
+    text = tokenizer.encode(" ".join(["and", *words])).tokens
+    first = tokenizer.encode("and").tokens
+    assert text[: len(first)] == first
+    found = for_words(tokenizer).encode(words, is_pretokenized=True).tokens
+    assert found == text[len(first) :]
+    assert found[0].startswith("▁")
     assert for_words(for_words(tokenizer)).to_str() == for_words(tokenizer).to_str()
 
 

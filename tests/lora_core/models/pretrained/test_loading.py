@@ -346,3 +346,25 @@ def test_a_pooler_of_the_checkpoint_is_no_part_of_the_head(oracle, tmp_path):
     model = lora_core.inject_lora(load_pretrained(tmp_path, "text-classification", LABELS))
     assert model.head_names == ("classifier",)
     assert not any(parameter.requires_grad for parameter in model.bert.pooler.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dtype_that_is_asked_for_is_that_of_all_parameters(oracle, batch, tmp_path, family, dtype):
+    reference = oracle(family, "token-classification")
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.mul_(0.3)  # as small as trained weights: the sums keep within half precision
+    reference.save_pretrained(tmp_path)
+    model = load_pretrained(tmp_path, "token-classification", dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    input_ids, mask = batch([5, 8, 2], model.config.pad_token_id)
+    found, expected = (predict(each, input_ids, mask)[mask.bool()] for each in (model, reference))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
+    lora_core.inject_lora(model, r=2)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    model(input_ids, attention_mask=mask).float().sum().backward()
+    fresh = load_pretrained(tmp_path, "token-classification", ["O", "X"], fresh_head=True, dtype=dtype)
+    assert fresh.classifier.weight.dtype == dtype
+    assert fresh.classifier.weight.float().std() > 0
