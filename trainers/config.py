@@ -58,6 +58,10 @@ class TrainConfig(Settings):
     learning_rate: float | None = None
     """Peak learning rate of AdamW. None: by what is trained, 5e-5 for a pretrained model in full, 5e-4 for LoRA, 1e-3
     for a head alone or a model that starts untrained."""
+    lora_plus_ratio: float = 1.0
+    """LoRA+: B learns at this many times the learning rate; 16 is its authors' choice, at a lower learning rate."""
+    head_rate_ratio: float = 1.0
+    """LoRA: what is trained in full, the head above all, learns at this many times the learning rate."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices; biases, norms and other vectors have none."""
     max_grad_norm: float = 1.0
@@ -111,7 +115,7 @@ class TrainConfig(Settings):
                 f"parallel fsdp does not go with precision {self.precision} and adversarial {self.adversarial}: take "
                 "fp32 or bf16 and none, or parallel ddp."
             )
-        for name in ("learning_rate", "adversarial_epsilon"):
+        for name in ("learning_rate", "adversarial_epsilon", "lora_plus_ratio", "head_rate_ratio"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, but it is {value}.")
@@ -211,10 +215,13 @@ class LoRASettings(Settings):
     """LoRA: dropout on the adapters' input."""
     target_modules: tuple[str, ...] = ("qv",)
     """LoRA: a preset (qv, qkv, attention, all-linear) or suffixes of layer names."""
+    modules_to_save: tuple[str, ...] = ()
+    """LoRA: modules trained in full beside the head and saved with the adapter, such as LayerNorm or word_embeddings:
+    suffixes of their names."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """LoRA: which bias vectors are trained too."""
-    init_lora_weights: Literal["gaussian", "kaiming", "orthogonal", "pissa", "olora"] = "gaussian"
-    """LoRA: how A and B start."""
+    init_lora_weights: Literal["gaussian", "kaiming", "orthogonal", "pissa", "olora", "eva"] = "gaussian"
+    """LoRA: how A and B start; eva: by what the layers see of 512 training examples, which shares out the ranks too."""
     use_rslora: bool = False
     """LoRA: scale by alpha / sqrt(r)."""
     use_dora: bool = False
@@ -316,6 +323,16 @@ class RunConfig(
     OutputSettings, ImageSettings, TextSettings, LossSettings, TrainConfig, LoRASettings, DataSettings, ModelSettings
 ):
     """A whole run: model, data, method and the training loop's choices."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lora_plus_ratio", "head_rate_ratio"):
+            if self.method != "lora" and getattr(self, name) != 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} with method {self.method}: it is for lora. Leave it out."
+                )
+        if self.init_lora_weights == "eva" and self.parallel == "fsdp":
+            raise ValueError("init_lora_weights eva does not go with parallel fsdp: take ddp, or another start.")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as config.json holds them."""

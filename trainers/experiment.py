@@ -17,7 +17,7 @@ from lora_core.models.task_model import TaskModel
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.inputs import check_processes, check_unchanged, inputs_of
 from trainers.loop import fit, predict
-from trainers.model import build, is_scratch, with_learning_rate, write_vocabulary
+from trainers.model import build, is_scratch, start_from_inputs, with_learning_rate, write_vocabulary
 from trainers.processes import interrupt
 from trainers.processes.distributed import World, distributed
 from trainers.processes.fsdp import copy_tensors, is_sharded, whole
@@ -83,6 +83,7 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
         world.from_main(lambda: write_vocabulary(config, datasets["train"]))
     model = build(config, labels)
     data = {split: kind.encode(dataset, model, config) for split, dataset in datasets.items()}
+    start_from_inputs(model, data["train"], config, world.device)
     task = kind.task(labels, config, data["train"])
     inputs = inputs_of(config, labels, data)
     check_processes(inputs, world)

@@ -31,6 +31,7 @@ from trainers.training.adversarial import build_adversary
 from trainers.training.batch_plan import BatchPlan
 from trainers.training.checkpoint_schedule import CheckpointSchedule
 from trainers.training.checkpoints import load_checkpoint, restore_best, save_best
+from trainers.training.learning_signs import warning_of
 from trainers.training.memory import memory_errors
 from trainers.training.numbers import check_some_step
 from trainers.training.optim import build_optimizer, build_scheduler, take_step
@@ -38,11 +39,6 @@ from trainers.training.precision import autocast, choose_kernels, grad_scaler, m
 from trainers.training.state import TrainState, seed_generators
 
 logger = logging.getLogger(__name__)
-
-NOTHING_LEARNT = (
-    "After the first epoch the validation %s is 0: nothing is predicted rightly yet. If that stays, try a learning "
-    "rate three times higher or lower than %g, or more epochs; `lora-core check-data` looks at the data."
-)
 
 
 @interrupt.deferred()
@@ -119,12 +115,15 @@ def fit(
             scores = evaluate(model, task, validation, config, world)
         state.end_epoch()
         improved = state.record_score(scores, config.metric)
-        if world.is_main and state.epoch == 1 and scores.get(config.metric) == 0:
-            logger.warning(NOTHING_LEARNT, config.metric, scheduler.base_lrs[0])
         rate = scheduler.get_last_lr()[0]
         log.write(
             "epoch", epoch=state.epoch, step=state.step, learning_rate=rate, **state.pop_epoch(world), validation=scores
         )
+        ended = state.epoch == config.epochs or state.out_of_patience(config.patience)
+        if world.is_main and (
+            warning := warning_of(log.epochs(), config.metric, float(max(scheduler.base_lrs)), ended)
+        ):
+            logger.warning(warning)
         if improved:
             save_best(state, folder, world)
         checkpoints.after_epoch()

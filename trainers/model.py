@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import lora_core
@@ -18,6 +19,7 @@ from lora_core.models.heads import AttentionPooling
 from lora_core.models.pretrained.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
 from trainers.config import LEARNING_RATES, UNTRAINED_RATE, RunConfig
+from trainers.data.batches import Data, evaluation_batches, load_batches
 from trainers.data.images.processing import ImageProcessing
 from trainers.data.texts.dataset import TextDataset
 from trainers.data.tokenizer import PAD, build_vocabulary, for_words, load_tokenizer
@@ -33,6 +35,10 @@ LONGEST = 512
 """Their longest input in tokens, where the run does not say."""
 SHOWN = 10
 """Words that a message lists."""
+EVA_EXAMPLES = 512
+"""Training examples whose inputs EVA looks at."""
+EVA_TOKENS = 4096
+"""Most of a batch of them, padding included."""
 
 
 def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
@@ -70,8 +76,9 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
             target_modules=config.target_modules,
+            modules_to_save=config.modules_to_save or None,  # () would leave out the head
             bias=config.bias,
-            init_lora_weights=config.init_lora_weights,
+            init_lora_weights="gaussian" if config.init_lora_weights == "eva" else config.init_lora_weights,
             use_rslora=config.use_rslora,
             use_dora=config.use_dora,
             base_model_name_or_path=config.model,
@@ -82,6 +89,20 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
         elif model.in_head(name) and not config.train_head:
             parameter.requires_grad_(False)
     return model
+
+
+def start_from_inputs(model: TaskModel, train: Data, config: RunConfig, device: torch.device) -> None:
+    """EVA's start of the adapters, where the settings ask for it: by what the layers see of some training examples.
+
+    The examples and so the ranks are the same on every process and when the run goes on.
+    """
+    if config.method != "lora" or config.init_lora_weights != "eva":
+        return
+    chosen = np.random.default_rng(config.seed).permutation(len(train.lengths))[:EVA_EXAMPLES]
+    batches = [chosen[part] for part in evaluation_batches(train.lengths[chosen], EVA_TOKENS)]
+    loaded = load_batches(train, batches, device)
+    lora_core.initialise_eva(model.to(device), (inputs for inputs, _ in loaded))
+    logger.info("EVA has set the adapters by %d training examples.", len(chosen))
 
 
 def image_size(config: RunConfig) -> int | tuple[int, int] | None:

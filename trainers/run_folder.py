@@ -334,6 +334,10 @@ class MetricsLog:
                 file.flush()
                 os.fsync(file.fileno())
 
+    def epochs(self) -> list[dict[str, Any]]:
+        """The epochs written so far; nothing on a process that does not write."""
+        return [] if self._path is None else [e for e in _read_events(self._path) if e["event"] == "epoch"]
+
 
 def _is_before(line: str, step: int) -> bool:
     """Whether a line of the log is an event up to this step of a run that is not finished."""

@@ -304,12 +304,13 @@ def test_the_learning_rate_follows_what_is_trained(config):
     assert run(dataclasses.replace(config, epochs=0)).config["learning_rate"] == 5e-4
 
 
-def test_a_first_epoch_that_finds_nothing_is_said(config, caplog, monkeypatch):
+def test_a_run_that_finds_nothing_is_told_so_after_its_first_epoch_and_its_last(config, caplog, monkeypatch):
     monkeypatch.setattr("trainers.loop.evaluate", lambda *_: {"loss": 1.0, "f1": 0.0})
-    run(dataclasses.replace(config, epochs=2))
-    (said,) = [message for message in caplog.messages if message.startswith("After the first epoch")]
-    assert said.startswith("After the first epoch the validation f1 is 0")
-    assert "than 0.0005, or more epochs" in said
+    run(dataclasses.replace(config, epochs=3))
+    first, last = [message for message in caplog.messages if "the validation f1 is 0" in message]
+    assert first.startswith("After the first epoch")
+    assert last.startswith("At the end of training")
+    assert "than 0.0005 (--learning-rate)" in first
 
 
 def test_resume_from_a_path_outside_the_run(config, finished):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lora_core.adapters import hosts
+from lora_core.extras.lora_plus import lora_plus_groups
 from trainers.config import LEARNING_RATES, TrainConfig
 from trainers.processes.distributed import World
 from trainers.processes.fsdp import whole
@@ -16,7 +17,17 @@ from trainers.training.state import TrainState
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; vectors (biases, norms) are not decayed."""
+    """AdamW over the trainable parameters; vectors (biases, norms) are not decayed.
+
+    Of a model with adapters, B and what is trained in full may learn at other rates than A (LoRA+).
+    """
+    adapted = any(hosts(model))
+    rate = config.learning_rate or LEARNING_RATES["lora" if adapted else "full"]
+    if adapted and (config.lora_plus_ratio, config.head_rate_ratio) != (1, 1):
+        head_rate = rate * config.head_rate_ratio
+        return torch.optim.AdamW(
+            lora_plus_groups(model, rate, config.lora_plus_ratio, head_rate, config.weight_decay), fused=True
+        )
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("The model has no trainable parameter. Inject LoRA, or set requires_grad on what to train.")
@@ -24,7 +35,6 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    rate = config.learning_rate or LEARNING_RATES["lora" if any(hosts(model)) else "full"]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, fused=True)
 
 
