@@ -100,13 +100,28 @@ def bootstrap_interval(
         one, other: counts (N, K, 3) of right, predicted and true items in each example.
         macro: the mean of the K F1 scores (of those that occur) instead of F1 over all items.
     """
+    return mean_bootstrap_interval([one], [other], macro=macro, samples=samples, seed=seed)
+
+
+def mean_bootstrap_interval(
+    ones: Sequence[np.ndarray],
+    others: Sequence[np.ndarray],
+    *,
+    macro: bool,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """As `bootstrap_interval`, of the difference of two mean F1s, each over runs (seeds) on the same N examples."""
     generator = np.random.default_rng(seed)
-    size = len(one)
+    size = len(ones[0])
     differences = []
     for _ in range(samples):
         drawn = np.bincount(generator.integers(size, size=size), minlength=size)  # (N,) times each example is drawn
-        sums = [np.tensordot(drawn, counts, 1) for counts in (one, other)]  # (K, 3)
-        differences.append(f1_score(sums[0], macro=macro) - f1_score(sums[1], macro=macro))
+        means = [
+            np.mean([f1_score(np.tensordot(drawn, counts, 1), macro=macro) for counts in runs])  # of (K, 3) each
+            for runs in (ones, others)
+        ]
+        differences.append(means[0] - means[1])
     low, high = np.percentile(differences, [2.5, 97.5])
     return float(low), float(high)
 
@@ -185,6 +200,13 @@ def half_width(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     return float(t.ppf((1 + LEVEL) / 2, len(values) - 1) * sem(values))
+
+
+def paired_interval(differences: Sequence[float]) -> tuple[float, float] | None:
+    """95% t interval of the mean of differences, one for each seed that two ways of training share; None for one."""
+    half = half_width(differences)
+    mean = float(np.mean(differences))
+    return None if half is None else (mean - half, mean + half)
 
 
 def seeds_table(groups: Sequence[SeedGroup]) -> str:
