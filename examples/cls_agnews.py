@@ -38,7 +38,7 @@ from typing import Any
 from trainers.cli import exit_on_user_error, parse_run
 from trainers.config import RunConfig
 from trainers.processes.distributed import distributed
-from trainers.results.ablation import Variant, ablation_table, memory_table, run_ablation, write_ablation
+from trainers.series.ablation import Variant, ablation_table, memory_table, run_ablation, write_ablation
 
 SAMPLE = str(Path(__file__).resolve().parent / "data" / "news")
 LORA: dict[str, Any] = {"method": "lora", "confusing_words": ""}

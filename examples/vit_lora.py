@@ -30,8 +30,8 @@ from trainers.data.images.digits import BASE, NEW, write_digits
 from trainers.data.images.processing import BICUBIC, ImageProcessing
 from trainers.experiment import run
 from trainers.processes.distributed import distributed
-from trainers.results.ablation import Variant, ablation_table, run_ablation, write_ablation
 from trainers.results.confusion import samples_of_run
+from trainers.series.ablation import Variant, ablation_table, run_ablation, write_ablation
 
 SMALL_VIT = {"model_type": "vit", "image_size": 28, "patch_size": 4, "hidden_size": 64, "num_hidden_layers": 4,
              "num_attention_heads": 4, "intermediate_size": 128}  # fmt: skip

@@ -36,7 +36,7 @@ ORDER = (
     ("trainers.experiment",),
     ("trainers.finished",),
     ("trainers.serve", "trainers.results", "trainers.corpus"),
-    ("trainers.service",),
+    ("trainers.service", "trainers.series"),
     ("trainers.notebook",),
     ("trainers.verbs",),
     ("trainers.cli",),

@@ -128,6 +128,13 @@ class RunFolder:
         event = _event(last[0]) if last else {}  # a run that is killed while it writes leaves half a line
         return event if event.get("event") == "result" else None
 
+    def epochs(self) -> list[dict[str, Any]]:
+        """The `epoch` events of metrics.jsonl so far, of a run that may still write."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [event for line in lines if (event := _event(line)).get("event") == "epoch"]
+
     def is_finished(self) -> bool:
         """Whether the run came to its end."""
         return self.result() is not None
@@ -336,7 +343,7 @@ class MetricsLog:
 
     def epochs(self) -> list[dict[str, Any]]:
         """The epochs written so far; nothing on a process that does not write."""
-        return [] if self._path is None else [e for e in _read_events(self._path) if e["event"] == "epoch"]
+        return [] if self._path is None else RunFolder(self._path.parent).epochs()
 
 
 def _is_before(line: str, step: int) -> bool:

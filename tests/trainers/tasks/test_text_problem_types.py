@@ -15,11 +15,11 @@ from trainers.config import RunConfig
 from trainers.data.texts.reader import TextDataset
 from trainers.experiment import run
 from trainers.finished import FinishedRun, evaluate_run
-from trainers.results.ablation import Variant, ablation_row
 from trainers.results.compare import compare_runs, write_comparison
 from trainers.results.errors import analyse
 from trainers.results.report import find_mistakes, write_report
 from trainers.results.vote import vote
+from trainers.series.ablation import Variant, ablation_row
 from trainers.serve import pipeline
 from trainers.serve.export import export_run
 from trainers.tasks import check_settings, text

@@ -20,23 +20,16 @@ not repeated, so a study can be interrupted, and extended by recipes and seeds.
 """
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tomli
 from tqdm import tqdm
 
-from lora_core.files import make_folder, write_json, write_text
+from lora_core.files import write_json, write_text
 from trainers.config import RunConfig
 from trainers.results.significance import (
     counts_of_run,
@@ -45,6 +38,7 @@ from trainers.results.significance import (
     paired_interval,
 )
 from trainers.run_folder import Run, RunFolder, read_predictions, read_run
+from trainers.series.run_process import RunProcess, stopped_at_the_end, threads_for
 from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes, save_figure
 from trainers.training.learning_signs import sign_of_failure
 
@@ -116,68 +110,26 @@ def run_study(study: Study, folder: Path, *, processes: int = 1, threads: int | 
     """Run what is not finished, so many processes at a time; return what failed, one line each.
 
     Args:
-        folder: it holds RECIPE/seed-N, and beside each a log of what the run printed.
+        folder: it holds RECIPE/seed-N, and beside each its settings and a log of what it printed.
         threads: of each process; None: the cores shared out among them.
 
     Raises:
         KeyboardInterrupt: a signal has ended the study; the runs have written checkpoints.
     """
-    if processes < 1:
-        raise ValueError(f"processes must be at least 1, but it is {processes}.")
-    threads = threads or max(1, len(os.sched_getaffinity(0)) // processes)
+    threads = threads_for(processes, threads)
     waiting = [config for config in study.runs(folder) if not RunFolder(config.output_dir).is_finished()]
-    running: dict[subprocess.Popen[bytes], RunConfig] = {}
+    running: list[RunProcess] = []
     failed: list[str] = []
-    with _stopping(running), tqdm(total=len(waiting), desc="runs", unit="run") as progress:
+    with stopped_at_the_end(running), tqdm(total=len(waiting), desc="runs", unit="run") as progress:
         while waiting or running:
             while waiting and len(running) < processes:
-                config = waiting.pop(0)
-                running[_start(config, threads)] = config
-            for process in [each for each in running if each.poll() is not None]:
-                config = running.pop(process)
-                if process.returncode:
-                    failed.append(f"{config.output_dir}: {_last_line(config)} (status {process.returncode})")
+                running.append(RunProcess(waiting.pop(0), threads))
+            for process in [each for each in running if each.status is not None]:
+                running.remove(process)
+                failed += [process.failure] if process.failure else []
                 progress.update()
             time.sleep(POLL)
     return failed
-
-
-def _start(config: RunConfig, threads: int) -> "subprocess.Popen[bytes]":
-    folder = make_folder(config.output_dir.parent)
-    settings = {name: value for name, value in config.to_dict().items() if value is not None}
-    text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in settings.items())
-    recipe = write_text(folder / f"{config.output_dir.name}.toml", text)
-    command = [sys.executable, "-m", "trainers", "train", "--config", str(recipe), "--resume", "auto"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with _log(config).open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
-
-
-def _log(config: RunConfig) -> Path:
-    return config.output_dir.with_suffix(".log")
-
-
-def _last_line(config: RunConfig) -> str:
-    lines = [line for line in _log(config).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
-
-
-@contextmanager
-def _stopping(running: "dict[subprocess.Popen[bytes], RunConfig]") -> Iterator[None]:
-    """SIGTERM is like Ctrl-C; and either ends the processes, which write their checkpoints."""
-
-    def stop(signum: int, _: Any) -> None:
-        raise KeyboardInterrupt(signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from trainers.config import RunConfig
-from trainers.results.seeds import means, run_seeds, seeds_report, write_seeds
 from trainers.results.significance import half_width
+from trainers.series.seeds import means, run_seeds, seeds_report, write_seeds
 
 
 def test_a_run_for_each_seed_and_their_mean(checkpoint, data, tmp_path):

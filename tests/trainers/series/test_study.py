@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import ttest_rel
 
 from trainers.results.significance import mean_bootstrap_interval, paired_interval
-from trainers.results.study import Study, run_study, study_results, study_table, write_study
 from trainers.run_folder import read_run
+from trainers.series.study import Study, run_study, study_results, study_table, write_study
 
 pytestmark = pytest.mark.timeout(300)  # real processes, each of which imports torch
 
@@ -44,7 +44,7 @@ def done(study_file):
     """A study that a signal interrupted, and its end."""
     folder = study_file.parent / "runs"
     program = (
-        "import sys; from pathlib import Path; from trainers.results.study import Study, run_study;"
+        "import sys; from pathlib import Path; from trainers.series.study import Study, run_study;"
         "run_study(Study.read(Path(sys.argv[1])), Path(sys.argv[2]), processes=2, threads=1)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, study_file, folder], stderr=subprocess.PIPE)

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from trainers.config import RunConfig
-from trainers.results.ablation import Variant, ablation_row, memory_table
 from trainers.run_folder import read_run
+from trainers.series.ablation import Variant, ablation_row, memory_table
 
 
 @pytest.fixture

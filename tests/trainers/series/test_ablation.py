@@ -9,8 +9,8 @@ from scipy import stats
 
 from trainers.config import RunConfig
 from trainers.results import ablation
-from trainers.results.ablation import Variant, ablation_row, ablation_table, estimate, run_ablation, write_ablation
 from trainers.run_folder import Run, read_run
+from trainers.series.ablation import Variant, ablation_row, ablation_table, estimate, run_ablation, write_ablation
 
 
 def finished(config, f1):

@@ -1,0 +1,109 @@
+"""A run in a process of its own, with the settings and a log beside its folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lora_core.files import make_folder, write_text
+from trainers.config import RunConfig
+from trainers.processes.parent import end_with_parent
+from trainers.run_folder import RunFolder
+
+
+class RunProcess:
+    """Starts at once, and continues the run if it was begun before.
+
+    Beside the run folder NAME lie NAME.toml, the settings as --config reads them, and NAME.log, what the run prints.
+    """
+
+    def __init__(self, config: RunConfig, threads: int) -> None:
+        """
+        Args:
+            threads: of the process.
+        """
+        self.config = config
+        folder = make_folder(config.output_dir.parent)
+        settings = write_settings(config, folder / f"{config.output_dir.name}.toml")
+        self.log = folder / f"{config.output_dir.name}.log"
+        command = [sys.executable, "-m", "trainers", "train", "--config", str(settings), "--resume", "auto"]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=end_with_parent,
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                start_new_session=True,  # Ctrl-C is this process's to pass on
+            )
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._process.poll()
+
+    @property
+    def failure(self) -> str | None:
+        """What went wrong, in one line; None where it ended well."""
+        if not self.status:
+            return None
+        lines = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        said = lines[-1][:300] if lines else "it said nothing"
+        return f"{self.config.output_dir}: {said} (status {self.status}, {self.log})"
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The `epoch` events so far."""
+        return RunFolder(self.config.output_dir).epochs()
+
+    def stop(self) -> None:
+        """Ask it to end, with a checkpoint, and wait until it has."""
+        if self.status is None:
+            self._process.terminate()
+        self._process.wait()
+
+
+@contextmanager
+def stopped_at_the_end(running: Iterable[RunProcess]) -> Iterator[None]:
+    """Ends what still runs when the block is left; SIGTERM leaves it like Ctrl-C."""
+
+    def leave(signum: int, _: FrameType | None) -> None:
+        raise KeyboardInterrupt(signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in list(running):
+            process.stop()
+
+
+def threads_for(processes: int, threads: int | None) -> int:
+    """Threads of each of so many processes: those that are given, or the cores shared out.
+
+    Raises:
+        ValueError: there are no processes.
+    """
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, but it is {processes}.")
+    return threads or max(1, len(os.sched_getaffinity(0)) // processes)
+
+
+def selecting_score(config: RunConfig, scores: dict[str, Any]) -> float:
+    """The validation score by which a run selects its best epoch."""
+    metric = config.metric if config.metric in scores else "pearson"  # a regression's, in the place of f1
+    return scores[metric]
+
+
+def write_settings(config: RunConfig, path: Path) -> Path:
+    """Write settings as TOML that --config reads."""
+    settings = {name: value for name, value in config.to_dict().items() if value is not None}
+    # Strings, numbers, booleans and lists of them are written alike in JSON and in TOML.
+    return write_text(path, "".join(f"{name} = {json.dumps(v, ensure_ascii=False)}\n" for name, v in settings.items()))
