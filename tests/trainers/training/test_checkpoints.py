@@ -48,6 +48,7 @@ RUNS = {
     "lora, manifest of step 12": [2, 3],
     "lora, name of step 12": [2, 3],
     "lora, after step 12": [3],
+    "lora, after step 18": [],
     "lora, removal of step 6": [],
     "lora, half of step 6 removed": [],
     "lora, after the last step": [],
@@ -107,8 +108,6 @@ def test_a_killed_run_ends_as_if_it_had_not_been(killed, name):
     assert report[name] == [-9, 0], log
     assert sorted(set(map(int, re.findall(r"epoch (\d)/3", log)))) == RUNS[name]
     method = name.split(",")[0]
-    if name.endswith(("removal of step 6", "half of step 6 removed")):  # nothing was saved later, so nothing removed
-        shutil.rmtree(killed / name / "checkpoints" / "best-1")
     assert_same_run(killed / name, killed / f"{method}, straight")
 
 
