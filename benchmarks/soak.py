@@ -6,9 +6,9 @@ and the run resumed, until it comes to its end. Then everything that it wrote, t
 uninterrupted run wrote, bit for bit. Whenever a run ends, what it had computed since its newest checkpoint may be no
 more than so many steps; after SIGTERM, nothing.
 
-The processes are forked from this one, which has imported all that they need, and log into the folder. The exit status
-is 1 if a promise was broken; the runs of which one was stay in the folder that --folder names. The table of 200 kills or
-more is kept in tables/soak.txt.
+The processes are forked from this one, which has imported all that they need, and log into the folder. The exit
+status is 1 if a promise was broken; the runs of which one was stay in the folder that --folder names. The table of 200
+kills or more is kept in tables/soak.txt.
 """
 
 import argparse
