@@ -88,7 +88,7 @@ class CheckpointSchedule:
         raise Interrupted(
             signum,
             f"after step {step} (epoch {epoch}), with a checkpoint in {self._folder}",
-            'To go on: the same with resume="auto".',
+            "To go on: the same with --resume auto, without --overwrite.",
         )
 
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from trainers.config import TrainConfig
+from trainers.processes.interrupt import Interrupted
 from trainers.training import checkpoint_schedule
 from trainers.training.checkpoint_schedule import CheckpointSchedule
 from trainers.verbs import VERBS
@@ -285,3 +286,17 @@ def test_when_checkpoints_are_due(alone, tmp_path, monkeypatch, settings, expect
     state.epoch, state.batch = 1, 0
     schedule.after_epoch()
     assert saved[-1] == (8, 1)
+
+
+def test_a_signal_is_answered_with_the_flag_to_go_on(alone, tmp_path, monkeypatch):
+    """What an experiment's own script shows; `train` gives the whole command instead, a notebook the keyword."""
+    monkeypatch.setattr(checkpoint_schedule.interrupt, "requested", lambda: signal.SIGTERM)
+    monkeypatch.setattr(checkpoint_schedule, "save_checkpoint", lambda *_: None)
+    state = SimpleNamespace(step=3, batch=3, epoch=0, start_clock=lambda: None)
+    plan = SimpleNamespace(batches=lambda epoch: [None] * 8)
+    with pytest.raises(Interrupted) as raised:
+        CheckpointSchedule(state, plan, TrainConfig(), tmp_path, alone).after_step()
+    assert str(raised.value) == (
+        f"stopped by SIGTERM after step 3 (epoch 1), with a checkpoint in {tmp_path}. "
+        "To go on: the same with --resume auto, without --overwrite."
+    )
