@@ -352,6 +352,20 @@ def test_the_same_step_may_be_written_again(state, tmp_path, alone):
     assert names(tmp_path) == {"step-0"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux' list of mapped files")
+def test_a_resumed_run_does_not_hold_on_to_its_checkpoint(state, tmp_path, alone):
+    """The disk would not get its room back when the file is removed."""
+    for parameter in state.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimizer.step()
+    save_checkpoint(state, tmp_path, 1, alone)
+    moments = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    state.optimizer.state.clear()
+    load_checkpoint(state, newest_checkpoint(tmp_path), alone)
+    torch.testing.assert_close(state.tensors(), moments, rtol=0, atol=0)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
 def test_a_damaged_best_is_an_error(state, tmp_path, alone):
     save_best(state, tmp_path, alone)
     restore_best(state, tmp_path, alone)
