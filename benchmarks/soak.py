@@ -1,10 +1,10 @@
 """Random kills and signals, for as long as one likes: `python benchmarks/soak.py --kills 200`.
 
-Tiny models train in one process and in two over gloo, with dropout, and checkpoints after every few steps. At a random
-moment, in preparation or after a random step, one process or all get SIGKILL, or SIGTERM; what survives is waited for,
-and the run resumed, until it comes to its end. Then everything that it wrote, times left out, must be what the
-uninterrupted run wrote, bit for bit. Whenever a run ends, what it had computed since its newest checkpoint may be no
-more than so many steps; after SIGTERM, nothing.
+Tiny models train in one process, and in two or three over gloo, with dropout, and checkpoints after every few steps. At
+a random moment, in preparation or after a random step, one process or all get SIGKILL, or SIGTERM; what survives is
+waited for, and the run resumed, until it comes to its end. Then everything that it wrote, times left out, must be what
+the uninterrupted run wrote, bit for bit. Whenever a run ends, what it had computed since its newest checkpoint may be
+no more than so many steps; after SIGTERM, nothing.
 
 The processes are forked from this one, which has imported all that they need, and log into the folder. The exit
 status is 1 if a promise was broken; the runs of which one was stay in the folder that --folder names. The table of 200
@@ -56,6 +56,7 @@ KINDS: dict[str, tuple[int, dict[str, Any]]] = {
     "LoRA, fp16, awp, parts": (1, {"precision": "fp16", "adversarial": "awp", "micro_batch_size": 3}),
     "LoRA, two processes": (2, {"micro_batch_size": 1}),
     "full, bf16, two processes": (2, {"method": "full", "precision": "bf16"}),
+    "LoRA, three processes": (3, {}),
 }
 """Number of processes and settings."""
 

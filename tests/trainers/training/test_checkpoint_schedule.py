@@ -219,6 +219,12 @@ def test_the_ranks_agree_on_checkpoints_by_the_clock(root, report):
 
 
 @pytest.mark.timeout(400)
+def test_gradients_of_three_ranks_are_summed_in_the_same_order_after_a_resume(root, report):
+    """Of two numbers the sum is the same in either order: two ranks would not show it."""
+    check(root, report, "SIGKILL of three", -9, {"step-6", "step-8", "best-1"})
+
+
+@pytest.mark.timeout(400)
 @pytest.mark.fault("SIGTERM to torchrun", "checkpoint at a step's end; torchrun exits with 1", "nothing")
 def test_torchrun_passes_a_signal_on(root, report):
     name = "SIGTERM to torchrun"
