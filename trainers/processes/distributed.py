@@ -189,7 +189,7 @@ def _settle_buckets(parallel: DistributedDataParallel) -> None:
     """
     trained = [parameter for parameter in parallel.module.parameters() if parameter.requires_grad]
     parallel.reducer.prepare_for_backward([])  # as DDP does after a forward pass
-    torch.stack([(0 * parameter).sum() for parameter in trained]).sum().backward()
+    torch.stack([(0 * parameter).sum(dtype=torch.float32) for parameter in trained]).sum().backward()
     for parameter in trained:
         parameter.grad = None
 
