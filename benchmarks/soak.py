@@ -1,13 +1,14 @@
 """Random kills and signals, for as long as one likes: `python benchmarks/soak.py --kills 200`.
 
-Tiny models train in one process and in two over gloo, with dropout, and checkpoints after every few steps. At a random
-moment, in preparation or after a random step, one process or all get SIGKILL, or SIGTERM; what survives is waited for,
-and the run resumed, until it comes to its end. Then everything that it wrote, times left out, must be what the
-uninterrupted run wrote, bit for bit. Whenever a run ends, what it had computed since its newest checkpoint may be no
-more than so many steps; after SIGTERM, nothing.
+Tiny models train in one process, and in two or three over gloo, with dropout, and checkpoints after every few steps. At
+a random moment, in preparation or after a random step, one process or all get SIGKILL, or SIGTERM; what survives is
+waited for, and the run resumed, until it comes to its end. Then everything that it wrote, times left out, must be what
+the uninterrupted run wrote, bit for bit. Whenever a run ends, what it had computed since its newest checkpoint may be
+no more than so many steps; after SIGTERM, nothing.
 
-The processes are forked from this one, which has imported all that they need, and log into the folder. The exit status
-is 1 if a promise was broken; the runs of which one was stay in the folder that --folder names.
+The processes are forked from this one, which has imported all that they need, and log into the folder. The exit
+status is 1 if a promise was broken; the runs of which one was stay in the folder that --folder names. The table of 200
+kills or more is kept in tables/soak.txt.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from conftest import TABLES, provenance
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -44,6 +46,8 @@ WORDS = ("the", "gene", "binds", "il2", "of", "nfkb", "cells", "induces")
 TAGS = ("O", "B-DNA", "O", "B-protein", "O", "B-protein", "O", "O")
 TIMES = {"seconds", "epoch_seconds", "tokens_per_second", "peak_memory_bytes", "memory"}
 STEPS, EPOCHS, BATCH = 18, 3, 8
+WHOLE = 200
+"""Kills of which the table is kept."""
 PATIENCE, GRACE = 120.0, 30.0
 """Seconds after which processes are stuck; and, of which one has ended, are killed."""
 
@@ -52,6 +56,7 @@ KINDS: dict[str, tuple[int, dict[str, Any]]] = {
     "LoRA, fp16, awp, parts": (1, {"precision": "fp16", "adversarial": "awp", "micro_batch_size": 3}),
     "LoRA, two processes": (2, {"micro_batch_size": 1}),
     "full, bf16, two processes": (2, {"method": "full", "precision": "bf16"}),
+    "LoRA, three processes": (3, {}),
 }
 """Number of processes and settings."""
 
@@ -80,12 +85,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the runs go (default: a temporary folder)")
     options = parser.parse_args()
     tqdm.monitor_interval = 0  # no thread of tqdm's in a process that forks
+    where = provenance()
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         os.environ["LORA_CACHE_DIR"] = str(folder / "cache")
         soak = Soak(folder, options.kills // len(KINDS), options.steps, random.Random(options.seed))
         tallies = {kind: soak.tally(kind) for kind in KINDS}
-    print_table(tallies, options.steps)
+    lines = table(tallies, options.steps)
+    print("\n" + "\n".join(lines))
+    if options.kills >= WHOLE:
+        TABLES.mkdir(exist_ok=True)
+        (TABLES / "soak.txt").write_text("\n".join([where, "", *lines, ""]), encoding="utf-8")
     sys.exit(any(tally.broken for tally in tallies.values()))
 
 
@@ -117,7 +127,7 @@ class Soak:
             while not self._once(kind, folder, duration, tally):
                 pass
             if different := differences(folder, straight):
-                tally.broken.append(f"{folder.name}: {different} differ from the uninterrupted run")
+                tally.broken.append(f"{folder.name}: not as uninterrupted: {', '.join(different)}")
             else:
                 tally.equal += 1
             if len(tally.broken) == broken:
@@ -251,9 +261,12 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def differences(folder: Path, straight: Path) -> list[str]:
-    """Names of the files that are not the same in two run folders, but for times and where they are."""
+    """What of the files in two run folders is not the same, but for times and where they are."""
     ours, theirs = contents(folder), contents(straight)
-    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    missing = [f"{name} is missing" for name in theirs.keys() - ours.keys()]
+    left = [f"{name} is left over" for name in ours.keys() - theirs.keys()]
+    changed = [f"{name} differs" for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
+    return sorted(missing + left + changed)
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -291,17 +304,18 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
-def print_table(tallies: dict[str, Tally], every: int) -> None:
-    print(f"\n{'':<28}{'SIGKILL':>9}{'SIGTERM':>9}{'runs':>6}{'bit-equal':>11}{'most lost':>11}{'mean lost':>11}")
+def table(tallies: dict[str, Tally], every: int) -> list[str]:
+    """The lines of a table: signals sent, runs, and steps lost each time that a run ended."""
+    lines = [f"{'':<28}{'SIGKILL':>9}{'SIGTERM':>9}{'runs':>6}{'bit-equal':>11}{'most lost':>11}{'mean lost':>11}"]
     for kind, tally in tallies.items():
         mean = sum(tally.lost) / max(1, len(tally.lost))
-        print(f"{kind:<28}{tally.sent['SIGKILL']:>9}{tally.sent['SIGTERM']:>9}{tally.runs:>6}{tally.equal:>11}"
-              f"{max(tally.lost, default=0):>11}{mean:>11.1f}")  # fmt: skip
-    print(f"A checkpoint every {every} steps; lost are steps, each time that a run ended.")
+        lines.append(f"{kind:<28}{tally.sent['SIGKILL']:>9}{tally.sent['SIGTERM']:>9}{tally.runs:>6}{tally.equal:>11}"
+                     f"{max(tally.lost, default=0):>11}{mean:>11.1f}")  # fmt: skip
+    lines.append(f"A checkpoint every {every} steps; lost are steps, each time that a run ended.")
     for kind, tally in tallies.items():
-        print(f"{kind}: processes ended with {dict(tally.statuses)}")
-        for broken in tally.broken:
-            print(f"BROKEN {broken}")
+        lines.append(f"{kind}: processes ended with {dict(tally.statuses)}")
+        lines += [f"BROKEN {broken}" for broken in tally.broken]
+    return lines
 
 
 if __name__ == "__main__":

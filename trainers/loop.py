@@ -130,6 +130,7 @@ def fit(
     check_some_step(state)
     if state.best_epoch:
         restore_best(state, folder, world)
+    checkpoints.after_training()
     return state
 
 

@@ -26,6 +26,7 @@ from trainers.data.tokens.bio import OUTSIDE
 from trainers.data.tokens.reader import TokenDataset
 from trainers.experiment import logger, run
 from trainers.finished import FinishedRun
+from trainers.processes.interrupt import Interrupted
 from trainers.run_folder import Run
 from trainers.serve import pipeline
 from trainers.serve.pipeline import Pipeline
@@ -111,10 +112,10 @@ def _train(data: Any, settings: dict[str, Any]) -> TrainedRun:
 
 @contextmanager
 def _keywords_for_flags() -> Iterator[None]:
-    """Errors that name flags of the command line name the keywords of `train` instead."""
+    """Errors that name flags of the command line name the keywords of `train` instead; so does what a signal ends."""
     try:
         yield
-    except (ValueError, FloatingPointError, ModuleNotFoundError) as error:
+    except (ValueError, FloatingPointError, ModuleNotFoundError, Interrupted) as error:
         if len(error.args) == 1 and isinstance(error.args[0], str):
             error.args = (FLAG.sub(_keyword, error.args[0]),)
         raise

@@ -107,6 +107,7 @@ POINTS = {
     "manifest of step 12": lambda: before_writing("manifest.json", "step-12"),
     "name of step 12": lambda: around_rename("step-12", before=True),
     "after step 12": lambda: around_rename("step-12", before=False),
+    "after step 18": lambda: around_rename("step-18", before=False),
     "removal of step 6": lambda: kill_around(shutil, "rmtree", lambda path, **_: ".step-6." in str(path)),
     "half of step 6 removed": lambda: while_removing("step-6"),
     "after the last step": lambda: kill_around(experiment, "save_model", lambda *_: True),

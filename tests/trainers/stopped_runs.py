@@ -31,6 +31,7 @@ KINDS = {
     "parts": (1, ["--micro-batch-size", "1", "--adversarial", "awp", "--precision", "fp16"]),
     "two": (2, ["--micro-batch-size", "1", "--workers", "2"]),
     "two, bf16": (2, ["--precision", "bf16", "--method", "full"]),
+    "three": (3, []),
 }
 """Processes and settings of the uninterrupted runs."""
 
@@ -137,6 +138,7 @@ SCENARIOS = {
         ["--checkpoint-minutes", "1e-6"],
         [lambda: at_step(11, lambda: send(KILL))] * 2,
     ),
+    "SIGKILL of three": ("three", ["--checkpoint-steps", "2"], [lambda: at_step(9, lambda: send(KILL))] * 3),
 }
 
 
@@ -194,7 +196,7 @@ def process(log_file, arguments, prepare=lambda: None, rank=0, processes=1, port
     return pid
 
 
-def together(log_file, arguments, processes, prepare=(lambda: None,) * 2):
+def together(log_file, arguments, processes, prepare=(lambda: None,) * 3):
     """Run the command line in so many processes; the exit status of each, or minus the signal that ended it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

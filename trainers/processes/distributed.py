@@ -49,7 +49,9 @@ class World:
         if self.size == 1 or is_sharded(model):
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        parallel = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        _settle_buckets(parallel)
+        return parallel
 
     def accumulate(self, model: nn.Module, last: bool) -> AbstractContextManager:
         """Context of one micro-batch's backward pass: gradients are exchanged in the last one only."""
@@ -176,6 +178,20 @@ def _opened(world: World) -> Iterator[None]:
         yield
     finally:
         _open.remove(world)
+
+
+def _settle_buckets(parallel: DistributedDataParallel) -> None:
+    """Bring a model's gradients into the places in which they stay, so that every step sums them in the same order.
+
+    DDP sums them in buckets, which it lays out anew after the first backward pass, in the order in which they came.
+    Of more than two numbers the last bits depend on who begins, and that on the place in the bucket: the first step of
+    a resumed run would differ from the same step of an uninterrupted one. So a pass of zeros comes before any step.
+    """
+    trained = [parameter for parameter in parallel.module.parameters() if parameter.requires_grad]
+    parallel.reducer.prepare_for_backward([])  # as DDP does after a forward pass
+    torch.stack([(0 * parameter).sum(dtype=torch.float32) for parameter in trained]).sum().backward()
+    for parameter in trained:
+        parameter.grad = None
 
 
 def _portable(error: Exception) -> Exception:

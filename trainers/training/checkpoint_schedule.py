@@ -12,8 +12,9 @@ from trainers.config import TrainConfig
 from trainers.processes import interrupt
 from trainers.processes.distributed import World
 from trainers.processes.interrupt import Interrupted
+from trainers.run_folder import RunFolder
 from trainers.training.batch_plan import BatchPlan
-from trainers.training.checkpoints import save_checkpoint
+from trainers.training.checkpoints import remove_older, save_checkpoint
 from trainers.training.state import TrainState
 
 
@@ -57,6 +58,12 @@ class CheckpointSchedule:
         """Write the checkpoint of a finished epoch."""
         self._write()
 
+    def after_training(self) -> None:
+        """Remove older checkpoints that are still there: the process that wrote the last one may have been killed
+        before it had removed them, and resumed with nothing left to train."""
+        if self._world.is_main:
+            remove_older(RunFolder(self._folder), self._state.step, self._keep)
+
     def _is_late(self) -> bool:
         """Whether so many minutes have passed; True once, for the checkpoint is then on its way. The first process's
         clock counts."""
@@ -81,7 +88,7 @@ class CheckpointSchedule:
         raise Interrupted(
             signum,
             f"after step {step} (epoch {epoch}), with a checkpoint in {self._folder}",
-            'To go on: the same with resume="auto".',
+            "To go on: the same with --resume auto, without --overwrite.",
         )
 
 

@@ -85,12 +85,17 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) ->
         files = RunFolder(folder)
         progress = {**state.progress(), "random": randoms, "epoch_losses": losses}
         _write(files, f"step-{state.step}", tensors | random_tensors, progress)
-        set_aside_later(files, state.step)
-        try:
-            _remove_unneeded(files, keep)
-        except OSError as error:  # the new checkpoint is there; the next one will see to the old
-            logger.warning("Old checkpoints in %s are not removed for now: %s", files.checkpoints, error)
+        remove_older(files, state.step, keep)
     world.barrier()
+
+
+def remove_older(files: RunFolder, step: int, keep: int) -> None:
+    """Remove what is older than the newest ``keep`` checkpoints up to ``step``, and set aside what is later."""
+    set_aside_later(files, step)
+    try:
+        _remove_unneeded(files, keep)
+    except OSError as error:  # the newest is there; the next one, or the end of training, will see to the old
+        logger.warning("Old checkpoints in %s are not removed for now: %s", files.checkpoints, error)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

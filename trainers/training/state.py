@@ -160,8 +160,10 @@ class TrainState:
                 for key, value in tensors.items()
                 if key.startswith("optimizer.") and key.split(".", 2)[2] == name
             }
-            if slots:
-                self.optimizer.state[parameter] = {slot: part_like(value, parameter) for slot, value in slots.items()}
+            if slots:  # copies: the tensors of a file are parts of it, which would stay open
+                self.optimizer.state[parameter] = {
+                    slot: part_like(value, parameter).clone() for slot, value in slots.items()
+                }
         progress = dict(progress)
         randoms = progress.pop("random")
         losses = progress.pop("epoch_losses", [0.0] * len(randoms))

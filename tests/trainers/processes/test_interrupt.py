@@ -63,7 +63,7 @@ def test_a_notebook_user_interrupts_and_goes_on(checkpoint, tmp_path, monkeypatc
             train(checkpoint, tmp_path / "run")
     assert str(raised.value) == (
         f"stopped by SIGINT after step 7 (epoch 2), with a checkpoint in {tmp_path / 'run'}. "
-        'To go on: the same with resume="auto".'
+        'To go on: the same with resume="auto", without overwrite=True.'
     )
     assert (tmp_path / "run" / "checkpoints" / "step-7").is_dir()
     train(checkpoint, tmp_path / "run", resume="auto")

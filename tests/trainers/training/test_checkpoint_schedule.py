@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from trainers.config import TrainConfig
+from trainers.processes.interrupt import Interrupted
 from trainers.training import checkpoint_schedule
 from trainers.training.checkpoint_schedule import CheckpointSchedule
 from trainers.verbs import VERBS
@@ -218,6 +219,12 @@ def test_the_ranks_agree_on_checkpoints_by_the_clock(root, report):
 
 
 @pytest.mark.timeout(400)
+def test_gradients_of_three_ranks_are_summed_in_the_same_order_after_a_resume(root, report):
+    """Of two numbers the sum is the same in either order: two ranks would not show it."""
+    check(root, report, "SIGKILL of three", -9, {"step-6", "step-8", "best-1"})
+
+
+@pytest.mark.timeout(400)
 @pytest.mark.fault("SIGTERM to torchrun", "checkpoint at a step's end; torchrun exits with 1", "nothing")
 def test_torchrun_passes_a_signal_on(root, report):
     name = "SIGTERM to torchrun"
@@ -285,3 +292,17 @@ def test_when_checkpoints_are_due(alone, tmp_path, monkeypatch, settings, expect
     state.epoch, state.batch = 1, 0
     schedule.after_epoch()
     assert saved[-1] == (8, 1)
+
+
+def test_a_signal_is_answered_with_the_flag_to_go_on(alone, tmp_path, monkeypatch):
+    """What an experiment's own script shows; `train` gives the whole command instead, a notebook the keyword."""
+    monkeypatch.setattr(checkpoint_schedule.interrupt, "requested", lambda: signal.SIGTERM)
+    monkeypatch.setattr(checkpoint_schedule, "save_checkpoint", lambda *_: None)
+    state = SimpleNamespace(step=3, batch=3, epoch=0, start_clock=lambda: None)
+    plan = SimpleNamespace(batches=lambda epoch: [None] * 8)
+    with pytest.raises(Interrupted) as raised:
+        CheckpointSchedule(state, plan, TrainConfig(), tmp_path, alone).after_step()
+    assert str(raised.value) == (
+        f"stopped by SIGTERM after step 3 (epoch 1), with a checkpoint in {tmp_path}. "
+        "To go on: the same with --resume auto, without --overwrite."
+    )
