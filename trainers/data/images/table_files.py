@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from trainers.data.images.batches import ImageDataset
 from trainers.data.images.columns import Columns, choose_columns, picture_of, say_columns
-from trainers.data.images.files import Row, datasets_of_rows, inner_folders
+from trainers.data.images.files import Row, datasets_of_rows, image_files, inner_folders
 from trainers.data.images.folders import split_folders
 from trainers.data.images.paths import Pictures, split_of_place
 from trainers.data.images.tables import is_table, open_table
@@ -69,7 +71,20 @@ def read_tables(
     chosen = _meant(folder, tables)
     for path, problem in problems.items():
         logger.warning("not read: %s", str(problem) if str(path) in str(problem) else f"{path}: {problem}")
-    return _read(chosen, bad_rows)
+    found = _read(chosen, bad_rows)
+    _say_pictures_left(folder, found.values())
+    return found
+
+
+def _say_pictures_left(folder: Path, datasets: Iterable[ImageDataset]) -> None:
+    """Log how many pictures below a folder no row of its tables names, by their folders."""
+    read = {os.path.normpath(image) for dataset in datasets for image in dataset.images if isinstance(image, Path)}
+    if not read:
+        return
+    left = Counter(path.parent for path in image_files(folder) if os.path.normpath(path) not in read)
+    for place, count in left.items():
+        logger.warning("%s: %d of its pictures stand in no row of the table, and are left out. `lora-core predict RUN "
+                       "%s` reads such.", place, count, place)  # fmt: skip
 
 
 def find_tables(folder: Path, reading: Reading) -> tuple[dict[str, list[PictureTable]], dict[Path, ValueError]]:

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from trainers.data.images.decode import decode
-from trainers.data.images.reader import load_image_datasets
+from trainers.data.images.reader import load_image_datasets, read_image_splits
 from trainers.data.reading import Reading
+from trainers.data.rows import BadRows
 
 
 @pytest.fixture(autouse=True)
@@ -357,15 +358,33 @@ def test_tables_without_a_header_and_columns_by_number(data, caplog):
 
 
 def test_labels_that_may_be_several_with_blanks_between_are_said(data, caplog):
-    kinds = ["clear primary", "haze primary", "clear", "haze", "primary"]
+    kinds = ["clear primary", "haze primary", "haze water", "clear water", "primary"]
     write(data / "a.csv", "image,label", *(f"{path},{kinds[number % 5]}" for number, path in enumerate(TWENTY * 3)))
     read(data)
-    assert "the 5 classes are made of 3 words, such as 'clear primary'" in caplog.text
+    assert "the 5 classes are made of 4 words, such as 'clear primary'" in caplog.text
     caplog.clear()
     kinds = ["golden retriever", "labrador retriever", "beagle", "pug", "great dane"]
     write(data / "a.csv", "image,label", *(f"{path},{kinds[number % 5]}" for number, path in enumerate(TWENTY * 3)))
     read(data)
     assert "are made of" not in caplog.text
+
+
+def test_labels_whose_words_are_classes_themselves_are_several(data):
+    """As in the leaves of Plant Pathology 2021."""
+    kinds = ["scab rust", "rust complex", "scab", "rust", "complex"]
+    write(data / "a.csv", "image,labels", *(f"{path},{kinds[number % 5]}" for number, path in enumerate(TWENTY)))
+    for source in (data, data / "a.csv"):
+        with pytest.raises(ValueError, match=r"'rust complex' is several labels in one.*--label-column.*write _"):
+            read_image_splits(source, BadRows("error"))
+
+
+def test_pictures_in_no_row_are_named_with_their_folder(tmp_path, caplog):
+    """As in Kaggle's dog breeds: labels.csv, train/ and test/."""
+    data = pictures(tmp_path, " ".join(f"train/a{n}.jpg test/b{n}.jpg" for n in range(20)))
+    write(data / "labels.csv", "id,breed", *(f"a{n},{LABELS[n]}" for n in range(20)))
+    assert merged(read(data)) == {f"train/a{n}.jpg": LABELS[n] for n in range(20)}
+    assert f"{data / 'test'}: 20 of its pictures stand in no row of the table, and are left out" in caplog.text
+    assert f"`lora-core predict RUN {data / 'test'}` reads such" in caplog.text
 
 
 def test_an_excel_file_of_pictures(data):
