@@ -64,7 +64,8 @@ def predict_files(
     predictor = pipeline_for(served, max_tokens=max_tokens, **options)
     files = expanded(files, "image" in predictor.fields)
     _keep_inputs(files, output)
-    records = records_of(files, predictor.fields, input_format, reading, served.reading)
+    labels = served.labels if served.task == "text-classification" else ()
+    records = records_of(files, predictor.fields, input_format, reading, served.reading, labels)
     bad = _BadInputs(on_bad_row)
     try:
         with _opened(output) as sink:
@@ -178,7 +179,9 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
         with output.open("wb") as stream:
             yield stream
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        if not output.parent.is_dir():
+            logger.info("--output: the folder %s was not there, and is made", output.parent)
+            output.parent.mkdir(parents=True)
         with replacing(output) as temporary:
             zipped = output.suffix.lower() == ".gz"
             with gzip.open(temporary, "wb") if zipped else temporary.open("wb") as stream:

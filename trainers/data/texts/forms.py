@@ -48,9 +48,9 @@ def read_table(path: Path, reading: Reading, classes: Collection[str] = (), head
     if isinstance(found, Table):
         return found
     first = next((line for _, line in found if line.strip()), b"")
-    if _FASTTEXT.search(first) and not reading.delimiter:
+    if is_fasttext(first) and not reading.delimiter:
         return Table(path, "fastText", ["text", "label"], _FastText(path, found))
-    if not reading.delimiter and _begins_with_labels(found):
+    if not reading.delimiter and leading_labels(found):
         return Table(path, "label first", ["text", "label"], _LabelFirst(path, found))
     is_header = partial(_is_header, reading=reading, classes=classes, header=header)
     table, head = read_delimited(path, found, reading, partial(_names_columns, reading=reading), is_header)
@@ -145,13 +145,26 @@ class _LabelFirst:
                 yield number, {"text": text, "label": label}
 
 
-def _begins_with_labels(lines: Lines) -> bool:
-    """Whether every one of the first lines is a label and a text, with labels that come again and no columns."""
+def leading_labels(lines: Lines) -> frozenset[str]:
+    """The labels that every one of the first lines begins with, before a text; none where they do not come again, or
+    lines have columns."""
     head = [line.strip() for _, line in lines[: 10 * PEEK] if line.strip()]
     if len(head) < 2 or not all(map(_LABEL_FIRST.match, head)):
-        return False
-    labels = Counter(line.split(b" ", 1)[0] for line in head)
-    return 1 < len(labels) <= max(2, len(head) // 2) and not all(b"\t" in line for line in head)
+        return frozenset()
+    labels = Counter(map(leading_label, head))
+    if not 1 < len(labels) <= max(2, len(head) // 2) or all(b"\t" in line for line in head):
+        return frozenset()
+    return frozenset(labels)
+
+
+def leading_label(line: bytes) -> str:
+    """What may be a label at the beginning of a line: as TREC writes it, or a number; empty: there is none."""
+    return line.split(b" ", 1)[0].decode() if _LABEL_FIRST.match(line) else ""
+
+
+def is_fasttext(line: bytes) -> bool:
+    """Whether a line has a label as fastText writes it, anywhere."""
+    return _FASTTEXT.search(line) is not None
 
 
 def _names_columns(cells: Sequence[str], reading: Reading) -> bool:
