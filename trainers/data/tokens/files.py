@@ -27,7 +27,7 @@ from trainers.data.sources import (
 )
 from trainers.data.spans.files import find_spans
 from trainers.data.tokens.columns import Columns, find_columns, is_unlabelled, unused
-from trainers.data.tokens.head import ENDINGS, TAG_KEYS, Head, TaggedFile, head_of, is_known
+from trainers.data.tokens.head import ENDINGS, TAG_KEYS, WORD_KEYS, Head, TaggedFile, head_of, is_known
 from trainers.data.tokens.names import declared_names, read_names
 from trainers.data.tokens.schemes import UNLABELLED, Notation, notation_of
 
@@ -191,6 +191,14 @@ def _settled(heads: Sequence[Head], reading: Reading) -> list[TaggedFile]:
             own = None if withheld or not columns else replace(columns, header=bool(sample.header) or named)
             layouts[id(head)] = own
     files, withheld = [], []
+    if heads[0].other_tags:
+        logger.info(
+            "%s: tags are under %r; not used: %s (--columns %s,KEY says otherwise)",
+            heads[0].file,
+            heads[0].tag_key,
+            ", ".join(heads[0].other_tags),
+            (heads[0].file.keys or WORD_KEYS)[0],
+        )
     for head in heads:
         if head.sample is not None:
             columns = layouts[id(head)]

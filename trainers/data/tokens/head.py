@@ -85,6 +85,10 @@ class Head:
     """Some tags of JSON and parquet."""
     rows: int = 0
     """Rows of JSON and parquet that were looked at."""
+    other_tags: tuple[str, ...] = ()
+    """Of JSON and parquet, other keys that hold something for each word, such as parts of speech."""
+    tag_key: str = ""
+    """Of JSON and parquet, the key of the tags."""
 
 
 def is_known(name: Path) -> bool:
@@ -169,7 +173,10 @@ def _rows_head(file: TaggedFile, rows: Sequence[dict]) -> Head:
     words, tags = keys_in(rows[0], file.keys) if rows else (None, None)
     found = [row.get(tags) if tags else None for row in rows]
     flat = [tag for own in found for tag in (own if isinstance(own, list) else [])]
-    return Head(file, words is not None, None, tuple(tag for tag in flat if isinstance(tag, (str, int))), len(rows))
+    others = [key for key, value in rows[0].items() if words and key not in (words, tags)
+              and isinstance(value, list) and len(value) == len(rows[0][words] or ())] if rows else []  # fmt: skip
+    some = tuple(tag for tag in flat if isinstance(tag, (str, int)))
+    return Head(file, words is not None, None, some, len(rows), tuple(others), tags or "")
 
 
 def keys_in(row: Container[str], asked: tuple[str, ...]) -> tuple[str | None, str | None]:
@@ -196,12 +203,12 @@ def _parsed(line: bytes, kind: type, key: str = "") -> Any:
 
 def _parquet_head(file: TaggedFile) -> Head:
     try:
-        words, tags = keys_in(parquet_columns(file.path), file.keys)
+        names = parquet_columns(file.path)
+        words, tags = keys_in(names, file.keys)
         if words is None or tags is None:
             return Head(file, False)
-        batch = next(iter(parquet_batches(file.path, [tags])), None)
-        found = batch.column(0).slice(0, 100).to_pylist() if batch is not None else []
+        batch = next(iter(parquet_batches(file.path, names)), None)
     except (ValueError, ModuleNotFoundError):
         return Head(file, True)  # it is said when the file is read
-    flat = [tag for own in found for tag in (own if isinstance(own, list) else [])]
-    return Head(file, True, None, tuple(tag for tag in flat if isinstance(tag, (str, int))), len(found))
+    rows = [] if batch is None else batch.slice(0, 100).to_pylist()
+    return replace(_rows_head(file, rows), certain=True)
