@@ -18,7 +18,8 @@ from trainers.data.spans.exports import text_or_words
 from trainers.data.spans.files import holds_spans
 from trainers.data.spans.reader import SpanReader
 from trainers.data.texts.columns import key
-from trainers.data.texts.forms import Table, is_fasttext, leading_label, leading_labels, read_table
+from trainers.data.texts.forms import Table, read_table
+from trainers.data.texts.lines import is_fasttext, leading_label, leading_labels
 from trainers.data.tokens.bio import is_tag
 from trainers.data.tokens.head import TaggedFile
 from trainers.serve.predict_records import SUFFIXES, Form, InputFormat, Record, lines_of

@@ -18,7 +18,16 @@ from trainers.data.images.paths import Pictures, split_of_place
 from trainers.data.images.tables import is_table, open_table
 from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, short
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, by_split, check_one_form
+from trainers.data.sources import (
+    HUB_FILES,
+    SPLIT_NAMES,
+    SPLIT_OF_NAME,
+    UNSPLIT,
+    are_shards,
+    by_split,
+    check_one_form,
+    names_no_split,
+)
 from trainers.data.tabular import Table
 
 logger = logging.getLogger(__name__)
@@ -111,14 +120,16 @@ def find_tables(folder: Path, reading: Reading) -> tuple[dict[str, list[PictureT
 
 
 def table_files(folder: Path) -> dict[str, list[Path]]:
-    """The tables in a folder by their splits, and those called metadata in the folders of splits."""
-    tables = [path for path in sorted(folder.iterdir()) if path.is_file() and is_table(path)]
+    """The tables in a folder by their splits, and in the folders of splits those called metadata, or by a number."""
+    inside = [path for path in sorted(folder.iterdir()) if path.name not in HUB_FILES]
+    tables = [path for path in inside if path.is_file() and is_table(path)]
     files, others = by_split((path, path) for path in tables if "submission" not in path.name.lower())
     if others:
         files[UNSPLIT] = others
     for split, inner in split_folders(folder).items():
         for path in sorted(inner.iterdir()):
-            if path.is_file() and is_table(path) and path.name.lower().startswith("metadata."):
+            told = path.name.lower().startswith("metadata.") or names_no_split(path.name)
+            if path.is_file() and is_table(path) and told:
                 files.setdefault(split, []).append(path)
     return files
 
@@ -140,7 +151,7 @@ def _meant(folder: Path, usable: dict[str, list[PictureTable]]) -> dict[str, lis
             logger.warning("%s: %s is not read beside the tables of splits", folder, ", ".join(others))
         return of_splits
     names = [*others, *(table.path.name for found in of_splits.values() for table in found)]
-    if len(names) > 1:
+    if not are_shards(names):
         suffixes = {Path(name).suffix for name in names}
         kind = f"{suffixes.pop()} files" if len(suffixes) == 1 else "tables"
         raise ValueError(f"{folder} holds several {kind}: {', '.join(names)}. Name one.")
