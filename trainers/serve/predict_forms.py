@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainers.data.images.paths import Pictures
 from trainers.data.reading import Reading
-from trainers.data.rows import LEGACY, SNIFFED, BadRows, encoding_of, json_row, numbered_lines, short
+from trainers.data.rows import LEGACY, SNIFFED, BadRows, encoding_of, is_binary, json_row, numbered_lines, short
 from trainers.data.sources import UNSPLIT
 from trainers.data.spans import docbin
 from trainers.data.spans.exports import text_or_words
@@ -125,9 +125,7 @@ class InputFile:
 
     def _form_of_content(self) -> Form | None:
         """What the content says; None: lines of text, or of JSON if the first begins with a brace."""
-        with self.path.open("rb") as file:
-            magic = file.read(4)
-        if magic in (b"PAR1", b"PK\x03\x04"):
+        if is_binary(self.path):
             return "table"
         head = [line for _, line in islice(numbered_lines(self.path, encoding=self.encoding), PEEKED)]
         first = next((line.strip() for line in head if line.strip()), b"")

@@ -271,3 +271,17 @@ def test_a_folder_that_is_made_for_the_output_is_said(finished_text, tmp_path, c
         main(["predict", str(finished_text), str(path), "--output", str(tmp_path / "new" / "found.jsonl")])
     assert (tmp_path / "new" / "found.jsonl").is_file()
     assert f"the folder {tmp_path / 'new'} was not there, and is made" in caplog.text
+
+
+def test_an_excel_file_is_no_text_in_a_strange_encoding(finished_text, predict, tmp_path, caplog):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["text", "label"], ["il2 g\xe9ne", "yes"]):
+        book.active.append(row)
+    book.save(tmp_path / "a.xlsx")
+    assert [row["text"] for row in predict(finished_text, tmp_path / "a.xlsx")] == ["il2 g\xe9ne"]
+    assert "not UTF-8" not in caplog.text
+    book.create_sheet("more").append(["text"])
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(SystemExit):
+        predict(finished_text, tmp_path / "a.xlsx")
