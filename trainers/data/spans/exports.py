@@ -44,8 +44,10 @@ def is_span_row(row: Any) -> bool | None:
         return True
     if isinstance(row.get("passages"), list) or _is_passage(row) or _is_dataturks(row):
         return True
-    if _is_cluener(row) or _is_parts(row):
+    if _is_cluener(row):
         return True
+    if _is_parts(row):
+        return True if any("entity" in part for part in row["data"]) else None
     if isinstance(row.get("tokens"), list) and row["tokens"]:
         return isinstance(row["tokens"][0], dict) and not any(key in row for key in TOKEN_KEYS)
     if not any(isinstance(row.get(key), str) for key in TEXT_KEYS):
@@ -230,7 +232,8 @@ def _cluener(row: dict[str, Any]) -> Document:
 def _is_parts(row: dict[str, Any]) -> bool:
     parts = row.get("data")
     return len(row) == 1 and isinstance(parts, list) and bool(parts) and all(
-        isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts
+        isinstance(part, dict) and isinstance(part.get("text"), str) and part.keys() <= {"text", "entity"}
+        for part in parts
     )  # fmt: skip
 
 

@@ -95,17 +95,6 @@ def test_snli_leaves_out_pairs_without_a_gold_label(tmp_path, caplog):
     assert "30 pairs have the gold label '-'" in caplog.text
 
 
-def test_multinli_has_two_validation_files_of_which_one_is_chosen(tmp_path):
-    for name in ("train", "dev_matched", "dev_mismatched"):
-        write(
-            tmp_path / f"multinli_1.0_{name}.jsonl", ['{"sentence1": "a", "sentence2": "b", "gold_label": "neutral"}']
-        )
-    with pytest.raises(
-        ValueError, match=r"dev_matched.jsonl, .*dev_mismatched.jsonl for the validation split. Keep one"
-    ):
-        load_text_datasets(tmp_path)
-
-
 def test_twitter_airlines(tmp_path, caplog):
     names = "tweet_id,airline_sentiment,airline_sentiment_confidence,airline,airline_sentiment_gold,name,text"
     labels = ["neutral", "positive", "negative"]
