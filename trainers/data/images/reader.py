@@ -165,6 +165,9 @@ def _read_folder(folder: Path, reading: Reading, bad_rows: BadRows) -> dict[str,
 
 def _folders_come_first(folder: Path, tables: dict[str, list[PictureTable]], reading: Reading) -> bool:
     """Whether the folders of splits and classes are read, and not the tables beside them: unless those lie in the
-    folders of splits, or the user names a column."""
+    folders of splits, or have a split that the folders lack, or the user names a column."""
     beside = all(table.path.parent == folder for table in chain.from_iterable(tables.values()))
+    with_classes = {split for split, path in split_folders(folder).items() if class_folders(path)}
+    if "train" in tables and tables.keys() - with_classes - {UNSPLIT}:
+        return False  # as in GTSRB, whose test pictures lie loose
     return beside and has_labelled_splits(folder) and not reading.label_column

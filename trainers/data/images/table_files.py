@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from trainers.data.images.batches import ImageDataset
 from trainers.data.images.columns import Columns, choose_columns, picture_of, say_columns
 from trainers.data.images.files import Row, datasets_of_rows, image_files, inner_folders
-from trainers.data.images.folders import split_folders
+from trainers.data.images.folders import class_folders, split_folders
 from trainers.data.images.paths import Pictures, split_of_place
 from trainers.data.images.tables import is_table, open_table
 from trainers.data.reading import Reading
@@ -120,18 +120,20 @@ def find_tables(folder: Path, reading: Reading) -> tuple[dict[str, list[PictureT
 
 
 def table_files(folder: Path) -> dict[str, list[Path]]:
-    """The tables in a folder by their splits, and in the folders of splits those called metadata, or by a number."""
+    """The tables in a folder by their splits, and in the folders of splits those called metadata,
+    or by a number, or alone among loose pictures."""
     inside = [path for path in sorted(folder.iterdir()) if path.name not in HUB_FILES]
     tables = [path for path in inside if path.is_file() and is_table(path)]
     files, others = by_split((path, path) for path in tables if "submission" not in path.name.lower())
     if others:
         files[UNSPLIT] = others
     for split, inner in split_folders(folder).items():
-        for path in sorted(inner.iterdir()):
-            told = path.name.lower().startswith("metadata.") or names_no_split(path.name)
-            if path.is_file() and is_table(path) and told:
-                files.setdefault(split, []).append(path)
-    return files
+        own = [path for path in sorted(inner.iterdir()) if path.is_file() and is_table(path)]
+        told = [path for path in own if path.name.lower().startswith("metadata.") or names_no_split(path.name)]
+        if not told and len(own) == 1 and not class_folders(inner):
+            told = own  # Roboflow's _classes.csv
+        files.setdefault(split, []).extend(told)
+    return {split: paths for split, paths in files.items() if paths}
 
 
 def folder_of_tables(folder: Path) -> Path | None:

@@ -193,7 +193,7 @@ def _settled(heads: Sequence[Head], reading: Reading) -> list[TaggedFile]:
             own = None if withheld or not columns else replace(columns, header=bool(sample.header) or named)
             layouts[id(head)] = own
     files, withheld = [], []
-    if heads[0].other_tags:
+    if heads[0].tag_key and heads[0].other_tags:
         logger.info(
             "%s: tags are under %r; not used: %s (--columns %s,KEY says otherwise)",
             heads[0].file,

@@ -387,6 +387,33 @@ def test_pictures_in_no_row_are_named_with_their_folder(tmp_path, caplog):
     assert f"`lora-core predict RUN {data / 'test'}` reads such" in caplog.text
 
 
+def test_the_table_of_each_split_among_its_loose_pictures(tmp_path):
+    """Roboflow's _classes.csv, with blanks behind the commas."""
+    for split, count in (("train", 20), ("valid", 6), ("test", 4)):
+        pictures(tmp_path, " ".join(f"{split}/{split}{n}_jpg.rf.a{n}.jpg" for n in range(count)))
+        rows = (f"{split}{n}_jpg.rf.a{n}.jpg, {1 - n % 2}, {n % 2}" for n in range(count))
+        write(tmp_path / split / "_classes.csv", "filename, cat, dog", *rows)
+    found = read(tmp_path)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 20, "validation": 6, "test": 4}
+    assert found["test"] == {f"test/test{n}_jpg.rf.a{n}.jpg": LABELS[n] for n in range(4)}
+
+
+def test_tables_with_a_split_that_folders_of_classes_lack(tmp_path, caplog):
+    """German traffic signs: Train/0/..., Test/... with Train.csv and Test.csv."""
+    pictures(tmp_path, " ".join(f"Train/{n % 2}/0000{n % 2}_{n:05}.png" for n in range(20)))
+    pictures(tmp_path, " ".join(f"Test/{n:05}.png" for n in range(6)) + " Meta/0.png Meta/1.png")
+    header = "Width,Height,Roi.X1,ClassId,Path"
+    train = [f"27,26,5,{n % 2},Train/{n % 2}/0000{n % 2}_{n:05}.png" for n in range(20)]
+    write(tmp_path / "Train.csv", header, *train)
+    write(tmp_path / "Test.csv", header, *(f"27,26,5,{n % 2},Test/{n:05}.png" for n in range(6)))
+    write(tmp_path / "Meta.csv", "Path,ClassId,ShapeId", "Meta/0.png,0,1", "Meta/1.png,1,1")
+    found = read(tmp_path)
+    assert found["test"] == {f"Test/{n:05}.png": str(n % 2) for n in range(6)}
+    assert len(found["train"]) + len(found["validation"]) == 20
+    assert "Meta.csv is not read beside the tables of splits" in caplog.text
+    assert f"{tmp_path / 'Meta'}: 2 of its pictures stand in no row" in caplog.text
+
+
 def test_an_excel_file_of_pictures(data):
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()

@@ -188,3 +188,9 @@ def test_labels_with_blanks_that_may_be_several_are_said(tmp_path, caplog):
     assert "labels such as 'art politics' are made of words that are labels themselves" in caplog.text
     found = load_text_datasets(tmp_path, problem_type="multi_label_classification")["test"]
     assert found.labels == ("art", "politics", "sport")
+
+
+def test_adversarial_nli(tmp_path):
+    row = '{{"uid": "{0}", "context": "c {0}", "hypothesis": "h", "label": "{1}", "model_label": "n", "reason": ""}}'
+    write(tmp_path / "R1" / "train.jsonl", [row.format(n, "enc"[n % 3]) for n in range(30)])
+    assert merged(read(tmp_path)) == {f"c {n} | h": "enc"[n % 3] for n in range(30)}

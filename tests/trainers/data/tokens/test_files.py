@@ -263,3 +263,12 @@ def test_types_that_differ_in_case_only_are_said(tmp_path, caplog):
     (tmp_path / "train.txt").write_text("Anna B-PER\nsang O\n\nBob B-per\nsang O\n")
     assert load_token_datasets(tmp_path)["train"].labels == ("O", "B-PER", "I-PER", "B-per", "I-per")
     assert "the types 'PER' and 'per' differ only in case or blanks" in caplog.text
+
+
+def test_keys_that_are_not_known_are_named_with_the_flag(tmp_path, caplog):
+    (tmp_path / "train.jsonl").write_text('{"words": ["Anna", "sang"], "ner": ["B-PER", "O"]}\n' * 3)
+    with caplog.at_level("INFO"), pytest.raises(ValueError, match=r"train.jsonl:1: .*tags: --columns words,ner"):
+        load_token_datasets(tmp_path)
+    assert "tags are under" not in caplog.text
+    found = load_token_datasets(tmp_path, reading=Reading(columns="words,ner"))["train"]
+    assert found.labels == ("O", "B-PER", "I-PER")
