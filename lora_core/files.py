@@ -23,6 +23,8 @@ BLOCK = 1 << 20
 """Bytes that are read at a time."""
 MOST_JSON = 1 << 28
 """Bytes of a JSON file; the largest tokenizers have some 30 MB."""
+MAKE_ROOM = "Make room there"
+"""How advice on a full disk begins."""
 MOST_NESTED = 100
 """Lists and objects inside each other in JSON; files of this field have some ten."""
 
@@ -46,7 +48,8 @@ def disk_errors(path: str | Path, size: int | None = None, remedy: str = "") -> 
 
     Args:
         size: bytes that are to be written, where it is known.
-        remedy: what to do; by default, to make room or to take another folder.
+        remedy: what to do; by default, to make room or to take another folder. Where a limit of a file's size is in the
+            way, the words `MAKE_ROOM` in it become to raise that.
     """
     try:
         yield
@@ -58,10 +61,11 @@ def disk_errors(path: str | Path, size: int | None = None, remedy: str = "") -> 
             raise
         folder = next(parent for parent in Path(path).absolute().parents if parent.is_dir())
         free = f"{shutil.disk_usage(folder).free:,} bytes are free"
+        needed = "" if size is None else f"{size:,} bytes are needed, "
+        remedy = remedy or f"{MAKE_ROOM}, or name another folder."
         if number == errno.EFBIG:
             free = "a file may not be larger here (ulimit -f)"
-        needed = "" if size is None else f"{size:,} bytes are needed, "
-        remedy = remedy or "Make room there, or name another folder."
+            remedy = remedy.replace(MAKE_ROOM, "Raise that limit (ulimit -f unlimited)")
         raise DiskFullError(
             number, f"{path} could not be written: {os.strerror(number).lower()}; {needed}{free}. {remedy}"
         ) from error

@@ -5,6 +5,7 @@ trained.predict(["what a film"])
 trained.save("my-model")
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -112,13 +113,24 @@ def _train(data: Any, settings: dict[str, Any]) -> TrainedRun:
 
 @contextmanager
 def _keywords_for_flags() -> Iterator[None]:
-    """Errors that name flags of the command line name the keywords of `train` instead; so does what a signal ends."""
+    """Errors, what a signal ends, and what is logged name the keywords of `train`, not flags of the command line."""
+    make = logging.getLogRecordFactory()
+
+    def with_keywords(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if record.name.partition(".")[0] == "trainers" and "--" in (message := record.getMessage()):
+            record.msg, record.args = FLAG.sub(_keyword, message), ()
+        return record
+
+    logging.setLogRecordFactory(with_keywords)
     try:
         yield
     except (ValueError, FloatingPointError, ModuleNotFoundError, Interrupted) as error:
         if len(error.args) == 1 and isinstance(error.args[0], str):
             error.args = (FLAG.sub(_keyword, error.args[0]),)
         raise
+    finally:
+        logging.setLogRecordFactory(make)
 
 
 def _keyword(flag: re.Match[str]) -> str:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import re
 import signal
 import subprocess
@@ -214,6 +215,18 @@ def test_a_reader_that_closes_the_pipe_early_is_no_error():
     assert process.wait(60) == 128 + signal.SIGPIPE
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path):
+    """A module that the command line imports sends the signal itself, so that it comes in the middle of imports."""
+    (tmp_path / "tyro.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "trainers", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped by SIGINT.\n")
 
 
 def test_python_m_trainers_is_the_same_command():

@@ -1,6 +1,7 @@
 """Tables in memory to a model that predicts and is saved."""
 
 import dataclasses
+import logging
 import re
 from typing import ClassVar
 
@@ -128,6 +129,19 @@ def test_equal_sentences_are_never_on_both_sides(tmp_path):
 def test_errors_speak_of_keywords_where_the_user_wrote_python(message, expected):
     with pytest.raises(ValueError, match="^" + re.escape(expected) + "$"), _keywords_for_flags():
         raise ValueError(message)
+
+
+def test_what_is_logged_speaks_of_keywords_too(caplog):
+    logger = logging.getLogger("trainers.data.texts.targets")
+    with _keywords_for_flags():
+        logger.warning("%s labels are decimals. --problem-type says otherwise.", 3)
+        logging.getLogger("other").warning("--problem-type %s", "as it stands")
+    logger.warning("--problem-type says otherwise.")
+    assert caplog.messages == [
+        "3 labels are decimals. problem_type says otherwise.",
+        "--problem-type as it stands",
+        "--problem-type says otherwise.",
+    ]
 
 
 def test_a_finished_training_says_its_score_and_how_to_go_on(checkpoint, tmp_path):

@@ -127,7 +127,10 @@ def _warnings(scan: Scan, splits: dict[str, SplitStatistics], usable: np.ndarray
             f"The tags are of the scheme {scan.tag_ids.scheme}; they are counted, and trained on, as BIO (IOB2)."
         )
     if scan.stray:
-        found.append(f"{scan.stray:,} tags I-X continue no entity; each is counted as the beginning of one.")
+        known = "IOB1" if any(name.startswith("B") for name in scan.labels) else "IO"
+        found.append(
+            f"{scan.stray:,} tags I-X continue no entity, as in {known}; each is counted as the beginning of one."
+        )
     found += _conflicts(scan, usable)
     for name, split in splits.items():
         if split.seen_in_train:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,12 +16,16 @@ from lora_core.files import read_json_object
 from lora_core.models.task_model import ProblemType
 from trainers.data.rows import short
 
+logger = logging.getLogger(__name__)
+
 NUMBER = "score"
 """The name of what a regression predicts, where the data has none."""
 
 
 SEPARATORS = ",|;"
 """Characters that can stand between labels in one cell."""
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
+"""A number as English writes thousands."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,21 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(different, key=int) if all(map(str.isdecimal, different)) else different)
 
 
+def say_alike(names: Iterable[str], noun: str) -> None:
+    """Log names, such as "classes", that differ only in case or blanks."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(" ".join(name.lower().split()), []).append(name)
+    for own in alike.values():
+        if len(own) > 1:
+            logger.warning(
+                "the %s %s differ only in case or blanks, and count as different %s. Rename them if they are one.",
+                noun,
+                " and ".join(map(repr, own)),
+                noun,
+            )
+
+
 def separator_of(cells: Iterable[Any], names: Sequence[str] | None = None) -> str:
     """What stands between several labels in one cell; empty: no cell holds several.
 
@@ -90,6 +110,9 @@ def separator_of(cells: Iterable[Any], names: Sequence[str] | None = None) -> st
     different parts than different cells, and one of them in a cell of its own unless all cells have several.
     """
     counts = Counter(cell.strip() for cell in cells if isinstance(cell, str) and (names is None or cell not in names))
+    lists = [cell for cell in counts if cell.count(",") > 1]
+    if lists and all(map(re.compile(r"\d+(,\d+)*").fullmatch, counts)) and not all(map(THOUSANDS.fullmatch, lists)):
+        return ","  # ids, of which some stand nowhere by themselves
     for separator in SEPARATORS:
         several = [cell for cell in counts if separator in cell.strip(separator)]
         alone = {cell for cell in counts if separator not in cell} | set(names or ())

@@ -34,6 +34,8 @@ LEGACY = "cp1252"
 """What a file is taken for whose bytes are no form of Unicode."""
 FEW = 2
 """So many wrong bytes are damage, whatever stands beside them."""
+BINARY = (b"PAR1", b"PK\x03\x04", b"\xff\xff\xff\xff", b"ARRO")
+"""What files begin with that have no lines: parquet, zip (and Excel), a stream of Arrow, an Arrow file."""
 BATCH = 1024
 """Rows of a parquet file in memory at a time."""
 
@@ -165,6 +167,12 @@ def encoding_of(head: bytes) -> str:
     return LEGACY if wrong > max(right, FEW) else "utf-8"
 
 
+def is_binary(path: Path) -> bool:
+    """Whether a file is parquet, Excel or another zip, or Arrow, by its first bytes: it has no lines."""
+    with path.open("rb") as file:
+        return file.read(4) in BINARY
+
+
 def json_row(line: bytes) -> Any:
     """The value on one line of JSON lines.
 
@@ -218,9 +226,13 @@ def refuse_lone_surrogates(text: str) -> None:
         raise ValueError(f"the text holds {text[error.start]!r}, half of a character") from error
 
 
+ARROW = ".arrow"
+"""The end of names of files that datasets' save_to_disk writes; they are read as parquet is."""
+
+
 def parquet_metadata(path: Path) -> Any:
     """What the hub's libraries wrote about the columns; None where they did not."""
-    schema = _open_parquet(path).schema_arrow
+    schema = _schema(path)
     return json.loads((schema.metadata or {}).get(b"huggingface", b"null"))
 
 
@@ -230,11 +242,17 @@ def parquet_columns(path: Path) -> list[str]:
     Raises:
         ValueError: it is damaged.
     """
-    return _open_parquet(path).schema_arrow.names
+    return _schema(path).names
 
 
 def parquet_batches(path: Path, columns: list[str], progress: tqdm | None = None) -> Iterator[Any]:
     """The pyarrow record batches of some columns, in order; `progress` counts bytes of the file."""
+    if path.suffix == ARROW:
+        with _open_arrow(path) as stream:
+            for batch in stream:
+                yield from (batch.select(columns).slice(start, BATCH) for start in range(0, batch.num_rows, BATCH))
+        _FileBar(path, progress).move_to(path.stat().st_size)
+        return
     file = _open_parquet(path)
     bar, read = _FileBar(path, progress), 0
     for batch in file.iter_batches(batch_size=BATCH, columns=columns):
@@ -256,16 +274,40 @@ class _FileBar:
             self._shown = place
 
 
+def _schema(path: Path) -> Any:
+    """The columns of a file, as pyarrow has them."""
+    if path.suffix != ARROW:
+        return _open_parquet(path).schema_arrow
+    with _open_arrow(path) as stream:
+        return stream.schema
+
+
+def _open_arrow(path: Path) -> Any:
+    """A pyarrow stream of record batches. Errors as `_open_parquet`."""
+    pyarrow = _pyarrow(path)
+    try:
+        return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"{path} is not a stream of Arrow, as save_to_disk writes it, or is cut short: {error}"
+        ) from error
+
+
 def _open_parquet(path: Path) -> Any:
     """A pyarrow ParquetFile. Raises ValueError for a damaged file, ModuleNotFoundError with the remedy."""
+    pyarrow = _pyarrow(path)
     try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{path} is parquet, which needs pyarrow: pip install 'lora-core[parquet]'", name=error.name
-        ) from error
-    try:
-        return ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path} is not a parquet file, or is cut short: {error}") from error
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path} is {path.suffix[1:]}, which needs pyarrow: pip install 'lora-core[parquet]'", name=error.name
+        ) from error
+    return pyarrow

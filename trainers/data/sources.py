@@ -27,6 +27,17 @@ _TELL_NOTHING = {"set", "data", "dataset", "split", "folder", "files", "seg", "i
                  "pictures", "photos", "label", "labels", "metadata", "annotations"}  # fmt: skip
 
 
+HUB_FILES = ("dataset_infos.json", "dataset_dict.json", "state.json", "dataset_info.json")
+"""What the hub's libraries write about data, beside it."""
+_TELLS_NOTHING = re.compile(r"\d.*|data-\d.*|seq\.in", re.DOTALL)
+
+
+def names_no_split(name: str) -> bool:
+    """Whether a file is called by its number, or by what it is, so that its folder must tell the split: 0000.parquet,
+    data-00000-of-00001.arrow, seq.in."""
+    return _TELLS_NOTHING.fullmatch(name) is not None
+
+
 def split_of(path: Path) -> str | None:
     """The split that a file belongs to, or None.
 
@@ -34,7 +45,7 @@ def split_of(path: Path) -> str | None:
     """
     if match := _SPLIT_STEM.fullmatch(path.name.split(".")[0].lower()):
         return SPLIT_OF_NAME[match[1]]
-    return SPLIT_OF_NAME.get(path.parent.name.lower()) if path.name[:1].isdigit() else None
+    return SPLIT_OF_NAME.get(path.parent.name.lower()) if names_no_split(path.name) else None
 
 
 def split_in_name(name: str) -> str | None:
@@ -59,7 +70,8 @@ def by_split(files: Iterable[tuple[Path, Found]]) -> tuple[dict[str, list[Found]
     """The files of each split in their order, and those of none: the one rule for files of every kind of data.
 
     A name that is a split's own (`split_of`) comes first; one that holds it as a word (`split_in`) counts where the
-    split has no file of the first kind, so that train_extra.csv is none of it beside train.csv.
+    split has no file of the first kind, so that train_extra.csv is none of it beside train.csv. Of MultiNLI's two files
+    for a split the one that is matched, of the genres of training, is taken.
 
     Args:
         files: the name of each, with the folder that it lies in, and what it is to be called here.
@@ -70,11 +82,19 @@ def by_split(files: Iterable[tuple[Path, Found]]) -> tuple[dict[str, list[Found]
     others = []
     for (name, file), split in zip(files, own, strict=True):
         split = split or ((word := split_in(name)) not in own and word) or None
+        before, mismatched, _ = name.name.lower().partition("mismatched")
+        if mismatched and any(other.name.lower().startswith(f"{before}matched") for other, _ in files):
+            split = None
         if split:
             found.setdefault(split, []).append(file)
         else:
             others.append(file)
     return found, others
+
+
+def are_shards(names: Iterable[str]) -> bool:
+    """Whether files differ in nothing but what tells shards apart: data-00000-of-00002.arrow."""
+    return len({re.sub(r"\d+-of-\d+", "", name) for name in names}) == 1
 
 
 def check_one_form(split: str, files: Sequence[Path], where: str | Path) -> None:

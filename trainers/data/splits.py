@@ -153,10 +153,21 @@ def hold_out(
         held_out = stratified_split(groups, label_pairs(dataset.targets), [1 - part, part], seed) == 1
     if not held_out.any() or held_out.all():
         raise ValueError(
-            f"{dataset.source} holds {len(dataset)} {dataset.noun}, too few to set some aside for scoring. "
-            "Add some, or a split for it."
+            f"{dataset.source} holds {len(dataset)} {dataset.noun}, too few to set some aside for scoring"
+            f"{_why_too_few(dataset, groups)}. Add some, or a split for it."
         )
     return take(dataset, np.flatnonzero(~held_out)), take(dataset, np.flatnonzero(held_out))
+
+
+def _why_too_few(dataset: LabelledDataset, groups: np.ndarray | None) -> str:
+    """What keeps examples from being set aside, where it is not their number alone."""
+    different = len(dataset) if groups is None else len(np.unique(groups))
+    if different < len(dataset) / 2:
+        return f": only {different} of them are different, and equal ones stay together"
+    labels = len(np.unique(label_pairs(dataset.targets)[1]))
+    if labels > 1 and len(dataset) >= 2 * labels:
+        return f": of each of the {labels} labels there are only about {len(dataset) // labels}"
+    return f": most of the {labels} labels stand there once" if labels > len(dataset) / 2 > 2 else ""
 
 
 def completed(datasets: Mapping[str, AnyLabelled]) -> dict[str, AnyLabelled]:

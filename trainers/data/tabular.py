@@ -15,6 +15,7 @@ from trainers.data.delimited import PEEK, Delimited, NamesColumns, examples, is_
 from trainers.data.json_rows import json_rows
 from trainers.data.reading import Reading
 from trainers.data.rows import (
+    ARROW,
     BadRows,
     Lines,
     Row,
@@ -25,7 +26,10 @@ from trainers.data.rows import (
     short,
 )
 
-Form = Literal["columns", "JSON", "parquet", "Excel", "label first", "fastText", "class folders"]
+Form = Literal[
+    "columns", "JSON", "parquet", "Excel", "label first", "fastText", "trees", "class folders", "a file for each class",
+    "a file of labels",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def read_stored(path: Path, reading: Reading) -> Table | Lines:
     """
     with path.open("rb") as file:
         magic = file.read(4)
-    if magic == b"PAR1" or path.suffix == ".parquet":
+    if magic == b"PAR1" or path.suffix in (".parquet", ARROW):
         return Table(path, "parquet", parquet_columns(path), _Parquet(path))
     if magic == b"PK\x03\x04":
         return _excel(path)

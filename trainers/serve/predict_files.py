@@ -13,7 +13,7 @@ from typing import IO, Any, Literal, cast, get_args
 
 from tqdm import tqdm
 
-from lora_core.files import replacing
+from lora_core.files import MAKE_ROOM, disk_errors, replacing
 from trainers.data.reading import AS_FOUND, Reading
 from trainers.serve import pipeline_for
 from trainers.serve.entities import Entity
@@ -24,6 +24,7 @@ from trainers.serve.served import load_served
 
 logger = logging.getLogger("trainers")
 
+NO_ROOM = f"{MAKE_ROOM}, or name a file elsewhere: --output FILE."
 Format = Literal["jsonl", "text"]
 OnBadInput = Literal["mark", "error", "skip"]
 
@@ -64,7 +65,8 @@ def predict_files(
     predictor = pipeline_for(served, max_tokens=max_tokens, **options)
     files = expanded(files, "image" in predictor.fields)
     _keep_inputs(files, output)
-    records = records_of(files, predictor.fields, input_format, reading, served.reading)
+    labels = served.labels if served.task == "text-classification" else ()
+    records = records_of(files, predictor.fields, input_format, reading, served.reading, labels)
     bad = _BadInputs(on_bad_row)
     try:
         with _opened(output) as sink:
@@ -172,17 +174,28 @@ def _one_line(text: str | list[str] | tuple[str, str]) -> str:
 def _opened(output: Path | None) -> Iterator[IO[bytes]]:
     """Where lines are written: a file appears under its name when it is whole, gzipped if its name ends in .gz."""
     if output is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        with disk_errors(_standard_output(), remedy=NO_ROOM):
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
     elif output.exists() and not output.is_file():  # a pipe or a device
-        with output.open("wb") as stream:
+        with disk_errors(output, remedy=NO_ROOM), output.open("wb") as stream:
             yield stream
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        if not output.parent.is_dir():
+            logger.info("--output: the folder %s was not there, and is made", output.parent)
+            output.parent.mkdir(parents=True)
         with replacing(output) as temporary:
             zipped = output.suffix.lower() == ".gz"
             with gzip.open(temporary, "wb") if zipped else temporary.open("wb") as stream:
                 yield cast(IO[bytes], stream)
+
+
+def _standard_output() -> str:
+    """What standard output goes to, where the system tells."""
+    try:
+        return os.readlink("/proc/self/fd/1")
+    except OSError:
+        return "standard output"
 
 
 def _check_files(files: tuple[str, ...], output: Path | None) -> None:

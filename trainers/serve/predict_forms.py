@@ -3,7 +3,7 @@
 import gzip
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -11,14 +11,15 @@ from pathlib import Path
 
 from trainers.data.images.paths import Pictures
 from trainers.data.reading import Reading
-from trainers.data.rows import LEGACY, SNIFFED, BadRows, encoding_of, json_row, numbered_lines, short
+from trainers.data.rows import LEGACY, SNIFFED, BadRows, encoding_of, is_binary, json_row, numbered_lines, short
 from trainers.data.sources import UNSPLIT
 from trainers.data.spans import docbin
 from trainers.data.spans.exports import text_or_words
 from trainers.data.spans.files import holds_spans
 from trainers.data.spans.reader import SpanReader
 from trainers.data.texts.columns import key
-from trainers.data.texts.forms import FASTTEXT_LABEL, Table, read_table
+from trainers.data.texts.forms import Table, read_table
+from trainers.data.texts.lines import is_fasttext, leading_label, leading_labels
 from trainers.data.tokens.bio import is_tag
 from trainers.data.tokens.head import TaggedFile
 from trainers.serve.predict_records import SUFFIXES, Form, InputFormat, Record, lines_of
@@ -49,8 +50,16 @@ def _cells(first: bytes) -> list[str]:
     return [cell.strip(' "') for cell in re.split(r"[,;|\t]", text)]
 
 
-def say_header(first: bytes, where: str) -> None:
-    """Warn where the first line of what is taken for texts looks like the names of columns."""
+def say_header(first: bytes, where: str, labels: Collection[str] = ()) -> None:
+    """Warn where the first line of what is taken for texts looks like the names of columns, or begins with a label."""
+    text = first.decode("utf-8", "replace")
+    if labels and {text.partition("\t")[0].strip(), leading_label(first)} & {*labels}:
+        logger.warning(
+            "%s begins with a label, %s: each whole line is taken for one text. If labels stand before the texts, pass "
+            "--input-format table.",
+            where,
+            short(text[:40]),
+        )
     cells = [key(cell) for cell in _cells(first)]
     if len(cells) > 1 and set(cells) & {"text", "sentence", "review", "tweet", "comment"} and max(map(len, cells)) < 20:
         logger.warning("%s begins with %s, as a table does: each whole line is taken for one text. If it is one, pass "
@@ -67,6 +76,8 @@ class InputFile:
     fields: Sequence[str]
     given: Reading
     trained: Reading
+    labels: Collection[str] = ()
+    """Labels of a model of texts: a file may have them before its texts, as that of training had."""
 
     def records(self, input_format: InputFormat) -> Iterator[Record]:
         """Its inputs, in the form that the user names, or that its name and its content say."""
@@ -114,9 +125,7 @@ class InputFile:
 
     def _form_of_content(self) -> Form | None:
         """What the content says; None: lines of text, or of JSON if the first begins with a brace."""
-        with self.path.open("rb") as file:
-            magic = file.read(4)
-        if magic in (b"PAR1", b"PK\x03\x04"):
+        if is_binary(self.path):
             return "table"
         head = [line for _, line in islice(numbered_lines(self.path, encoding=self.encoding), PEEKED)]
         first = next((line.strip() for line in head if line.strip()), b"")
@@ -125,13 +134,15 @@ class InputFile:
         if first.startswith(b"%PDF") or any(b"\0" in line for line in head):
             raise ValueError(f"{self.where} is no text: its content is binary. Give texts; or if it is one, pass "
                              "--input-format text.")  # fmt: skip
-        if first.startswith(FASTTEXT_LABEL.encode()) or (head and names_columns(head[0], self.trained)):
+        if is_fasttext(first) or (head and names_columns(head[0], self.trained)):
+            return "table"
+        if self._has_labels_first(head):
             return "table"
         parts = self.trained.separator.encode()
         if parts and "tokens" not in self.fields and head and all(parts in line for line in head if line.strip()):
             return "table"  # cut at what stood between the columns of training
         if head:
-            say_header(head[0], self.where)
+            say_header(head[0], self.where, self.labels)
         cells = [line.split() for line in head]
         filled = [words for words in cells if words and words[0] != b"-DOCSTART-"]
         tagged = [words for words in filled if len(words) > 1 and is_tag(words[-1].decode("utf-8", "replace"))]
@@ -142,6 +153,13 @@ class InputFile:
             logger.warning("%s has tabs in every line: each whole line is taken for one text. If they part columns, "
                            "pass --input-format table, with --text-column.", self.where)  # fmt: skip
         return None
+
+    def _has_labels_first(self, head: Sequence[bytes]) -> bool:
+        """Whether every line begins with a label of the model, behind which a tab or, as in TREC, a blank stands."""
+        if (labels := leading_labels(list(enumerate(head)))) and labels <= {*self.labels}:
+            return True
+        cells = [line.decode("utf-8", "replace").split("\t") for line in head if line.strip()]
+        return len(cells) > 1 and all(len(own) == 2 and own[0].strip() in self.labels for own in cells)
 
     @cached_property
     def _word_file(self) -> WordFile:

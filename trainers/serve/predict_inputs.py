@@ -6,7 +6,7 @@ Every input becomes a `Record`, a damaged one too: it says what is wrong with it
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from glob import glob
 from itertools import chain
@@ -15,6 +15,7 @@ from typing import IO
 
 from trainers.data.images.files import image_files, is_ignored, say_what_is_not_read
 from trainers.data.reading import Reading
+from trainers.data.texts.lines import is_fasttext
 from trainers.serve.predict_forms import InputFile, names_columns, say_header, suffix_of
 from trainers.serve.predict_records import SUFFIXES, Form, InputFormat, Record, lines_of
 from trainers.serve.rows import InputRows
@@ -55,7 +56,12 @@ def expanded(files: Sequence[str], takes_pictures: bool) -> tuple[str, ...]:
 
 
 def records_of(
-    files: Sequence[str], fields: Sequence[str], input_format: InputFormat, given: Reading, trained: Reading
+    files: Sequence[str],
+    fields: Sequence[str],
+    input_format: InputFormat,
+    given: Reading,
+    trained: Reading,
+    labels: Collection[str] = (),
 ) -> Iterator[Record]:
     """The inputs in some files, in order.
 
@@ -65,6 +71,7 @@ def records_of(
         input_format: of the files; auto: as their names and contents say.
         given: which column is the text, what stands between columns, and the encoding, where the user says so.
         trained: the same of the files that the model was trained on; a file that it fits is read so.
+        labels: of a model of texts.
 
     Raises:
         ValueError: a file as a whole cannot be read.
@@ -74,11 +81,11 @@ def records_of(
             yield Record({"image": file}, file, Path(file).stat().st_size, file)
             continue
         if Path(file).is_file():
-            yield from InputFile(Path(file), file, fields, given, trained).records(input_format)
+            yield from InputFile(Path(file), file, fields, given, trained, labels).records(input_format)
             continue
         where = "standard input" if file == STANDARD_INPUT else file
         with nullcontext(sys.stdin.buffer) if file == STANDARD_INPUT else open(file, "rb") as stream:
-            yield from _streamed(stream, where, fields, input_format, given, trained)
+            yield from _streamed(stream, where, fields, input_format, given, trained, labels)
 
 
 def _streamed(
@@ -88,6 +95,7 @@ def _streamed(
     input_format: InputFormat,
     given: Reading,
     trained: Reading,
+    labels: Collection[str],
 ) -> Iterator[Record]:
     """The inputs in what can be read once: lines as they come; other forms from a copy on disk."""
     first = stream.readline()
@@ -98,17 +106,17 @@ def _streamed(
     if by_line and not given.encoding and not first.startswith(PACKED):
         form: Form | None = None if input_format == "auto" else input_format
         if form is None:
-            say_header(first, where)
+            say_header(first, where, labels)
         yield from lines_of(enumerate(lines, start=1), where, form, fields, InputRows(fields, given, trained))
         return
     with tempfile.TemporaryDirectory(prefix="lora-core-predict-") as folder:
         path = Path(folder, Path(where).name)
         with path.open("wb") as copy:
             copy.writelines(lines)
-        yield from InputFile(path, where, fields, given, trained).records(input_format)
+        yield from InputFile(path, where, fields, given, trained, labels).records(input_format)
 
 
 def _is_whole(first: bytes, trained: Reading) -> bool:
     """Whether what begins with this line must be read as a whole: a JSON array, or a table as in training."""
     text = first.strip()
-    return text == b"[" or text.startswith(b"[{") or names_columns(first, trained)
+    return text == b"[" or text.startswith(b"[{") or is_fasttext(first) or names_columns(first, trained)

@@ -18,6 +18,7 @@ SUFFIXES: dict[str, Form] = {
     ".csv": "table",
     ".tsv": "table",
     ".parquet": "table",
+    ".arrow": "table",
     ".xlsx": "table",
     ".conll": "conll",
     ".bio": "conll",

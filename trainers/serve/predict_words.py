@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from trainers.data.reading import Reading
-from trainers.data.rows import numbered_lines, short
+from trainers.data.rows import is_binary, numbered_lines, short
 from trainers.data.sources import UNSPLIT
 from trainers.data.tokens.columns import Columns, Sample, find_columns, read_sample, untagged_columns
 from trainers.data.tokens.forms import FORMS
@@ -33,9 +33,8 @@ class WordFile:
     @property
     def is_tagged(self) -> bool:
         """Whether the content is tagged words for sure, whatever the file's name."""
-        with self.path.open("rb") as file:
-            if file.read(4) in (b"PAR1", b"PK\x03\x04"):
-                return False
+        if is_binary(self.path):
+            return False
         try:
             layout = find_columns([self._sample], "", self.where) if self._sample.sentences else None
         except ValueError:  # several columns could be tags

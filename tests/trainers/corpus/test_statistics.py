@@ -58,7 +58,7 @@ def test_what_may_spoil_an_experiment_is_said(tmp_path):
     text = " ".join(found.warnings)
     for part in (
         "1 rows cannot be used and were left out.",
-        "1 tags I-X continue no entity",
+        "1 tags I-X continue no entity, as in IOB1; each",
         "1 of 7 distinct sentences are tagged in more than one way.",
         "2 of 3 test sentences (66.7%) also stand in the training split.",
         "The test split lacks Cap.",

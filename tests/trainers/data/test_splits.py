@@ -89,6 +89,10 @@ def test_what_cannot_be_held_out():
         hold_out(pictures(4))
     with pytest.raises(ValueError, match=r"here holds 2 texts, too few to set some aside for scoring. Add some"):
         hold_out(numbered(2))
+    with pytest.raises(ValueError, match="too few to set some aside for scoring: only 1 of them are different"):
+        hold_out(numbered(20, distinct=1))
+    with pytest.raises(ValueError, match=r"of each of the 10 labels there are only about 3\. Add some"):
+        hold_out(ImageDataset(np.zeros((30, 4, 4), np.uint8), np.arange(30) % 10, tuple("abcdefghij"), "here"))
 
 
 def test_splits_are_completed_and_put_in_order(caplog):

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -162,3 +163,21 @@ def test_a_reader_that_has_enough_is_no_error(finished, tmp_path):
     assert first["text"] == "il2 gene promoter"
     assert b"Broken" not in errors
     assert b"Traceback" not in errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("to", ["", "--output"])
+@pytest.mark.fault("a full disk under standard output", "a line: the file; exit status 4", "the output")
+def test_a_full_disk_under_the_output_is_named(to, finished_text, tmp_path):
+    (tmp_path / "in.txt").write_text("IL-2 binds\n")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "trainers", "predict", str(finished_text), str(tmp_path / "in.txt"),
+             *([to, "/dev/full"] if to else [])],
+            stdout=subprocess.DEVNULL if to else full, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+    assert done.returncode == 4
+    (line,) = done.stderr.splitlines()[-1:]
+    assert line.startswith("error: /dev/full could not be written: no space left on device; ")
+    assert line.endswith("Make room there, or name a file elsewhere: --output FILE.")

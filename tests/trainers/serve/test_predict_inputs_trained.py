@@ -233,3 +233,55 @@ def test_a_file_of_lines_is_cut_where_training_cut(tmp_path):
     trained = InputFile(path, "sentences.txt", ("text",), Reading(), Reading(text_column="1", delimiter="@"))
     assert next(iter(as_found.records("auto"))).source == "Profit changed in quarter 0.@positive"
     assert next(iter(trained.records("auto"))).source == "Profit changed in quarter 0."
+
+
+TREC = {"yes": "DESC:yes", "no": "HUM:no"}
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("train_5500.label", "{trec} {text}"), ("SMSSpamCollection", "{label}\t{text}"), ("all.txt", "{number} {text}")],
+)
+def test_labels_before_the_texts_are_no_part_of_them(name, line, train, predict, tmp_path, caplog):
+    """TREC's questions, the SMS spam collection, and lines with a number: in files like that of training."""
+    lines = [
+        line.format(text=text, label=label, trec=TREC[label], number=int(label == "yes"))
+        for text, label in zip(TEXTS, LABELS, strict=True)
+    ]
+    data = write_table(tmp_path / name, [], [[line] for line in lines])
+    run = train(data)
+    assert [row["text"] for row in predict(run, data)] == TEXTS
+    caplog.clear()
+    alone = write_table(tmp_path / "one.txt", [], [[lines[0]]])
+    assert [row["text"] for row in predict(run, alone)] == [lines[0]]
+    assert "begins with a label" in caplog.text  # a single line does not tell
+    assert [
+        row["text"] for row in predict(run, write_table(tmp_path / "t.txt", [], [[text] for text in TEXTS]))
+    ] == TEXTS
+
+
+def test_labels_of_fasttext_behind_the_text(finished_text, predict, tmp_path):
+    path = write_table(tmp_path / "a.txt", [], [["il2 gene __label__yes"], ["junb __label__no"]])
+    assert [row["text"] for row in predict(finished_text, path)] == ["il2 gene", "junb"]
+
+
+def test_a_folder_that_is_made_for_the_output_is_said(finished_text, tmp_path, caplog):
+    path = write_table(tmp_path / "a.txt", [], [["il2 gene"]])
+    with caplog.at_level("INFO"):
+        main(["predict", str(finished_text), str(path), "--output", str(tmp_path / "new" / "found.jsonl")])
+    assert (tmp_path / "new" / "found.jsonl").is_file()
+    assert f"the folder {tmp_path / 'new'} was not there, and is made" in caplog.text
+
+
+def test_an_excel_file_is_no_text_in_a_strange_encoding(finished_text, predict, tmp_path, caplog):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["text", "label"], ["il2 g\xe9ne", "yes"]):
+        book.active.append(row)
+    book.save(tmp_path / "a.xlsx")
+    assert [row["text"] for row in predict(finished_text, tmp_path / "a.xlsx")] == ["il2 g\xe9ne"]
+    assert "not UTF-8" not in caplog.text
+    book.create_sheet("more").append(["text"])
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(SystemExit):
+        predict(finished_text, tmp_path / "a.xlsx")

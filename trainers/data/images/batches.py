@@ -7,7 +7,7 @@ Shapes: N pictures of a data set, B of a batch, C channels, H x W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from trainers.data.images.arrays import CHANNELS
 from trainers.data.images.decode import decode, named, open_image
-from trainers.data.images.memory import as_stored, in_folder, plain_label
 from trainers.data.images.processing import ImageProcessing
 from trainers.data.images.tables import LABEL_COLUMNS, PICTURE_COLUMNS
 from trainers.data.labels import labels_from_list, relabel
@@ -110,11 +109,11 @@ class ImageDataset:
         Raises:
             ValueError: there is no such column, a row has no label, or as `from_lists`.
         """
-        rows, declared = rows_of(as_stored(table), source)
+        rows, declared = rows_of(_as_stored(table), source)
         image_column = column_of(rows, image_column, PICTURE_COLUMNS, "the pictures", source)
         label_column = column_of(rows, label_column, LABEL_COLUMNS, "the labels", source)
-        images = [in_folder(row.get(image_column), folder) for row in rows]
-        labels = [plain_label(row.get(label_column)) for row in rows]
+        images = [_in_folder(row.get(image_column), folder) for row in rows]
+        labels = [_plain_label(row.get(label_column)) for row in rows]
         return cls.from_lists(images, labels, names=names or declared.get(label_column), source=source)
 
     def __len__(self) -> int:
@@ -141,6 +140,31 @@ class ImageDataset:
             ValueError: a picture's label is not among them.
         """
         return replace(self, targets=relabel(self.targets, self.labels, labels, self.source), labels=labels)
+
+
+def _as_stored(table: Any) -> Any:
+    """The table; of a datasets.Dataset one whose pictures stay files, so that memory holds no pixels."""
+    if not hasattr(table, "cast_column"):
+        return table
+    for name, feature in dict(getattr(table, "features", None) or {}).items():
+        kind: Any = type(feature)
+        if getattr(feature, "decode", None) is True and kind.__name__ == "Image":
+            table = table.cast_column(name, kind(decode=False))
+    return table
+
+
+def _in_folder(image: Any, folder: str | Path) -> Any:
+    """A picture of a table: the content or the path of what the hub stores, and paths below ``folder``."""
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    return Path(folder, image) if isinstance(image, (str, Path)) else image
+
+
+def _plain_label(label: Any) -> Any:
+    """A label without what libraries make of it: NumPy's numbers become Python's, whole ones with a point whole."""
+    if isinstance(label, np.generic):
+        label = label.item()
+    return int(label) if isinstance(label, float) and label.is_integer() else label
 
 
 def _is_plain(images: np.ndarray) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from trainers.data.images.batches import ImageDataset
 from trainers.data.images.decode import IMAGE_SUFFIXES, decode, named, open_image
+from trainers.data.labels import say_alike
 from trainers.data.rows import NAMED_ROWS, BadRows
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def datasets_of_rows(rows: dict[str, list[Row]], sources: dict[str, str], bad_ro
     """Checked pictures, with one set of labels for all splits: every label of any of them, sorted."""
     rows = {split: list(_sound(found, bad_rows)) for split, found in rows.items()}
     labels = tuple(sorted({label for _, label, _, _ in chain.from_iterable(rows.values())}))
-    _say_which_are_alike(labels)
+    say_alike(labels, "classes")
     ids = {label: index for index, label in enumerate(labels)}
     return {
         split: ImageDataset(
@@ -113,20 +114,6 @@ def datasets_of_rows(rows: dict[str, list[Row]], sources: dict[str, str], bad_ro
         )
         for split, found in rows.items()
     }
-
-
-def _say_which_are_alike(labels: Iterable[str]) -> None:
-    """Log classes whose names differ only in case or blanks."""
-    alike: dict[str, list[str]] = {}
-    for label in labels:
-        alike.setdefault(" ".join(label.lower().split()), []).append(label)
-    for names in alike.values():
-        if len(names) > 1:
-            logger.warning(
-                "the classes %s differ only in case or blanks, and count as different classes. Rename them if they "
-                "are one.",
-                " and ".join(map(repr, names)),
-            )
 
 
 def _sound(rows: Iterable[Row], bad_rows: BadRows) -> Iterator[Row]:

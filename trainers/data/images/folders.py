@@ -16,6 +16,7 @@ from trainers.data.images.files import (
     inner_folders,
     say_what_is_not_read,
 )
+from trainers.data.images.lists import labels_listed
 from trainers.data.rows import BadRows
 from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, split_in_name
 
@@ -35,12 +36,13 @@ def read_class_folders(folder: Path, bad_rows: BadRows) -> dict[str, ImageDatase
     """
     say_what_is_not_read(folder)
     splits = labelled_splits(folder)
+    listed: dict[str, list[Row]] = {}
     if splits:
-        roots = _class_roots(splits)
+        roots, listed = _class_roots(splits)
     else:
         roots = {UNSPLIT: folder}
         _check_that_classes_are_outermost(folder)
-    rows = {split: _pictures(root) for split, root in roots.items()}
+    rows = {split: listed.get(split) or _pictures(root) for split, root in roots.items()}
     return datasets_of_rows(rows, {split: str(root) for split, root in roots.items()}, bad_rows)
 
 
@@ -87,6 +89,9 @@ def labelled_splits(folder: Path) -> dict[str, Path]:
             f"{folder} holds {_listed(labelled.values())} for a split beside {_listed(classes)}. Put these into a "
             "folder train."
         )
+    known = {path.name for path in class_folders(labelled["train"])} if "train" in labelled else set()
+    flat = {split: path for split, path in splits.items() if split not in labelled}
+    labelled |= {split: path for split, path in flat.items() if known and labels_listed(path, known)}
     for path in (*classes, *(path for path in splits.values() if path not in labelled.values())):
         count = sum(1 for _ in image_files(path))
         if count:
@@ -146,9 +151,11 @@ def split_folders(folder: Path) -> dict[str, Path]:
     return {split: found[split][0] for split in SPLIT_NAMES if split in found}
 
 
-def _class_roots(splits: dict[str, Path]) -> dict[str, Path]:
-    """The folder in which each split's classes lie; splits without a class of the training split are left out."""
+def _class_roots(splits: dict[str, Path]) -> tuple[dict[str, Path], dict[str, list[Row]]]:
+    """The folder in which each split's classes lie, and the pictures of those whose classes stand in a file; splits
+    without a class of the training split are left out."""
     roots: dict[str, Path] = {}
+    listed: dict[str, list[Row]] = {}
     known: set[str] = set()
     for split, folder in splits.items():
         chain = [folder]
@@ -162,6 +169,9 @@ def _class_roots(splits: dict[str, Path]) -> dict[str, Path]:
         if fitting:
             roots[split] = fitting[0]
             continue
+        if rows := labels_listed(folder, known):
+            roots[split], listed[split] = folder, rows
+            continue
         names = _listed(class_folders(chain[-1]))
         logger.warning(
             "%s: its folders (%s) are no classes of the training split (%s): it has no labels, and is left out. "
@@ -171,7 +181,7 @@ def _class_roots(splits: dict[str, Path]) -> dict[str, Path]:
     for split, root in roots.items():
         if root != splits[split]:
             logger.info("%s: the classes are the folders in %s", splits[split], root)
-    return roots
+    return roots, listed
 
 
 def _check_that_classes_are_outermost(folder: Path) -> None:

@@ -61,6 +61,14 @@ class Pictures:
             raise ValueError(f"{short(value)}, which several pictures are called: {listed}. Give their paths")
         return fitting[0] if fitting else path
 
+    def named(self, value: str) -> Path | None:
+        """The file that a line of a list means, if there is one and no other fits."""
+        try:
+            path = self.find(value)
+        except ValueError:
+            return None
+        return path if path.is_file() else None
+
 
 def split_of_place(path: Path) -> str | None:
     """The split that the folders of a path tell, the outermost that tells one."""

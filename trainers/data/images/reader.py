@@ -15,6 +15,7 @@ from trainers.data.images.folders import (
     read_class_folders,
     split_folders,
 )
+from trainers.data.images.lists import by_lists
 from trainers.data.images.npz import read_npz
 from trainers.data.images.table_files import PictureTable, find_tables, folder_of_tables, read_table, read_tables
 from trainers.data.images.tables import TABLE_SUFFIXES, is_table
@@ -65,20 +66,6 @@ def load_image_datasets(
     datasets = read_image_splits(source, bad_rows, reading)
     bad_rows.report()
     learnt = datasets.get(UNSPLIT) or datasets.get("train")
-    if learnt is not None and (separator := separator_of([learnt.labels[target] for target in learnt.targets])):
-        several = next(label for label in learnt.labels if separator in label)
-        raise ValueError(
-            f"{learnt.source}: {several!r} is several labels in one. Pictures are learned with one label each: leave "
-            "such rows out, or give a column with one label (--label-column)."
-        )
-    if learnt is not None and (words := {word for name in learnt.labels for word in name.split()}):
-        joined = [name for name in learnt.labels if " " in name]
-        if joined and len(words) < len(learnt.labels):
-            logger.warning(
-                "%s: the %d classes are made of %d words, such as %r: if these are several labels for a picture, they "
-                "are learned as one class for each combination.",
-                learnt.source, len(learnt.labels), len(words), joined[0],
-            )  # fmt: skip
     if learnt is not None and len(set(learnt.targets.tolist())) == 1:
         raise ValueError(
             f"{learnt.source}: {learnt.labels[learnt.targets[0]]} is the only class: there is nothing to tell apart. "
@@ -90,6 +77,8 @@ def load_image_datasets(
 def read_image_splits(source: str | Path, bad_rows: BadRows, reading: Reading | None = None) -> dict[str, ImageDataset]:
     """The splits as they lie there, under UNSPLIT what has none: nothing is cut, and a single class will do.
 
+    Splits are also those that lists of names beside the pictures tell.
+
     Raises:
         ValueError: as `load_image_datasets`.
     """
@@ -99,7 +88,30 @@ def read_image_splits(source: str | Path, bad_rows: BadRows, reading: Reading | 
     for dataset in datasets.values():
         if not len(dataset):
             raise ValueError(f"{dataset.source} holds no usable picture. Fill it or remove it.")
-    return datasets
+    _refuse_several_labels(datasets.get(UNSPLIT) or next(iter(datasets.values())))
+    return by_lists(place, datasets[UNSPLIT]) if UNSPLIT in datasets else datasets
+
+
+def _refuse_several_labels(dataset: ImageDataset) -> None:
+    """Raise ValueError where names of classes are several labels in one; log it where that is not sure."""
+    labels = [dataset.labels[target] for target in dataset.targets]
+    joined = [name for name in dataset.labels if " " in name]
+    words = {word for name in joined for word in name.split()}
+    of_classes = len(joined) > 1 and words <= {*dataset.labels}
+    if (separator := separator_of(labels)) or of_classes:
+        several = next(name for name in dataset.labels if (separator or " ") in name)
+        raise ValueError(
+            f"{dataset.source}: {several!r} is several labels in one. Pictures are learned with one label each: leave "
+            "such rows out, or give a column with one label (--label-column)."
+            + ("" if separator else " Where it is one name, write _ for its blanks.")
+        )
+    words |= {word for name in dataset.labels for word in name.split()}
+    if joined and len(words) < len(dataset.labels):
+        logger.warning(
+            "%s: the %d classes are made of %d words, such as %r: if these are several labels for a picture, they "
+            "are learned as one class for each combination.",
+            dataset.source, len(dataset.labels), len(words), joined[0],
+        )  # fmt: skip
 
 
 def _read_file(path: Path, reading: Reading, bad_rows: BadRows) -> dict[str, ImageDataset]:
@@ -153,6 +165,9 @@ def _read_folder(folder: Path, reading: Reading, bad_rows: BadRows) -> dict[str,
 
 def _folders_come_first(folder: Path, tables: dict[str, list[PictureTable]], reading: Reading) -> bool:
     """Whether the folders of splits and classes are read, and not the tables beside them: unless those lie in the
-    folders of splits, or the user names a column."""
+    folders of splits, or have a split that the folders lack, or the user names a column."""
     beside = all(table.path.parent == folder for table in chain.from_iterable(tables.values()))
+    with_classes = {split for split, path in split_folders(folder).items() if class_folders(path)}
+    if "train" in tables and tables.keys() - with_classes - {UNSPLIT}:
+        return False  # as in GTSRB, whose test pictures lie loose
     return beside and has_labelled_splits(folder) and not reading.label_column

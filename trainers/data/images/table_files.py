@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from trainers.data.images.batches import ImageDataset
 from trainers.data.images.columns import Columns, choose_columns, picture_of, say_columns
-from trainers.data.images.files import Row, datasets_of_rows, inner_folders
-from trainers.data.images.folders import split_folders
+from trainers.data.images.files import Row, datasets_of_rows, image_files, inner_folders
+from trainers.data.images.folders import class_folders, split_folders
 from trainers.data.images.paths import Pictures, split_of_place
 from trainers.data.images.tables import is_table, open_table
 from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, short
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, by_split, check_one_form
+from trainers.data.sources import (
+    HUB_FILES,
+    SPLIT_NAMES,
+    SPLIT_OF_NAME,
+    UNSPLIT,
+    are_shards,
+    by_split,
+    check_one_form,
+    names_no_split,
+)
 from trainers.data.tabular import Table
 
 logger = logging.getLogger(__name__)
@@ -69,7 +80,20 @@ def read_tables(
     chosen = _meant(folder, tables)
     for path, problem in problems.items():
         logger.warning("not read: %s", str(problem) if str(path) in str(problem) else f"{path}: {problem}")
-    return _read(chosen, bad_rows)
+    found = _read(chosen, bad_rows)
+    _say_pictures_left(folder, found.values())
+    return found
+
+
+def _say_pictures_left(folder: Path, datasets: Iterable[ImageDataset]) -> None:
+    """Log how many pictures below a folder no row of its tables names, by their folders."""
+    read = {os.path.normpath(image) for dataset in datasets for image in dataset.images if isinstance(image, Path)}
+    if not read:
+        return
+    left = Counter(path.parent for path in image_files(folder) if os.path.normpath(path) not in read)
+    for place, count in left.items():
+        logger.warning("%s: %d of its pictures stand in no row of the table, and are left out. `lora-core predict RUN "
+                       "%s` reads such.", place, count, place)  # fmt: skip
 
 
 def find_tables(folder: Path, reading: Reading) -> tuple[dict[str, list[PictureTable]], dict[Path, ValueError]]:
@@ -96,16 +120,20 @@ def find_tables(folder: Path, reading: Reading) -> tuple[dict[str, list[PictureT
 
 
 def table_files(folder: Path) -> dict[str, list[Path]]:
-    """The tables in a folder by their splits, and those called metadata in the folders of splits."""
-    tables = [path for path in sorted(folder.iterdir()) if path.is_file() and is_table(path)]
+    """The tables in a folder by their splits, and in the folders of splits those called metadata,
+    or by a number, or alone among loose pictures."""
+    inside = [path for path in sorted(folder.iterdir()) if path.name not in HUB_FILES]
+    tables = [path for path in inside if path.is_file() and is_table(path)]
     files, others = by_split((path, path) for path in tables if "submission" not in path.name.lower())
     if others:
         files[UNSPLIT] = others
     for split, inner in split_folders(folder).items():
-        for path in sorted(inner.iterdir()):
-            if path.is_file() and is_table(path) and path.name.lower().startswith("metadata."):
-                files.setdefault(split, []).append(path)
-    return files
+        own = [path for path in sorted(inner.iterdir()) if path.is_file() and is_table(path)]
+        told = [path for path in own if path.name.lower().startswith("metadata.") or names_no_split(path.name)]
+        if not told and len(own) == 1 and not class_folders(inner):
+            told = own  # Roboflow's _classes.csv
+        files.setdefault(split, []).extend(told)
+    return {split: paths for split, paths in files.items() if paths}
 
 
 def folder_of_tables(folder: Path) -> Path | None:
@@ -125,7 +153,7 @@ def _meant(folder: Path, usable: dict[str, list[PictureTable]]) -> dict[str, lis
             logger.warning("%s: %s is not read beside the tables of splits", folder, ", ".join(others))
         return of_splits
     names = [*others, *(table.path.name for found in of_splits.values() for table in found)]
-    if len(names) > 1:
+    if not are_shards(names):
         suffixes = {Path(name).suffix for name in names}
         kind = f"{suffixes.pop()} files" if len(suffixes) == 1 else "tables"
         raise ValueError(f"{folder} holds several {kind}: {', '.join(names)}. Name one.")

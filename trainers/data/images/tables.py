@@ -14,7 +14,7 @@ from trainers.data.images.decode import IMAGE_SUFFIXES
 from trainers.data.reading import Reading
 from trainers.data.tabular import Table, read_delimited, read_stored
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".xlsx")
 """Ends of names of tables, also with .gz; what is in them tells their form."""
 PICTURE_COLUMNS = ("image", "img", "picture", "path", "image_path", "img_path", "file", "file_path", "filepath",
                    "file_name", "filename", "image_name", "image_file", "img_name", "image_id", "img_id", "image_index",

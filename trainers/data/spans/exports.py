@@ -1,7 +1,7 @@
 """One row of an annotation tool's export to a document with spans: the layouts of the tools, each told by its keys.
 
-doccano, Prodigy, spaCy's training data, Label Studio (JSON and JSON-MIN), GLiNER, BioC's JSON, Dataturks, and
-plain rows of a text with spans.
+doccano, Prodigy, spaCy's training data, Label Studio (JSON and JSON-MIN), GLiNER, BioC's JSON, Dataturks, CLUENER,
+SNIPS (its parts of texts), and plain rows of a text with spans.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ TOKEN_KEYS = ("ner_tags", "tags")
 
 REJECTED = "texts that Prodigy's answer rejects or ignores were left out"
 UNDONE = "tasks without an annotation, or only with cancelled ones, were left out"
-SEVERAL = "annotations of tasks that have several were left out: the first that is not cancelled is taken"
+SEVERAL = "annotations of tasks that have several were left out: taken is the ground truth, or the first not cancelled"
 NO_SPANS = "texts have no key of spans and were taken for texts without entities"
 OTHER_RESULTS = "results that label no span, such as relations and choices, were passed over"
 MISSING = "words have the tag '-', not annotated, and count as O"
@@ -44,6 +44,10 @@ def is_span_row(row: Any) -> bool | None:
         return True
     if isinstance(row.get("passages"), list) or _is_passage(row) or _is_dataturks(row):
         return True
+    if _is_cluener(row):
+        return True
+    if _is_parts(row):
+        return True if any("entity" in part for part in row["data"]) else None
     if isinstance(row.get("tokens"), list) and row["tokens"]:
         return isinstance(row["tokens"][0], dict) and not any(key in row for key in TOKEN_KEYS)
     if not any(isinstance(row.get(key), str) for key in TEXT_KEYS):
@@ -111,6 +115,10 @@ def read_row(row: Any, names: Mapping[int, str], note: Note, seen: set[Any]) -> 
         return _dataturks(row)
     if _is_task(row):
         return _studio_task(row, note)
+    if _is_cluener(row):
+        return _cluener(row)
+    if _is_parts(row):
+        return _parts(row)
     if row.get("answer", "accept") != "accept":
         note(REJECTED, "")
         raise LeftOut
@@ -205,6 +213,40 @@ def _dataturks(row: dict[str, Any]) -> Document:
     return Document(row["content"], spans)
 
 
+def _is_cluener(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("text"), str) and isinstance(row.get("label"), dict)
+
+
+def _cluener(row: dict[str, Any]) -> Document:
+    """A text of CLUENER, {"label": {"name": {"Anna": [[0, 3]]}}}: the end of a span is its last character."""
+    spans = []
+    for label, found in row["label"].items():
+        for quoted, places in (found if isinstance(found, dict) else {}).items():
+            for place in _list(places, f"the places of {quoted!r}"):
+                if not isinstance(place, list) or len(place) != 2 or not all(type(at) is int for at in place):
+                    raise ValueError(f"a place of {quoted!r} is {short(place)}, expected [first, last character]")
+                spans.append(span(place[0], place[1] + 1, label, quoted))
+    return Document(row["text"], spans)
+
+
+def _is_parts(row: dict[str, Any]) -> bool:
+    parts = row.get("data")
+    return len(row) == 1 and isinstance(parts, list) and bool(parts) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) and part.keys() <= {"text", "entity"}
+        for part in parts
+    )  # fmt: skip
+
+
+def _parts(row: dict[str, Any]) -> Document:
+    """An utterance of SNIPS in parts, of which some are entities."""
+    text, spans = "", []
+    for part in row["data"]:
+        start, text = len(text), text + part["text"]
+        if part.get("entity"):
+            spans.append(span(start, len(text), part["entity"], part["text"]))
+    return Document(text, spans)
+
+
 def _is_paragraph(row: dict[str, Any]) -> bool:
     return isinstance(row.get("sentences"), list) and "text" not in row
 
@@ -246,6 +288,7 @@ def _studio_task(row: dict[str, Any], note: Note) -> Document:
     if not done:
         note(UNDONE, "")
         raise LeftOut
+    done.sort(key=lambda item: not item.get("ground_truth"))
     for _ in done[1:]:
         note(SEVERAL, "")
     spans: list[Span] = []

@@ -53,6 +53,11 @@ def find_spans(path: Path, encoding: str = "") -> FoundSpans:
         likely = [(name, (file, member)) for file, member, name in place if _may_hold_spans(name) and file.is_file()]
         named = [own for own in likely if (split_of(own[0]) or split_in(own[0])) and holds_spans(*own[1], encoding)]
         if named:
+            splits = {split_of(name) or split_in(name) for name, _ in named}
+            for name, own in likely:
+                other = split_of(name) or split_in(name)
+                if other and other not in splits and is_json(name.name) and not holds_spans(*own, encoding):
+                    logger.warning("left out, because its texts have no spans: %s", own[0])
             found, _ = by_split(named)
             return [(*file, split) for split in SPLIT_NAMES for file in sorted(found.get(split, []))]
     return _single_export([(file, member) for file, member, name in places[0] if file.is_file()], encoding)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from lora_core.files import sha256_of_file
-from trainers.data.rows import BadRows, json_row, numbered_lines, short
+from trainers.data.rows import BadRows, is_binary, json_row, numbered_lines, short
 from trainers.data.spans import blocks, brat, docbin
 from trainers.data.spans.align import Document, words_and_tags
 from trainers.data.spans.exports import documents, is_span_row, read_row
@@ -58,6 +58,8 @@ def block_form(path: Path, member: str, encoding: str) -> blocks.Form | None:
         ValueError: it is of a form that is to be exported otherwise.
     """
     try:
+        if not member and is_binary(path):
+            return None
         lines = numbered_lines(path, member, encoding=encoding)
         first = next((line for _, line in islice(lines, SNIFFED_ROWS) if line.strip()), b"")
     except ValueError:

@@ -30,6 +30,7 @@ PAIRS = (
     ("sentence1", "sentence2"),
     ("sentence_a", "sentence_b"),
     ("premise", "hypothesis"),
+    ("context", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
     ("question", "passage"),

@@ -5,52 +5,90 @@ from collections.abc import Sequence
 from itertools import chain, product
 from pathlib import Path
 
-from trainers.data.sources import SPLIT_NAMES, SPLIT_OF_NAME, UNSPLIT, by_split, check_one_form, split_of
+from trainers.data.sources import (
+    HUB_FILES,
+    SPLIT_NAMES,
+    SPLIT_OF_NAME,
+    UNSPLIT,
+    are_shards,
+    by_split,
+    check_one_form,
+    names_no_split,
+    split_of,
+)
 from trainers.data.texts.forms import IGNORED_CLASSES, class_folders
+from trainers.data.texts.lines import CLASS_ENDS, UTTERANCES
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".data", ".label", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx")
+SUFFIXES = (
+    ".csv", ".tsv", ".tab", ".txt", ".data", ".label", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".xlsx"
+)  # fmt: skip
 """Ends of names of files that may hold texts, also with .gz; what is in them tells their form."""
-NO_DATA = ("label.json", "classes.txt", "dataset_infos.json", "dataset_dict.json", "state.json", "dataset_info.json")
-"""Files beside the data, in lower case; so are those whose names begin with README or LICENSE."""
+NO_DATA = ("label.json", "classes.txt", *HUB_FILES)
+"""Files beside the data, in lower case; so are those whose names hold README or begin with LICENSE."""
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split, or the folder that holds its class folders."""
-    found = _files_in(folder)
-    if not any(map(split_of, chain.from_iterable(found.values()))):  # test_ids.txt beside the folders train and test
-        found = _folders_in(folder) or found
+    """The files of each split, or the folder that holds its class folders.
+
+    They lie in the folder, in its folders of splits, or in the only folder in it that holds such.
+    """
+    found = _splits_in(folder)
     if not found:
-        inner = {path: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _files_in(path))}
+        inner = {path: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _splits_in(path))}
         if len(inner) > 1:
             raise ValueError(f"several folders hold a data set: {', '.join(map(str, inner))}. Name one of them.")
         found = next(iter(inner.values()), {})
+        for path in inner:
+            logger.info("%s: the data set lies in %s", folder, path.name)
     if not found:
-        inside = sorted(folder.iterdir())
-        single = [path for path in inside if _may_hold_texts(path)]
-        single = single or [path for path in inside if not path.suffix and _may_hold_texts(path, "")]
-        if len(single) > 1:
-            listed = ", ".join(path.name for path in single)
-            raise ValueError(
-                f"{folder} holds {listed}, and no name says which split it is. Name one of them, or call them train, "
-                "valid and test."
-            )
-        if single or len(class_folders(folder)) > 1:
-            return {UNSPLIT: single or [folder]}
+        folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+        if unsplit := _unsplit(folder):
+            return {UNSPLIT: unsplit}
+        if len(folders) == 1:
+            return split_files(folders[0])
         raise ValueError(
-            f"{folder} holds no labelled texts: expected train, valid and test files ending in "
-            f"{', '.join(SUFFIXES)}, one such file, or folders train and test with a folder of .txt files for each "
-            "class."
+            f"{folder} holds no labelled texts: expected train, valid and test files ending in {', '.join(SUFFIXES)}, "
+            "one such file, or folders train and test with a folder of .txt files for each class."
         )
     for split, paths in found.items():
-        check_one_form(split, paths, paths[0].parent)
+        if not all(path.suffix in CLASS_ENDS for path in paths):
+            check_one_form(split, paths, paths[0].parent)
     _name_others(list(chain.from_iterable(found.values())))
     return {split: found[split] for split in SPLIT_NAMES if split in found}
 
 
-def _files_in(folder: Path) -> dict[str, list[Path]]:
-    return by_split((path, path) for path in sorted(folder.iterdir()) if _may_hold_texts(path))[0]
+def _unsplit(folder: Path) -> list[Path]:
+    """The only file of a folder without splits, those of its classes, or the folder itself if it has class folders."""
+    inside = sorted(folder.iterdir())
+    of_classes = [path for path in inside if path.suffix in CLASS_ENDS]
+    if len({path.stem for path in of_classes}) == 1 and len(of_classes) > 1:
+        return of_classes
+    single = [path for path in inside if _may_hold_texts(path)]
+    single = single or [path for path in inside if not path.suffix and _may_hold_texts(path, "")]
+    if single and not are_shards(path.name for path in single):
+        listed = ", ".join(path.name for path in single)
+        raise ValueError(
+            f"{folder} holds {listed}, and no name says which split it is. Name one of them, or call them train, valid "
+            "and test."
+        )
+    return single or ([folder] if len(class_folders(folder)) > 1 else [])
+
+
+def _splits_in(folder: Path) -> dict[str, list[Path]]:
+    """The files or folders of each split in a folder."""
+    found = by_split((path, path) for path in sorted(folder.iterdir()) if _may_hold_texts(path))[0]
+    if any(map(split_of, chain.from_iterable(found.values()))):
+        return found
+    # test_ids.txt may stand beside the folders train and test
+    return _folders_in(folder) or _files_in_split_folders(folder) or found
+
+
+def _files_in_split_folders(folder: Path) -> dict[str, list[Path]]:
+    """Files whose names tell nothing in the folders of splits: shards, and seq.in."""
+    files = [path for path in sorted(folder.glob("*/*")) if _may_hold_texts(path) and names_no_split(path.name)]
+    return by_split((path, path) for path in files)[0]
 
 
 def _folders_in(folder: Path) -> dict[str, list[Path]]:
@@ -65,8 +103,10 @@ def _folders_in(folder: Path) -> dict[str, list[Path]]:
 def _may_hold_texts(path: Path, suffixes: str | tuple[str, ...] = SUFFIXES) -> bool:
     """Whether a file can hold labelled texts, by its name."""
     name = path.name.lower()
-    if name in NO_DATA or name.startswith((".", "readme", "license")) or not path.is_file():
+    if name in NO_DATA or name.startswith((".", "license", "cache-")) or "readme" in name or not path.is_file():
         return False
+    if name == UTTERANCES or (path.suffix in CLASS_ENDS and suffixes):
+        return name == UTTERANCES or split_of(path) is not None
     return name.removesuffix(".gz").endswith(suffixes) or (name.endswith(".gz") and split_of(path) is not None)
 
 

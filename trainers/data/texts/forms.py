@@ -1,5 +1,5 @@
-"""The forms that labelled texts come in, told by what is in a file: tables, lines that begin with a label, fastText,
-and folders of text files. Each becomes a `Table` of rows by name; what its columns mean is for columns.py.
+"""The forms that labelled texts come in, told by what is in a file: tables, folders of text files, and the lines of
+lines.py. Each becomes a `Table` of rows by name; what its columns mean is for columns.py.
 """
 
 import logging
@@ -7,26 +7,24 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
-from trainers.data.delimited import PEEK, Delimited, counts_columns, is_data, unique
+from trainers.data.delimited import Delimited, counts_columns, is_data, unique
 from trainers.data.reading import Reading
-from trainers.data.rows import BadRows, Lines, Row, encoding_of, short
+from trainers.data.rows import LEGACY, BadRows, Row, encoding_of
 from trainers.data.tabular import Table, read_delimited, read_stored
 from trainers.data.texts.columns import Ambiguous, choose_columns
+from trainers.data.texts.lines import INTENTS, UTTERANCES, ParallelLines, line_form_of
 
 logger = logging.getLogger(__name__)
 
 FEW = 5
 """So few rows do not tell that a column numbers them, or beside declared classes that one holds mere numbers."""
-FASTTEXT_LABEL = "__label__"
+FEW_FILES = 2
+"""So few files of a folder that are no UTF-8 are damaged ones."""
 IGNORED_CLASSES = ("unsup",)
 """Folders of texts without a label."""
-
-_FASTTEXT = re.compile(rb"(^|\s)__label__\S")
-_LABEL_FIRST = re.compile(rb"([A-Z]+:[A-Za-z]+|[+-]?\d+) +\S")
-"""A label as TREC writes it (DESC:manner), or a number, then a text."""
 
 
 def read_table(path: Path, reading: Reading, classes: Collection[str] = (), header: bool | None = None) -> Table:
@@ -44,14 +42,14 @@ def read_table(path: Path, reading: Reading, classes: Collection[str] = (), head
     """
     if path.is_dir():
         return Table(path, "class folders", ["text", "label"], _ClassFolders(path, reading.encoding))
+    if path.name == UTTERANCES and (path.parent / INTENTS).is_file():
+        return Table(path, "a file of labels", ["text", "label"], ParallelLines(path, path.with_name(INTENTS), reading))
     found = read_stored(path, reading)
     if isinstance(found, Table):
         return found
-    first = next((line for _, line in found if line.strip()), b"")
-    if _FASTTEXT.search(first) and not reading.delimiter:
-        return Table(path, "fastText", ["text", "label"], _FastText(path, found))
-    if not reading.delimiter and _begins_with_labels(found):
-        return Table(path, "label first", ["text", "label"], _LabelFirst(path, found))
+    line_form = None if reading.delimiter else line_form_of(path, found)
+    if line_form:
+        return line_form
     is_header = partial(_is_header, reading=reading, classes=classes, header=header)
     table, head = read_delimited(path, found, reading, partial(_names_columns, reading=reading), is_header)
     if not head or table.has_header or reading.label_column:
@@ -76,16 +74,38 @@ class _ClassFolders:
     encoding: str
 
     def __call__(self, columns: Collection[str], bad_rows: BadRows) -> Iterator[Row]:
-        for inner in class_folders(self.folder):
-            for path in sorted(filter(_is_text_file, inner.iterdir())):
-                content = path.read_bytes()
-                encoding = self.encoding or encoding_of(content)
-                try:
-                    text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
-                except UnicodeDecodeError as error:
-                    bad_rows.add(path, None, f"not {encoding.upper()} ({error})")
-                    continue
-                yield None, {"text": text.removeprefix("\ufeff"), "label": inner.name, "file": path}
+        for path in self._files():
+            content = path.read_bytes()
+            encoding = self.encoding or encoding_of(content)
+            if encoding == "utf-8" and not _is_utf8(content):
+                encoding = self._other_encoding
+            try:
+                text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+            except UnicodeDecodeError as error:
+                bad_rows.add(path, None, f"not {encoding.upper()} ({error}); --encoding says what the files are in")
+                continue
+            yield None, {"text": text.removeprefix("\ufeff"), "label": path.parent.name, "file": path}
+
+    def _files(self) -> list[Path]:
+        return [path for inner in class_folders(self.folder) for path in sorted(filter(_is_text_file, inner.iterdir()))]
+
+    @cached_property
+    def _other_encoding(self) -> str:
+        """What files with a few bytes that are no UTF-8 are taken for, by all files together, for each holds little."""
+        wrong = [content for path in self._files() if not _is_utf8(content := path.read_bytes())]
+        if len(wrong) <= FEW_FILES or encoding_of(b"\n".join(wrong)) != LEGACY:
+            return "utf-8"
+        logger.warning("%s: %d files are not UTF-8: they are read as %s. --encoding says otherwise.", self.folder,
+                       len(wrong), LEGACY)  # fmt: skip
+        return LEGACY
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -99,59 +119,6 @@ def class_folders(folder: Path) -> list[Path]:
 def _is_text_file(path: Path) -> bool:
     """Whether a file in the folder of a class is a text: .txt, or a number (as of 20 Newsgroups)."""
     return path.is_file() and (path.suffix == ".txt" or path.name.isdecimal())
-
-
-@dataclass(frozen=True)
-class _FastText:
-    """Lines such as `__label__pos A fine film.`; one with several labels has a list of them."""
-
-    path: Path
-    lines: Lines
-
-    def __call__(self, columns: Collection[str], bad_rows: BadRows) -> Iterator[Row]:
-        for number, line in self.lines:
-            if not line.strip():
-                continue
-            try:
-                words = line.decode("utf-8").strip().split(" ")
-            except UnicodeDecodeError as error:
-                bad_rows.add(self.path, number, f"not UTF-8 ({error})")
-                continue
-            labels = [word.removeprefix(FASTTEXT_LABEL) for word in words if word.startswith(FASTTEXT_LABEL)]
-            text = " ".join(word for word in words if not word.startswith(FASTTEXT_LABEL))
-            yield number, {"text": text, "label": labels if len(labels) > 1 else "".join(labels)}
-
-
-@dataclass(frozen=True)
-class _LabelFirst:
-    """Lines such as `DESC:manner How did serfdom develop?` and `1 a stirring , funny film`."""
-
-    path: Path
-    lines: Lines
-
-    def __call__(self, columns: Collection[str], bad_rows: BadRows) -> Iterator[Row]:
-        for number, line in self.lines:
-            if not line.strip():
-                continue
-            try:
-                label, _, text = line.decode("utf-8").strip().partition(" ")
-                if not _LABEL_FIRST.match(line.strip()):
-                    raise ValueError(f"expected a label, a blank and a text, got {short(f'{label} {text}')}")
-            except UnicodeDecodeError as error:
-                bad_rows.add(self.path, number, f"not UTF-8 ({error})")
-            except ValueError as problem:
-                bad_rows.add(self.path, number, str(problem))
-            else:
-                yield number, {"text": text, "label": label}
-
-
-def _begins_with_labels(lines: Lines) -> bool:
-    """Whether every one of the first lines is a label and a text, with labels that come again and no columns."""
-    head = [line.strip() for _, line in lines[: 10 * PEEK] if line.strip()]
-    if len(head) < 2 or not all(map(_LABEL_FIRST.match, head)):
-        return False
-    labels = Counter(line.split(b" ", 1)[0] for line in head)
-    return 1 < len(labels) <= max(2, len(head) // 2) and not all(b"\t" in line for line in head)
 
 
 def _names_columns(cells: Sequence[str], reading: Reading) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from trainers.data.labels import NUMBER, SEPARATORS, LabelNames, separator_of, sorted_names
+from trainers.data.labels import NUMBER, SEPARATORS, THOUSANDS, LabelNames, say_alike, separator_of, sorted_names
 from trainers.data.rows import short
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 """The names that a checkpoint's config.json uses."""
 SINGLE, MULTI, REGRESSION = get_args(ProblemType)
-_COMMA = re.compile(r"[+-]?\d+,\d+")
+_WITH_COMMA = re.compile(r"[+-]?\d+(,\d+)*")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -48,6 +48,9 @@ def problem_type_of(cells: Sequence[Any], names: Sequence[str] | None = None) ->
     Args:
         cells: all labels, as they stand in the files; none that `is_unlabelled`.
         names: the declared names.
+
+    Raises:
+        ValueError: there are two readings.
     """
     if any(isinstance(cell, (list, tuple, dict, np.ndarray)) for cell in cells):
         return MULTI, "labels are lists: multi-label"
@@ -58,10 +61,38 @@ def problem_type_of(cells: Sequence[Any], names: Sequence[str] | None = None) ->
             if not all(value.is_integer() for value in decimals):
                 return REGRESSION, f"labels are {len(decimals)} different decimals: regression"
             return SINGLE, ""
+        if (decimal := _decimal_with_comma(cells)) is not None:
+            return REGRESSION, f"labels such as {short(decimal)} are taken for decimals with a comma: regression"
     separator = separator_of(cells, names)
     if separator:
         return MULTI, f"cells hold several labels with {separator!r} between: multi-label"
     return SINGLE, ""
+
+
+def _decimal_with_comma(cells: Sequence[Any]) -> str | None:
+    """A label that shows that numbers with commas are decimals; None: they are several ids, or other labels.
+
+    Ids stand in some cells by themselves; there may be three in a cell, and none begins with 0. Where the only thing
+    behind the comma is 5, or no cell has an id by itself, nothing tells.
+
+    Raises:
+        ValueError: they may be either.
+    """
+    texts = {cell.strip() for cell in cells if isinstance(cell, str)}
+    parts = {text: text.lstrip("+-").split(",") for text in texts if "," in text}
+    if not parts or not all(map(_WITH_COMMA.fullmatch, texts)) or any(len(own) > 2 for own in parts.values()):
+        return None
+    behind = {own[1] for own in parts.values()}
+    if not all(map(THOUSANDS.fullmatch, parts)):
+        for text, own in sorted(parts.items()):
+            if text[0] in "+-" or (own[1][0] == "0" and own[1] != "0"):
+                return text
+        if len(parts) < len(texts) and separator_of(cells) and (len(parts) == 1 or len(behind) > 1):
+            return None
+    raise ValueError(
+        f"labels such as {short(min(parts))} can be numbers with a comma, or several labels at once. Say which: "
+        "--problem-type regression or multi_label_classification (or single_label_classification, for names)"
+    )
 
 
 def _said_separator(cells: Iterable[Any], names: Sequence[str] | None) -> str:
@@ -86,6 +117,13 @@ def number(cell: Any) -> float | None:
     return None
 
 
+def _decimal(cell: Any) -> float | None:
+    """The number that a cell holds, perhaps with a comma for the point; None: it holds something else."""
+    if isinstance(cell, str) and THOUSANDS.fullmatch(cell.strip()):
+        raise ValueError(f"the label is {short(cell)}, a decimal or thousands. Write a point, or no comma")
+    return number(cell.replace(",", ".") if isinstance(cell, str) and cell.count(",") == 1 else cell)
+
+
 class Targets:
     """Turns the labels of one data set, cell by cell, into what its targets are made of."""
 
@@ -105,17 +143,11 @@ class Targets:
         if problem_type not in ("auto", *get_args(ProblemType)):
             raise ValueError(f"problem_type is {problem_type!r}, expected auto, {', '.join(get_args(ProblemType))}.")
         self.declared = declared
-        found, reason = problem_type_of(cells, declared.names)
+        if problem_type == "auto":
+            found, reason = problem_type_of(cells, declared.names)
+            if reason:
+                logger.warning("%s. --problem-type says otherwise.", reason)
         self.problem_type: ProblemType = found if problem_type == "auto" else problem_type  # type: ignore[assignment]
-        if problem_type == "auto" and reason:
-            logger.warning("%s. --problem-type says otherwise.", reason)
-        with_comma = [cell for cell in cells if isinstance(cell, str) and _COMMA.fullmatch(cell.strip())]
-        if problem_type == "auto" and len(with_comma) == len(cells) > 0 and declared.names is None:
-            logger.warning(
-                "%s such as %s are taken for names, or for several at once. If they are decimals, write a point.",
-                noun,
-                short(with_comma[0]),
-            )
         self.separator = ""
         if self.problem_type == MULTI:
             self.separator = separator_of(cells, declared.names) or _said_separator(cells, declared.names)
@@ -132,7 +164,7 @@ class Targets:
         if isinstance(cell, np.generic):
             cell = cell.item()
         if self.problem_type == REGRESSION:
-            value = number(cell)
+            value = _decimal(cell)
             if value is None or not math.isfinite(value):
                 raise ValueError(f"the label is {short(cell)}, expected a number")
             return value
@@ -173,12 +205,16 @@ class Targets:
             return self.declared.names
         if self.problem_type == SINGLE:
             found = sorted_names(parsed)
+            say_alike(found, "labels")
+            _say_blanks(found)
             if "-" in found and "+" not in found:
                 logger.warning(
                     "one of the labels is '-', which is taken for a class. If it is none, take its rows out."
                 )
             return found
-        return sorted_names(name for names in parsed for name in names)
+        found = sorted_names(name for names in parsed for name in names)
+        say_alike(found, "labels")
+        return found
 
     def array(self, parsed: Sequence[Any], names: Sequence[str]) -> np.ndarray:
         """The targets: (N,) int64 ids, (N, L) float32 of 0 and 1, or (N,) float32 numbers."""
@@ -191,6 +227,17 @@ class Targets:
         for row, labels in enumerate(parsed):
             targets[row, [ids[label] for label in labels]] = 1
         return targets
+
+
+def _say_blanks(names: Sequence[str]) -> None:
+    """Log names whose words are labels by themselves: they may be several labels at once."""
+    joined = [name for name in names if " " in name]
+    if len(joined) > 1 and {word for name in joined for word in name.split()} <= {*names}:
+        logger.warning(
+            "labels such as %r are made of words that are labels themselves. If they are several at once, say so: "
+            "--problem-type multi_label_classification.",
+            joined[0],
+        )
 
 
 def is_flag(cell: Any) -> bool:

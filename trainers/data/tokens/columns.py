@@ -21,6 +21,8 @@ TAG_HEADERS = frozenset({"tag", "tags", "label", "labels", "ner", "ner_tag", "ne
 SENTENCE_HEADER = re.compile(r"(sent|sentence|sequence|doc|document|id)\b.*|sent(ence)?[ _#-].*")
 CHUNKS = frozenset(["NP", "VP", "PP", "ADVP", "ADJP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP"])
 """Types of phrases, which stand beside the entities in CoNLL-2003."""
+CONLL_2012 = 2, 3, 10
+"""The columns of the number of the word, of the word and of the entities, which stand in brackets."""
 FAULTY = 0.1
 """Share of the lines of a column of tags that may hold something else: damage, named when the line is read."""
 OUTSIDE_SHARE = 0.3
@@ -28,6 +30,7 @@ OUTSIDE_SHARE = 0.3
 
 _INDEX = re.compile(r"(\d+)([-.]\d+)?")
 _COMMENT = re.compile(r"#(\s|begin document|end document)")
+_BRACKETS = re.compile(r"(?!$)(\([\w-]+)?\*?\)?")
 _LETTERED: tuple[Notation, ...] = ("B-X", "B_X", "X-B")
 _NAMED_TAG = re.compile(r"(?:^|\|)(NER|Ner|ner|NE|Entity|entity)=([^|]+)")
 
@@ -233,6 +236,17 @@ def _is_constant(sample: Sample, index: int) -> bool:
     )
 
 
+def _is_conll_2012(sample: Sample) -> bool:
+    """Whether the columns are those of CoNLL-2012, of which the sixth has the brackets of the parse."""
+    number, _, entities = CONLL_2012
+    return (
+        sample.count > entities
+        and all(map(str.isdecimal, sample.column(number)))
+        and all(map(_BRACKETS.fullmatch, sample.column(entities)))
+        and all("*" in value for value in sample.column(5))
+    )
+
+
 def find_columns(samples: Sequence[Sample], asked: str, where: str) -> Columns | None:
     """How files of one layout are read. None: they have no column of tags.
 
@@ -257,6 +271,8 @@ def find_columns(samples: Sequence[Sample], asked: str, where: str) -> Columns |
     layout = Columns(separator=pool.separator, count=pool.count, index=index, starts=starts, header=bool(pool.header))
     if asked:
         layout = _asked_columns(asked, pool, layout, where)
+    elif _is_conll_2012(pool):
+        layout = replace(layout, word=CONLL_2012[1], tag=CONLL_2012[2], count=0, index=CONLL_2012[0])
     elif pool.header:
         layout = replace(layout, word=_named(pool.header, WORD_HEADERS), tag=_named(pool.header, TAG_HEADERS))
         if layout.tag not in (*_tag_columns(pool), *_outside_column(pool)):

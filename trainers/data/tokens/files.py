@@ -15,9 +15,11 @@ from pathlib import Path
 from trainers.data.reading import Reading
 from trainers.data.rows import numbered_lines, short
 from trainers.data.sources import (
+    HUB_FILES,
     SPLIT_NAMES,
     SPLIT_OF_NAME,
     UNSPLIT,
+    are_shards,
     by_split,
     check_one_form,
     find_source,
@@ -27,7 +29,7 @@ from trainers.data.sources import (
 )
 from trainers.data.spans.files import find_spans
 from trainers.data.tokens.columns import Columns, find_columns, is_unlabelled, unused
-from trainers.data.tokens.head import ENDINGS, TAG_KEYS, Head, TaggedFile, head_of, is_known
+from trainers.data.tokens.head import ENDINGS, TAG_KEYS, WORD_KEYS, WORDS_OF, Head, TaggedFile, head_of, is_known
 from trainers.data.tokens.names import declared_names, read_names
 from trainers.data.tokens.schemes import UNLABELLED, Notation, notation_of
 
@@ -129,7 +131,7 @@ def _find_files(paths: list[Path], folder: Path, reading: Reading) -> list[Head]
             known, split = is_known(name), split_of(name)
             if (member and name.suffix == ".parquet") or name.name in DESCRIPTIONS:
                 continue
-            if known or (not name.suffix and not split) or split_in(name):
+            if known or name.name == WORDS_OF or (not name.suffix and not split) or split_in(name):
                 head = head_of(
                     TaggedFile(path, member, UNSPLIT, "conll", encoding=reading.encoding), name.name, reading
                 )
@@ -138,7 +140,7 @@ def _find_files(paths: list[Path], folder: Path, reading: Reading) -> list[Head]
                 elif head and known:
                     refused.append(head)
     found, others = by_split(named)
-    if not found and len(others) == 1:
+    if not found and others and are_shards(_name(head.file) for head in others):
         return others
     if not found and others:
         listed = ", ".join(_name(head.file) for head in others)
@@ -158,7 +160,7 @@ def _find_files(paths: list[Path], folder: Path, reading: Reading) -> list[Head]
     return sorted(heads, key=lambda head: _file_order(head.file))
 
 
-DESCRIPTIONS = ("label.json", "dataset_infos.json", "README.md")
+DESCRIPTIONS = ("label.json", "README.md", *HUB_FILES)
 """Files that say something about the data."""
 
 
@@ -191,6 +193,14 @@ def _settled(heads: Sequence[Head], reading: Reading) -> list[TaggedFile]:
             own = None if withheld or not columns else replace(columns, header=bool(sample.header) or named)
             layouts[id(head)] = own
     files, withheld = [], []
+    if heads[0].tag_key and heads[0].other_tags:
+        logger.info(
+            "%s: tags are under %r; not used: %s (--columns %s,KEY says otherwise)",
+            heads[0].file,
+            heads[0].tag_key,
+            ", ".join(heads[0].other_tags),
+            (heads[0].file.keys or WORD_KEYS)[0],
+        )
     for head in heads:
         if head.sample is not None:
             columns = layouts[id(head)]

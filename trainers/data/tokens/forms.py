@@ -1,6 +1,7 @@
 """The rows of a file of tagged sentences in each form, and the words and tags of a row as they stand there."""
 
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from trainers.data.rows import (
 from trainers.data.spans.exports import LeftOut
 from trainers.data.spans.reader import SpanReader
 from trainers.data.tokens.columns import Columns
-from trainers.data.tokens.head import TAG_KEYS, WORD_KEYS, Format, TaggedFile, keys_in
+from trainers.data.tokens.head import TAG_KEYS, TAGS_OF, WORD_KEYS, Format, TaggedFile, keys_in
 from trainers.data.tokens.schemes import BadTag, from_brackets
 from trainers.data.tokens.tag_ids import TagIds, UnnamedTags
 
@@ -54,7 +55,9 @@ def _lists(row: Any, asked: tuple[str, ...]) -> tuple[Any, Any]:
         if words is not None and tags is not None:
             return row[words], row[tags]
     word, tag = asked or (WORD_KEYS[0], TAG_KEYS[0])
-    raise ValueError(f'expected an object {{"{word}": [...], "{tag}": [...]}} on one line, got {short(row)}')
+    lists = [key for key, value in row.items() if isinstance(value, list)] if isinstance(row, dict) else []
+    others = f"; name the keys of the words and of the tags: --columns {','.join(lists[:2])}" if len(lists) > 1 else ""
+    raise ValueError(f'expected an object {{"{word}": [...], "{tag}": [...]}} on one line, got {short(row)}{others}')
 
 
 def _array_rows(file: TaggedFile, progress: tqdm | None) -> Iterator[tuple[int, tuple[Any, tuple[str, ...]]]]:
@@ -163,12 +166,35 @@ def _parquet_lists(row: ScalarPair) -> tuple[Any, Any]:
     return row[0].as_py(), row[1].as_py()
 
 
+def _parallel_rows(file: TaggedFile, progress: tqdm | None) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
+    """Each line of words with that of its tags.
+
+    Raises:
+        ValueError: the files differ in their numbers of lines.
+    """
+    words = numbered_lines(file.path, "", progress, encoding=file.encoding)
+    tags = numbered_lines(file.path.with_name(TAGS_OF), encoding=file.encoding)
+    for one, other in zip_longest(words, tags):
+        if one is None or other is None:
+            raise ValueError(f"{file} and {TAGS_OF} beside it differ in their numbers of lines. Fetch them again.")
+        yield one[0], (one[1], other[1])
+
+
+def _parallel_lists(row: tuple[bytes, bytes]) -> tuple[list[str], list[str]]:
+    try:
+        words, tags = (line.decode("utf-8").split() for line in row)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error})") from error
+    return words, tags
+
+
 Rows = Callable[[TaggedFile, tqdm | None], Iterator[tuple[int, Any]]]
 FORMS: dict[Format, tuple[Rows, Callable[[Any], tuple[Any, Any]]]] = {
     "json": (_json_rows, _json_lists),
     "json array": (_array_rows, _array_lists),
     "conll": (_conll_rows, _conll_lists),
     "parquet": (_parquet_rows, _parquet_lists),
+    "parallel": (_parallel_rows, _parallel_lists),
 }
 """For each form what gives the rows with their numbers, and what makes words and tags of a row."""
 

@@ -9,13 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from lora_core.files import sha256_of_file
 from trainers.data.reading import Reading
-from trainers.data.rows import json_array, numbered_lines, parquet_batches, parquet_columns
+from trainers.data.rows import ARROW, json_array, numbered_lines, parquet_batches, parquet_columns
 from trainers.data.spans.reader import digest
 from trainers.data.tokens.columns import Columns, Sample, find_columns, read_sample
 from trainers.data.tokens.schemes import notation_of
 
-Format = Literal["json", "json array", "conll", "parquet", "spans"]
+Format = Literal["json", "json array", "conll", "parquet", "parallel", "spans"]
 ENDINGS = [
     ".jsonl",
     ".json",
@@ -34,6 +35,7 @@ ENDINGS = [
     ".ner",
     ".tags",
     ".parquet",
+    ARROW,
 ]
 """What names of files of tagged sentences end in; behind all but .parquet may stand .gz. Others, and names without an
 ending, are read if their content is tagged sentences for sure."""
@@ -41,6 +43,8 @@ WORD_KEYS = ("tokens", "words")
 """Keys that can hold the words of a sentence, the first that is there."""
 TAG_KEYS = ("ner_tags", "tags", "labels")
 """Keys that can hold their tags."""
+WORDS_OF, TAGS_OF = "seq.in", "seq.out"
+"""Names of two files of which each line is a sentence, and the tags of its words: ATIS and SNIPS."""
 HEAD_LINES, HEAD_BYTES = 2000, 1 << 16
 """So much of a file is looked at."""
 
@@ -69,6 +73,8 @@ class TaggedFile:
 
     def sha256(self) -> str:
         """What tells this file, or what lies in this folder of texts with spans, from others."""
+        if self.format == "parallel":
+            return f"{digest(self)} {sha256_of_file(self.path.with_name(TAGS_OF))}"
         return digest(self)
 
 
@@ -85,17 +91,24 @@ class Head:
     """Some tags of JSON and parquet."""
     rows: int = 0
     """Rows of JSON and parquet that were looked at."""
+    other_tags: tuple[str, ...] = ()
+    """Of JSON and parquet, other keys that hold something for each word, such as parts of speech."""
+    tag_key: str = ""
+    """Of JSON and parquet, the key of the tags."""
 
 
 def is_known(name: Path) -> bool:
     end = Path(name.name.removesuffix(".gz")).suffix.lower()
-    return end in ENDINGS and not (end == ".parquet" and name.suffix == ".gz")
+    packed = end in (".parquet", ARROW) and name.suffix == ".gz"
+    return end in ENDINGS and not packed and not name.name.startswith("cache-")
 
 
 def head_of(file: TaggedFile, name: str, reading: Reading) -> Head | None:
     """What the beginning of a file says. None: it is no data by its name and content."""
-    if name.lower().endswith(".parquet"):
+    if name.lower().endswith((".parquet", ARROW)):
         return _parquet_head(replace(file, format="parquet", keys=_asked_keys(reading)))
+    if name == WORDS_OF and file.path.with_name(TAGS_OF).is_file():
+        return Head(replace(file, format="parallel"), True)
     lines, size = [], 0
     try:
         for _, line in islice(numbered_lines(file.path, file.member, encoding=file.encoding), HEAD_LINES):
@@ -169,7 +182,10 @@ def _rows_head(file: TaggedFile, rows: Sequence[dict]) -> Head:
     words, tags = keys_in(rows[0], file.keys) if rows else (None, None)
     found = [row.get(tags) if tags else None for row in rows]
     flat = [tag for own in found for tag in (own if isinstance(own, list) else [])]
-    return Head(file, words is not None, None, tuple(tag for tag in flat if isinstance(tag, (str, int))), len(rows))
+    others = [key for key, value in rows[0].items() if words and key not in (words, tags)
+              and isinstance(value, list) and len(value) == len(rows[0][words] or ())] if rows else []  # fmt: skip
+    some = tuple(tag for tag in flat if isinstance(tag, (str, int)))
+    return Head(file, words is not None, None, some, len(rows), tuple(others), tags or "")
 
 
 def keys_in(row: Container[str], asked: tuple[str, ...]) -> tuple[str | None, str | None]:
@@ -196,12 +212,12 @@ def _parsed(line: bytes, kind: type, key: str = "") -> Any:
 
 def _parquet_head(file: TaggedFile) -> Head:
     try:
-        words, tags = keys_in(parquet_columns(file.path), file.keys)
+        names = parquet_columns(file.path)
+        words, tags = keys_in(names, file.keys)
         if words is None or tags is None:
             return Head(file, False)
-        batch = next(iter(parquet_batches(file.path, [tags])), None)
-        found = batch.column(0).slice(0, 100).to_pylist() if batch is not None else []
+        batch = next(iter(parquet_batches(file.path, names)), None)
     except (ValueError, ModuleNotFoundError):
         return Head(file, True)  # it is said when the file is read
-    flat = [tag for own in found for tag in (own if isinstance(own, list) else [])]
-    return Head(file, True, None, tuple(tag for tag in flat if isinstance(tag, (str, int))), len(found))
+    rows = [] if batch is None else batch.slice(0, 100).to_pylist()
+    return replace(_rows_head(file, rows), certain=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_core.files import read_json_object
 from trainers.data.labels import read_label_names
-from trainers.data.rows import parquet_metadata, short
+from trainers.data.rows import ARROW, parquet_metadata, short
 from trainers.data.tokens.schemes import notation_of, tag_parts
 
 
@@ -23,7 +23,7 @@ def declared_names(first: Path, folder: Path, keys: Sequence[str]) -> tuple[str,
     Raises:
         ValueError: a file that should tell them is damaged.
     """
-    if first.suffix == ".parquet" and (names := _names_in(parquet_metadata(first), keys)):
+    if first.suffix in (".parquet", ARROW) and (names := _names_in(parquet_metadata(first), keys)):
         return names
     for place in (first.parent, folder, folder / "dataset"):
         if (place / "label.json").is_file():

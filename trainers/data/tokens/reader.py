@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from trainers.data.labels import label_ids, relabel
+from trainers.data.labels import label_ids, relabel, say_alike
 from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, OnBadRow, short
 from trainers.data.sources import SPLIT_NAMES, UNSPLIT
 from trainers.data.splits import HELD_OUT, SPLIT_SEED, stratified_split
-from trainers.data.tokens.bio import is_tag, open_stray, openings, paired_labels
+from trainers.data.tokens.bio import entity_types, is_tag, open_stray, openings, paired_labels
 from trainers.data.tokens.files import TaggedSource, find_tagged_source
 from trainers.data.tokens.forms import check_row, tagged_rows
 from trainers.data.tokens.head import TaggedFile
@@ -301,6 +301,7 @@ def token_files(
             listed = ", ".join(map(str, splits[split]))
             logger.warning("%s has labels that the training split lacks: %s", listed, ", ".join(unknown))
     labels = paired_labels(chain.from_iterable(occurring.values()))
+    say_alike(entity_types(labels), "types")
     files = {
         split: TokenFile(tuple(own), labels, labels, on_bad_row, True, found.notation) for split, own in splits.items()
     }

@@ -73,6 +73,20 @@ def parquet(root, files, row):
     return ["cat"]
 
 
+def arrow(root, files, row):
+    pyarrow = pytest.importorskip("pyarrow")
+    picture(root / "1.png")
+    cells = [{"bytes": (root / "1.png").read_bytes(), "path": "1.png"}]
+    table = pyarrow.table({"image": cells, "label": ["cat"]})
+    path = root / files.replace("train", "test")
+    path.parent.mkdir()
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    (root / "test" / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    (root / "dataset_dict.json").write_text('{"splits": ["test"]}')
+    return ["cat"]
+
+
 FORMS = {
     "MedMNIST": npz,
     "a folder for each class": folders,
@@ -81,6 +95,7 @@ FORMS = {
     "a column for each class": table,
     "JSON lines": json_lines,
     "parquet": parquet,
+    "Arrow, by save_to_disk": arrow,
 }
 
 

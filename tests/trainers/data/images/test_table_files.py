@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from trainers.data.images.decode import decode
-from trainers.data.images.reader import load_image_datasets
+from trainers.data.images.reader import load_image_datasets, read_image_splits
 from trainers.data.reading import Reading
+from trainers.data.rows import BadRows
 
 
 @pytest.fixture(autouse=True)
@@ -357,15 +358,60 @@ def test_tables_without_a_header_and_columns_by_number(data, caplog):
 
 
 def test_labels_that_may_be_several_with_blanks_between_are_said(data, caplog):
-    kinds = ["clear primary", "haze primary", "clear", "haze", "primary"]
+    kinds = ["clear primary", "haze primary", "haze water", "clear water", "primary"]
     write(data / "a.csv", "image,label", *(f"{path},{kinds[number % 5]}" for number, path in enumerate(TWENTY * 3)))
     read(data)
-    assert "the 5 classes are made of 3 words, such as 'clear primary'" in caplog.text
+    assert "the 5 classes are made of 4 words, such as 'clear primary'" in caplog.text
     caplog.clear()
     kinds = ["golden retriever", "labrador retriever", "beagle", "pug", "great dane"]
     write(data / "a.csv", "image,label", *(f"{path},{kinds[number % 5]}" for number, path in enumerate(TWENTY * 3)))
     read(data)
     assert "are made of" not in caplog.text
+
+
+def test_labels_whose_words_are_classes_themselves_are_several(data):
+    """As in the leaves of Plant Pathology 2021."""
+    kinds = ["scab rust", "rust complex", "scab", "rust", "complex"]
+    write(data / "a.csv", "image,labels", *(f"{path},{kinds[number % 5]}" for number, path in enumerate(TWENTY)))
+    for source in (data, data / "a.csv"):
+        with pytest.raises(ValueError, match=r"'rust complex' is several labels in one.*--label-column.*write _"):
+            read_image_splits(source, BadRows("error"))
+
+
+def test_pictures_in_no_row_are_named_with_their_folder(tmp_path, caplog):
+    """As in Kaggle's dog breeds: labels.csv, train/ and test/."""
+    data = pictures(tmp_path, " ".join(f"train/a{n}.jpg test/b{n}.jpg" for n in range(20)))
+    write(data / "labels.csv", "id,breed", *(f"a{n},{LABELS[n]}" for n in range(20)))
+    assert merged(read(data)) == {f"train/a{n}.jpg": LABELS[n] for n in range(20)}
+    assert f"{data / 'test'}: 20 of its pictures stand in no row of the table, and are left out" in caplog.text
+    assert f"`lora-core predict RUN {data / 'test'}` reads such" in caplog.text
+
+
+def test_the_table_of_each_split_among_its_loose_pictures(tmp_path):
+    """Roboflow's _classes.csv, with blanks behind the commas."""
+    for split, count in (("train", 20), ("valid", 6), ("test", 4)):
+        pictures(tmp_path, " ".join(f"{split}/{split}{n}_jpg.rf.a{n}.jpg" for n in range(count)))
+        rows = (f"{split}{n}_jpg.rf.a{n}.jpg, {1 - n % 2}, {n % 2}" for n in range(count))
+        write(tmp_path / split / "_classes.csv", "filename, cat, dog", *rows)
+    found = read(tmp_path)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 20, "validation": 6, "test": 4}
+    assert found["test"] == {f"test/test{n}_jpg.rf.a{n}.jpg": LABELS[n] for n in range(4)}
+
+
+def test_tables_with_a_split_that_folders_of_classes_lack(tmp_path, caplog):
+    """German traffic signs: Train/0/..., Test/... with Train.csv and Test.csv."""
+    pictures(tmp_path, " ".join(f"Train/{n % 2}/0000{n % 2}_{n:05}.png" for n in range(20)))
+    pictures(tmp_path, " ".join(f"Test/{n:05}.png" for n in range(6)) + " Meta/0.png Meta/1.png")
+    header = "Width,Height,Roi.X1,ClassId,Path"
+    train = [f"27,26,5,{n % 2},Train/{n % 2}/0000{n % 2}_{n:05}.png" for n in range(20)]
+    write(tmp_path / "Train.csv", header, *train)
+    write(tmp_path / "Test.csv", header, *(f"27,26,5,{n % 2},Test/{n:05}.png" for n in range(6)))
+    write(tmp_path / "Meta.csv", "Path,ClassId,ShapeId", "Meta/0.png,0,1", "Meta/1.png,1,1")
+    found = read(tmp_path)
+    assert found["test"] == {f"Test/{n:05}.png": str(n % 2) for n in range(6)}
+    assert len(found["train"]) + len(found["validation"]) == 20
+    assert "Meta.csv is not read beside the tables of splits" in caplog.text
+    assert f"{tmp_path / 'Meta'}: 2 of its pictures stand in no row" in caplog.text
 
 
 def test_an_excel_file_of_pictures(data):

@@ -95,6 +95,9 @@ LAYOUTS = {
     },
     "lists": {"text": TEXT, "entities": [[0, 2, "ORG"], [11, 17, "MISC"]]},
     "gliner": {"tokenized_text": WORDS, "ner": [[0, 0, "ORG"], [2, 2, "MISC"]]},
+    "cluener": {"text": TEXT, "label": {"ORG": {"EU": [[0, 1]]}, "MISC": {"German": [[11, 16]]}}},
+    "snips": {"data": [{"text": "EU", "entity": "ORG"}, {"text": " rejects "}, {"text": "German", "entity": "MISC"},
+                       {"text": " call"}]},
 }  # fmt: skip
 
 
@@ -117,6 +120,29 @@ def test_every_layout_gives_the_same_words_and_tags(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_told_by_its_keys(layout):
     assert is_span_row(LAYOUTS[layout]) is True
+
+
+def test_of_label_studios_annotations_the_ground_truth_is_taken():
+    """Else the first that is not cancelled."""
+    other = annotation([studio_result(3, 10, "rejects", "VERB")])
+    kept = annotation(STUDIO_RESULTS, ground_truth=True)
+    words, tags, noted = read(studio_task(other, kept))
+    assert (words, tags) == (WORDS, TAGS)
+    assert noted == ["annotations of tasks that have several were left out: taken is the ground truth, or the first "
+                     "not cancelled"]  # fmt: skip
+    assert read(studio_task(other, annotation(STUDIO_RESULTS)))[1] == ["O", "B-VERB", "O", "O"]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ({"ORG": {"EU": [0, 1]}}, "a place of 'EU' is 0"),
+        ({"ORG": {"EU": {}}}, "the places of 'EU' is {}, expected a list"),
+    ],
+)
+def test_damaged_places_of_cluener(label, message):
+    with pytest.raises(ValueError, match=message):
+        read({"text": TEXT, "label": label})
 
 
 def test_spacy_documents_hold_paragraphs():

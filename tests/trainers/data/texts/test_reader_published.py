@@ -95,17 +95,6 @@ def test_snli_leaves_out_pairs_without_a_gold_label(tmp_path, caplog):
     assert "30 pairs have the gold label '-'" in caplog.text
 
 
-def test_multinli_has_two_validation_files_of_which_one_is_chosen(tmp_path):
-    for name in ("train", "dev_matched", "dev_mismatched"):
-        write(
-            tmp_path / f"multinli_1.0_{name}.jsonl", ['{"sentence1": "a", "sentence2": "b", "gold_label": "neutral"}']
-        )
-    with pytest.raises(
-        ValueError, match=r"dev_matched.jsonl, .*dev_mismatched.jsonl for the validation split. Keep one"
-    ):
-        load_text_datasets(tmp_path)
-
-
 def test_twitter_airlines(tmp_path, caplog):
     names = "tweet_id,airline_sentiment,airline_sentiment_confidence,airline,airline_sentiment_gold,name,text"
     labels = ["neutral", "positive", "negative"]
@@ -149,7 +138,59 @@ def test_an_object_for_each_id(tmp_path):
     assert read(tmp_path)["test"] == {f"t {n}": "ab"[n % 2] for n in range(8)}
 
 
-def test_decimals_with_a_comma_are_said(tmp_path, caplog):
-    write(tmp_path / "test.csv", ["text;label", *(f"Der Film, {n};{n},5" for n in range(8))])
+@pytest.mark.parametrize("labels", ["0,5 1,5 2,5 3,7", "1 1,5 2 2,5 3 5", "27 5 2,7", "1,000 2,500 3,000"])
+def test_numbers_with_a_comma_that_may_be_several_labels_are_asked_for(tmp_path, labels):
+    rows = [f"Der Film, {n};{label}" for n, label in enumerate(labels.split() * 4)]
+    write(tmp_path / "test.csv", ["text;label", *rows])
+    with pytest.raises(ValueError, match=r"labels such as '.*' can be numbers with a comma.*--problem-type regression"):
+        load_text_datasets(tmp_path)
+    several = load_text_datasets(tmp_path, problem_type="multi_label_classification")["test"]
+    assert set(several.labels) == {part for label in labels.split() for part in label.split(",")}
+    if "000" in labels:
+        with pytest.raises(ValueError, match=r"test\.csv:2: the label is '1,000', a decimal or thousands"):
+            load_text_datasets(tmp_path, problem_type="regression")
+    else:
+        numbers = load_text_datasets(tmp_path, problem_type="regression")["test"].targets
+        assert numbers[:3].tolist() == pytest.approx([float(s.replace(",", ".")) for s in labels.split()[:3]])
+
+
+@pytest.mark.parametrize("labels", ["0,75 2,05 3", "-0,5 1,5 0", "1,25 2,08 3,5"])
+def test_decimals_with_a_comma(tmp_path, labels, caplog):
+    rows = [f"Der Film, {n};{label}" for n, label in enumerate(labels.split() * 4)]
+    write(tmp_path / "test.csv", ["text;label", *rows])
+    found = load_text_datasets(tmp_path)["test"]
+    assert found.problem_type == "regression"
+    assert found.targets[:3].tolist() == pytest.approx([float(s.replace(",", ".")) for s in labels.split()])
+    assert "are taken for decimals with a comma: regression. --problem-type says otherwise" in caplog.text
+
+
+def test_goemotions(tmp_path):
+    """Ids in one cell, also of labels that never stand alone."""
+    cells = ["27", "2,7", "5", "3,9,14", "25,14"]
+    for split in ("train", "dev", "test"):
+        rows = [f"That is {n} {split}\t{cells[n % 5]}\teew{n}" for n in range(20)]
+        write(tmp_path / f"{split}.tsv", rows)
+    found = load_text_datasets(tmp_path, reading=Reading(text_column="1", label_column="2"))
+    assert found["train"].labels == ("2", "3", "5", "7", "9", "14", "25", "27")
+    assert found["test"].targets[:5].sum(1).tolist() == [1, 2, 1, 3, 2]
+
+
+def test_labels_that_differ_in_case_only_are_said(tmp_path, caplog):
+    write(tmp_path / "test.csv", ["text,label", *(f"t {n},{['Pos', 'pos', 'neg'][n % 3]}" for n in range(9))])
+    assert load_text_datasets(tmp_path)["test"].labels == ("Pos", "neg", "pos")
+    assert "the labels 'Pos' and 'pos' differ only in case or blanks" in caplog.text
+
+
+def test_labels_with_blanks_that_may_be_several_are_said(tmp_path, caplog):
+    kinds = ["art", "politics", "art politics", "sport", "sport art"]
+    write(tmp_path / "test.csv", ["text,label", *(f"t {n},{kinds[n % 5]}" for n in range(10))])
     load_text_datasets(tmp_path)
-    assert "labels such as '0,5' are taken for names, or for several at once. If they are decimals" in caplog.text
+    assert "labels such as 'art politics' are made of words that are labels themselves" in caplog.text
+    found = load_text_datasets(tmp_path, problem_type="multi_label_classification")["test"]
+    assert found.labels == ("art", "politics", "sport")
+
+
+def test_adversarial_nli(tmp_path):
+    row = '{{"uid": "{0}", "context": "c {0}", "hypothesis": "h", "label": "{1}", "model_label": "n", "reason": ""}}'
+    write(tmp_path / "R1" / "train.jsonl", [row.format(n, "enc"[n % 3]) for n in range(30)])
+    assert merged(read(tmp_path)) == {f"c {n} | h": "enc"[n % 3] for n in range(30)}

@@ -15,6 +15,8 @@ NUMBERED = {
     "columns without a header line": "main-captions\tMSRvid\t2012test\t00{0}\t{0}.25\ttext {0}\tanother {0}\n",
     "two columns without a header line": "{1}\ttext {0}\n",
     "a label before the text": "DESC:{1} text {0}\n",
+    "trees": "({2} (2 text) (4 (3 a{0}) (2 film)))\n",
+    "a file for each class": "text {0}\n",
 }
 """Rows of forms without a header."""
 
@@ -31,7 +33,12 @@ def write(path, label, form):
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"text": f"text, {number}", "label": f"{label}{number % 2}"} for number in range(COUNT)]
     name = path.name
-    if name.endswith(".xlsx"):
+    if name.endswith(".arrow"):
+        pyarrow = pytest.importorskip("pyarrow")
+        table = pyarrow.Table.from_pylist(rows)
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    elif name.endswith(".xlsx"):
         openpyxl = pytest.importorskip("openpyxl")
         book = openpyxl.Workbook()
         for row in [("text", "label"), *((row["text"], row["label"]) for row in rows)]:
@@ -56,8 +63,8 @@ def write(path, label, form):
         path.write_text("".join(f'"{number % 2 + 1}","title","text, {number}"\n' for number in range(COUNT)))
     elif form.startswith("fastText"):
         path.write_text("".join(f"__label__{row['label']} {row['text']}\n" for row in rows))
-    elif form in NUMBERED:
-        lines = [NUMBERED[form].format(n, ["ham", "spam"][n % 2]) for n in range(COUNT)]
+    elif form.split(" (")[0] in NUMBERED:
+        lines = [NUMBERED[form.split(" (")[0]].format(n, ["ham", "spam"][n % 2], n % 2) for n in range(COUNT)]
         path.write_text("".join(lines))
     elif form.startswith("pairs"):
         path.write_text("premise,hypothesis,label\n" + "".join(f"p {n},h,{n % 2}\n" for n in range(COUNT)))
@@ -74,6 +81,10 @@ def test_every_row_of_the_table_is_read(tmp_path, form, files, row):
             path = tmp_path / "train" / ("pos" if number % 2 else "neg") / f"{number}_9.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"text {number}")
+    elif form == "a file of labels":
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train" / "seq.in").write_text("".join(f"text {number}\n" for number in range(COUNT)))
+        (tmp_path / "train" / "label").write_text("a\nb\n" * (COUNT // 2))
     else:
         for name in files.split(", "):
             write(tmp_path / name, "a", form)

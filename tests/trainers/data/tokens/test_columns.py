@@ -148,7 +148,7 @@ def test_nested_tags_are_refused_with_columns_that_work(tmp_path):
     assert read(tmp_path, GERMEVAL, "NER-de-train.tsv", columns="2,4") == inner
 
 
-def test_conll_2012_is_read_when_its_columns_are_named(tmp_path):
+def test_conll_2012_is_read_with_and_without_its_columns(tmp_path):
     text = (
         "#begin document (bc/cctv/00); part 000\n"
         "bc/cctv/00 0 0 John NNP (TOP(S(NP* - - - Speaker#1 (PERSON* * (0\n"
@@ -156,9 +156,8 @@ def test_conll_2012_is_read_when_its_columns_are_named(tmp_path):
         "bc/cctv/00 0 2 saw VBD (VP* see 01 1 Speaker#1 * * -\n"
         "bc/cctv/00 0 3 Rome NNP (NP*)) - - - Speaker#1 (GPE) * -\n\n#end document\n"
     )
-    with pytest.raises(ValueError, match="Say which columns are the word and the tag"):
-        read(tmp_path, text)
     expected = [[("John", "B-PERSON"), ("Smith", "I-PERSON"), ("saw", "O"), ("Rome", "B-GPE")]]
+    assert read(tmp_path, text) == expected
     assert read(tmp_path, text, columns="4,11") == expected
 
 

@@ -4,7 +4,9 @@ import zipfile
 
 import pytest
 
+from trainers.data.reading import Reading
 from trainers.data.tokens.files import TaggedFile, find_tagged_source
+from trainers.data.tokens.reader import load_token_datasets
 
 LINE = '{"id": "0", "tokens": ["5", "%"], "ner_tags": [1, 0]}\n'
 NAMES = ("O", "B-Rate", "I-Rate")
@@ -235,3 +237,38 @@ def test_a_copy_under_the_data_folder_comes_first(tmp_path, monkeypatch):
     found(tmp_path / "finer-139", train_dot_jsonl=LINE)
     monkeypatch.setenv("LORA_DATA_DIR", str(tmp_path))
     assert find_tagged_source("nlpaueb/finer-139").files[0].path == tmp_path / "finer-139" / "train.jsonl"
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet"])
+def test_which_of_several_lists_of_tags_is_read_is_said(tmp_path, caplog, form):
+    row = {"id": "0", "tokens": ["EU", "rejects"], "pos_tags": ["NNP", "VBZ"], "ner_tags": ["B-ORG", "O"],
+           "fine_ner_tags": ["B-ORG-union", "O"]}  # fmt: skip
+    path = tmp_path / f"train.{form}"
+    if form == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist([row] * 3), path)
+    else:
+        path.write_text(json.dumps([row] * 3) if form == "json" else f"{json.dumps(row)}\n" * 3)
+    with caplog.at_level("INFO"):
+        find_tagged_source(tmp_path)
+    assert "tags are under 'ner_tags'; not used: pos_tags, fine_ner_tags (--columns tokens,KEY says" in caplog.text
+    caplog.clear()
+    found = load_token_datasets(tmp_path, reading=Reading(columns="tokens,fine_ner_tags"))["train"]
+    assert found.labels == ("O", "B-ORG-union", "I-ORG-union")
+
+
+def test_types_that_differ_in_case_only_are_said(tmp_path, caplog):
+    (tmp_path / "train.txt").write_text("Anna B-PER\nsang O\n\nBob B-per\nsang O\n")
+    assert load_token_datasets(tmp_path)["train"].labels == ("O", "B-PER", "I-PER", "B-per", "I-per")
+    assert "the types 'PER' and 'per' differ only in case or blanks" in caplog.text
+
+
+def test_keys_that_are_not_known_are_named_with_the_flag(tmp_path, caplog):
+    (tmp_path / "train.jsonl").write_text('{"words": ["Anna", "sang"], "ner": ["B-PER", "O"]}\n' * 3)
+    with caplog.at_level("INFO"), pytest.raises(ValueError, match=r"train.jsonl:1: .*tags: --columns words,ner"):
+        load_token_datasets(tmp_path)
+    assert "tags are under" not in caplog.text
+    found = load_token_datasets(tmp_path, reading=Reading(columns="words,ner"))["train"]
+    assert found.labels == ("O", "B-PER", "I-PER")

@@ -4,7 +4,7 @@ import pytest
 
 from trainers.data.reading import Reading
 from trainers.data.rows import BadRows
-from trainers.data.tokens.reader import load_token_datasets
+from trainers.data.tokens.reader import load_token_datasets, token_files
 
 CORPORA = {
     "wnut17": (["wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"], "",
@@ -18,7 +18,7 @@ CORPORA = {
                    ("what3", "B-ACTOR", "I-ACTOR")),
     "wikiann": (["train", "dev", "test"], "", "en:R{0}\tO\nen:H\tB-ORG\nen:fo\tI-ORG\n\n", ("en:R3", "B-ORG", "I-ORG")),
     "ncbi": (["train.tsv", "devel.tsv", "test.tsv"], "", "of{0}\tO\nadenoma\tB\npoly\tI\n\n", ("of3", "B", "I")),
-    "conll-2012": (["train.v4_gold_conll", "dev.v4_gold_conll", "test.v4_gold_conll"], "4,11",
+    "conll-2012": (["train.v4_gold_conll", "dev.v4_gold_conll", "test.v4_gold_conll"], "",
                    "#begin document (bc/cctv); part 000\nbc/cctv 0 0 In{0} IN (TOP* - - - S * * -\n"
                    "bc/cctv 0 1 Hong NNP (NP* - - - S (GPE* * (12\nbc/cctv 0 2 Kong NNP *) - - - S *) * 12)\n\n"
                    "bc/cctv 0 0 Oh{0} UH * - - - S * (V*) (A* -\nbc/cctv 0 1 Rio NNP * - - - S (GPE) * *) -\n\n",
@@ -50,3 +50,37 @@ def test_keys_of_json_lines_are_two(tmp_path, asked):
     path.write_text(row * 12)
     with pytest.raises(ValueError, match=r"--columns is .*, expected the keys of the words and of the tags"):
         load_token_datasets(path, reading=Reading(columns=asked))
+
+
+def test_slots_of_snips(tmp_path, monkeypatch):
+    """Words and tags on the same lines of two files, in folders of the splits."""
+    monkeypatch.delenv("LORA_DATA_DIR", raising=False)
+    for split in ("train", "valid", "test"):
+        folder = tmp_path / "snips" / split
+        folder.mkdir(parents=True)
+        (folder / "seq.in").write_text("".join(f"play {split} by x{n} \n" for n in range(5)))
+        (folder / "seq.out").write_text("O B-track O B-artist\n" * 5)
+        (folder / "label").write_text("PlayMusic\n" * 5)
+    found = load_token_datasets(tmp_path / "snips")
+    assert list(found) == ["train", "validation", "test"]
+    assert found["validation"].words[3] == ["play", "valid", "by", "x3"]
+    assert [found["test"].labels[tag] for tag in found["test"].tags[0]] == ["O", "B-track", "O", "B-artist"]
+    before = token_files(tmp_path / "snips")["train"].content_key()
+    (tmp_path / "snips" / "train" / "seq.out").write_text("O B-track O B-album\n" * 5)
+    assert token_files(tmp_path / "snips")["train"].content_key() != before  # so that no old cache is taken
+    (tmp_path / "snips" / "train" / "seq.out").write_text("O B-track O B-album\n" * 4)
+    with pytest.raises(ValueError, match=r"train/seq.in and seq.out beside it differ in their numbers of lines"):
+        load_token_datasets(tmp_path / "snips")
+
+
+def test_a_split_of_cluener_without_spans_is_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("LORA_DATA_DIR", raising=False)
+    row = '{"text": "浙商银行叶老桂博士", "label": {"name": {"叶老桂": [[4, 6]]}, "company": {"浙商银行": [[0, 3]]}}}\n'
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.json").write_text(row * 4, encoding="utf-8")
+    (tmp_path / "test.json").write_text('{"id": 0, "text": "四川敦煌学"}\n', encoding="utf-8")
+    found = load_token_datasets(tmp_path)
+    assert list(found) == ["train", "validation"]
+    tags = [found["train"].labels[tag] for tag in found["train"].tags[0]]
+    assert tags == ["B-company", *["I-company"] * 3, "B-name", "I-name", "I-name", "O", "O"]
+    assert f"left out, because its texts have no spans: {tmp_path / 'test.json'}" in caplog.text
