@@ -14,15 +14,16 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from lora_core.export import OnnxModel
+from lora_core.export.session import OnnxSession
 from lora_core.files import write_json
+from trainers.data.labels import DECISION_FILE, Decision
 from trainers.serve import PIPELINES, pipeline_for
 from trainers.serve.pipeline import PIXELS_PER_TOKEN, Pipeline
-from trainers.serve.served import ONNX_SUFFIX, Served, load_served
+from trainers.serve.served import ONNX_SUFFIX, load_served
+from trainers.serve.served_model import Served
 from trainers.service.batches import BatchQueue, Job
 from trainers.service.inputs import PredictRequest, RequestReader, short
 from trainers.service.settings import Refusal, ServiceSettings
-from trainers.tasks.decision import DECISION_FILE, Decision
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class ServedModel:
     def __init__(self, name: str, source: str, settings: ServiceSettings) -> None:
         self.name = name
         self.source = source
-        served = load_served(source, device=settings.device, spinning=False)
+        served = load_served(source, device=settings.device, spinning=False, threads=settings.threads_of_each)
         self.served = _Served(**{each.name: getattr(served, each.name) for each in dataclasses.fields(served)})
         self.adapters: dict[str, Adapter] = {}
         self.max_tokens = settings.max_tokens
@@ -84,7 +85,7 @@ class ServedModel:
     @property
     def takes_adapters(self) -> bool:
         """Whether it is an ONNX base."""
-        return isinstance(self.served.model, OnnxModel) and "base_sha256" in self.served.metadata
+        return isinstance(self.served.model, OnnxSession) and "base_sha256" in self.served.metadata
 
     def job(self, request: PredictRequest, adapter: str | None) -> Job | None:
         """A request as work for the queue; None: its pipeline is to be made first (`prepare`), which takes a while."""
@@ -108,7 +109,7 @@ class ServedModel:
         Raises:
             ValueError, OSError: the file is missing, damaged or for another base, or this model takes none.
         """
-        if not self.takes_adapters or not isinstance(self.served.model, OnnxModel):
+        if not self.takes_adapters or not isinstance(self.served.model, OnnxSession):
             raise ValueError(f"the model {self.name} takes no adapters; export a base with export_onnx_base")
         with self._lock:
             view = self.served.model.load_adapter(path, name)
@@ -117,6 +118,7 @@ class ServedModel:
                 self.served,
                 source=str(path),
                 model=view,
+                logits=view.run,
                 labels=view.labels,
                 metadata=view.metadata,
                 problem_type=view.problem_type,
@@ -131,7 +133,7 @@ class ServedModel:
         """Take an adapter away; requests that chose it before are still answered."""
         with self._lock:
             del self.adapters[name]
-            assert isinstance(self.served.model, OnnxModel)
+            assert isinstance(self.served.model, OnnxSession)
             del self.served.model.adapters[name]
             self._forget(name)
 
