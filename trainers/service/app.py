@@ -124,13 +124,18 @@ class Service:
         if toolkit and model.served.task == "image-classification" and kind in ("", BYTES, *IMAGES):
             body = await read_body(request, self.settings.max_body)
             return await asyncio.to_thread(model.reader.of_images, [body], {}, True)
-        if kind != JSON:
+        if kind not in (JSON, CURL):
             raise Refusal(415, f"the content type is {short(kind) if kind else 'missing'}; expected {JSON}")
         body = await read_body(request, self.settings.max_body)
         options_key = "parameters" if toolkit else "options"
 
         def parse() -> PredictRequest:
-            value = read_json(body)
+            try:
+                value = read_json(body)
+            except Refusal as refusal:
+                if kind == JSON:
+                    raise
+                raise Refusal(415, f"{refusal} (for JSON add -H 'Content-Type: {JSON}', for files -F)") from None
             if toolkit and isinstance(value, dict):
                 value = openapi.without_toolkit_defaults(value)
             return model.reader.of_json(value, options_key=options_key, one_or_many=toolkit)
@@ -186,6 +191,8 @@ class Service:
 
 BYTES, IMAGES = "application/octet-stream", [f"image/{kind}" for kind in ("png", "jpeg", "webp", "gif", "bmp", "tiff")]
 """Content types of a body that is an image itself; the hub's client often gives none."""
+CURL = "application/x-www-form-urlencoded"
+"""What `curl -d` says of a body unless it is told otherwise: if it is JSON, it is taken as that."""
 SMALL_BODY = 1 << 15
 """Bytes of a body that is parsed at once; a larger one is parsed in another thread."""
 

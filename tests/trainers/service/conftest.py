@@ -39,9 +39,10 @@ class Answer:
 class Running:
     """A service in a process of its own."""
 
-    def __init__(self, folder, *arguments):
+    def __init__(self, folder, *arguments, first_on_path=""):
         self.log_path = folder / "service.log"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), TOKEN_VARIABLE: TOKEN}
+        places = os.pathsep.join(filter(None, [str(first_on_path), str(ROOT)]))
+        environment = {**os.environ, "PYTHONPATH": places, TOKEN_VARIABLE: TOKEN}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "trainers", "serve", *map(str, arguments), "--port", "0"],
@@ -151,8 +152,8 @@ def start(tmp_path_factory):
     """Starts a service with these arguments; what a test leaves running is killed."""
     started = []
 
-    def begin(*arguments):
-        running = Running(tmp_path_factory.mktemp("service"), *arguments)
+    def begin(*arguments, **options):
+        running = Running(tmp_path_factory.mktemp("service"), *arguments, **options)
         started.append(running)
         return running
 

@@ -110,6 +110,8 @@ FORM = b'--a\r\nContent-Disposition: form-data; name="x"\r\n\r\n1\r\n--a--\r\n'
         ("", b'{"inputs": []}', 415),
         ("text/plain", b'{"inputs": []}', 415),
         ("application/x-www-form-urlencoded", b"inputs=a", 415),
+        ("application/x-www-form-urlencoded", b'{"inputs": []}', 200),  # curl -d
+        ("application/x-www-form-urlencoded", b'{"inputs": 1}', 422),
         ("image/png", png(8, 8), 415),
         ("multipart/form-data", b"x", 400),
         ("multipart/form-data; boundary=a", b"--b\r\n", 400),
@@ -246,3 +248,9 @@ def test_requests_near_right_ones_never_break_it(limited):
     assert memory_of(limited) < before + 20e6
     assert limited.get("/readyz").status == 200
     assert limited.figures().get("lora_core_errors_total", 0) == 0
+
+
+def test_curl_that_sends_no_json_is_told_the_flag(limited):
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = limited.request("POST", "/v1/models/ner:predict", b"inputs=a", headers)
+    assert (answer.status, "add -H 'Content-Type: application/json'" in answer.json["error"]) == (415, True)
