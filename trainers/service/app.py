@@ -27,6 +27,7 @@ from trainers.service.batches import QueueClosed, QueueFull
 from trainers.service.inputs import JSON, MULTIPART, PredictRequest, read_json, short
 from trainers.service.metrics import CONTENT_TYPE, Metrics
 from trainers.service.models import Models, ServedModel
+from trainers.service.reload import Reloader
 from trainers.service.settings import TOKEN_VARIABLE, Refusal, ServiceSettings, stopping
 
 logger = logging.getLogger(__name__)
@@ -49,12 +50,20 @@ class Service:
         self.draining = False
         """Whether new work is refused."""
         self.open_requests = 0
-        for name, model in self.models.by_name.items():
-            model.queue.on_batch = self._counter_of(name)
-            model.queue.start()
+        for model in self.models.by_name.values():
+            self._adopt(model)
+        self.reloader = Reloader(self.models, self._adopt) if settings.reload_on_change else None
+        if self.reloader is not None:
+            self.reloader.start()
+
+    def _adopt(self, model: ServedModel) -> None:
+        model.queue.on_batch = self._counter_of(model)
+        model.queue.start()
 
     def abandon(self) -> None:
         """Answer what still waits with 503."""
+        if self.reloader is not None:
+            self.reloader.stop()
         for model in self.models.by_name.values():
             model.queue.close(abandon=True)
 
@@ -63,9 +72,10 @@ class Service:
         """Whether requests are taken and computed."""
         return not self.draining and all(model.queue.works for model in self.models.by_name.values())
 
-    def _counter_of(self, name: str) -> Callable[[int, int], None]:
+    def _counter_of(self, model: ServedModel) -> Callable[[int, int], None]:
+        name = model.name
         inputs, requests = self.metrics.batch_inputs.labels(name), self.metrics.batch_requests.labels(name)
-        queue, waiting = self.models.by_name[name].queue, self.metrics.queue.labels(name)
+        queue, waiting = model.queue, self.metrics.queue.labels(name)
 
         def count(of_inputs: int, of_requests: int) -> None:
             inputs.observe(of_inputs)

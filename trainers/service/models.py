@@ -83,6 +83,11 @@ class ServedModel:
         self.queue = BatchQueue(settings.batch_tokens, settings.batch_wait_ms / 1000, settings.max_queue)
 
     @property
+    def onnx_file(self) -> Path | None:
+        """Where it was loaded from; None: it is a run or a checkpoint."""
+        return self.served.model.path if isinstance(self.served.model, OnnxSession) else None
+
+    @property
     def takes_adapters(self) -> bool:
         """Whether it is an ONNX base."""
         return isinstance(self.served.model, OnnxSession) and "base_sha256" in self.served.metadata
@@ -203,6 +208,7 @@ class Models:
         Raises:
             ValueError, OSError: a model or adapter is missing, damaged or named like another.
         """
+        self.settings = settings
         self.by_name: dict[str, ServedModel] = {}
         self.register = folder / "adapters.json"
         self._seen: tuple[int, int] | None = None
@@ -235,6 +241,17 @@ class Models:
         if model not in self.by_name:
             raise Refusal(404, f"no model {short(model)}; there are {', '.join(self.by_name)}")
         return self.by_name[model], adapter or None
+
+    def load_anew(self, old: ServedModel) -> ServedModel:
+        """The model from the same place, with the adapters that are loaded; it takes no requests yet.
+
+        Raises:
+            ValueError, OSError, Refusal: it is missing or damaged, or an adapter does not fit it.
+        """
+        new = ServedModel(old.name, old.source, self.settings)
+        for name, adapter in list(old.adapters.items()):
+            new.load_adapter(name, adapter.path)
+        return new
 
     @property
     def synced(self) -> bool:
