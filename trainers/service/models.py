@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from tokenizers import Tokenizer
 from lora_core.export.session import OnnxSession
 from lora_core.files import write_json
 from trainers.data.labels import DECISION_FILE, Decision
-from trainers.serve import PIPELINES, pipeline_for
+from trainers.serve import pipeline_for
 from trainers.serve.pipeline import PIXELS_PER_TOKEN, Pipeline
 from trainers.serve.served import ONNX_SUFFIX, load_served
 from trainers.serve.served_model import Served
 from trainers.service.batches import BatchQueue, Job
-from trainers.service.inputs import PredictRequest, RequestReader, short
+from trainers.service.inputs import WORDS, PredictRequest, RequestReader, short
 from trainers.service.settings import Refusal, ServiceSettings
+from trainers.service.words import with_words
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,8 @@ class ServedModel:
         if self.served.task == "image-classification":
             height, width = first.processing.size  # pyright: ignore[reportAttributeAccessIssue]
             longest = height * width // PIXELS_PER_TOKEN
-        self.reader = RequestReader(self.served.task, settings, first.options, longest)
+        self.options = (*first.options, WORDS) if self.served.task == "text-classification" else first.options
+        self.reader = RequestReader(self.served.task, settings, self.options, longest)
         self.queue = BatchQueue(settings.batch_tokens, settings.batch_wait_ms / 1000, settings.max_queue)
 
     @property
@@ -95,7 +97,7 @@ class ServedModel:
     def job(self, request: PredictRequest, adapter: str | None) -> Job | None:
         """A request as work for the queue; None: its pipeline is to be made first (`prepare`), which takes a while."""
         pipeline = self._pipelines.get(_key(adapter, request.options))
-        if pipeline is None:
+        if pipeline is None or request.words:
             return None
         return Job((id(pipeline), request.kind), pipeline.predict, request.inputs, request.costs)
 
@@ -106,6 +108,9 @@ class ServedModel:
             Refusal: there is no such adapter, or an option's value is wrong.
         """
         pipeline = self._pipeline(adapter, request.options)
+        if request.words:
+            predict = partial(with_words, pipeline, self._pipeline(adapter, {"top_k": None}))
+            return Job((id(pipeline), WORDS), predict, request.inputs, request.costs)
         return Job((id(pipeline), request.kind), pipeline.predict, request.inputs, request.costs)
 
     def load_adapter(self, name: str, path: Path) -> Adapter:
@@ -158,7 +163,7 @@ class ServedModel:
             "max_length": self.served.max_length,
             "precision": self.served.metadata.get("precision", "fp32"),
             "activations": getattr(self.served.model, "activations", ""),
-            "options": list(PIPELINES[self.served.task].options),
+            "options": list(self.options),
             "takes_adapters": self.takes_adapters,
             "adapters": adapters,
         }

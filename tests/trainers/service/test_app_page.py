@@ -89,6 +89,10 @@ def test_labels_images_and_adapters(open_page, tmp_path, exported, service):
     page.click("#send")
     page.wait_for_selector("#table tbody tr")
     expected = service.predict("text", ["the gene binds"], top_k=None)[0]
+    mattered = service.predict("text", ["the gene binds"], words=True)[0]["words"]
+    largest = max(abs(word["effect"]) for word in mattered)
+    shown = [word["word"] for word in mattered if abs(word["effect"]) >= max(0.2 * largest, 0.001)]
+    assert page.eval_on_selector_all("mark", "marks => marks.map(mark => mark.firstChild.data)") == shown
     rows = page.locator("#table tbody tr").all_inner_texts()
     assert [row.split() for row in rows] == [[each["label"], f"{100 * each['score']:.1f}%"] for each in expected]
 
