@@ -66,6 +66,8 @@ def exit_on_user_error(call: Callable[[], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(exit_status(error)) from error
     except RuntimeError as error:
+        if "torch" not in sys.modules:  # serving does without: then it is none of torch's errors
+            raise
         from trainers.training.memory import is_out_of_memory
 
         if not is_out_of_memory(error):

@@ -15,6 +15,7 @@ import lora_core
 from lora_core.models import save_pretrained
 from lora_core.models.task_model import TaskModel
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
+from trainers.data.labels import Decision
 from trainers.inputs import check_processes, check_unchanged, inputs_of
 from trainers.loop import fit, predict
 from trainers.model import build, is_scratch, start_from_inputs, with_learning_rate, write_vocabulary
@@ -24,7 +25,6 @@ from trainers.processes.fsdp import copy_tensors, is_sharded, whole
 from trainers.processes.run_lock import locked
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions, set_aside
 from trainers.tasks import check_settings, kind_of, load, settle
-from trainers.tasks.decision import Decision
 from trainers.training.checkpoints import check_checkpoint, newest_checkpoint, set_aside_later
 from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
 from trainers.training.state import trained_tensors

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lora_core.models.task_model import ProblemType, TaskModel
+from lora_core.models.labels import ProblemType
+from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
 from trainers.data.images.processing import PREPROCESSOR_FILE

@@ -5,6 +5,7 @@
     quantize_onnx("model.onnx", "model.int8.onnx", batches)                  # int8, static; without batches dynamic
     verify_score("model.int8.onnx", score, reference)                        # metric as before, or the file goes
     logits = OnnxModel("model.int8.onnx")(input_ids, attention_mask)
+    logits = OnnxSession("model.int8.onnx").run(input_ids=array)             # the same on arrays, without torch
 
 Many adapters on one base, one session for all of them:
 
@@ -16,18 +17,26 @@ Many adapters on one base, one session for all of them:
 
 This package imports onnx and onnxruntime, and nothing else in lora_core does. Encoders and heads write what is their
 own (methods `onnx`) on a Graph that they are given; here is what all share.
+
+Names are imported when they are first used, so that serving (session.py) needs no torch.
 """
 
-from lora_core.export.export import export_onnx
-from lora_core.export.onnx_adapter import export_onnx_base, save_onnx_adapter
-from lora_core.export.onnx_file import fused_counts, read_metadata
-from lora_core.export.quantize import quantize_onnx
-from lora_core.export.runtime import OnnxModel
-from lora_core.export.verify import PointsLost, parity_batches, verify_onnx, verify_onnx_adapter, verify_score
-from lora_core.export.write import update_metadata
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_core.export.export import export_onnx
+    from lora_core.export.onnx_adapter import export_onnx_base, save_onnx_adapter
+    from lora_core.export.onnx_file import fused_counts, read_metadata
+    from lora_core.export.quantize import quantize_onnx
+    from lora_core.export.runtime import OnnxModel
+    from lora_core.export.session import OnnxSession
+    from lora_core.export.verify import PointsLost, parity_batches, verify_onnx, verify_onnx_adapter, verify_score
+    from lora_core.export.write import update_metadata
 
 __all__ = [
     "OnnxModel",
+    "OnnxSession",
     "PointsLost",
     "export_onnx",
     "export_onnx_base",
@@ -41,3 +50,30 @@ __all__ = [
     "verify_onnx_adapter",
     "verify_score",
 ]
+
+_HOMES = {
+    "OnnxModel": "runtime",
+    "OnnxSession": "session",
+    "PointsLost": "verify",
+    "export_onnx": "export",
+    "export_onnx_base": "onnx_adapter",
+    "fused_counts": "onnx_file",
+    "parity_batches": "verify",
+    "quantize_onnx": "quantize",
+    "read_metadata": "onnx_file",
+    "save_onnx_adapter": "onnx_adapter",
+    "update_metadata": "write",
+    "verify_onnx": "verify",
+    "verify_onnx_adapter": "verify",
+    "verify_score": "verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,8 +8,8 @@ from torch import nn
 
 from lora_core.export.graph import OPSET, Graph
 from lora_core.export.model_graph import model_graph
-from lora_core.export.onnx_file import fused_counts
-from lora_core.export.parameters import Parameters, merged_parameters, sha256_of
+from lora_core.export.onnx_file import fused_counts, sha256_of
+from lora_core.export.parameters import Parameters, merged_parameters
 from lora_core.export.write import OWN, versions, write_model
 from lora_core.models.layers import MultiHeadAttention
 from lora_core.models.task_model import TaskModel

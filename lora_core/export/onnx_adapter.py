@@ -13,9 +13,9 @@ import numpy as np
 from onnxruntime import AdapterFormat, OrtValue
 
 from lora_core.export.export import build_graph, check_model, describe, write_graph
-from lora_core.export.onnx_file import FORMAT
-from lora_core.export.parameters import adapter_parameters, base_parameters, base_sha256, sha256_of
-from lora_core.export.runtime import ADAPTER_FACTS
+from lora_core.export.onnx_file import FORMAT, sha256_of
+from lora_core.export.parameters import adapter_parameters, base_parameters, base_sha256
+from lora_core.export.session import ADAPTER_FACTS
 from lora_core.files import replacing
 from lora_core.models.task_model import TaskModel
 

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from lora_core.files import BLOCK, file_inside, json_object, regular_file, sha256_of_file
-from lora_core.models.task_model import check_labels, problem_type_of_config
+from lora_core.models.labels import check_labels, problem_type_of_config
 from lora_core.patterns import shown
 
 FORMAT = "1"
@@ -298,3 +300,12 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at + count + 1
     raise ValueError("a number does not end")
+
+
+def sha256_of(tensors: Mapping[str, np.ndarray]) -> str:
+    """Digest of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].shape} ".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()

@@ -4,7 +4,6 @@ Shapes: r rank; a linear layer maps (..., in) to (..., out).
 """
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_core.adapters import exchange_frozen, hosts, record_of, state_of
+from lora_core.export.onnx_file import sha256_of
 from lora_core.layers import LoRALayer, LoRALinear, model_modules
 from lora_core.models.task_model import TaskModel
 from lora_core.updates import LinearUpdate
@@ -70,15 +70,6 @@ def adapter_parameters(model: TaskModel, adapter_name: str) -> Parameters:
             added = _numpy(adapter.lora_B.bias) * scaling
             tensors[f"{path}.bias"] = tensors.get(f"{path}.bias", np.float32(0)) + added
     return Parameters(tensors, factors, _settable(model, (adapter_name,)))
-
-
-def sha256_of(tensors: Mapping[str, np.ndarray]) -> str:
-    """Digest of names, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].shape} ".encode())
-        digest.update(np.ascontiguousarray(tensors[name]).data)
-    return digest.hexdigest()
 
 
 def base_sha256(model: TaskModel) -> str:

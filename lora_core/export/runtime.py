@@ -1,60 +1,22 @@
-"""Run ONNX files of this library on a CPU, or on CUDA where onnxruntime has it.
+"""ONNX files of this library as modules of torch: what `OnnxSession` does, on tensors.
 
 Shapes: B texts or images, T tokens (padded), C channels, L labels.
 """
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
-from onnxruntime import AdapterFormat
 from torch import Tensor, nn
 
-from lora_core.export.onnx_file import AGAIN, read_file
-from lora_core.export.parameters import sha256_of
-from lora_core.files import json_object, regular_file
-from lora_core.models.encoders.patches import check_images
-from lora_core.models.layers import check_input
-from lora_core.models.task_model import ProblemType, check_labels, problem_type_of_config
-
-CUDA = "CUDAExecutionProvider"
-CPU = "CPUExecutionProvider"
-NUMPY_TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
-ADAPTER_FACTS = "adapter_metadata"
-"""Input of a base, and tensor of an adapter, that holds what the adapter says of itself, as JSON in bytes."""
+from lora_core.export.session import OnnxSession
 
 
-class OnnxModel(nn.Module):
+class OnnxModel(nn.Module, OnnxSession):
     """An ONNX file as a model: `model(input_ids, attention_mask)` or `model(pixel_values=...)` gives the logits.
 
-    The file is checked before it is loaded (`read_metadata`). One object serves several threads; in a process that was
-    forked later it serves only if it has one thread itself, for others are not there.
-
-    Args:
-        path: a file of `export_onnx`, `quantize_onnx` or `export_onnx_base`.
-        threads: of one operator; 0: one for each core; None: as many as torch uses (`torch.get_num_threads()`).
-        spinning: whether threads without work wait for it at full load. False for servers that share their cores:
-            with both cores of a machine busy it halved the time of a batch.
-        providers: onnxruntime's execution providers in order of preference; None: CUDA for fp32 where there is one,
-            then the CPU. `model.providers` tells which are used.
-
-    Attributes:
-        labels: names in the order of the logits.
-        task, problem_type, model_type: the exported model's.
-        max_tokens, vocab_size: limits of input_ids, 0 for images.
-        image_shape: (C, height, width), () for text.
-        activations: how int8 scales them: "static", or "dynamic", where a text's logits depend a little on its batch;
-            "" in fp32.
-        metadata: all that the file holds, text by name.
-
-    Raises:
-        FileNotFoundError: as `read_metadata`.
-        ValueError: as `read_metadata`; a provider is not installed; or the installed onnxruntime cannot run the file.
+    Args, attributes and errors are those of `OnnxSession`.
     """
 
     def __init__(
@@ -65,34 +27,16 @@ class OnnxModel(nn.Module):
         spinning: bool = True,
         providers: Sequence[str] | None = None,
     ) -> None:
-        super().__init__()
-        self.path = Path(path)
-        self.metadata = read_file(self.path).metadata
-        self.activations = activations_of(self.metadata)
-        self.task = self.metadata["task"]
-        self.problem_type: ProblemType | None = problem_type_of_config(self.metadata)
-        self.model_type = self.metadata["model_type"]
-        self.head_kind = self.metadata.get("head", "default")
-        self.labels: tuple[str, ...] = tuple(json.loads(self.metadata["labels"]))
-        self.max_tokens = int(self.metadata.get("max_tokens", 0))
-        self.vocab_size = int(self.metadata.get("vocab_size", 0))
-        self.image_shape: tuple[int, ...] = tuple(json.loads(self.metadata.get("image_shape", "[]")))
-        self.adapters: dict[str, tuple[onnxruntime.LoraAdapter, dict[str, Any]]] = {}
-        """Loaded adapters and what they say of themselves, by name."""
-        self.acting: onnxruntime.LoraAdapter | None = None
-        self.threads = torch.get_num_threads() if threads is None else threads
-        self.session = _session(self.path, self.threads, spinning, providers or self._providers())
-        self._process = os.getpid()
-        self.providers = list(self.session.get_providers())
-        self.inputs = {node.name: NUMPY_TYPES.get(node.type) for node in self.session.get_inputs()}
-        wanted = ("pixel_values",) if self.image_shape else ("input_ids", "attention_mask")
-        outputs = [node.name for node in self.session.get_outputs()]
-        known = {*wanted, *(() if self.image_shape else ("token_type_ids",))}
-        if not set(wanted) <= set(self.inputs) <= known or None in self.inputs.values() or "logits" not in outputs:
-            raise ValueError(
-                f"{self.path} takes {', '.join(self.inputs)} and gives {', '.join(outputs)}; expected "
-                f"{', '.join(wanted)} and logits; {AGAIN}"
-            )
+        nn.Module.__init__(self)
+        OnnxSession.__init__(self, path, threads=threads, spinning=spinning, providers=providers)
+
+    @classmethod
+    def of(cls, session: OnnxSession) -> "OnnxModel":
+        """The same session as a module."""
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model.__dict__.update(vars(session))
+        return model
 
     def forward(
         self,
@@ -101,11 +45,7 @@ class OnnxModel(nn.Module):
         pixel_values: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return the logits in float32, on the inputs' device: (B, T, L) for tokens, (B, L) for texts and images.
-
-        `input_ids` and `attention_mask` are (B, T), the mask nonzero at real tokens (None: all are real);
-        `token_type_ids` (B, T), of models of pairs of texts, say which text a token is of (None: all of the first);
-        `pixel_values` is (B, C, height, width).
+        """Return the logits in float32, on the inputs' device, as `OnnxSession.run`.
 
         Raises:
             ValueError: the inputs are not this model's.
@@ -113,56 +53,8 @@ class OnnxModel(nn.Module):
         candidates = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values,
                       "token_type_ids": token_type_ids}  # fmt: skip
         given = {name: tensor for name, tensor in candidates.items() if tensor is not None}
-        if not set(given) <= set(self.inputs) or next(iter(self.inputs)) not in given:
-            raise ValueError(f"{self.path} takes {', '.join(self.inputs)}; given were {', '.join(given) or 'none'}")
-        if input_ids is not None:
-            self._check_ids(input_ids, attention_mask)
-            if "token_type_ids" in self.inputs:
-                given["token_type_ids"] = self._types(input_ids, token_type_ids)
-            given["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask != 0
-        else:
-            channels, *size = self.image_shape
-            check_images(given["pixel_values"], channels, (size[0], size[1]))
-        device = next(iter(given.values())).device
-        arrays = {
-            name: np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=self.inputs[name])
-            for name, tensor in given.items()
-        }
-        return torch.from_numpy(self._run(arrays)).to(device)
-
-    def load_adapter(self, path: str | Path, adapter_name: str) -> "OnnxModel":
-        """Load a file of `save_onnx_adapter`, replacing one of the same name, and return `self.adapter(adapter_name)`.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, belongs to another base, or changes layers that the base does not let adapters
-                change.
-        """
-        settable = {node.name: tuple(node.shape) for node in self.session.get_overridable_initializers()}
-        facts, _ = read_adapter(Path(path), self.metadata, settable)
-        adapter = onnxruntime.LoraAdapter()
-        adapter.Load(str(path))
-        self.adapters[adapter_name] = (adapter, facts)
-        return self.adapter(adapter_name)
-
-    def adapter(self, adapter_name: str) -> "OnnxModel":
-        """This model with a loaded adapter acting, and with the adapter's labels.
-
-        It shares the session, so making one costs microseconds: use one for each request.
-
-        Raises:
-            ValueError: no adapter of this name is loaded.
-        """
-        if adapter_name not in self.adapters:
-            raise ValueError(f"no adapter {adapter_name!r} is loaded; there are {sorted(self.adapters)}")
-        view = OnnxModel.__new__(OnnxModel)
-        nn.Module.__init__(view)
-        view.__dict__.update(self.__dict__)
-        adapter, facts = self.adapters[adapter_name]
-        view.acting, view.labels = adapter, tuple(facts["labels"])
-        view.problem_type = problem_type_of_config(facts)
-        view.metadata = self.metadata | facts["metadata"]
-        return view.train(self.training)
+        logits = torch.from_numpy(self.run(**{name: _array(tensor) for name, tensor in given.items()}))
+        return logits.to(next(iter(given.values())).device)
 
     def extra_repr(self) -> str:
         precision = " ".join([self.metadata["precision"], self.activations]).strip()
@@ -171,143 +63,7 @@ class OnnxModel(nn.Module):
             f"providers={self.providers}"
         )
 
-    def _run(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        if os.getpid() != self._process and self.threads != 1:
-            raise ValueError(
-                f"{self.path} was loaded with {self.threads} threads before this process was forked, and they are not "
-                "here: load it in each process, start them with the method spawn, or load it with threads=1 (in a "
-                "pipeline: after torch.set_num_threads(1))"
-            )
-        options = None
-        if self.acting is not None:
-            options = onnxruntime.RunOptions()
-            options.add_active_adapter(self.acting)
-        try:
-            logits = self.session.run(["logits"], dict(arrays), options)[0]
-        except Exception as error:  # onnxruntime's errors have no common class but this
-            raise ValueError(f"{self.path} cannot be run ({_first_line(error)}); {AGAIN}") from error
-        expected = self._expected_shape(next(iter(arrays.values())))
-        shape = logits.shape if isinstance(logits, np.ndarray) else None
-        if not isinstance(logits, np.ndarray) or shape != expected:
-            raise ValueError(f"{self.path} gives logits of the shape {shape} where {expected} are expected; {AGAIN}")
-        return logits
 
-    def _expected_shape(self, inputs: np.ndarray) -> tuple[int, ...]:
-        """Of the logits for inputs (B, T), or images (B, ...). A CRF's transitions come in rows behind the tokens'."""
-        labels = len(self.labels)
-        if self.task != "token-classification":
-            return len(inputs), labels
-        texts, tokens = inputs.shape
-        return texts, tokens + (1 + labels if self.head_kind == "crf" else 0), labels
-
-    def _check_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
-        check_input(input_ids, attention_mask, self.max_tokens)
-        if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < self.vocab_size:
-            raise ValueError(
-                f"input_ids holds {int(input_ids.min())} to {int(input_ids.max())}, the model has embeddings for "
-                f"0 to {self.vocab_size - 1}; use the model's own tokenizer"
-            )
-
-    def _types(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        segments = int(self.metadata["segments"])
-        if types.shape != input_ids.shape or (types.numel() and not 0 <= types.min() <= types.max() < segments):
-            raise ValueError(
-                f"token_type_ids has the shape {tuple(types.shape)} and values up to {int(types.max())}; expected that "
-                f"of input_ids, {tuple(input_ids.shape)}, and values below {segments}"
-            )
-        return types
-
-    def _providers(self) -> list[str]:
-        return [CUDA, CPU] if self.metadata["precision"] == "fp32" and CUDA in _available() else [CPU]
-
-
-def activations_of(metadata: Mapping[str, str]) -> str:
-    """How a file with this metadata scales activations, as `OnnxModel.activations`."""
-    return metadata.get("activations", "dynamic") if metadata["precision"] == "int8" else ""
-
-
-def _available() -> list[str]:
-    return list(onnxruntime.get_available_providers())
-
-
-def _session(path: Path, threads: int, spinning: bool, providers: Sequence[str]) -> onnxruntime.InferenceSession:
-    missing = [name for name in providers if name not in _available()]
-    if missing:
-        raise ValueError(f"onnxruntime has no {', '.join(missing)} here; it has {', '.join(_available())}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    # The graph is fused as it stands. Further fusions would only undo choices that were measured (quantize.py).
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 3
-    # fp32 means fp32: on newer GPUs onnxruntime would otherwise round matrix products to TF32.
-    exact = [(name, {"use_tf32": "0"}) if name == CUDA else name for name in providers]
-    try:
-        # Falling back to the CPU from the CPU would print, and load the same file once more.
-        fallback = int(CUDA in providers)
-        return onnxruntime.InferenceSession(str(path), options, providers=exact, enable_fallback=fallback)
-    except Exception as error:  # onnxruntime's errors have no common class but this
-        raise ValueError(
-            f"onnxruntime {onnxruntime.__version__} cannot run {path} ({_first_line(error)}); install a newer one, or "
-            f"{AGAIN}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def read_adapter(
-    path: Path, base: Mapping[str, str], settable: Mapping[str, Sequence[int | str]]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What an adapter's file says of itself, and its values, checked against a base.
-
-    Args:
-        base: the base's metadata.
-        settable: the shapes of its settable inputs, where a name fits any size.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, belongs to another base, or sets what the base keeps fixed.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; save it with save_onnx_adapter, or correct the path")
-    try:
-        file = AdapterFormat.read_adapter(str(regular_file(path)))  # pyright: ignore[reportArgumentType]
-        values = {name: value.numpy().copy() for name, value in file.get_parameters().items()}  # views of file's memory
-        facts = json_object(values.pop(ADAPTER_FACTS).tobytes())
-        whole = sha256_of(values) == facts["sha256"]
-        check_labels(facts["labels"])
-        problem_type_of_config(facts)
-        if not isinstance(facts["metadata"], dict):
-            raise ValueError("its metadata is malformed")
-        described = facts["base_sha256"], facts["task"]
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not an adapter of save_onnx_adapter, or damaged ({error}); save it again"
-        ) from error
-    if not whole:
-        raise ValueError(f"{path} was changed after it was written; copy it again, or save it again")
-    if "base_sha256" not in base:
-        raise ValueError(f"the model that {path} is to act on takes no adapters; export it with export_onnx_base")
-    if described != (base["base_sha256"], base["task"]):
-        raise ValueError(
-            f"{path} is for {facts['task']} on a base with sha256 {facts['base_sha256']}, this one does {base['task']} "
-            f"and has {base['base_sha256']}; load it on the base that it was trained on"
-        )
-    unknown = sorted(name for name, value in values.items() if not _fits(value.shape, settable.get(name)))
-    if unknown:
-        raise ValueError(
-            f"{path} sets {len(unknown)} weights that the base keeps fixed, first {unknown[0]}; export the base again "
-            "from a model that has all its adapters"
-        )
-    return facts, values
-
-
-def _fits(shape: Sequence[int], dims: Sequence[int | str] | None) -> bool:
-    return (
-        dims is not None
-        and len(shape) == len(dims)
-        and all(isinstance(dim, str) or dim == size for size, dim in zip(shape, dims, strict=True))
-    )
+def _array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

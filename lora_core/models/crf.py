@@ -20,7 +20,8 @@ FORBIDDEN = -1e4
 
 class CRFHead(ClassifierHead):
     """One linear layer over every token, and the transitions. `forward` packs all scores into one tensor (B, T + 1 + L,
-    L): T rows of emissions, one of start scores, and L of transitions (from, to). `split_scores` takes it apart.
+    L): T rows of emissions, one of start scores, and L of transitions (from, to). `decoding.split_scores` takes it
+    apart.
     """
 
     task = "token-classification"
@@ -65,13 +66,6 @@ class CRFHead(ClassifierHead):
         return found
 
 
-def split_scores(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """CRFHead's output in float32: emissions (B, T, L), start (B, L), transitions (B, L, L)."""
-    scores = scores.float()
-    tokens = scores.shape[1] - 1 - scores.shape[2]
-    return scores[:, :tokens], scores[:, tokens], scores[:, tokens + 1 :]
-
-
 def crf_log_likelihood(emissions: Tensor, start: Tensor, transitions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """Log-probability (B,) of each text's labels, by the forward algorithm; 0 for a text without positions.
 
@@ -93,58 +87,10 @@ def crf_log_likelihood(emissions: Tensor, start: Tensor, transitions: Tensor, la
     return torch.where(mask[:, 0], gold - total.logsumexp(1), 0.0)
 
 
-def viterbi(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
-    """The best sequence of each text, (B, T): label ids where `mask` is True, 0 elsewhere.
-
-    `emissions` (B, T, L), `start` (L,) and `transitions` (L, L) from row to column, or one of each for every text.
-    """
-    chained, _, inside = _chained(emissions, mask, None)
-    path = torch.zeros_like(mask, dtype=torch.int64)
-    if not inside.shape[1]:
-        return path
-    best = start + chained[:, 0]  # (B, L)
-    origins = []
-    stay = torch.arange(best.shape[1], device=best.device).expand_as(best)
-    for place in range(1, inside.shape[1]):
-        longer, origin = (best[:, :, None] + transitions).max(1)
-        here = inside[:, place, None]
-        best = torch.where(here, longer + chained[:, place], best)
-        origins.append(torch.where(here, origin, stay))
-    label = best.argmax(1)  # (B,)
-    labels = [label]
-    for origin in reversed(origins):
-        label = origin.gather(1, label[:, None]).squeeze(1)
-        labels.append(label)
-    path[mask] = torch.stack(labels[::-1], 1)[inside]  # both run row by row, in order
-    return path
-
-
-def marginals(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
-    """Probability of every label at every position, (B, T, L), 0 where `mask` is False: by the forward and the backward
-    algorithm.
-
-    `emissions` (B, T, L), `start` (L,) and `transitions` (L, L) from row to column, or one of each for every text.
-    """
-    chained, _, inside = _chained(emissions, mask, None)
-    found = torch.zeros_like(emissions)
-    if not inside.shape[1]:
-        return found
-    ahead = [start + chained[:, 0]]
-    for place in range(1, inside.shape[1]):
-        ahead.append((ahead[-1][:, :, None] + transitions).logsumexp(1) + chained[:, place])
-    behind = [torch.zeros_like(ahead[0])]
-    for place in range(inside.shape[1] - 1, 0, -1):
-        longer = (transitions + (chained[:, place] + behind[-1])[:, None]).logsumexp(2)
-        behind.append(torch.where(inside[:, place, None], longer, behind[-1]))
-    found[mask] = (torch.stack(ahead, 1) + torch.stack(behind[::-1], 1)).softmax(-1)[inside]
-    return found
-
-
-def _chained(emissions: Tensor, mask: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _chained(emissions: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Emissions (B, W, L), labels (B, W) and mask (B, W) of the masked positions, moved to the front; 0 behind."""
     width = int(mask.sum(1).max()) if mask.numel() else 0
     order = torch.argsort(~mask, dim=1, stable=True)[:, :width]  # (B, W)
     inside = mask.gather(1, order)
     moved = emissions.gather(1, order[..., None].expand(-1, -1, emissions.shape[2]))
-    ids = torch.zeros_like(order) if labels is None else labels.gather(1, order).masked_fill(~inside, 0)
-    return moved, ids, inside
+    return moved, labels.gather(1, order).masked_fill(~inside, 0), inside

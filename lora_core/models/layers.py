@@ -59,26 +59,6 @@ def real_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     return attention_mask != 0
 
 
-def check_input(input_ids: Tensor, attention_mask: Tensor | None, max_tokens: int) -> None:
-    """Refuse shapes that do not fit, where the layers would fail with an unrelated message.
-
-    Raises:
-        ValueError: `input_ids` is not (B, T), has more tokens than `max_tokens`, or the mask has another shape.
-    """
-    if input_ids.dim() != 2:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (sentences, tokens)")
-    if input_ids.shape[1] > max_tokens:
-        raise ValueError(
-            f"input_ids has {input_ids.shape[1]} tokens a sentence, the model positions for {max_tokens}; "
-            "cut longer text into windows"
-        )
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; expected that of input_ids, "
-            f"{tuple(input_ids.shape)}"
-        )
-
-
 def multi_head_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int, dropout_p: float
 ) -> Tensor:

@@ -34,9 +34,8 @@ from tokenizers.processors import BertProcessing
 
 from lora_core import inject_lora, load_adapter, save_adapter
 from lora_core.export import OnnxModel, export_onnx, export_onnx_base, save_onnx_adapter
-from lora_core.export.onnx_file import METADATA_DIGEST, MODEL_METADATA, fields, read_metadata
-from lora_core.export.parameters import sha256_of
-from lora_core.export.runtime import ADAPTER_FACTS
+from lora_core.export.onnx_file import METADATA_DIGEST, MODEL_METADATA, fields, read_metadata, sha256_of
+from lora_core.export.session import ADAPTER_FACTS
 from lora_core.export.write import _entries
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
 from trainers.data.images.npz import read_npz

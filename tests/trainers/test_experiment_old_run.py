@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_core.export import OnnxModel
+from lora_core.export import OnnxSession
 from trainers.cli import main
 from trainers.finished import evaluate_run
 from trainers.run_folder import read_predictions, read_run
@@ -65,7 +65,7 @@ def test_the_exported_files_serve_and_agree_with_the_run(here):
     np.testing.assert_allclose(scores, of_file[1], atol=1e-4)
     assert np.mean(ids == of_int8[0]) > 0.9
     int8 = served["/model.int8.onnx"].served.model
-    assert isinstance(int8, OnnxModel)
+    assert isinstance(int8, OnnxSession)
     assert int8.activations == "dynamic"
     assert {ner.served.labels for ner in served.values()} == {tuple(read_run("run").result["labels"])}
 

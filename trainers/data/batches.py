@@ -2,19 +2,24 @@
 
 Everything follows from (seed, epoch), so a run can resume. Batches hold examples of similar length, which saves most
 padding, and come in random order. They are prepared in the loop, or ahead of it by worker processes.
+
+Torch is imported where batches become tensors: serving plans batches without it.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from trainers.processes.interrupt import unheard_by_children
 from trainers.processes.parent import end_with_parent
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Data(Protocol):
@@ -165,7 +170,14 @@ def _check_rank(rank: int, world: int) -> None:
         raise ValueError(f"rank={rank} of world={world}: expected a rank from 0 to world - 1.")
 
 
-Batch = tuple[dict[str, Tensor], Tensor]
+Batch: TypeAlias = "tuple[dict[str, Tensor], Tensor]"
+
+
+def as_tensors(inputs: Mapping[str, np.ndarray], labels: np.ndarray) -> Batch:
+    """A batch of arrays as tensors that share their memory."""
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in inputs.items()}, torch.from_numpy(labels)
 
 
 def load_batches(
@@ -176,8 +188,11 @@ def load_batches(
     ``epoch`` is the training epoch, which decides how examples are augmented; None in evaluation. The batches do
     not depend on ``workers``. A ValueError of ``collate`` arrives as it was raised, from a worker process too.
     """
+    import torch
+    from torch.utils.data import DataLoader
+
     loader = DataLoader(
-        _Collated(data, batches, epoch),
+        _Collated(data, batches, epoch),  # pyright: ignore[reportArgumentType]
         batch_size=None,
         num_workers=workers,
         worker_init_fn=end_with_parent,
@@ -206,7 +221,7 @@ def _end_workers(loaded: Any) -> None:
         worker.kill()
 
 
-class _Collated(Dataset[Batch | ValueError]):
+class _Collated:
     """Batches by their number, as torch's DataLoader wants them."""
 
     def __init__(self, data: Data, batches: Sequence[np.ndarray], epoch: int | None) -> None:

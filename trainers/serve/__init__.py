@@ -10,7 +10,8 @@ from typing import Any
 
 from trainers.serve.entities import TokenPipeline
 from trainers.serve.pipeline import ImagePipeline, Pipeline, TextPipeline
-from trainers.serve.served import Served, load_served
+from trainers.serve.served import load_served
+from trainers.serve.served_model import Served
 
 ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
 """Other names of tasks, as transformers has them."""

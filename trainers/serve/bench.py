@@ -16,7 +16,7 @@ import onnxruntime
 import torch
 
 from lora_core.export import read_metadata
-from lora_core.export.runtime import activations_of
+from lora_core.export.session import activations_of
 from lora_core.files import write_json
 from trainers.data.splits import take
 from trainers.finished import FinishedRun

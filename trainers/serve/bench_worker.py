@@ -66,13 +66,16 @@ def measure(work: Work, source: str, device: str) -> tuple[dict[str, Any], list[
     reset_peak_memory(host)
     before = peak_memory_bytes(host)
     if source.endswith(".onnx"):
-        import lora_core.export  # noqa: F401 - its memory counts, the time of importing it does not
+        from lora_core.export.runtime import OnnxModel  # its memory counts, the time of importing it does not
     else:
         import trainers.experiment  # noqa: F401
     started = time.perf_counter()
     served = load_served(source, device=device)
     load_seconds = time.perf_counter() - started
-    model, data, where = served.model, work.timed, served.device  # an ONNX file takes its inputs from the CPU
+    model = served.model
+    if source.endswith(".onnx"):
+        model = OnnxModel.of(model)
+    data, where = work.timed, torch.device(served.device)  # an ONNX file takes its inputs from the CPU
 
     def run(indices: np.ndarray) -> None:
         inputs, _ = data.collate(indices)

@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 import numpy as np
 
-from lora_core.models.crf import marginals, split_scores, viterbi
+from lora_core.models.decoding import marginals, split_scores, viterbi
 from trainers.data.raw_text import Span, split_text
 from trainers.data.tokenizer import check_vocabulary
 from trainers.data.tokens.bio import bio_labels, find_entities
 from trainers.data.tokens.pieces import WordTable
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows, encode_chunk
 from trainers.serve.pipeline import Pipeline
-from trainers.serve.served import Served
+from trainers.serve.served_model import Served
 
 Strategy = Literal["first", "average", "max"]
 
@@ -178,12 +178,12 @@ class TokenPipeline(Pipeline):
         ids: dict[int, np.ndarray] = {}
         scores: dict[int, np.ndarray] = {}
         for indices in self.batches_of(windows.lengths):
-            inputs, labels = windows.collate(indices)
-            parts, mask = split_scores(self.logits(inputs)), (labels != IGNORED_LABEL).to(self.served.device)
+            inputs, labels = windows.arrays(indices)
+            parts, mask = split_scores(self.logits(inputs)), labels != IGNORED_LABEL
             best = viterbi(*parts, mask)  # (B, T)
-            found = marginals(*parts, mask).gather(2, best[..., None]).squeeze(2)
-            ids.update(zip(indices.tolist(), best.cpu().numpy(), strict=True))
-            scores.update(zip(indices.tolist(), found.cpu().numpy(), strict=True))
+            found = np.take_along_axis(marginals(*parts, mask), best[..., None], 2)[..., 0]
+            ids.update(zip(indices.tolist(), best, strict=True))
+            scores.update(zip(indices.tolist(), found, strict=True))
         order = range(len(windows))
         of_words = (windows.words_from([values[index] for index in order]) for values in (ids, scores))
         return list(zip(*of_words, strict=True))
@@ -194,7 +194,7 @@ class TokenPipeline(Pipeline):
         slots[positions] = np.arange(len(positions))
         found = np.empty((len(positions), len(self.labels)), dtype=np.float32)
         for indices in self.batches_of(windows.lengths):
-            inputs, _ = windows.collate(indices)
+            inputs, _ = windows.arrays(indices)
             probabilities = self.probabilities(inputs)  # (B, T, L)
             columns = np.arange(probabilities.shape[1])
             inside = columns < windows.lengths[indices][:, None]  # (B, T)

@@ -22,17 +22,17 @@ from lora_core.export import (
     verify_onnx,
     verify_score,
 )
-from lora_core.export.runtime import activations_of
+from lora_core.export.session import activations_of
 from lora_core.export.write import move, remove
 from lora_core.files import sha256_of_file
 from lora_core.models.task_model import TaskModel
 from trainers.data.batches import Data, evaluation_batches
 from trainers.data.images.processing import PREPROCESSOR_FILE
+from trainers.data.labels import DECISION_FILE
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE
 from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.finished import FinishedRun
 from trainers.show import text_table
-from trainers.tasks.decision import DECISION_FILE
 
 logger = logging.getLogger("trainers")
 

@@ -2,30 +2,27 @@
 length, the forward pass), and those that give one label, or the best few, for each text or image.
 """
 
-import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lora_core.models.task_model import scores_of_logits
+from lora_core.models.decoding import softmax
+from lora_core.models.labels import ProblemType
 from trainers.data.batches import evaluation_batches
+from trainers.data.images.arrays import is_array
 from trainers.data.images.columns import picture_of
 from trainers.data.images.decode import is_picture
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
+from trainers.data.labels import Decision
 from trainers.data.reading import AS_FOUND
 from trainers.data.rows import short
 from trainers.data.table import is_table, rows_of
-from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts, first_windows
+from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts
 from trainers.data.tokenizer import check_vocabulary
+from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.serve.rows import InputRows
-from trainers.serve.served import Served
-from trainers.tasks.decision import Decision
-
-logger = logging.getLogger(__name__)
+from trainers.serve.served_model import Served
 
 MAX_TOKENS = {"cpu": 1024, "cuda": 16_384}
 """Positions of a batch, padding included: work enough for the device; on a CPU more would leave its caches."""
@@ -51,9 +48,8 @@ class Pipeline:
         self.served = served
         self.labels = served.labels
         """Label names in the order of the logits."""
-        self.max_tokens = max_tokens or MAX_TOKENS.get(served.device.type, MAX_TOKENS["cpu"])
+        self.max_tokens = max_tokens or MAX_TOKENS.get(served.device.partition(":")[0], MAX_TOKENS["cpu"])
         self._input_rows = InputRows(self.fields, AS_FOUND, served.reading)
-        self._process = os.getpid()
 
     def __call__(self, inputs: Any) -> Any:
         """The result of one input, a list of results for a list or a table, an iterator over those of another iterable.
@@ -107,26 +103,13 @@ class Pipeline:
         """Indices (B,) of every batch: inputs of similar length, longest first, within `max_tokens`."""
         return evaluation_batches(lengths, self.max_tokens)
 
-    @torch.inference_mode()
-    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The model's logits in float32, on its device."""
-        if os.getpid() != self._process:
-            self._settle_in_child()
-        return self.served.model(**{name: tensor.to(self.served.device) for name, tensor in inputs.items()}).float()
+    def logits(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The model's logits in float32 for its keyword arguments."""
+        return self.served.logits(**inputs)
 
-    def probabilities(self, inputs: dict[str, Tensor]) -> np.ndarray:
+    def probabilities(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Softmax of the model's logits, (B, L) or (B, T, L) float32."""
-        return self.logits(inputs).softmax(dim=-1).cpu().numpy()
-
-    def _settle_in_child(self) -> None:
-        """In a forked process torch's threads are gone, and it would wait for them for ever: it goes on with one."""
-        self._process = os.getpid()
-        if torch.get_num_threads() > 1:
-            torch.set_num_threads(1)
-            logger.warning(
-                "this process was forked after its pipeline was made: torch computes with one thread here. For more, "
-                "make the pipeline in each process, or start them with the method spawn."
-            )
+        return softmax(self.logits(inputs))
 
 
 Item = TypeVar("Item")
@@ -225,10 +208,10 @@ class ClassificationPipeline(Pipeline):
         logits = np.zeros((len(inputs), len(self.labels)), dtype=np.float32)
         rows = np.zeros((len(inputs), 1), dtype=np.float32)
         for indices, batch in self.batches(inputs):
-            np.add.at(logits, indices, self.logits(batch).cpu().numpy())
+            np.add.at(logits, indices, self.logits(batch))
             np.add.at(rows, indices, 1)
         # Of an input of several rows, the mean of their logits counts.
-        scores = scores_of_logits(torch.from_numpy(logits / rows), self.served.problem_type).numpy()
+        scores = scores_of_logits(logits / rows, self.served.problem_type)
         best = np.argsort(-scores, axis=1, kind="stable")[:, : self.top_k]  # (inputs, top_k)
         given = np.ones_like(scores, dtype=bool) if self.thresholds is None else scores > self.thresholds
         results = [
@@ -237,10 +220,24 @@ class ClassificationPipeline(Pipeline):
         ]
         return [labels[0] for labels in results] if self.single else results
 
-    def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """(The input of each row, the model's keyword arguments) of every batch; an input may have several rows, also
         in several batches."""
         raise NotImplementedError
+
+
+def scores_of_logits(logits: np.ndarray, problem_type: ProblemType | None) -> np.ndarray:
+    """The scores (B, L) of texts or images, as transformers' pipelines make them of logits (B, L).
+
+    A regression's values are the logits. Labels that are there or not each for itself have the sigmoid; so has a label
+    that is alone, whatever `problem_type` says of a classification. Of several labels that exclude each other it is
+    the softmax.
+    """
+    if problem_type == "regression":
+        return logits
+    if problem_type == "multi_label_classification" or logits.shape[-1] == 1:
+        return np.exp(-np.logaddexp(0, -logits, dtype=np.float64)).astype(logits.dtype)  # the sigmoid
+    return softmax(logits)
 
 
 class TextPipeline(ClassificationPipeline):
@@ -287,16 +284,16 @@ class TextPipeline(ClassificationPipeline):
             )
         return encode_texts(texts, targets, self.tokenizer, served.max_length, served.pad_token_id, served.long_text)
 
-    def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         texts = self.encode(inputs)
         for indices in self.batches_of(texts.lengths):
-            batch, labels = texts.collate(indices)
+            batch, labels = texts.arrays(indices)
             # A text of several windows is there as often: more rows, maybe, than a batch may have.
-            owners = indices[np.cumsum(first_windows(labels).numpy()) - 1]
+            owners = indices[np.cumsum(labels != IGNORED_LABEL) - 1]
             size = max(1, self.max_tokens // batch["input_ids"].shape[1])
             for start in range(0, len(owners), size):
                 rows = slice(start, start + size)
-                yield owners[rows], {name: tensor[rows] for name, tensor in batch.items()}
+                yield owners[rows], {name: array[rows] for name, array in batch.items()}
 
 
 def _is_pair(inputs: Any) -> bool:
@@ -317,9 +314,7 @@ class ImagePipeline(ClassificationPipeline):
         self._rows = max(1, self.max_tokens * PIXELS_PER_TOKEN // (height * width))
 
     def __call__(self, inputs: Any) -> Any:
-        return super().__call__(
-            list(inputs) if isinstance(inputs, (np.ndarray, Tensor)) and inputs.ndim == 4 else inputs
-        )
+        return super().__call__(list(inputs) if is_array(inputs) and inputs.ndim == 4 else inputs)
 
     def is_one(self, inputs: Any) -> bool:
         return is_picture(inputs) or super().is_one(inputs)
@@ -331,10 +326,10 @@ class ImagePipeline(ClassificationPipeline):
         value = row[columns.first[0]]
         return picture_of(value) if isinstance(value, Mapping) else value  # as data sets of the hub hold it
 
-    def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         for start in range(0, len(inputs), self._rows):
             sources = inputs[start : start + self._rows]
-            yield np.arange(start, start + len(sources)), {"pixel_values": self.processing(sources)}
+            yield np.arange(start, start + len(sources)), {"pixel_values": self.processing.pixel_values(sources)}
 
 
 def _processing(served: Served) -> ImageProcessing:

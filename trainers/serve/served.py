@@ -1,86 +1,33 @@
-"""Finding a model to predict with: a run, a folder or hub id in transformers' layout, or an ONNX file or its folder."""
+"""Finding a model to predict with: a run, a folder or hub id in transformers' layout, or an ONNX file or its folder.
+
+An ONNX file is served without torch.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
 
-import torch
-from torch import nn
-
-import lora_core
-from lora_core.models import load_pretrained
-from lora_core.models.encoders.build import TASKS, task_of_architectures
-from lora_core.models.pretrained.source import CONFIG_FILE, read_config, resolve
-from lora_core.models.task_model import ProblemType, TaskModel
-from trainers.data.reading import AS_FOUND, Reading
+from trainers.data.labels import DECISION_FILE, Decision
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
-from trainers.data.tokenizer import StatedLimits
 from trainers.run_folder import RunFolder
-from trainers.tasks.decision import DECISION_FILE, Decision
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from trainers.data.texts.encode import LongText
+from trainers.serve.served_model import Served, longest_input
 
 logger = logging.getLogger(__name__)
 
 ONNX_SUFFIX = ".onnx"
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model ready to predict, and what its inputs must look like."""
-
-    source: str
-    """What the user named."""
-    model: nn.Module
-    """`model(input_ids, attention_mask)` or `model(pixel_values)` gives logits; in eval mode, adapters merged."""
-    task: str
-    labels: tuple[str, ...]
-    device: torch.device
-    folder: Path | None
-    """Where tokenizer.json or preprocessor_config.json is; None: in `metadata`."""
-    metadata: dict[str, str]
-    """File name -> content, of an ONNX file."""
-    max_length: int
-    """Longest input in tokens, special tokens included; 0 for images."""
-    pad_token_id: int
-    vocab_size: int
-    """Embeddings of the model; 0 for images."""
-    long_text: LongText = "head"
-    """What is kept of a text that exceeds `max_length`, where it is classified as a whole."""
-    pairs: bool | None = None
-    """Whether the model was trained on pairs of texts; None: it is not known."""
-    segments: int = 1
-    """Texts of a pair that the model tells apart by token_type_ids; 1: it takes none."""
-    problem_type: ProblemType | None = None
-    """What the logits of a text or an image are for; None: nothing tells, so it follows from their number."""
-    reading: Reading = AS_FOUND
-    """How the files that it was trained on were read."""
-    thresholds: Mapping[str, float] | None = None
-    """By label, the score from which on it is given; None: the default's. For multi_label_classification."""
-
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        from trainers.data.tokenizer import TOKENIZER_FILE, load_tokenizer, tokenizer_of_json
-
-        if self.folder is not None:
-            return load_tokenizer(self.folder)
-        if TOKENIZER_FILE not in self.metadata:
-            raise ValueError(f"{self.source} holds no tokenizer. Export it again: lora-core export RUN")
-        tokenizer = tokenizer_of_json(self.metadata[TOKENIZER_FILE], f"{self.source}: its {TOKENIZER_FILE}")
-        tokenizer.no_padding()  # as `load_tokenizer`: a published tokenizer.json may pad every text, and so every word
-        tokenizer.no_truncation()
-        return tokenizer
+CONFIG_FILE = "config.json"
 
 
 def load_served(
-    source: str | Path, task: str | None = None, device: str | None = None, *, spinning: bool = True
+    source: str | Path,
+    task: str | None = None,
+    device: str | None = None,
+    *,
+    spinning: bool = True,
+    threads: int | None = None,
 ) -> Served:
     """Load a model to predict with.
 
@@ -91,6 +38,7 @@ def load_served(
         task: what it must do; None takes what the run, file or checkpoint says.
         device: such as "cpu" or "cuda"; None: CUDA where there is a device, else the CPU. For an ONNX file, which
             provider of ONNX Runtime computes; None: CUDA for fp32 where it is installed.
+        threads: of the model's arithmetic; None: `usual_threads()` of an ONNX file, and what torch has of others.
         spinning: whether the threads of an ONNX file wait for work at full load (`OnnxModel`).
 
     Raises:
@@ -98,18 +46,18 @@ def load_served(
     """
     path = _onnx_file(Path(source).expanduser())
     if path.suffix == ONNX_SUFFIX:
-        served = _load_onnx(path, device, spinning)
+        served = _load_onnx(path, device, spinning, threads)
     elif RunFolder(path).metrics.is_file():
-        served = _load_run(path, _device(device))
+        served = _with_torch(source).load_run(path, device, threads)
     elif (path / "adapter_config.json").is_file():
         if not RunFolder(path.parent).metrics.is_file():
             raise ValueError(
                 f"{path} is an adapter without its run, which knows the base model and the labels. "
                 "Give the run's folder, or merge the adapter and save the whole model."
             )
-        served = _load_run(path.parent, _device(device))
+        served = _with_torch(source).load_run(path.parent, device, threads)
     else:
-        served = _load_checkpoint(source, task, _device(device))
+        served = _with_torch(source).load_checkpoint(source, task, device, threads)
     if task is not None and served.task != task:
         raise ValueError(f"{source} does {served.task}, not {task}.")
     return served
@@ -123,80 +71,34 @@ def _onnx_file(path: Path) -> Path:
     return next((file for file in (exports.int8_onnx, exports.onnx) if file.is_file()), path)
 
 
-def _load_run(folder: Path, device: torch.device) -> Served:
-    from trainers.finished import FinishedRun
-
-    finished = FinishedRun.open(folder)
-    model, config = finished.model, finished.config
-    if config.method == "lora":
-        lora_core.eject_lora(lora_core.merge_lora(model))
-    return _of_model(str(folder), model, finished.weights_folder, device, finished.text_processing)
-
-
-def _processing_of_checkpoint(folder: Path) -> TextProcessing:
-    """How a checkpoint from elsewhere takes long texts."""
-    if (folder / TEXT_PROCESSING_FILE).is_file():
-        return TextProcessing.read(folder)
-    limits = StatedLimits.read(folder)
-    return TextProcessing(limits.max_length, "tail" if limits.keeps_end else "head")
+def _with_torch(source: str | Path) -> ModuleType:
+    """What loads runs and checkpoints."""
+    try:
+        from trainers.serve import served_torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            f"{source} is no ONNX file, so it needs torch: pip install torch, or give what lora-core export wrote of "
+            "it, such as RUN/model.int8.onnx",
+            name="torch",
+        ) from error
+    return served_torch
 
 
-def _load_checkpoint(source: str | Path, task: str | None, device: torch.device) -> Served:
-    folder = resolve(source)
-    model = load_pretrained(source, task or _task_of(folder))
-    assert isinstance(model, TaskModel)
-    if model.fresh_parameters:
-        raise ValueError(f"{source} has no trained head for {model.task}: train it first, or give a fine-tuned model.")
-    return _of_model(str(source), model, folder, device, _processing_of_checkpoint(folder))
-
-
-def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device, processing: TextProcessing) -> Served:
-    reads_text = model.base_model.reads == "text"
-    decision = Decision.read(folder)
-    return Served(
-        source,
-        model.eval().to(device),
-        model.task,
-        model.labels,
-        device,
-        folder,
-        {},
-        max_length=_longest(source, processing, model.config.max_tokens) if reads_text else 0,
-        pad_token_id=model.config.pad_token_id if reads_text else 0,
-        vocab_size=model.config.vocab_size if reads_text else 0,
-        long_text=processing.long_text,
-        pairs=processing.pairs,
-        reading=processing.reading,
-        segments=model.base_model.segments,
-        problem_type=model.problem_type or decision.problem_type,
-        thresholds=decision.thresholds,
-    )
-
-
-def _longest(source: str, processing: TextProcessing, positions: int) -> int:
-    """Most tokens of an input; it is said where the model has room for more."""
-    longest = min(processing.max_length or positions, positions)
-    if longest < positions:
-        logger.info(
-            "%s reads at most %d tokens at a time, as it says; it has positions for %d", source, longest, positions
-        )
-    return longest
-
-
-def _load_onnx(path: Path, device: str | None, spinning: bool) -> Served:
-    from lora_core.export import OnnxModel
-    from lora_core.export.runtime import CPU, CUDA
+def _load_onnx(path: Path, device: str | None, spinning: bool, threads: int | None) -> Served:
+    from lora_core.export.session import CPU, CUDA, OnnxSession
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. `lora-core export RUN` writes RUN/model.onnx.")
-    place = None if device is None else _parsed(device)
-    if place is not None and (place.type not in ("cpu", "cuda") or place.index):
+    place = None if device is None else re.fullmatch(r"(cpu|cuda)(:0)?", device)
+    if device is not None and place is None:
         raise ValueError(
             f"device is {device!r}; ONNX files run on cpu or cuda, of several GPUs on the first that "
             "CUDA_VISIBLE_DEVICES names."
         )
-    providers = None if place is None else [CPU] if place.type == "cpu" else [CUDA, CPU]
-    model = OnnxModel(path, spinning=spinning, providers=providers).eval()
+    providers = None if place is None else [CPU] if place[1] == "cpu" else [CUDA, CPU]
+    model = OnnxSession(path, threads=threads, spinning=spinning, providers=providers)
     if model.activations == "dynamic":
         logger.info("%s is int8 with dynamic scales: scores depend a little on the batch, unless max_tokens is 1", path)
     settings = model.metadata.get(TEXT_PROCESSING_FILE, "{}")
@@ -205,12 +107,13 @@ def _load_onnx(path: Path, device: str | None, spinning: bool) -> Served:
     return Served(
         str(path),
         model,
+        model.run,
         model.task,
         model.labels,
-        torch.device("cpu"),
+        "cpu",
         None,
         model.metadata,
-        max_length=_longest(str(path), processing, model.max_tokens),
+        max_length=longest_input(str(path), processing, model.max_tokens),
         pad_token_id=int(model.metadata.get("pad_token_id", 0)),
         vocab_size=model.vocab_size,
         long_text=processing.long_text,
@@ -220,32 +123,3 @@ def _load_onnx(path: Path, device: str | None, spinning: bool) -> Served:
         problem_type=model.problem_type,
         thresholds=decision.thresholds,
     )
-
-
-def _task_of(folder: Path) -> str:
-    """The task that a checkpoint's config.json names by its architecture."""
-    architectures = read_config(folder).get("architectures") or []
-    task = task_of_architectures(architectures)
-    if task is not None:
-        return task
-    raise ValueError(
-        f"{folder / CONFIG_FILE} names the architectures {architectures}, which tell no task of "
-        f"{', '.join(TASKS[1:])}. Name the task."
-    )
-
-
-def _device(name: str | None) -> torch.device:
-    device = _parsed(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device is {name!r}, but torch {torch.__version__} finds {torch.cuda.device_count()} CUDA "
-            "devices here. Leave it out to take what there is."
-        )
-    return device
-
-
-def _parsed(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device is {name!r}; expected one such as cpu, cuda or cuda:1.") from error

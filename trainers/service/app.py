@@ -27,6 +27,7 @@ from trainers.service.batches import QueueClosed, QueueFull
 from trainers.service.inputs import JSON, MULTIPART, PredictRequest, read_json, short
 from trainers.service.metrics import CONTENT_TYPE, Metrics
 from trainers.service.models import Models, ServedModel
+from trainers.service.reload import Reloader
 from trainers.service.settings import TOKEN_VARIABLE, Refusal, ServiceSettings, stopping
 
 logger = logging.getLogger(__name__)
@@ -49,12 +50,20 @@ class Service:
         self.draining = False
         """Whether new work is refused."""
         self.open_requests = 0
-        for name, model in self.models.by_name.items():
-            model.queue.on_batch = self._counter_of(name)
-            model.queue.start()
+        for model in self.models.by_name.values():
+            self._adopt(model)
+        self.reloader = Reloader(self.models, self._adopt) if settings.reload_on_change else None
+        if self.reloader is not None:
+            self.reloader.start()
+
+    def _adopt(self, model: ServedModel) -> None:
+        model.queue.on_batch = self._counter_of(model)
+        model.queue.start()
 
     def abandon(self) -> None:
         """Answer what still waits with 503."""
+        if self.reloader is not None:
+            self.reloader.stop()
         for model in self.models.by_name.values():
             model.queue.close(abandon=True)
 
@@ -63,9 +72,10 @@ class Service:
         """Whether requests are taken and computed."""
         return not self.draining and all(model.queue.works for model in self.models.by_name.values())
 
-    def _counter_of(self, name: str) -> Callable[[int, int], None]:
+    def _counter_of(self, model: ServedModel) -> Callable[[int, int], None]:
+        name = model.name
         inputs, requests = self.metrics.batch_inputs.labels(name), self.metrics.batch_requests.labels(name)
-        queue, waiting = self.models.by_name[name].queue, self.metrics.queue.labels(name)
+        queue, waiting = model.queue, self.metrics.queue.labels(name)
 
         def count(of_inputs: int, of_requests: int) -> None:
             inputs.observe(of_inputs)
@@ -124,13 +134,18 @@ class Service:
         if toolkit and model.served.task == "image-classification" and kind in ("", BYTES, *IMAGES):
             body = await read_body(request, self.settings.max_body)
             return await asyncio.to_thread(model.reader.of_images, [body], {}, True)
-        if kind != JSON:
+        if kind not in (JSON, CURL):
             raise Refusal(415, f"the content type is {short(kind) if kind else 'missing'}; expected {JSON}")
         body = await read_body(request, self.settings.max_body)
         options_key = "parameters" if toolkit else "options"
 
         def parse() -> PredictRequest:
-            value = read_json(body)
+            try:
+                value = read_json(body)
+            except Refusal as refusal:
+                if kind == JSON:
+                    raise
+                raise Refusal(415, f"{refusal} (for JSON add -H 'Content-Type: {JSON}', for files -F)") from None
             if toolkit and isinstance(value, dict):
                 value = openapi.without_toolkit_defaults(value)
             return model.reader.of_json(value, options_key=options_key, one_or_many=toolkit)
@@ -186,6 +201,8 @@ class Service:
 
 BYTES, IMAGES = "application/octet-stream", [f"image/{kind}" for kind in ("png", "jpeg", "webp", "gif", "bmp", "tiff")]
 """Content types of a body that is an image itself; the hub's client often gives none."""
+CURL = "application/x-www-form-urlencoded"
+"""What `curl -d` says of a body unless it is told otherwise: if it is JSON, it is taken as that."""
 SMALL_BODY = 1 << 15
 """Bytes of a body that is parsed at once; a larger one is parsed in another thread."""
 

@@ -16,9 +16,12 @@ from starlette.datastructures import FormData, UploadFile
 from trainers.data.images.decode import open_image
 from trainers.data.rows import refuse_lone_surrogates
 from trainers.service.settings import Refusal, ServiceSettings
+from trainers.service.words import MOST_CHARACTERS, parts_of
 
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
+WORDS = "words"
+"""The option of a service that asks for the words that mattered; the pipelines do not have it."""
 OPTIONS_FIELD = "options"
 """The part of a multipart body that is not an image, but JSON."""
 
@@ -30,6 +33,8 @@ class PredictRequest:
     inputs: list[Any]
     options: dict[str, Any]
     adapter: str | None = None
+    words: bool = False
+    """Whether the words that mattered are asked for."""
     one: bool = False
     """Whether a single input was sent, and not a list of them."""
     kind: str = "text"
@@ -110,6 +115,7 @@ class RequestReader:
         if len(given) > self.settings.max_inputs:
             raise Refusal(413, f"{len(given)} inputs; this service takes at most {self.settings.max_inputs} a request")
         options, adapter = self._options(options)
+        words = options.pop(WORDS, False)
         read: Callable[[Any], tuple[str, Any, int]]
         read = self._image if self.task == "image-classification" else self._text
         inputs, kinds, costs = [], [], []
@@ -126,7 +132,9 @@ class RequestReader:
         # A model of words takes texts and lists of words together; of pairs and single texts a model takes one kind.
         if len(set(kinds)) > 1 and self.task != "token-classification":
             raise Refusal(422, "some inputs are pairs of texts and some are single texts; send one kind at a time")
-        return PredictRequest(inputs, options, adapter, one, kinds[0] if kinds else "text", costs)
+        if words:
+            costs = [cost * (1 + _parts(text)) for text, cost in zip(inputs, costs, strict=True)]
+        return PredictRequest(inputs, options, adapter, words, one, kinds[0] if kinds else "text", costs)
 
     def _options(self, options: Any) -> tuple[dict[str, Any], str | None]:
         if not isinstance(options, dict):
@@ -186,6 +194,15 @@ class RequestReader:
         return "image", given, max(1, self.longest)
 
 
+def _parts(text: Any) -> int:
+    """How many times a text is computed anew for its words."""
+    if not isinstance(text, str):
+        raise Refusal(422, f"the option {WORDS} is for single texts; leave it out for pairs")
+    if len(text) > MOST_CHARACTERS:
+        raise Refusal(413, f"{len(text)} characters; with the option {WORDS} a text has at most {MOST_CHARACTERS}")
+    return len(parts_of(text))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -207,6 +224,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "threshold": ("a number", _is_number),
     "aggregation_strategy": ("first, average or max", _is_text),
     "strict": ("true or false", _is_flag),
+    WORDS: ("true or false", _is_flag),
 }
 """Options of the pipelines: what a value must be, in words and as a check. The pipelines check the rest."""
 

@@ -8,21 +8,23 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from lora_core.export import OnnxModel
+from lora_core.export.session import OnnxSession
 from lora_core.files import write_json
-from trainers.serve import PIPELINES, pipeline_for
+from trainers.data.labels import DECISION_FILE, Decision
+from trainers.serve import pipeline_for
 from trainers.serve.pipeline import PIXELS_PER_TOKEN, Pipeline
-from trainers.serve.served import ONNX_SUFFIX, Served, load_served
+from trainers.serve.served import ONNX_SUFFIX, load_served
+from trainers.serve.served_model import Served
 from trainers.service.batches import BatchQueue, Job
-from trainers.service.inputs import PredictRequest, RequestReader, short
+from trainers.service.inputs import WORDS, PredictRequest, RequestReader, short
 from trainers.service.settings import Refusal, ServiceSettings
-from trainers.tasks.decision import DECISION_FILE, Decision
+from trainers.service.words import with_words
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class ServedModel:
     def __init__(self, name: str, source: str, settings: ServiceSettings) -> None:
         self.name = name
         self.source = source
-        served = load_served(source, device=settings.device, spinning=False)
+        served = load_served(source, device=settings.device, spinning=False, threads=settings.threads_of_each)
         self.served = _Served(**{each.name: getattr(served, each.name) for each in dataclasses.fields(served)})
         self.adapters: dict[str, Adapter] = {}
         self.max_tokens = settings.max_tokens
@@ -78,18 +80,24 @@ class ServedModel:
         if self.served.task == "image-classification":
             height, width = first.processing.size  # pyright: ignore[reportAttributeAccessIssue]
             longest = height * width // PIXELS_PER_TOKEN
-        self.reader = RequestReader(self.served.task, settings, first.options, longest)
+        self.options = (*first.options, WORDS) if self.served.task == "text-classification" else first.options
+        self.reader = RequestReader(self.served.task, settings, self.options, longest)
         self.queue = BatchQueue(settings.batch_tokens, settings.batch_wait_ms / 1000, settings.max_queue)
+
+    @property
+    def onnx_file(self) -> Path | None:
+        """Where it was loaded from; None: it is a run or a checkpoint."""
+        return self.served.model.path if isinstance(self.served.model, OnnxSession) else None
 
     @property
     def takes_adapters(self) -> bool:
         """Whether it is an ONNX base."""
-        return isinstance(self.served.model, OnnxModel) and "base_sha256" in self.served.metadata
+        return isinstance(self.served.model, OnnxSession) and "base_sha256" in self.served.metadata
 
     def job(self, request: PredictRequest, adapter: str | None) -> Job | None:
         """A request as work for the queue; None: its pipeline is to be made first (`prepare`), which takes a while."""
         pipeline = self._pipelines.get(_key(adapter, request.options))
-        if pipeline is None:
+        if pipeline is None or request.words:
             return None
         return Job((id(pipeline), request.kind), pipeline.predict, request.inputs, request.costs)
 
@@ -100,6 +108,9 @@ class ServedModel:
             Refusal: there is no such adapter, or an option's value is wrong.
         """
         pipeline = self._pipeline(adapter, request.options)
+        if request.words:
+            predict = partial(with_words, pipeline, self._pipeline(adapter, {"top_k": None}))
+            return Job((id(pipeline), WORDS), predict, request.inputs, request.costs)
         return Job((id(pipeline), request.kind), pipeline.predict, request.inputs, request.costs)
 
     def load_adapter(self, name: str, path: Path) -> Adapter:
@@ -108,7 +119,7 @@ class ServedModel:
         Raises:
             ValueError, OSError: the file is missing, damaged or for another base, or this model takes none.
         """
-        if not self.takes_adapters or not isinstance(self.served.model, OnnxModel):
+        if not self.takes_adapters or not isinstance(self.served.model, OnnxSession):
             raise ValueError(f"the model {self.name} takes no adapters; export a base with export_onnx_base")
         with self._lock:
             view = self.served.model.load_adapter(path, name)
@@ -117,6 +128,7 @@ class ServedModel:
                 self.served,
                 source=str(path),
                 model=view,
+                logits=view.run,
                 labels=view.labels,
                 metadata=view.metadata,
                 problem_type=view.problem_type,
@@ -131,7 +143,7 @@ class ServedModel:
         """Take an adapter away; requests that chose it before are still answered."""
         with self._lock:
             del self.adapters[name]
-            assert isinstance(self.served.model, OnnxModel)
+            assert isinstance(self.served.model, OnnxSession)
             del self.served.model.adapters[name]
             self._forget(name)
 
@@ -151,7 +163,7 @@ class ServedModel:
             "max_length": self.served.max_length,
             "precision": self.served.metadata.get("precision", "fp32"),
             "activations": getattr(self.served.model, "activations", ""),
-            "options": list(PIPELINES[self.served.task].options),
+            "options": list(self.options),
             "takes_adapters": self.takes_adapters,
             "adapters": adapters,
         }
@@ -201,6 +213,7 @@ class Models:
         Raises:
             ValueError, OSError: a model or adapter is missing, damaged or named like another.
         """
+        self.settings = settings
         self.by_name: dict[str, ServedModel] = {}
         self.register = folder / "adapters.json"
         self._seen: tuple[int, int] | None = None
@@ -233,6 +246,17 @@ class Models:
         if model not in self.by_name:
             raise Refusal(404, f"no model {short(model)}; there are {', '.join(self.by_name)}")
         return self.by_name[model], adapter or None
+
+    def load_anew(self, old: ServedModel) -> ServedModel:
+        """The model from the same place, with the adapters that are loaded; it takes no requests yet.
+
+        Raises:
+            ValueError, OSError, Refusal: it is missing or damaged, or an adapter does not fit it.
+        """
+        new = ServedModel(old.name, old.source, self.settings)
+        for name, adapter in list(old.adapters.items()):
+            new.load_adapter(name, adapter.path)
+        return new
 
     @property
     def synced(self) -> bool:

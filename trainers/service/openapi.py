@@ -13,6 +13,11 @@ _OPTIONS = {
         "strict": {"type": "boolean"},
         "top_k": {"type": ["integer", "null"]},
         "threshold": {"type": "number"},
+        "words": {
+            "type": "boolean",
+            "description": "for texts that are classified: how much each word mattered to the best label, by leaving "
+            "it out",
+        },
     },
 }
 _ENTITIES = [[{"entity_group": "protein", "score": 0.98, "word": "IL-2", "start": 0, "end": 4}], []]

@@ -61,12 +61,10 @@ def run_process(
     os.environ.setdefault("RAYON_NUM_THREADS", str(settings.threads_of_each))  # the tokenizers' threads
     import asyncio
 
-    import torch
     import uvicorn
 
     from trainers.service.app import Service, create_app
 
-    torch.set_num_threads(settings.threads_of_each)
     service = Service(settings, folder)
 
     class Server(uvicorn.Server):

@@ -27,6 +27,9 @@ class ServiceSettings:
     """Processes that answer."""
     threads: int = 0
     """Threads of one model's arithmetic in each process; 0: the cores, divided by the processes."""
+    reload_on_change: bool = False
+    """Serve a new ONNX file in the place of the old one as soon as it is there; requests go on meanwhile. Adapters of a
+    base must fit the new one."""
     device: str | None = None
     """Such as cpu or cuda."""
     max_tokens: int | None = None

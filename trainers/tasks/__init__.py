@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from lora_core.models.task_model import ProblemType
+from lora_core.models.labels import ProblemType
 from trainers.config import RunConfig
 from trainers.tasks import image, text, token
 from trainers.tasks.label_scores import METRICS_OF

@@ -11,9 +11,10 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_core.models.task_model import ProblemType, scores_of_logits
+from lora_core.models.labels import ProblemType
+from lora_core.models.task_model import scores_of_logits
+from trainers.data.labels import Decision
 from trainers.data.texts.encode import first_windows, mean_of_windows
-from trainers.tasks.decision import Decision
 from trainers.tasks.label_scores import (
     best_thresholds,
     classification_metrics,

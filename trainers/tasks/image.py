@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lora_core.models.labels import ProblemType
 from lora_core.models.pretrained.source import read_config, resolve
-from lora_core.models.task_model import ProblemType, TaskModel
+from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.images.batches import ImageBatches, ImageDataset
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from lora_core.models.task_model import ProblemType
-from trainers.tasks.decision import DEFAULT_THRESHOLD
+from lora_core.models.labels import ProblemType
+from trainers.data.labels import DEFAULT_THRESHOLD
 
 LABEL_METRICS: tuple[str, ...] = ("f1", "accuracy", "precision", "recall")
 """The scores of `classification_metrics` that are one number."""

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from lora_core.models.task_model import ProblemType
+from lora_core.models.labels import ProblemType
 from trainers.config import RunConfig
-from trainers.tasks.decision import Decision
+from trainers.data.labels import Decision
 
 
 class Task(Protocol):

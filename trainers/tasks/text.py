@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from lora_core.models.task_model import ProblemType, TaskModel
+from lora_core.models.labels import ProblemType
+from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.labels import problem_type_of
 from trainers.data.reading import Reading

@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora_core.files import write_text
-from lora_core.models.crf import crf_log_likelihood, split_scores, viterbi
-from lora_core.models.task_model import ProblemType, TaskModel
+from lora_core.models.crf import crf_log_likelihood
+from lora_core.models.decoding import split_scores, viterbi
+from lora_core.models.labels import ProblemType
+from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
+from trainers.data.labels import Decision
 from trainers.data.reading import AS_FOUND, Reading
 from trainers.data.texts.encode import TextProcessing
 from trainers.data.tokenizer import TOKENIZER_FILE, StatedLimits, check_vocabulary, load_tokenizer
@@ -23,7 +26,6 @@ from trainers.data.tokens.encode import Sentences, load_windows
 from trainers.data.tokens.reader import TokenDataset, TokenFile, completed, token_files
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
 from trainers.model import is_scratch, tokenizer_folder
-from trainers.tasks.decision import Decision
 from trainers.tasks.entity_scores import NER_METRICS, entity_counts, ner_metrics
 from trainers.training.losses import TrainingLoss, training_loss
 
@@ -98,11 +100,12 @@ class CRFTokenClassification(TokenClassification):
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed negative log-likelihood of the windows' sequences; each counts as many labels as it has words."""
-        return -crf_log_likelihood(*split_scores(logits), labels, labels != IGNORED_LABEL).sum()
+        return -crf_log_likelihood(*split_scores(logits.float()), labels, labels != IGNORED_LABEL).sum()
 
     def predict(self, logits: Tensor, labels: Tensor) -> list[np.ndarray]:
         """The best sequence, label ids (T,) for each window; 0 where there is no label."""
-        return list(viterbi(*split_scores(logits), labels != IGNORED_LABEL).cpu().numpy())
+        scores = split_scores(logits.float().cpu().numpy())
+        return list(viterbi(*scores, (labels != IGNORED_LABEL).cpu().numpy()))
 
 
 def load(config: RunConfig) -> dict[str, TokenFile]:

@@ -20,7 +20,8 @@ from lora_core.models.encoders.recurrent import BiLSTMModel, LSTMModel
 from lora_core.models.encoders.roberta import CamembertModel, RobertaModel, XLMRobertaModel
 from lora_core.models.encoders.vit import DeiTModel, ViTModel
 from lora_core.models.heads import HEADS
-from lora_core.models.task_model import Head, TaskModel, check_labels
+from lora_core.models.labels import check_labels
+from lora_core.models.task_model import Head, TaskModel
 from lora_core.patterns import shown
 
 _FAMILIES: tuple[type[Encoder], ...] = (

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_core.dropout import Dropout
+from lora_core.models.checks import check_input
 from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.encoders.bert import BertIntermediate, BertOutput
 from lora_core.models.encoders.deberta_attention import (
@@ -29,7 +30,6 @@ from lora_core.models.layers import (
     TransformerLayer,
     activation,
     additive_mask,
-    check_input,
 )
 from lora_core.models.task_model import TextModel
 

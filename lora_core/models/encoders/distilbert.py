@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_core.dropout import Dropout
+from lora_core.models.checks import check_input
 from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.heads import TokenClassifier
 from lora_core.models.layers import (
@@ -20,7 +21,6 @@ from lora_core.models.layers import (
     TransformerLayer,
     activation,
     additive_mask,
-    check_input,
 )
 from lora_core.models.task_model import TextModel
 

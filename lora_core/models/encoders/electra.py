@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_core.dropout import Dropout
+from lora_core.models.checks import check_input
 from lora_core.models.encoder import Encoder
 from lora_core.models.encoders.bert import BertConfig, BertModel
 from lora_core.models.heads import TokenClassifier
-from lora_core.models.layers import MICROSOFT, GraphBuilder, additive_mask, check_input
+from lora_core.models.layers import MICROSOFT, GraphBuilder, additive_mask
 from lora_core.models.task_model import ClassifierHead
 
 

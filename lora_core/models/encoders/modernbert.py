@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_core.dropout import Dropout
+from lora_core.models.checks import check_input
 from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.layers import (
     ACTIVATIONS,
@@ -32,7 +33,6 @@ from lora_core.models.layers import (
     TransformerLayer,
     activation,
     additive_mask,
-    check_input,
     outside_window,
     real_tokens,
     windowed_attention,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_core.dropout import Dropout
+from lora_core.models.checks import check_input
 from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.encoders.bert import BertIntermediate, BertOutput
 from lora_core.models.encoders.roberta import (
@@ -27,7 +28,6 @@ from lora_core.models.layers import (
     MultiHeadAttention,
     TransformerLayer,
     additive_mask,
-    check_input,
 )
 
 PADDING = 1

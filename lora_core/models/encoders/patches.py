@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_core.dropout import Dropout
+from lora_core.models.checks import check_images
 from lora_core.models.encoder import Config, EncoderConfig
 from lora_core.models.layers import GraphBuilder
 
@@ -113,29 +114,6 @@ class ImageEmbeddings(nn.Module):
         shape = graph.op("Concat", graph.op("Shape", pixels, start=0, end=1), graph.constant(special.shape[1:]), axis=0)
         expanded = graph.op("Expand", special_name, shape)  # (B, S, H)
         return graph.op("Concat", expanded, graph.op("Add", patches, patch_places), axis=1)
-
-
-def check_images(pixel_values: Tensor, num_channels: int, image_shape: tuple[int, int]) -> None:
-    """Refuse images that do not fit, where the layers would fail with an unrelated message.
-
-    Raises:
-        ValueError: `pixel_values` is not (B, C, height, width) of these numbers, in floating point.
-    """
-    shape = tuple(pixel_values.shape)
-    if len(shape) != 4:
-        raise ValueError(f"pixel_values has shape {shape}; expected (images, channels, height, width)")
-    if not pixel_values.is_floating_point():
-        raise ValueError(f"pixel_values is {pixel_values.dtype}; expected normalised floating point")
-    if shape[1] != num_channels:
-        raise ValueError(
-            f"the images have {shape[1]} channels, the model reads {num_channels}; convert them (grey to colour: "
-            f"pixel_values.expand(-1, {num_channels}, -1, -1))"
-        )
-    if shape[2:] != image_shape:
-        raise ValueError(
-            f"the images have {shape[2]} x {shape[3]} pixels, the model reads {image_shape[0]} x {image_shape[1]}; "
-            f"resize them, or load the model with image_size={shape[2:]}"
-        )
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lora_core.dropout import Dropout
+from lora_core.models.checks import check_input
 from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.heads import AttentionPooling, TokenClassifier
-from lora_core.models.layers import PackedLSTM, check_input, real_tokens
+from lora_core.models.layers import PackedLSTM, real_tokens
 from lora_core.models.task_model import ClassifierHead
 
 Config = TypeVar("Config", bound="LSTMConfig")

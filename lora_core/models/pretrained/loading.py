@@ -24,6 +24,14 @@ from lora_core.models.encoders.build import (
     initialise,
 )
 from lora_core.models.heads import HEADS
+from lora_core.models.labels import (
+    ProblemType,
+    are_placeholders,
+    check_labels,
+    labels_of_config,
+    problem_type_of_config,
+    rows_for,
+)
 from lora_core.models.pretrained.source import (
     CONFIG_FILE,
     SINGLE_FILE,
@@ -32,16 +40,7 @@ from lora_core.models.pretrained.source import (
     resolve,
     split_encoder,
 )
-from lora_core.models.task_model import (
-    Head,
-    ProblemType,
-    TaskModel,
-    are_placeholders,
-    check_labels,
-    labels_of_config,
-    problem_type_of_config,
-    rows_for,
-)
+from lora_core.models.task_model import Head, TaskModel
 from lora_core.patterns import shown
 
 logger = logging.getLogger("lora_core")

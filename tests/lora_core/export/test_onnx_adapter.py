@@ -16,7 +16,7 @@ from lora_core.export import (
     verify_onnx,
     verify_onnx_adapter,
 )
-from lora_core.export.runtime import read_adapter
+from lora_core.export.session import read_adapter
 
 ADAPTERS = {
     "qv": {"r": 2, "lora_alpha": 3, "bias": "all"},

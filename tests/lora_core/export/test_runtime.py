@@ -4,7 +4,7 @@ import onnxruntime
 import pytest
 import torch
 
-from lora_core.export import OnnxModel, export_onnx, runtime
+from lora_core.export import OnnxModel, export_onnx, session
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_providers(onnx_model, monkeypatch):
     with pytest.raises(ValueError, match=r"onnxruntime has no NoneExecutionProvider here; it has .*CPU"):
         OnnxModel(onnx_model.path, providers=["NoneExecutionProvider"])
     asked = []
-    monkeypatch.setattr(runtime, "_available", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(session, "_available", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda _, options, providers, **more: asked.append(providers))
     with pytest.raises(AttributeError):  # what stands for the session is None
         OnnxModel(onnx_model.path)

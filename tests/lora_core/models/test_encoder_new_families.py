@@ -30,6 +30,7 @@ from lora_core.export import (
 )
 from lora_core.kernels.fused import FusedStack, fuse, unfuse
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
+from lora_core.models.checks import check_input
 from lora_core.models.encoder import Encoder, EncoderConfig
 from lora_core.models.encoders.build import ENCODERS
 from lora_core.models.heads import TokenClassifier
@@ -41,7 +42,6 @@ from lora_core.models.layers import (
     MultiHeadAttention,
     TransformerLayer,
     additive_mask,
-    check_input,
 )
 from lora_core.models.task_model import TextModel
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lora_core.models.checks import check_input
 from lora_core.models.layers import (
     ACTIVATIONS,
     GatedActivation,
     activation,
     additive_mask,
-    check_input,
     multi_head_attention,
     outside_window,
     windowed_attention,

@@ -12,8 +12,8 @@ from lora_core.export import OnnxModel, export_onnx, quantize_onnx
 from lora_core.models import build_model, config_from_dict, load_pretrained, save_pretrained
 from trainers.cli import main
 from trainers.data.images.processing import ImageProcessing
+from trainers.data.labels import DECISION_FILE, Decision
 from trainers.serve import pipeline
-from trainers.tasks.decision import DECISION_FILE, Decision
 
 TEXTS = ["il2 binds the gene", "junb", "promoter of a gene in cells . abcd"]
 LABELS = ("toxic", "threat", "insult")

@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from trainers.service.settings import TOKEN_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "a token of the tests"
+LOAD = ["nfkb binds the promoter of il2 in the cells"] * 4
 
 
 @dataclass
@@ -36,12 +39,42 @@ class Answer:
         return json.loads(self.body)
 
 
+class Load:
+    """Clients that ask one request after another, each on a connection of its own, until told to stop."""
+
+    def __init__(self, service, clients):
+        self.service = service
+        self.stopped = threading.Event()
+        self.answers = []
+        self.unanswered = []
+        self.pool = ThreadPoolExecutor(clients)
+        self.clients = [self.pool.submit(self._ask) for _ in range(clients)]
+
+    def _ask(self):
+        while not self.stopped.is_set():
+            try:
+                answer = self.service.post("/v1/models/ner:predict", {"inputs": LOAD})
+                self.answers.append(answer.status)
+                time.sleep(float(answer.headers.get("retry-after", 0)))
+            except ConnectionRefusedError:  # the service is gone, and took nothing
+                return
+            except OSError as error:
+                self.unanswered.append(repr(error))
+
+    def end(self):
+        self.stopped.set()
+        for client in self.clients:
+            client.result(30)
+        self.pool.shutdown()
+
+
 class Running:
     """A service in a process of its own."""
 
-    def __init__(self, folder, *arguments):
+    def __init__(self, folder, *arguments, first_on_path=""):
         self.log_path = folder / "service.log"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), TOKEN_VARIABLE: TOKEN}
+        places = os.pathsep.join(filter(None, [str(first_on_path), str(ROOT)]))
+        environment = {**os.environ, "PYTHONPATH": places, TOKEN_VARIABLE: TOKEN}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "trainers", "serve", *map(str, arguments), "--port", "0"],
@@ -69,6 +102,16 @@ class Running:
             time.sleep(0.05)
         self.port = int(re.findall(r"at http://127.0.0.1:(\d+)", self.log)[0])
         return self
+
+    def load(self, clients):
+        """Clients that ask the model ner until they are told to stop."""
+        return Load(self, clients)
+
+    def wait_until(self, true, seconds=60):
+        until = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < until, self.log
+            time.sleep(0.05)
 
     def connect(self, timeout=30):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -151,8 +194,8 @@ def start(tmp_path_factory):
     """Starts a service with these arguments; what a test leaves running is killed."""
     started = []
 
-    def begin(*arguments):
-        running = Running(tmp_path_factory.mktemp("service"), *arguments)
+    def begin(*arguments, **options):
+        running = Running(tmp_path_factory.mktemp("service"), *arguments, **options)
         started.append(running)
         return running
 

@@ -12,6 +12,8 @@ from trainers.serve import pipeline
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 
 PAGE = Path(trainers.service.__file__).with_name("page.html").read_text()
@@ -22,7 +24,7 @@ WIDTHS = (390, 800, 1600)
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         browser.close()
 
@@ -87,6 +89,10 @@ def test_labels_images_and_adapters(open_page, tmp_path, exported, service):
     page.click("#send")
     page.wait_for_selector("#table tbody tr")
     expected = service.predict("text", ["the gene binds"], top_k=None)[0]
+    mattered = service.predict("text", ["the gene binds"], words=True)[0]["words"]
+    largest = max(abs(word["effect"]) for word in mattered)
+    shown = [word["word"] for word in mattered if abs(word["effect"]) >= max(0.2 * largest, 0.001)]
+    assert page.eval_on_selector_all("mark", "marks => marks.map(mark => mark.firstChild.data)") == shown
     rows = page.locator("#table tbody tr").all_inner_texts()
     assert [row.split() for row in rows] == [[each["label"], f"{100 * each['score']:.1f}%"] for each in expected]
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import random
 import re
 import zlib
@@ -110,6 +111,8 @@ FORM = b'--a\r\nContent-Disposition: form-data; name="x"\r\n\r\n1\r\n--a--\r\n'
         ("", b'{"inputs": []}', 415),
         ("text/plain", b'{"inputs": []}', 415),
         ("application/x-www-form-urlencoded", b"inputs=a", 415),
+        ("application/x-www-form-urlencoded", b'{"inputs": []}', 200),  # curl -d
+        ("application/x-www-form-urlencoded", b'{"inputs": 1}', 422),
         ("image/png", png(8, 8), 415),
         ("multipart/form-data", b"x", 400),
         ("multipart/form-data; boundary=a", b"--b\r\n", 400),
@@ -184,6 +187,8 @@ def test_pairs_of_texts():
         reader.of_json({"inputs": [{"text": "a", "text_pair": "b"}, "c"]})
 
 
+FUZZED = int(os.environ.get("LORA_FUZZED_REQUESTS", "300"))
+"""Requests that are sent; LORA_FUZZED_REQUESTS=10000 for a longer look."""
 PIECES = (b"null", b"{}", b"[]", b"-1", b'"', b"\\ud800", b"1e999", b"\x00", b",")
 
 
@@ -237,12 +242,19 @@ def memory_of(service):
     return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
 
 
+@pytest.mark.timeout(120 + FUZZED // 10)
 def test_requests_near_right_ones_never_break_it(limited):
     statuses = fuzz(limited, 150, seed=0)
     before = memory_of(limited)
-    for status, number in fuzz(limited, 300, seed=1).items():
+    for status, number in fuzz(limited, FUZZED, seed=1).items():
         statuses[status] = statuses.get(status, 0) + number
     assert {200, 400, 415, 422} <= set(statuses)
     assert memory_of(limited) < before + 20e6
     assert limited.get("/readyz").status == 200
     assert limited.figures().get("lora_core_errors_total", 0) == 0
+
+
+def test_curl_that_sends_no_json_is_told_the_flag(limited):
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = limited.request("POST", "/v1/models/ner:predict", b"inputs=a", headers)
+    assert (answer.status, "add -H 'Content-Type: application/json'" in answer.json["error"]) == (415, True)

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,49 +15,13 @@ from trainers.service.settings import ServiceSettings
 TEXTS = ["nfkb binds the promoter of il2 in the cells"] * 4
 
 
-class Load:
-    """Clients that ask one request after another, each on a connection of its own, until told to stop."""
-
-    def __init__(self, service, clients):
-        self.service = service
-        self.stopped = threading.Event()
-        self.answers = []
-        self.unanswered = []
-        self.pool = ThreadPoolExecutor(clients)
-        self.clients = [self.pool.submit(self._ask) for _ in range(clients)]
-
-    def _ask(self):
-        while not self.stopped.is_set():
-            try:
-                answer = self.service.post("/v1/models/ner:predict", {"inputs": TEXTS})
-                self.answers.append(answer.status)
-                time.sleep(float(answer.headers.get("retry-after", 0)))
-            except ConnectionRefusedError:  # the service is gone, and took nothing
-                return
-            except OSError as error:
-                self.unanswered.append(repr(error))
-
-    def end(self):
-        self.stopped.set()
-        for client in self.clients:
-            client.result(30)
-        self.pool.shutdown()
-
-
-def wait_until(true, seconds=30):
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
 @pytest.mark.fault("SIGTERM to a service under load", "every request taken is answered; exit 0", "nothing")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stopped_service_answers_what_it_took(start, exported, workers):
     service = start(f"ner={exported['ner'] / 'model.onnx'}", "--threads", 1, "--workers", workers)
     service.wait_until_ready(workers)
-    load = Load(service, clients=8)
-    wait_until(lambda: load.answers.count(200) > 100)
+    load = service.load(8)
+    service.wait_until(lambda: load.answers.count(200) > 100)
     assert service.stop() == 0
     load.end()
     assert set(load.answers) <= {200, 503}
@@ -75,7 +38,7 @@ def test_a_stopped_service_ends_within_its_grace(start, exported):
     endless = {"inputs": ["nfkb binds the promoter of il2 " * 1200] * 200}
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(service.post, "/v1/models/ner:predict", endless)
-        wait_until(lambda: service.figures()["lora_core_queue_inputs"] > 0)
+        service.wait_until(lambda: service.figures()["lora_core_queue_inputs"] > 0)
         begin = time.monotonic()
         assert service.stop() == 0
         assert time.monotonic() - begin < 6
@@ -94,12 +57,12 @@ def test_a_killed_process_is_replaced(start, exported, base):
     body = f'{{"path": "{base / "a.onnx_adapter"}"}}'
     assert service.request("PUT", "/v1/models/base/adapters/a", body, bearer).status == 200
     victim = service.workers[0]
-    load = Load(service, clients=4)
-    wait_until(lambda: load.answers.count(200) > 50)
+    load = service.load(4)
+    service.wait_until(lambda: load.answers.count(200) > 50)
     os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: len(service.workers) == 3)
+    service.wait_until(lambda: len(service.workers) == 3)
     before = len(load.answers)
-    wait_until(lambda: len(load.answers) > before + 50)
+    service.wait_until(lambda: len(load.answers) > before + 50)
     load.end()
     assert set(load.answers) == {200}
     assert len(load.unanswered) <= 4  # those that the dead process had taken
@@ -123,10 +86,10 @@ def test_a_process_that_cannot_be_replaced_does_not_end_the_others(start, export
     service = start(f"ner={path}", "--threads", 1, "--workers", 2).wait_until_ready(2)
     path.rename(tmp_path / "away.onnx")
     os.kill(service.workers[0], signal.SIGKILL)
-    wait_until(lambda: "ended with status 2; another takes its place in 1 s" in service.log)
+    service.wait_until(lambda: "ended with status 2; another takes its place in 1 s" in service.log)
     assert service.post("/v1/models/ner:predict", {"inputs": TEXTS}).status == 200
     (tmp_path / "away.onnx").rename(path)
-    wait_until(lambda: len(service.workers) == 3)
+    service.wait_until(lambda: len(service.workers) == 3)
     assert service.stop() == 0
 
 

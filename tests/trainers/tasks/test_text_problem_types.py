@@ -12,6 +12,7 @@ import trainers
 from lora_core.models import build_model, save_pretrained
 from trainers.cli import main
 from trainers.config import RunConfig
+from trainers.data.labels import Decision
 from trainers.data.texts.reader import TextDataset
 from trainers.experiment import run
 from trainers.finished import FinishedRun, evaluate_run
@@ -24,7 +25,6 @@ from trainers.serve import pipeline
 from trainers.serve.export import export_run
 from trainers.tasks import check_settings, text
 from trainers.tasks.classification import Classification, MultiLabelClassification, Regression
-from trainers.tasks.decision import Decision
 from trainers.training.losses import MultiLabelLoss, positive_weights
 
 NAMES = ("DNA", "protein", "never")

@@ -3,11 +3,24 @@
 Shapes: C channels (1 grey, 3 colour, 4 colour and opacity), H x W pixels.
 """
 
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, TypeGuard
+
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 CHANNELS = (1, 3, 4)
 """How many channels a picture can have: grey, colour, colour and opacity."""
+
+
+def is_array(value: object) -> TypeGuard[np.ndarray | torch.Tensor]:
+    """Whether it is an array or a tensor; torch is not imported for the question."""
+    torch = sys.modules.get("torch")
+    return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))
 
 
 def eight_bit_pixels(values: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -21,12 +34,12 @@ def eight_bit_pixels(values: np.ndarray | torch.Tensor) -> np.ndarray:
     Raises:
         ValueError: the shape or the type does not tell what the picture is, or a value is out of range.
     """
-    if isinstance(values, torch.Tensor):
-        tensor = values.detach().cpu()
-        array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-        pixels = _channels_last(array, first=True)
-    else:
+    if isinstance(values, np.ndarray):
         pixels = _channels_last(values, first=False)
+    else:
+        tensor = values.detach().cpu()
+        half = str(tensor.dtype) == "torch.bfloat16"  # numpy has no such type
+        pixels = _channels_last((tensor.float() if half else tensor).numpy(), first=True)
     if not pixels.size:
         raise ValueError(f"its shape is {tuple(values.shape)}: it has no pixels")
     return np.ascontiguousarray(_to_8_bits(pixels))

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from trainers.data.images.arrays import CHANNELS
+from trainers.data.batches import Batch, as_tensors
+from trainers.data.images.arrays import CHANNELS, is_array
 from trainers.data.images.decode import decode, named, open_image
 from trainers.data.images.processing import ImageProcessing
 from trainers.data.images.tables import LABEL_COLUMNS, PICTURE_COLUMNS
@@ -76,7 +75,7 @@ class ImageDataset:
         if isinstance(images, (str, Path, bytes)) or hasattr(images, "convert"):
             shown = str(images) if isinstance(images, (str, Path)) else type(images).__name__
             raise ValueError(f"{source}: the pictures are {shown!r}, expected a list of pictures.")
-        if isinstance(images, (np.ndarray, Tensor)) and images.ndim not in (3, 4):
+        if is_array(images) and images.ndim not in (3, 4):
             raise ValueError(f"{source} is {tuple(images.shape)}, expected pictures (N, H, W) or (N, H, W, C)")
         if isinstance(images, np.ndarray) and images.dtype == np.uint8 and _is_plain(images):
             check_pixels(images, source)
@@ -229,7 +228,7 @@ class ImageBatches:
         listed = [images] if isinstance(images, np.ndarray) else [_told(image) for image in images]
         return len(self.dataset), [self.targets, *listed]
 
-    def collate(self, indices: np.ndarray, epoch: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    def collate(self, indices: np.ndarray, epoch: int | None = None) -> Batch:
         """The keyword pixel_values (B, C, H, W) float32, and label ids (B,); augmented when ``epoch`` is given.
 
         Raises:
@@ -246,7 +245,7 @@ class ImageBatches:
                 raise ValueError(f"{error}. Mend it, or leave such pictures out: --on-bad-row skip") from error
             image = augmented(image, self.processing, augment, self.seed, epoch or 0, index)
             self.processing.fill(row, image, name)
-        return {"pixel_values": self.processing.normalised(pixels)}, torch.from_numpy(self.targets[indices])
+        return as_tensors({"pixel_values": self.processing.normalised(pixels)}, self.targets[indices])
 
 
 def _told(image: Any) -> Any:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from trainers.data.images.arrays import eight_bit_pixels, from_16_bits, from_floats
+from trainers.data.images.arrays import eight_bit_pixels, from_16_bits, from_floats, is_array
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
     PictureSource = str | Path | bytes | IO[bytes] | Image | np.ndarray | torch.Tensor
@@ -80,7 +80,7 @@ def _check_size(image: Image, name: str) -> None:
 
 def is_picture(value: object) -> bool:
     """Whether `decode` takes such a value as one picture."""
-    if isinstance(value, (np.ndarray, torch.Tensor)):
+    if is_array(value):
         return value.ndim in (2, 3)
     return isinstance(value, (str, Path, bytes)) or hasattr(value, "convert") or hasattr(value, "read")
 
@@ -107,7 +107,7 @@ def decode(source: PictureSource, name: str = "") -> Image:
         ValueError: it cannot be decoded. The message begins with the name.
     """
     name = name or named(source)
-    if isinstance(source, (np.ndarray, torch.Tensor)):
+    if is_array(source):
         from PIL import Image
 
         try:

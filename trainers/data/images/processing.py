@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lora_core.files import json_object, read_json_object, write_json
 from lora_core.patterns import shown
@@ -21,6 +19,7 @@ from trainers.data.images.decode import COLOUR, GREY, decode, named
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from trainers.data.images.decode import PictureSource
 
@@ -60,6 +59,12 @@ class ImageProcessing:
         return len(self.mean)
 
     def __call__(self, sources: Sequence[PictureSource]) -> Tensor:
+        """`pixel_values` as a tensor."""
+        import torch
+
+        return torch.from_numpy(self.pixel_values(sources))
+
+    def pixel_values(self, sources: Sequence[PictureSource]) -> np.ndarray:
         """Pixel values (B, C, H, W) float32 of pictures, each whatever `decode` takes.
 
         Raises:
@@ -105,13 +110,16 @@ class ImageProcessing:
         values = np.asarray(image)
         row[...] = values if image.mode == COLOUR else values[:, :, None]
 
-    def normalised(self, pixels: np.ndarray) -> Tensor:
+    def normalised(self, pixels: np.ndarray) -> np.ndarray:
         """Pixel values (B, C, H, W) float32 of pixels (B, H, W, C) uint8."""
-        std = torch.tensor(self.std, dtype=torch.float64)
-        scale = (self.rescale_factor / std).float()[:, None, None]
-        shift = (torch.tensor(self.mean, dtype=torch.float64) / std).float()[:, None, None]
-        values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        return values.mul_(scale).sub_(shift)
+        scale = (self.rescale_factor / np.array(self.std)).astype(np.float32)
+        shift = (np.array(self.mean) / np.array(self.std)).astype(np.float32)
+        count, height, width, channels = pixels.shape
+        values = np.empty((count, channels, height, width), dtype=np.float32)
+        for channel in range(channels):
+            np.multiply(pixels[..., channel], scale[channel], out=values[:, channel])
+            values[:, channel] -= shift[channel]
+        return values
 
     def with_size(self, height: int, width: int) -> ImageProcessing:
         """The same for a model of another size; what is cut off at the borders stays in proportion."""

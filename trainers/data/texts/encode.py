@@ -5,25 +5,29 @@ All texts lie one after another in a flat array. `TextProcessing` is what infere
 Shapes: N texts, B texts of a batch, R its rows (B, or the windows of B texts), T tokens of its longest row, L labels.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 from tqdm import tqdm
 
 from lora_core.files import json_object, read_json_object, write_json
+from trainers.data.batches import Batch, as_tensors
 from trainers.data.reading import AS_FOUND, Reading
 from trainers.data.rows import refuse_lone_surrogates
 from trainers.data.texts.augment import WordAugmentation
 from trainers.data.tokens.pieces import special_ids
 from trainers.data.tokens.windows import IGNORED_LABEL
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LongText = Literal["head", "tail", "head_tail", "windows"]
 """What is kept of long texts. A run's settings have no "tail": some checkpoints ask for it."""
@@ -55,7 +59,7 @@ class EncodedTexts:
     """(total,) int32: number of each token's word within its text, -1 for special tokens; only for `augmentation`."""
     augmentation: WordAugmentation | None = None
     """How training changes the texts; None: not at all."""
-    cutter: "WindowCutter | None" = None
+    cutter: WindowCutter | None = None
     """How long texts become several rows; None: every text is one row."""
     token_type_ids: np.ndarray | None = None
     """(total,) int8: which text of its pair each token is of, for encoders that tell them apart; None: for others."""
@@ -74,9 +78,13 @@ class EncodedTexts:
         """(N,) terms of the summed loss: one for a text, or one for each label that it may have."""
         return np.broadcast_to(np.int64(self.targets[0].size if len(self) else 1), len(self))
 
-    def collate(
+    def collate(self, indices: Sequence[int] | np.ndarray, epoch: int | None = None) -> Batch:
+        """`arrays` as tensors."""
+        return as_tensors(*self.arrays(indices, epoch))
+
+    def arrays(
         self, indices: Sequence[int] | np.ndarray, epoch: int | None = None
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """A batch of texts: ({"input_ids": (R, T), "attention_mask": (R, T)}, labels (R,)), all int64.
 
         Pairs have "token_type_ids" (R, T) too, where the encoder takes them. Labels are (R, L) or (R,) float32 where
@@ -108,13 +116,10 @@ class EncodedTexts:
         inside = columns < lengths[:, None]  # (R, T)
         flat = np.where(inside, starts[:, None] + columns, 0)  # (R, T)
         input_ids = np.where(inside, tokens[flat], self.pad_token_id).astype(np.int64)
-        inputs = {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(inside.astype(np.int64)),
-        }
+        inputs = {"input_ids": input_ids, "attention_mask": inside.astype(np.int64)}
         if self.token_type_ids is not None:
-            inputs["token_type_ids"] = torch.from_numpy(np.where(inside, self.token_type_ids[flat], 0).astype(np.int64))
-        return inputs, torch.from_numpy(labels)
+            inputs["token_type_ids"] = np.where(inside, self.token_type_ids[flat], 0).astype(np.int64)
+        return inputs, labels
 
     def content(self) -> tuple[int, list[np.ndarray]]:
         """How many texts there are, and all that the model is given of them."""
@@ -163,6 +168,8 @@ def mean_of_windows(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (R, L) the windows'.
         labels: those of `EncodedTexts.collate`.
     """
+    import torch
+
     text = first_windows(labels).cumsum(0) - 1  # (R,) the text of each window
     count = torch.bincount(text)  # (B,)
     sums = torch.zeros(len(count), logits.shape[1], dtype=torch.float32, device=logits.device)
@@ -344,7 +351,7 @@ class TextProcessing:
         write_json(Path(folder) / TEXT_PROCESSING_FILE, self.to_dict())
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> "TextProcessing":
+    def from_json(cls, text: str, where: str) -> TextProcessing:
         """From the content of text_processing.json.
 
         Raises:
@@ -357,7 +364,7 @@ class TextProcessing:
         return cls._from_dict(values, where)
 
     @classmethod
-    def read(cls, folder: str | Path) -> "TextProcessing":
+    def read(cls, folder: str | Path) -> TextProcessing:
         """From text_processing.json in a model's folder; the defaults where there is none.
 
         Raises:
@@ -370,7 +377,7 @@ class TextProcessing:
         return cls._from_dict(read_json_object(path, remedy), str(path))
 
     @classmethod
-    def _from_dict(cls, values: Mapping[str, Any], where: str) -> "TextProcessing":
+    def _from_dict(cls, values: Mapping[str, Any], where: str) -> TextProcessing:
         max_length, long_text = values.get("max_length"), values.get("long_text", "head")
         if max_length is not None and (type(max_length) is not int or max_length < 1):
             raise ValueError(f"{where}: max_length is {max_length!r}, expected a number of tokens or null.")

@@ -13,10 +13,9 @@ from dataclasses import InitVar, dataclass, field
 from itertools import chain
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
+from trainers.data.batches import Batch, as_tensors
 from trainers.data.tokens.pieces import WordPieces, WordTable
 
 IGNORED_LABEL = -100
@@ -59,13 +58,12 @@ class TokenWindows:
     def __len__(self) -> int:
         return len(self.sentence)
 
-    def collate(
-        self, indices: Sequence[int] | np.ndarray, epoch: int | None = None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """A batch of windows: ({"input_ids": (B, T), "attention_mask": (B, T)}, labels (B, T)), all int64.
+    def collate(self, indices: Sequence[int] | np.ndarray, epoch: int | None = None) -> Batch:
+        """`arrays` as tensors. The same in every `epoch`: words are not augmented."""
+        return as_tensors(*self.arrays(indices))
 
-        The same in every `epoch`: words are not augmented.
-        """
+    def arrays(self, indices: Sequence[int] | np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """A batch of windows: ({"input_ids": (B, T), "attention_mask": (B, T)}, labels (B, T)), all int64."""
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size == 0:
             raise ValueError("collate got no window indices: a batch needs at least one window.")
@@ -75,11 +73,7 @@ class TokenWindows:
         flat = np.where(inside, self.offsets[indices][:, None] + columns, 0)  # (B, T)
         input_ids = np.where(inside, self.input_ids[flat], self.pad_token_id).astype(np.int64)
         labels = np.where(inside, self.labels[flat], IGNORED_LABEL).astype(np.int64)
-        inputs = {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(inside.astype(np.int64)),
-        }
-        return inputs, torch.from_numpy(labels)
+        return {"input_ids": input_ids, "attention_mask": inside.astype(np.int64)}, labels
 
     def content(self) -> tuple[int, list[np.ndarray]]:
         """How many sentences there are, and all that the model is given of them."""

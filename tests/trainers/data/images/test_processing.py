@@ -95,7 +95,7 @@ def test_a_model_of_grey_pictures():
     resized = np.asarray(Image.fromarray(IMAGES["grey"]).resize((16, 16), BILINEAR)) / 255
     assert np.abs(grey[0, 0].numpy() - (resized - 0.2) / 0.5).max() < 1e-6
     luma = np.asarray(Image.fromarray(IMAGES["colour"]).resize((16, 16), BILINEAR).convert("L"))
-    assert torch.allclose(colour, processing.normalised(luma[None, :, :, None].copy()))
+    assert torch.allclose(colour, torch.from_numpy(processing.normalised(luma[None, :, :, None].copy())))
 
 
 def test_defaults_are_those_of_vit():

@@ -1,6 +1,6 @@
 import pytest
 
-from lora_core.models.task_model import check_labels, labels_of_config, rows_for
+from lora_core.models.labels import check_labels, labels_of_config, rows_for
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,143 @@
+"""Runs and checkpoints to predict with: models that torch computes. served.py imports this when it is asked for one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import lora_core
+from lora_core.models import load_pretrained
+from lora_core.models.encoders.build import TASKS, task_of_architectures
+from lora_core.models.pretrained.source import CONFIG_FILE, read_config, resolve
+from lora_core.models.task_model import TaskModel
+from trainers.data.labels import Decision
+from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
+from trainers.data.tokenizer import StatedLimits
+from trainers.finished import FinishedRun
+from trainers.serve.served_model import Served, longest_input
+
+logger = logging.getLogger(__name__)
+
+
+class _Logits:
+    """A module as a function of arrays."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self._process = os.getpid()
+
+    @torch.inference_mode()
+    def __call__(self, **inputs: np.ndarray) -> np.ndarray:
+        if os.getpid() != self._process:
+            self._settle_in_child()
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
+        return self.model(**tensors).float().cpu().numpy()
+
+    def _settle_in_child(self) -> None:
+        """In a forked process torch's threads are gone, and it would wait for them for ever: it goes on with one."""
+        self._process = os.getpid()
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
+            logger.warning(
+                "this process was forked after its pipeline was made: torch computes with one thread here. For more, "
+                "make the pipeline in each process, or start them with the method spawn."
+            )
+
+
+def load_run(folder: Path, device: str | None, threads: int | None) -> Served:
+    """A finished run.
+
+    Raises:
+        ValueError, OSError: as `load_served`.
+    """
+    place = _device(device, threads)
+    finished = FinishedRun.open(folder)
+    model, config = finished.model, finished.config
+    if config.method == "lora":
+        lora_core.eject_lora(lora_core.merge_lora(model))
+    return _of_model(str(folder), model, finished.weights_folder, place, finished.text_processing)
+
+
+def _processing_of_checkpoint(folder: Path) -> TextProcessing:
+    """How a checkpoint from elsewhere takes long texts."""
+    if (folder / TEXT_PROCESSING_FILE).is_file():
+        return TextProcessing.read(folder)
+    limits = StatedLimits.read(folder)
+    return TextProcessing(limits.max_length, "tail" if limits.keeps_end else "head")
+
+
+def load_checkpoint(source: str | Path, task: str | None, device: str | None, threads: int | None) -> Served:
+    """A model folder in transformers' layout, or a hub id.
+
+    Raises:
+        ValueError, OSError: as `load_served`.
+    """
+    place = _device(device, threads)
+    folder = resolve(source)
+    model = load_pretrained(source, task or _task_of(folder))
+    assert isinstance(model, TaskModel)
+    if model.fresh_parameters:
+        raise ValueError(f"{source} has no trained head for {model.task}: train it first, or give a fine-tuned model.")
+    return _of_model(str(source), model, folder, place, _processing_of_checkpoint(folder))
+
+
+def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device, processing: TextProcessing) -> Served:
+    reads_text = model.base_model.reads == "text"
+    decision = Decision.read(folder)
+    return Served(
+        source,
+        model.eval().to(device),
+        _Logits(model, device),
+        model.task,
+        model.labels,
+        str(device),
+        folder,
+        {},
+        max_length=longest_input(source, processing, model.config.max_tokens) if reads_text else 0,
+        pad_token_id=model.config.pad_token_id if reads_text else 0,
+        vocab_size=model.config.vocab_size if reads_text else 0,
+        long_text=processing.long_text,
+        pairs=processing.pairs,
+        reading=processing.reading,
+        segments=model.base_model.segments,
+        problem_type=model.problem_type or decision.problem_type,
+        thresholds=decision.thresholds,
+    )
+
+
+def _task_of(folder: Path) -> str:
+    """The task that a checkpoint's config.json names by its architecture."""
+    architectures = read_config(folder).get("architectures") or []
+    task = task_of_architectures(architectures)
+    if task is not None:
+        return task
+    raise ValueError(
+        f"{folder / CONFIG_FILE} names the architectures {architectures}, which tell no task of "
+        f"{', '.join(TASKS[1:])}. Name the task."
+    )
+
+
+def _device(name: str | None, threads: int | None) -> torch.device:
+    """The device of a name; with ``threads``, torch computes with so many from now on."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = _parsed(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device is {name!r}, but torch {torch.__version__} finds {torch.cuda.device_count()} CUDA "
+            "devices here. Leave it out to take what there is."
+        )
+    return device
+
+
+def _parsed(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; expected one such as cpu, cuda or cuda:1.") from error
