@@ -158,7 +158,7 @@ def _predict(
     model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World
 ) -> tuple[float, list[np.ndarray]]:
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64)
+    loss = torch.zeros((), dtype=torch.float64, device=world.device)
     found: dict[int, np.ndarray] = {}
     most = config.evaluation_tokens(data.lengths)
     batches = evaluation_batches(data.lengths, most, world.rank, world.size)
@@ -173,7 +173,7 @@ def _predict(
                 logits = model(**inputs)
             if number >= counted:
                 continue
-            loss += task.loss_sum(logits, labels).double().cpu()
+            loss += task.loss_sum(logits, labels)
             found.update(zip(indices.tolist(), task.predict(logits, labels), strict=True))
             progress.update()
             if interrupt.requested() and not is_sharded(model):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lora_core.models.host import keep_on_host
 from trainers.processes.interrupt import unheard_by_children
 from trainers.processes.parent import end_with_parent
 
@@ -166,6 +167,8 @@ def _check_rank(rank: int, world: int) -> None:
 
 
 Batch = tuple[dict[str, Tensor], Tensor]
+MASK = "attention_mask"
+"""Name of the input whose content the host keeps."""
 
 
 def load_batches(
@@ -192,7 +195,9 @@ def load_batches(
                 raise batch
             inputs, labels = batch
             moved = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
-            yield moved, labels.to(device, non_blocking=True)
+            if MASK in inputs:
+                keep_on_host(moved[MASK], inputs[MASK])
+            yield moved, keep_on_host(labels.to(device, non_blocking=True), labels)
     finally:
         if workers:
             _end_workers(loaded)
