@@ -25,6 +25,7 @@ from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.data.tokens.reader import TokenFile
 from trainers.loop import evaluate
 from trainers.model import load_model
+from trainers.processes.devices import usable
 from trainers.processes.distributed import World, distributed
 from trainers.run_folder import Run, RunFolder, has_predictions, read_predictions, read_run
 from trainers.tasks import kind_of, with_problem_type
@@ -76,7 +77,8 @@ class FinishedRun:
         config = _settled(run)
         if data:
             config = dataclasses.replace(config, data=data)
-        return cls(run, config, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"), kernels=True)
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(run, config, usable(device), kernels=True)
 
     @property
     def files(self) -> RunFolder:

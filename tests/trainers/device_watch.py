@@ -23,8 +23,13 @@ TAKES_BOTH = {aten._pack_padded_sequence.default}
 class DeviceWatch(TorchDispatchMode):
     """Within it every operation is looked at; `waits` says how often the host waits for the device, by place."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = META) -> None:
+        """
+        Args:
+            device: the CPU: only what is read of its tensors is counted, and answered truly.
+        """
         super().__init__()
+        self.device = device
         self.waits: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -32,6 +37,9 @@ class DeviceWatch(TorchDispatchMode):
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             with self:  # as in inference mode, where what is made of other operations arrives whole
                 return func.decompose(*args, **kwargs)
+        if self.device != META:
+            self.waits[place()] += func is aten._local_scalar_dense.default
+            return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default and args[0].is_meta:
             self.waits[place()] += 1
             return args[0].dtype.is_floating_point + 0.0 if args[0].dtype.is_floating_point else True

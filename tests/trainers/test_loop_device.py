@@ -268,3 +268,13 @@ def test_a_new_wait_is_noticed(on_device):
 
     with pytest.raises(AssertionError, match="waits for the device where it did not before"):
         on_device(build(), Eager(BIO))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_asks_for_one_number(tiny, alone, device_watch, tmp_path, precision):
+    """fp16's loss scaler runs on no meta device, so this counts what is read of tensors on the CPU."""
+    config = TrainConfig(epochs=1, batch_size=8, metric="loss", precision=precision, kernels="plain")
+    with device_watch.DeviceWatch(device=torch.device("cpu")) as watch:
+        state = fit(build(), TokenClassification(BIO), tiny.windows(24), tiny.windows(6, 1), config, alone, tmp_path)
+    assert state.step == 3
+    assert watch.waits["trainers/training/optim.py take_step"] == 3

@@ -49,6 +49,26 @@ def autocast(model: nn.Module, precision: str, device: torch.device) -> Abstract
     return torch.autocast(device.type, dtype, enabled=precision != "fp32" and product_dtype(model) != dtype)
 
 
+def slow_precision(precision: str, device: str, capability: tuple[int, int] | None = None) -> str | None:
+    """What is said of a precision that a device has no arithmetic for; None where there is nothing to say.
+
+    Args:
+        device: its type, "cpu" or "cuda".
+        capability: of a GPU.
+    """
+    if precision == "fp16" and device == "cpu":
+        return (
+            "--precision fp16 on a CPU takes about 15 times as long as fp32, which is the better choice here; so is "
+            "bf16 on CPUs with AVX512-bf16 or AMX. fp16 is for GPUs."
+        )
+    if precision == "bf16" and capability is not None and capability < (8, 0):
+        return (
+            f"--precision bf16: this GPU (compute capability {capability[0]}.{capability[1]}) computes bf16 without "
+            "its tensor cores, slower than fp32. Use --precision fp16."
+        )
+    return None
+
+
 def grad_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     """Scales the loss so that small fp16 gradients survive; disabled for other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
