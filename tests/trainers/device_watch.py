@@ -42,7 +42,7 @@ class DeviceWatch(TorchDispatchMode):
             return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default and args[0].is_meta:
             self.waits[place()] += 1
-            return args[0].dtype.is_floating_point + 0.0 if args[0].dtype.is_floating_point else True
+            return 1.0 if args[0].dtype.is_floating_point else True
         if func is aten._to_copy.default:
             source, target = args[0], torch.device(kwargs.get("device") or args[0].device)
             if source.is_meta and target.type == "cpu":

@@ -83,16 +83,15 @@ def check_card(
 
     Args:
         capability: of the card, as `torch.cuda.get_device_capability` gives it.
-        architectures: `torch.cuda.get_arch_list()`, such as "sm_80" (code for 8.0 and later 8.x) and "compute_90" (which
-            the driver translates for any later card).
+        architectures: `torch.cuda.get_arch_list()`, such as "sm_80" (code for 8.0 and later 8.x) and "compute_90"
+            (which the driver translates for any later card).
         version: of torch.
 
     Raises:
         ValueError: it has none. The message says which build has.
     """
-    known = [
-        (kind, _capability(digits)) for kind, digits in re.findall(r"\b(sm|compute)_(\d+)", " ".join(architectures))
-    ]
+    named = re.findall(r"\b(sm|compute)_(\d+)", " ".join(architectures))
+    known = [(kind, _capability(digits)) for kind, digits in named]
     if not known:  # a build for AMD's cards, or one that does not say
         return
     for kind, built in known:
