@@ -194,9 +194,10 @@ def load_batches(
     with unheard_by_children():
         loaded = iter(loader)
     try:
-        yield from (
-            one_ahead(loaded, SideStream(device)) if device.type == "cuda" else map(partial(sent, device), loaded)
-        )
+        if device.type == "cuda":
+            yield from one_ahead(loaded, SideStream(device))
+        else:
+            yield from map(partial(sent, device), loaded)
     finally:
         if workers:
             _end_workers(loaded)
@@ -219,13 +220,13 @@ class SideStream:
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
 
-    def send(self, batch: Batch) -> tuple[Batch, torch.cuda.Event]:
-        """The batch on its way, and what tells that it has come."""
+    def send(self, batch: Batch) -> tuple[Batch, Any]:
+        """The batch on its way, and the event of its arrival."""
         with torch.cuda.stream(self._stream):
             moved = sent(self._device, batch)
             return moved, self._stream.record_event()
 
-    def hand_over(self, moved: Batch, arrived: torch.cuda.Event) -> Batch:
+    def hand_over(self, moved: Batch, arrived: Any) -> Batch:
         """The batch, for use from here on: the GPU itself waits for it, not the host."""
         computing = torch.cuda.current_stream(self._device)
         computing.wait_event(arrived)
@@ -237,7 +238,7 @@ class SideStream:
 
 def one_ahead(loaded: Iterable[Batch | ValueError], stream: SideStream) -> Iterator[Batch]:
     """The batches in order, each sent before the one ahead of it is handed over. An error keeps its turn."""
-    ahead: tuple[Batch, torch.cuda.Event] | None = None
+    ahead: tuple[Batch, Any] | None = None
     for batch in loaded:
         coming = batch if isinstance(batch, ValueError) else stream.send(batch)
         if ahead is not None:
