@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lora_core.models.host import on_host
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
@@ -220,7 +221,7 @@ class FinishedRun:
         data = self.encode(dataset)
         batches = evaluation_batches(data.lengths, self.config.evaluation_tokens(data.lengths))
         for indices, (inputs, labels) in zip(batches, load_batches(data, batches, self.device), strict=True):
-            yield indices[first_windows(labels).cumsum(0).cpu().numpy() - 1], inputs
+            yield indices[first_windows(on_host(labels)).cumsum(0).numpy() - 1], inputs
 
     @torch.inference_mode()
     def probabilities(self, dataset: Any) -> np.ndarray:

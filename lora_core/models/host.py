@@ -36,6 +36,11 @@ def on_host(tensor: Tensor) -> Tensor:
     return tensor.cpu() if copy is None else copy
 
 
+def put(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on ``device``, with its copy on the CPU; the host does not wait."""
+    return keep_on_host(send(tensor, device), tensor)
+
+
 def on_both(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     """``function(tensor)``; where the tensor brings its copy on the CPU, so does the result."""
     result, copy = function(tensor), getattr(tensor, HOST_COPY, None)
