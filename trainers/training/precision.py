@@ -1,4 +1,6 @@
-"""How a model computes: fused or plain layers, how much at a time, the precision of products, fp16's loss scaler."""
+"""How a model computes: fused or plain layers, what they keep, how much at a time, the precision of products, fp16's
+loss scaler.
+"""
 
 from contextlib import AbstractContextManager
 
@@ -7,6 +9,7 @@ from torch import nn
 
 from lora_core.kernels.fused import fuse, product_dtype, stacks, unfuse
 from lora_core.models.encoder import Encoder
+from lora_core.models.layers import LayerStack
 from trainers.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -19,6 +22,9 @@ def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) 
 
     The fused ones are for the CPU, in fp32 and bf16; elsewhere, in models without layers that can be fused, and where
     the parameters are shared out over processes, the plain ones are used.
+
+    Raises:
+        ValueError: gradient_checkpointing is asked for, but the model has no stack of layers to compute again.
     """
     if config.parallel == "fsdp":
         unfuse(model)
@@ -26,6 +32,14 @@ def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) 
         fuse(model, DTYPES[config.precision])
     else:
         unfuse(model)
+    layers = [module for module in model.modules() if isinstance(module, LayerStack)]
+    if config.gradient_checkpointing and not layers:
+        raise ValueError(
+            "gradient_checkpointing computes an encoder's layers again, but this model has none. Leave out "
+            "--gradient-checkpointing; a smaller --micro-batch-tokens takes less memory too."
+        )
+    for stack in layers:
+        stack.gradient_checkpointing = config.gradient_checkpointing
 
 
 def micro_batch_tokens(model: nn.Module, config: TrainConfig) -> int | None:

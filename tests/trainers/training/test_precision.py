@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lora_core.kernels.fused import fuse, product_dtype
+from lora_core.kernels.fused import fuse, product_dtype, stacks
 from lora_core.models import build_model, config_from_dict
 from trainers.config import TrainConfig
 from trainers.training.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
@@ -24,6 +24,20 @@ def test_which_layers_a_model_gets(tiny, before, kernels, precision, device, exp
     model = tiny.build() if before is None else fuse(tiny.build(), before)
     choose_kernels(model, TrainConfig(kernels=kernels, precision=precision), torch.device(device))
     assert product_dtype(model) is expected
+
+
+@pytest.mark.parametrize("kernels", ["fused", "plain"])
+def test_gradient_checkpointing_is_switched_on_and_off(tiny, kernels):
+    model = tiny.build()
+    (stack,) = stacks(model)
+    for wanted in (True, False):
+        choose_kernels(model, TrainConfig(kernels=kernels, gradient_checkpointing=wanted), CPU)
+        assert stack.gradient_checkpointing is wanted
+
+
+def test_gradient_checkpointing_needs_layers():
+    with pytest.raises(ValueError, match="Leave out --gradient-checkpointing"):
+        choose_kernels(torch.nn.Linear(4, 3), TrainConfig(gradient_checkpointing=True), CPU)
 
 
 @pytest.mark.parametrize(("threads", "tokens", "images"), [(1, 768, 4), (2, 768, 4), (16, 6144, 31)])
