@@ -87,7 +87,7 @@ def _draws(mask: Mask | None, like: Tensor) -> tuple[Tensor, int]:
 
 def _blocks(rank: int) -> dict[str, int]:
     """Tensor cores multiply no fewer than 16 rows and columns."""
-    return {"M": ROWS, "R": max(16, next_power_of_2(rank)), "K": COLUMNS}
+    return {"M": ROWS, "R": max(16, int(next_power_of_2(rank))), "K": COLUMNS}
 
 
 @triton.jit

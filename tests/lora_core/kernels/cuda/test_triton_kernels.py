@@ -9,7 +9,7 @@ import torch
 from lora_core.kernels.cuda import products
 from lora_core.kernels.cuda.products import Mask
 
-triton_kernels = pytest.importorskip("lora_core.kernels.cuda.triton_kernels", exc_type=ImportError)
+triton_kernels = pytest.importorskip("lora_core.kernels.cuda.triton_kernels")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cuda" and torch.cuda.get_device_capability() < (8, 0):
