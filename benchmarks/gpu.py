@@ -153,10 +153,8 @@ def table(report: dict[str, Any]) -> str:
     rates = machine.get("product_rates", {})
     lines = [f"commit {report['commit']}, {report['date']}, {machine.get('machine', 'unknown machine')}"]
     lines += [f"matrix product in {name}: {rate / 1e12:,.1f} TFLOP/s" for name, rate in rates.items()]
-    head = (
-        f"{'tokens or images a second':<54}{'rate':>11}{'of peers':>10}{'of product':>12}{'peak MB':>9}{'padding':>9}"
-    )
-    lines += ["", head]
+    head = f"{'rate':>11}{'of peers':>10}{'of product':>12}{'peak MB':>9}{'padding':>9}"
+    lines += ["", f"{'tokens or images a second':<54}{head}"]
     for row in report["parts"]:
         if row["measure"] != "training":
             continue
@@ -182,11 +180,13 @@ def table(report: dict[str, Any]) -> str:
 
 def peer_rate(report: dict[str, Any], ours: dict[str, Any]) -> float | None:
     """The rate of the peer's part with the same model, method and precision, compiled if ours is."""
-    same = ("measure", "size", "precision", "full", "compile")
+    if not ours["ours"]:
+        return None
+    same = ("size", "precision", "full", "compile")
     for row in report["parts"]:
-        if ours.get("ours") and row.get("ours") is False and not row.get("unpadded"):
-            if all(row.get(name) == ours.get(name) for name in same):
-                return row.get("rate")
+        is_peer = row["measure"] == "training" and not row["ours"] and not row.get("unpadded")
+        if is_peer and all(row.get(name) == ours.get(name) for name in same):
+            return row.get("rate")
     return None
 
 

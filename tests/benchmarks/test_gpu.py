@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("machine", "CUDA tests", "MiniLM-L6, LoRA, bf16, ours", "BERT-base, LoRA, fp16, peers",
-         "ViT-base, LoRA, bf16, peers", "BERT-base, LoRA, bf16, peers, unpadded", "ONNX")  # fmt: skip
+PARTS = ("machine", "CUDA tests", "MiniLM-L6, LoRA, bf16, ours", "ViT-base, LoRA, fp16, peers", "unpadded", "ONNX")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def gpu():
     del sys.modules["gpu"]
 
 
-@pytest.mark.timeout(300)  # nine processes, each of which imports torch and most of them transformers
+@pytest.mark.timeout(300)  # seven processes, each of which imports torch, and two of them transformers
 def test_from_end_to_end_on_the_cpu(tmp_path):
     packages = tmp_path / "packages"
     packages.mkdir()
@@ -38,16 +37,18 @@ def test_from_end_to_end_on_the_cpu(tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "gpu.json").read_text())
     rows = {row["name"]: row for row in report["parts"]}
-    assert set(PARTS) - {"ONNX"} <= rows.keys()
+    assert len(rows) == 7
     assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(rows, "ok"), done.stdout
     assert set(rows["machine"]["product_rates"]) == {"fp32", "bf16", "fp16"}
     assert rows["CUDA tests"]["passed"] > 0
     assert rows["CUDA tests"]["failed"] == 0
     assert "not installed" in rows["BERT-base, LoRA, bf16, peers, unpadded"]["skipped"]
     trained = [row for row in rows.values() if row["measure"] == "training" and "skipped" not in row]
-    assert {(row["size"], row["ours"], row.get("compile", False)) for row in trained} >= {
-        ("MiniLM-L6", True, False), ("MiniLM-L6", True, True), ("BERT-base", False, False), ("ViT-base", False, True),
-    }  # fmt: skip
+    assert {(row["size"], row["ours"], row.get("compile", False)) for row in trained} == {
+        ("MiniLM-L6", True, False),
+        ("MiniLM-L6", True, True),
+        ("ViT-base", False, False),
+    }
     assert all(row["rate"] > 0 and row["operations"] > 0 for row in trained)
     table = (tmp_path / "gpu.txt").read_text()
     assert all(row["name"] in table for row in trained)
