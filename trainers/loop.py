@@ -34,7 +34,14 @@ from trainers.training.checkpoints import load_checkpoint, restore_best, save_be
 from trainers.training.memory import memory_errors
 from trainers.training.numbers import check_some_step
 from trainers.training.optim import build_optimizer, build_scheduler, take_step
-from trainers.training.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens, slow_precision
+from trainers.training.precision import (
+    autocast,
+    choose_kernels,
+    compile_layers,
+    grad_scaler,
+    micro_batch_tokens,
+    slow_precision,
+)
 from trainers.training.state import TrainState, seed_generators
 
 logger = logging.getLogger(__name__)
@@ -79,6 +86,7 @@ def fit(
     capability = torch.cuda.get_device_capability(world.device) if world.device.type == "cuda" else None
     if world.is_main and (slow := slow_precision(config.precision, world.device.type, capability)):
         logger.warning(slow)
+    compile_layers(model, config)
     if config.parallel == "fsdp" and world.size > 1:
         shard(model, world.device, world.size)
         if world.is_main:

@@ -90,8 +90,8 @@ class FusedStack(LayerStack):
         read_last = read if layout.index is None else None  # with padding, all are computed and the leading ones taken
         *before, last = self.sequence()
         for layer in before:
-            x = run_layer(layer, x, layout, dtype, shared)
-        hidden = layout.pad(run_layer(last, x, layout, dtype, shared, read_last))
+            x = self.run(run_layer, layer, x, layout, dtype, shared)
+        hidden = layout.pad(self.run(run_layer, last, x, layout, dtype, shared, read_last))
         return hidden if read is None else hidden[:, :read]
 
     def blocked(self, hidden: Tensor) -> bool:

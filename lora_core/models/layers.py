@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 from lora_core.dropout import Dropout
 from lora_core.models.host import on_both, on_host, send
@@ -278,6 +279,10 @@ class LayerStack(nn.ModuleList):
         super().__init__(layers)
         self.times = times
 
+    gradient_checkpointing: bool = False
+    """Whether training keeps nothing of a layer but its input, and computes the layer again for the backward pass: less
+    memory for a third more time (Chen et al. 2016, https://arxiv.org/abs/1604.06174)."""
+
     def sequence(self) -> list[TransformerLayer]:
         """The layers in the order in which they run."""
         layers: list[Any] = [*self]
@@ -295,8 +300,18 @@ class LayerStack(nn.ModuleList):
         """
         *before, last = self.sequence()
         for layer in before:
-            hidden = layer(hidden, mask, *shared)
-        return last(hidden, mask, *shared) if read is None else last(hidden, mask, *shared, read=read)
+            hidden = self.run(layer, hidden, mask, *shared)
+        return self.run(last, hidden, mask, *shared, **({} if read is None else {"read": read}))
+
+    def run(self, layer: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
+        """``layer(*inputs, **options)``, with `gradient_checkpointing` where gradients are wanted.
+
+        The second time the layer meets the same random numbers, so its dropout is the same.
+        """
+        if not self.gradient_checkpointing or not torch.is_grad_enabled():
+            return layer(*inputs, **options)
+        output: Any = checkpoint(layer, *inputs, use_reentrant=False, **options)
+        return output
 
 
 class Pooler(nn.Module):

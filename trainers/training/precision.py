@@ -1,5 +1,8 @@
-"""How a model computes: fused or plain layers, how much at a time, the precision of products, fp16's loss scaler."""
+"""How a model computes: fused or plain layers, what they keep, how much at a time, the precision of products, fp16's
+loss scaler.
+"""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
@@ -7,6 +10,7 @@ from torch import nn
 
 from lora_core.kernels.fused import fuse, product_dtype, stacks, unfuse
 from lora_core.models.encoder import Encoder
+from lora_core.models.layers import LayerStack
 from trainers.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -18,14 +22,48 @@ def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) 
     """Give ``model`` the layers that ``config.kernels`` asks for, in place.
 
     The fused ones are for the CPU, in fp32 and bf16; elsewhere, in models without layers that can be fused, and where
-    the parameters are shared out over processes, the plain ones are used.
+    the parameters are shared out over processes, or layers are compiled, the plain ones are used.
+
+    Raises:
+        ValueError: gradient_checkpointing is asked for, but the model has no stack of layers to compute again.
     """
-    if config.parallel == "fsdp":
+    if config.parallel == "fsdp" or config.compile:
         unfuse(model)
     elif config.kernels == "fused" and device.type == "cpu" and config.precision != "fp16" and stacks(model):
         fuse(model, DTYPES[config.precision])
     else:
         unfuse(model)
+    found = _layer_stacks(model)
+    if config.gradient_checkpointing and not found:
+        raise ValueError(
+            "gradient_checkpointing computes an encoder's layers again, but this model has none. Leave out "
+            "--gradient-checkpointing; a smaller --micro-batch-tokens takes less memory too."
+        )
+    for stack in found:
+        stack.gradient_checkpointing = config.gradient_checkpointing
+
+
+def compile_layers(model: nn.Module, config: TrainConfig, backend: str | Callable = "inductor") -> None:
+    """Have each layer of ``model`` compiled when it is first called, if ``config.compile`` says so, in place.
+
+    The layers of an encoder share what is compiled; parameters and their names stay. Sizes of batches are variables of
+    the compiled code, so that no batch waits for a compiler but the first, and the first without padding.
+
+    Raises:
+        ValueError: the model has no stack of layers.
+    """
+    if not config.compile:
+        return
+    found = _layer_stacks(model)
+    if not found:
+        raise ValueError("compile is for an encoder's layers, but this model has none. Leave out --compile.")
+    for stack in found:
+        for layer in stack:
+            layer.compile(backend=backend, dynamic=True)
+
+
+def _layer_stacks(model: nn.Module) -> list[LayerStack]:
+    return [module for module in model.modules() if isinstance(module, LayerStack)]
 
 
 def micro_batch_tokens(model: nn.Module, config: TrainConfig) -> int | None:
