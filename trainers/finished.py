@@ -33,6 +33,7 @@ from trainers.tasks import kind_of, with_problem_type
 from trainers.tasks.classification import MultiLabelClassification
 from trainers.tasks.task import Kind, Task
 from trainers.tasks.token import text_processing
+from trainers.training.kernel_check import check_kernels
 from trainers.training.precision import autocast, choose_kernels
 
 CPU = torch.device("cpu")
@@ -170,6 +171,7 @@ class FinishedRun:
             model = load_model(self.config, self.labels).to(self.device)
             if self.kernels:
                 choose_kernels(model, self.config, self.device)
+                check_kernels(model, self.device)
         return model
 
     @property

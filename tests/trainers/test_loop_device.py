@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 import lora_core
+from lora_core.kernels import fused
+from lora_core.kernels.transformer_layer import run_layer
 from lora_core.models import build_model, config_from_dict
 from lora_core.models.encoders.build import ENCODERS
 from lora_core.models.heads import HEADS
@@ -25,6 +27,7 @@ from trainers.loop import fit
 from trainers.processes.distributed import World
 from trainers.tasks.classification import Classification, MultiLabelClassification, Regression
 from trainers.tasks.token import CRFTokenClassification, TokenClassification
+from trainers.training import precision
 from trainers.training.losses import MultiLabelLoss, TrainingLoss
 
 
@@ -245,6 +248,26 @@ def test_adapters_of_multi_head_attention(on_device):
     on_device(model, TokenClassification(BIO))
 
 
+@pytest.mark.parametrize(
+    "fields", [None, {}, {"lora_dropout": 0.2, "target_modules": "all-linear"}, {"use_dora": True}]
+)
+@pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", "modernbert", "mpnet", "vit", "dinov2"])
+def test_fused_layers(on_device, monkeypatch, family, fields):
+    """Packed rows and all that a GPU computes with them: the layout is made of what the host knows."""
+    monkeypatch.setattr(precision, "FUSED_ON", {("meta", "fp32")})
+    images = ENCODERS[family].reads == "images"
+    model = build(family, "image-classification" if images else "token-classification")
+    if fields is not None:
+        lora_core.inject_lora(model, r=4, **fields)
+    runs = []
+    monkeypatch.setattr(fused, "run_layer", lambda *given: runs.append(1) or run_layer(*given))
+    if images:
+        on_device(model, Classification(LABELS), pictures(16))
+    else:
+        on_device(model, TokenClassification(BIO))
+    assert len(runs) == 2 + 1, "two steps and an evaluation of one layer each"
+
+
 def test_a_tensor_of_the_cpu_is_noticed(on_device):
     class Wrong(TokenClassification):
         def training_loss_sum(self, logits, labels):
@@ -270,10 +293,10 @@ def test_a_new_wait_is_noticed(on_device):
         on_device(build(), Eager(BIO))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_step_asks_for_one_number(tiny, alone, device_watch, tmp_path, precision):
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16"])
+def test_a_step_asks_for_one_number(tiny, alone, device_watch, tmp_path, kind):
     """fp16's loss scaler runs on no meta device, so this counts what is read of tensors on the CPU."""
-    config = TrainConfig(epochs=1, batch_size=8, metric="loss", precision=precision, kernels="plain")
+    config = TrainConfig(epochs=1, batch_size=8, metric="loss", precision=kind, kernels="plain")
     with device_watch.DeviceWatch(device=torch.device("cpu")) as watch:
         state = fit(build(), TokenClassification(BIO), tiny.windows(24), tiny.windows(6, 1), config, alone, tmp_path)
     assert state.step == 3

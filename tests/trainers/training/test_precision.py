@@ -25,7 +25,9 @@ CPU = torch.device("cpu")
         ("fused", "fp32", "cpu", torch.float32),
         ("fused", "bf16", "cpu", torch.bfloat16),
         ("fused", "fp16", "cpu", None),
-        ("fused", "bf16", "cuda", None),
+        ("fused", "bf16", "cuda", torch.bfloat16),
+        ("fused", "fp16", "cuda", torch.float16),
+        ("plain", "fp16", "cuda", None),
         ("plain", "bf16", "cpu", None),
     ],
 )
