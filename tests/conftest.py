@@ -9,6 +9,10 @@ from hypothesis import settings
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Triton's kernels run in its interpreter where there is no GPU; this must be said before anything imports Triton.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # Nobody's cache is read or filled by tests; processes that they start inherit this.
 _cache = tempfile.TemporaryDirectory(prefix="lora-core-tests-")
 os.environ["LORA_CACHE_DIR"] = _cache.name

@@ -73,8 +73,14 @@ class TrainConfig(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of matrix products: fp16 (with loss scaling) for V100, bf16 for newer GPUs and AVX512-bf16 CPUs."""
     kernels: Literal["fused", "plain"] = "fused"
-    """Fused layers compute what the plain ones do in less time and memory. They are for the CPU, in fp32 and bf16;
-    elsewhere the plain ones are used."""
+    """Fused layers compute what the plain ones do in less time and memory. They are for CUDA, where a small batch shows
+    first that they do, and for the CPU in fp32 and bf16; elsewhere the plain ones are used."""
+    compile: bool = False
+    """Have torch.compile make kernels for the encoder's layers, for batches of any size: fewer kernels on a GPU, after
+    up to some minutes. The layers are the plain ones then. Worth it where `benchmarks/gpu.sh` says so."""
+    gradient_checkpointing: bool = False
+    """Keep of every encoder layer only its input, and compute the layer again in the backward pass: several times less
+    memory for activations, a third more time. The results stay the same."""
     group_by_length: int = 50
     """Batches are sorted by length within shuffled windows of this many; 1 is plain shuffling (twice the padding)."""
     adversarial: Literal["none", "fgm", "awp"] = "none"
@@ -115,6 +121,8 @@ class TrainConfig(Settings):
                 f"parallel fsdp does not go with precision {self.precision} and adversarial {self.adversarial}: take "
                 "fp32 or bf16 and none, or parallel ddp."
             )
+        if self.parallel == "fsdp" and self.compile:
+            raise ValueError("parallel fsdp does not go with compile: leave --compile out, or take parallel ddp.")
         for name in ("learning_rate", "adversarial_epsilon", "lora_plus_ratio", "head_rate_ratio"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -368,6 +376,7 @@ RESUME_MAY_CHANGE = (
     "keep_checkpoints",
     "micro_batch_size",
     "micro_batch_tokens",
+    "gradient_checkpointing",
     "workers",
     "parallel",
     "timeout",

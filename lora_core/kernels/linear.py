@@ -1,4 +1,4 @@
-"""Linear layers with their low-rank updates, forward and backward by hand.
+"""Linear layers with their low-rank updates, forward and backward by hand, for a CPU; on a GPU by cuda/stacked.py.
 
     y = W x + b + alpha B A (keep * x)          alpha = scaling / (1 - p)
 
@@ -10,6 +10,7 @@ trained on it, the rank-r tensor S = A (keep * x), and one byte of `keep` per el
 Shapes: N tokens, I in_features, O out_features, r rank.
 """
 
+from operator import is_
 from typing import NamedTuple, TypeGuard
 
 import torch
@@ -19,8 +20,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lora_core.dropout import drop, keep_mask, too_sparse
+from lora_core.kernels.cuda.stacked import Stack, project_stack
 from lora_core.layers import LoRALinear
 from lora_core.updates import LinearUpdate, ThirdsUpdate
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Update(NamedTuple):
@@ -46,15 +50,20 @@ def project(x: Tensor, layers: tuple[nn.Module, ...], dtype: torch.dtype | None)
     dtype = dtype or x.dtype
     plain = [layer for layer in layers if is_plain(layer)]
     outputs: dict[nn.Module, Tensor] = {}
-    if plain:
+    if plain and x.device.type != "cpu":
+        for group in groups(plain, dtype):
+            outputs |= zip(group, project_stack(x, stack_of(group, dtype), dtype), strict=True)
+    elif plain:
         settings, tensors = [], []
         for layer in plain:
             update = acting_update(layer)
             settings.append((frozen_copy(layer, dtype), update and (update.scaling, update.dropout)))
             tensors += (layer.weight, layer.bias, *(update[:2] if update else (None, None)))
         outputs = dict(zip(plain, _Project.apply(x, dtype, settings, *tensors), strict=True))
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        outputs |= {layer: layer(x.float()).to(dtype) for layer in layers if layer not in outputs}
+    others = [layer for layer in layers if layer not in outputs]
+    if others:
+        with torch.autocast(x.device.type, dtype, enabled=dtype in HALF):
+            outputs |= {layer: layer(x.float()).to(dtype) for layer in others}
     return tuple(outputs[layer] for layer in layers)
 
 
@@ -89,27 +98,54 @@ def acting_update(layer: nn.Linear) -> Update | None:
     return Update(*adapter.trained_factors(), float(adapter.scaling), dropout)
 
 
-class FrozenCopy(NamedTuple):
-    """A frozen weight in another dtype, with what tells whether the weight has changed since."""
+def groups(layers: list[nn.Linear], dtype: torch.dtype) -> list[list[nn.Linear]]:
+    """The layers in the groups that a GPU computes as one each, those with an adapter first.
 
-    of: Tensor
-    version: tuple[int, int]
+    All are one group where their adapters are alike, and products are in half precision, for which weights are copied
+    anyway: to have them in fp32 one below the other would take their memory once more.
+    """
+    updates = {layer: update for layer in layers if (update := acting_update(layer)) is not None}
+    kinds = {(update.a.shape, update.b.shape, *update[2:]) for update in updates.values()}
+    if dtype not in HALF or len(kinds) > 1:
+        return [[layer] for layer in layers]
+    return [[*updates, *(layer for layer in layers if layer not in updates)]]
+
+
+def stack_of(layers: list[nn.Linear], dtype: torch.dtype) -> Stack:
+    """One of the `groups` as a stack."""
+    updates = [update for layer in layers if (update := acting_update(layer)) is not None]
+    return Stack(
+        tuple((layer.weight, layer.bias) for layer in layers),
+        frozen_copy(layers[0], dtype, *layers[1:]),
+        tuple((update.a, update.b) for update in updates),
+        *(updates[0][2:] if updates else ()),
+    )
+
+
+class FrozenCopy(NamedTuple):
+    """Frozen weights in another dtype, with what tells whether they have changed since."""
+
+    of: tuple[Tensor, ...]
+    versions: list[tuple[int, int]]
     copy: Tensor
 
 
-def frozen_copy(layer: nn.Linear, dtype: torch.dtype) -> Tensor | None:
-    """The layer's frozen weight in ``dtype``, made once and kept beside the weight; None where it must not be kept.
+def frozen_copy(layer: nn.Linear, dtype: torch.dtype, *below: nn.Linear) -> Tensor | None:
+    """The layer's frozen weight in ``dtype``, with those of other layers below it; None where it must not be kept.
 
-    It is made again when the weight has changed, unless that was in place and behind autograd's back (``.data.add_``).
+    It is made once and kept beside the weight, and made again when a weight has changed, unless that was in place and
+    behind autograd's back (``.data.add_``).
     """
-    weight = layer.weight
-    if weight.dtype == dtype or weight.requires_grad:
+    weights = layer.weight, *(other.weight for other in below)
+    if any(weight.dtype == dtype or weight.requires_grad for weight in weights):
         return None
-    version = weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    versions = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
     kept: FrozenCopy | None = vars(layer).get(FROZEN_COPY)
-    if kept is None or kept.of is not weight or kept.version != version or kept.copy.dtype != dtype:
+    same = kept is not None and len(kept.of) == len(weights) and all(map(is_, kept.of, weights))
+    if kept is None or not same or kept.versions != versions or kept.copy.dtype != dtype:
         with torch.inference_mode(False):  # a copy made in inference could not be used in training
-            kept = FrozenCopy(weight, version, weight.detach().to(dtype))
+            copies = [weight.detach().to(dtype) for weight in weights]
+            kept = FrozenCopy(weights, versions, torch.cat(copies) if below else copies[0])
         setattr(layer, FROZEN_COPY, kept)
     return kept.copy
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lora_core.models.host import on_host
 from lora_core.models.layers import Dropout, GraphBuilder
 from lora_core.models.task_model import ClassifierHead
 
@@ -89,7 +90,7 @@ def crf_log_likelihood(emissions: Tensor, start: Tensor, transitions: Tensor, la
 
 def _chained(emissions: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Emissions (B, W, L), labels (B, W) and mask (B, W) of the masked positions, moved to the front; 0 behind."""
-    width = int(mask.sum(1).max()) if mask.numel() else 0
+    width = int(on_host(mask).sum(1).max()) if mask.numel() else 0
     order = torch.argsort(~mask, dim=1, stable=True)[:, :width]  # (B, W)
     inside = mask.gather(1, order)
     moved = emissions.gather(1, order[..., None].expand(-1, -1, emissions.shape[2]))

@@ -27,6 +27,7 @@ RUNS = {
     "lora": (True, {}),
     "full, micro-batches": (False, {"micro_batch_size": 2}),
     "lora, micro-batches": (True, {"micro_batch_size": 2}),
+    "lora, gradient checkpointing": (True, {"gradient_checkpointing": True}),
 }
 
 

@@ -13,12 +13,14 @@ from torch import nn
 import lora_core
 from lora_core.models import load_pretrained
 from lora_core.models.encoders.build import TASKS, task_of_architectures
+from lora_core.models.host import put
 from lora_core.models.pretrained.source import CONFIG_FILE, read_config, resolve
 from lora_core.models.task_model import TaskModel
 from trainers.data.labels import Decision
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.data.tokenizer import StatedLimits
 from trainers.finished import FinishedRun
+from trainers.processes.devices import usable
 from trainers.serve.served_model import Served, longest_input
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ class _Logits:
     def __call__(self, **inputs: np.ndarray) -> np.ndarray:
         if os.getpid() != self._process:
             self._settle_in_child()
-        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
+        tensors = {name: put(torch.from_numpy(array), self.device) for name, array in inputs.items()}
         return self.model(**tensors).float().cpu().numpy()
 
     def _settle_in_child(self) -> None:
@@ -133,7 +135,7 @@ def _device(name: str | None, threads: int | None) -> torch.device:
             f"device is {name!r}, but torch {torch.__version__} finds {torch.cuda.device_count()} CUDA "
             "devices here. Leave it out to take what there is."
         )
-    return device
+    return usable(device)
 
 
 def _parsed(name: str) -> torch.device:

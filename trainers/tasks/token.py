@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lora_core.files import write_text
 from lora_core.models.crf import crf_log_likelihood
 from lora_core.models.decoding import split_scores, viterbi
+from lora_core.models.host import on_both, on_host
 from lora_core.models.labels import ProblemType
 from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
@@ -100,12 +101,17 @@ class CRFTokenClassification(TokenClassification):
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed negative log-likelihood of the windows' sequences; each counts as many labels as it has words."""
-        return -crf_log_likelihood(*split_scores(logits.float()), labels, labels != IGNORED_LABEL).sum()
+        return -crf_log_likelihood(*split_scores(logits.float()), labels, labelled(labels)).sum()
 
     def predict(self, logits: Tensor, labels: Tensor) -> list[np.ndarray]:
         """The best sequence, label ids (T,) for each window; 0 where there is no label."""
         scores = split_scores(logits.float().cpu().numpy())
-        return list(viterbi(*scores, (labels != IGNORED_LABEL).cpu().numpy()))
+        return list(viterbi(*scores, labelled(on_host(labels)).numpy()))
+
+
+def labelled(labels: Tensor) -> Tensor:
+    """Where there is a label, (B, T)."""
+    return on_both(lambda ids: ids != IGNORED_LABEL, labels)
 
 
 def load(config: RunConfig) -> dict[str, TokenFile]:

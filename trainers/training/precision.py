@@ -1,5 +1,8 @@
-"""How a model computes: fused or plain layers, how much at a time, the precision of products, fp16's loss scaler."""
+"""How a model computes: fused or plain layers, what they keep, how much at a time, the precision of products, fp16's
+loss scaler.
+"""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
@@ -7,9 +10,12 @@ from torch import nn
 
 from lora_core.kernels.fused import fuse, product_dtype, stacks, unfuse
 from lora_core.models.encoder import Encoder
+from lora_core.models.layers import LayerStack
 from trainers.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FUSED_ON = {("cpu", "fp32"), ("cpu", "bf16"), ("cuda", "fp32"), ("cuda", "bf16"), ("cuda", "fp16")}
+"""Devices and precisions that the fused layers are for."""
 FUSED_TOKENS = 384
 """Tokens of a training pass of fused layers for each thread; 512 are up to 4% faster and take 20 to 30% more memory."""
 
@@ -17,15 +23,49 @@ FUSED_TOKENS = 384
 def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
     """Give ``model`` the layers that ``config.kernels`` asks for, in place.
 
-    The fused ones are for the CPU, in fp32 and bf16; elsewhere, in models without layers that can be fused, and where
-    the parameters are shared out over processes, the plain ones are used.
+    The fused ones are for CUDA, and for the CPU in fp32 and bf16. Elsewhere, in models without layers that can be
+    fused, and where the parameters are shared out over processes, or layers are compiled, the plain ones are used.
+
+    Raises:
+        ValueError: gradient_checkpointing is asked for, but the model has no stack of layers to compute again.
     """
-    if config.parallel == "fsdp":
+    if config.parallel == "fsdp" or config.compile:
         unfuse(model)
-    elif config.kernels == "fused" and device.type == "cpu" and config.precision != "fp16" and stacks(model):
+    elif config.kernels == "fused" and (device.type, config.precision) in FUSED_ON and stacks(model):
         fuse(model, DTYPES[config.precision])
     else:
         unfuse(model)
+    found = _layer_stacks(model)
+    if config.gradient_checkpointing and not found:
+        raise ValueError(
+            "gradient_checkpointing computes an encoder's layers again, but this model has none. Leave out "
+            "--gradient-checkpointing; a smaller --micro-batch-tokens takes less memory too."
+        )
+    for stack in found:
+        stack.gradient_checkpointing = config.gradient_checkpointing
+
+
+def compile_layers(model: nn.Module, config: TrainConfig, backend: str | Callable = "inductor") -> None:
+    """Have each layer of ``model`` compiled when it is first called, if ``config.compile`` says so, in place.
+
+    The layers of an encoder share what is compiled; parameters and their names stay. Sizes of batches are variables of
+    the compiled code, so that no batch waits for a compiler but the first, and the first without padding.
+
+    Raises:
+        ValueError: the model has no stack of layers.
+    """
+    if not config.compile:
+        return
+    found = _layer_stacks(model)
+    if not found:
+        raise ValueError("compile is for an encoder's layers, but this model has none. Leave out --compile.")
+    for stack in found:
+        for layer in stack:
+            layer.compile(backend=backend, dynamic=True)
+
+
+def _layer_stacks(model: nn.Module) -> list[LayerStack]:
+    return [module for module in model.modules() if isinstance(module, LayerStack)]
 
 
 def micro_batch_tokens(model: nn.Module, config: TrainConfig) -> int | None:
@@ -35,6 +75,8 @@ def micro_batch_tokens(model: nn.Module, config: TrainConfig) -> int | None:
     """
     if config.micro_batch_tokens is not None or config.micro_batch_size is not None or product_dtype(model) is None:
         return config.micro_batch_tokens
+    if next(model.parameters()).device.type != "cpu":
+        return None
     most = FUSED_TOKENS * max(2, torch.get_num_threads())
     of_image = next((part.image_tokens for part in model.modules() if isinstance(part, Encoder)), 0)
     return max(1, round(most / of_image)) if of_image else most
@@ -47,6 +89,26 @@ def autocast(model: nn.Module, precision: str, device: torch.device) -> Abstract
     """
     dtype = DTYPES[precision]
     return torch.autocast(device.type, dtype, enabled=precision != "fp32" and product_dtype(model) != dtype)
+
+
+def slow_precision(precision: str, device: str, capability: tuple[int, int] | None = None) -> str | None:
+    """What is said of a precision that a device has no arithmetic for; None where there is nothing to say.
+
+    Args:
+        device: its type, "cpu" or "cuda".
+        capability: of a GPU.
+    """
+    if precision == "fp16" and device == "cpu":
+        return (
+            "--precision fp16 on a CPU takes about 15 times as long as fp32, which is the better choice here; so is "
+            "bf16 on CPUs with AVX512-bf16 or AMX. fp16 is for GPUs."
+        )
+    if precision == "bf16" and capability is not None and capability < (8, 0):
+        return (
+            f"--precision bf16: this GPU (compute capability {capability[0]}.{capability[1]}) computes bf16 without "
+            "its tensor cores, slower than fp32. Use --precision fp16."
+        )
+    return None
 
 
 def grad_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

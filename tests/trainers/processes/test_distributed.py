@@ -16,7 +16,7 @@ from trainers.processes.distributed import World, distributed
 from trainers.tasks.token import TokenClassification
 
 HERE = Path(__file__).resolve().parents[1]
-RUNS = ("full", "lora", "full, micro-batches", "lora, micro-batches")
+RUNS = ("full", "lora", "full, micro-batches", "lora, micro-batches", "lora, gradient checkpointing")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,19 @@
+import re
+
 import pytest
 import torch
 
-from lora_core.kernels.fused import fuse, product_dtype
+from lora_core.kernels.fused import fuse, product_dtype, stacks
 from lora_core.models import build_model, config_from_dict
 from trainers.config import TrainConfig
-from trainers.training.precision import autocast, choose_kernels, grad_scaler, micro_batch_tokens
+from trainers.training.precision import (
+    autocast,
+    choose_kernels,
+    compile_layers,
+    grad_scaler,
+    micro_batch_tokens,
+    slow_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -16,7 +25,9 @@ CPU = torch.device("cpu")
         ("fused", "fp32", "cpu", torch.float32),
         ("fused", "bf16", "cpu", torch.bfloat16),
         ("fused", "fp16", "cpu", None),
-        ("fused", "bf16", "cuda", None),
+        ("fused", "bf16", "cuda", torch.bfloat16),
+        ("fused", "fp16", "cuda", torch.float16),
+        ("plain", "fp16", "cuda", None),
         ("plain", "bf16", "cpu", None),
     ],
 )
@@ -24,6 +35,66 @@ def test_which_layers_a_model_gets(tiny, before, kernels, precision, device, exp
     model = tiny.build() if before is None else fuse(tiny.build(), before)
     choose_kernels(model, TrainConfig(kernels=kernels, precision=precision), torch.device(device))
     assert product_dtype(model) is expected
+
+
+@pytest.mark.parametrize("kernels", ["fused", "plain"])
+def test_gradient_checkpointing_is_switched_on_and_off(tiny, kernels):
+    model = tiny.build()
+    (stack,) = stacks(model)
+    for wanted in (True, False):
+        choose_kernels(model, TrainConfig(kernels=kernels, gradient_checkpointing=wanted), CPU)
+        assert stack.gradient_checkpointing is wanted
+
+
+def test_gradient_checkpointing_needs_layers():
+    with pytest.raises(ValueError, match="Leave out --gradient-checkpointing"):
+        choose_kernels(torch.nn.Linear(4, 3), TrainConfig(gradient_checkpointing=True), CPU)
+
+
+@pytest.fixture
+def graphs():
+    """A compiler that runs what it is given as it stands, and the list of what that was."""
+    torch._dynamo.reset()
+    found = []
+
+    def backend(graph, example_inputs):
+        found.append(graph)
+        return graph
+
+    yield backend, found
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile's own, from inside
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_compiled_layers_compute_the_same_and_are_compiled_once_for_all_batches(
+    tiny, graphs, lora, gradient_checkpointing
+):
+    backend, found = graphs
+    config = TrainConfig(compile=True, gradient_checkpointing=gradient_checkpointing)
+    plain, compiled = (tiny.build(lora=lora).train() for _ in range(2))
+    choose_kernels(plain, TrainConfig(kernels="plain"), CPU)
+    choose_kernels(compiled, config, CPU)
+    assert product_dtype(compiled) is None
+    compile_layers(compiled, config, backend)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for sentences, tokens in ((3, 7), (5, 11), (4, 20)):
+        ids = torch.randint(5, 20, (sentences, tokens), generator=torch.Generator().manual_seed(tokens))
+        mask = (torch.arange(tokens) < torch.arange(tokens - sentences + 1, tokens + 1)[:, None]).long()
+        for model in (plain, compiled):
+            model.zero_grad()
+            model(input_ids=ids, attention_mask=mask).square().sum().backward()
+        for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+            if one.requires_grad:
+                torch.testing.assert_close(other.grad, one.grad, rtol=1e-5, atol=1e-6, msg=name)
+    assert len(found) == 1
+
+
+def test_compile_needs_layers():
+    compile_layers(torch.nn.Linear(4, 3), TrainConfig(), "eager")
+    with pytest.raises(ValueError, match="Leave out --compile"):
+        compile_layers(torch.nn.Linear(4, 3), TrainConfig(compile=True), "eager")
 
 
 @pytest.mark.parametrize(("threads", "tokens", "images"), [(1, 768, 4), (2, 768, 4), (16, 6144, 31)])
@@ -86,3 +157,21 @@ def test_fp16_gradients_below_its_range_survive():
 
     assert gradient(grad_scaler("fp32", CPU)) == 0
     assert gradient(grad_scaler("fp16", CPU)).item() == pytest.approx(tiny, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capability", "said"),
+    [
+        ("fp32", "cpu", None, None),
+        ("bf16", "cpu", None, None),
+        ("fp16", "cpu", None, "15 times as long as fp32"),
+        ("fp16", "cuda", (7, 0), None),
+        ("bf16", "cuda", (7, 0), r"capability 7\.0\) .* Use --precision fp16"),
+        ("bf16", "cuda", (7, 5), "Use --precision fp16"),
+        ("bf16", "cuda", (8, 0), None),
+        ("fp32", "cuda", (7, 0), None),
+    ],
+)
+def test_a_precision_that_a_device_has_no_arithmetic_for_is_said(precision, device, capability, said):
+    found = slow_precision(precision, device, capability)
+    assert found is None if said is None else re.search(said, found or "")
