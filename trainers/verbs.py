@@ -18,10 +18,13 @@ from trainers.service.settings import ServiceSettings
 
 def train(config: RunConfig) -> None:
     """Train and test a model."""
-    from trainers.experiment import run
+    from trainers.experiment import dry_run, run
 
     if not config.data:
         raise ValueError("--data is missing: a folder, a name in $LORA_DATA_DIR, or a hub id such as tner/bionlp2004.")
+    if config.dry_run:
+        dry_run(config)
+        return
     finished = run(config)
     if is_main():
         print(finished.summary)

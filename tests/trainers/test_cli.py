@@ -178,7 +178,8 @@ def test_errors_of_users_and_errors_of_ours(capsys, kind):
 def test_train_prints_the_scores_of_the_log(capsys, tmp_path, tiny, checkpoint, data):
     main(tiny.arguments(checkpoint, data, tmp_path / "run", "--epochs", "1", "--method", "head"))
     result = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert f"F1 {result['test']['f1']:.4f}, precision {result['test']['precision']:.4f}" in capsys.readouterr().out
+    scores = result["test"]
+    assert f"F1 {100 * scores['f1']:.2f}, precision {100 * scores['precision']:.2f}" in capsys.readouterr().out
 
 
 def test_compare_prints_the_table_and_writes_the_files(capsys, tmp_path, finished):
