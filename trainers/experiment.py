@@ -31,6 +31,7 @@ from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predi
 from trainers.show import hushed
 from trainers.tasks import check_settings, kind_of, load, settle
 from trainers.tasks.decision import Decision
+from trainers.tasks.task import Task
 from trainers.training.checkpoints import check_checkpoint, newest_checkpoint, set_aside_later
 from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
 from trainers.training.state import trained_tensors
@@ -99,6 +100,8 @@ class Prepared:
     model: TaskModel
     data: dict[str, Any]
     """The splits as the model takes them."""
+    task: Task
+    """The loss and the scores."""
 
 
 def _prepared(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, *, fresh: bool) -> Prepared:
@@ -115,7 +118,7 @@ def _prepared(config: RunConfig, datasets: Mapping[str, Any] | None, world: Worl
         world.from_main(lambda: write_vocabulary(config, datasets["train"]))
     model = build(config, labels)
     data = {split: kind.encode(dataset, model, config) for split, dataset in datasets.items()}
-    return Prepared(config, labels, datasets, model, data)
+    return Prepared(config, labels, datasets, model, data, kind.task(labels, config, data["train"]))
 
 
 def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, trackers: Sequence[Tracker]) -> Run:
@@ -157,9 +160,9 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, tr
 
 def _trained(prepared: Prepared, start: "Start", world: World, monitor: Monitor) -> Run:
     """Train and test what is prepared, and write all that a finished run has."""
-    config, labels, model, data = prepared.config, prepared.labels, prepared.model, prepared.data
+    config, labels, model = prepared.config, prepared.labels, prepared.model
+    data, task = prepared.data, prepared.task
     folder, checkpoint = RunFolder(config.output_dir), start.checkpoint
-    task = kind_of(config.task).task(labels, config, data["train"])
     reset_peak_memory(world.device)
     with interrupt.deferred():
         state = fit(

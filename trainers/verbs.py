@@ -35,7 +35,8 @@ def compare(
 ) -> None:
     """Compare finished runs: a table here, and comparison.md, .json and .png in a folder.
 
-    Runs that differ in nothing but their seed are also compared together.
+    The settings in which the runs differ are named, and runs that were scored on other data are refused. Runs that
+    differ in nothing but their seed are also taken together.
 
         lora-core compare runs/full runs/lora --output-dir runs/comparison
 
@@ -43,11 +44,11 @@ def compare(
         runs: run folders; differences are taken to the first.
         output_dir: where the files go.
     """
-    from trainers.results.compare import compare_runs, comparison_table, write_comparison
+    from trainers.results.compare import compare_runs, comparison_text, write_comparison
     from trainers.run_folder import read_run
 
     comparison = compare_runs([read_run(folder) for folder in runs])
-    print(comparison_table(comparison))
+    print(f"{comparison_text(comparison)}\n")
     for path in write_comparison(comparison, output_dir):
         print(path)
 

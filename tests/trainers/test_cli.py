@@ -185,7 +185,9 @@ def test_train_prints_the_scores_of_the_log(capsys, tmp_path, tiny, checkpoint, 
 def test_compare_prints_the_table_and_writes_the_files(capsys, tmp_path, finished):
     main(["compare", str(finished["full"]), str(finished["lora"]), "--output-dir", str(tmp_path / "both")])
     out = capsys.readouterr().out
-    assert re.search(r"^\| full .* baseline .*\n\| lora ", out, flags=re.MULTILINE)
+    assert re.search(r"^run +full +lora$", out, flags=re.MULTILINE)  # too wide for a row each
+    assert re.search(r"^difference +baseline +[+-]\d+\.\d\d$", out, flags=re.MULTILINE)
+    assert re.search(r"^method +full +lora$", out, flags=re.MULTILINE)
     written = {path.name for path in (tmp_path / "both").iterdir()}
     assert written == {"comparison.md", "comparison.json", "comparison.png"}
     assert all(str(tmp_path / "both" / name) in out for name in written)
