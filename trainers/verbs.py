@@ -4,6 +4,7 @@ Imports stand inside the verbs, so that --help and a mistyped flag answer at onc
 """
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,12 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], errors: int 
         print(write_report(folder, errors))
 
 
-def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: str = "test") -> None:
+def evaluate(
+    run: Annotated[Path, tyro.conf.Positional],
+    data: str = "",
+    split: str = "test",
+    format: Literal["auto", "table", "json"] = "auto",
+) -> None:
     """Score a finished run's model.
 
         lora-core evaluate runs/lora --split validation
@@ -79,12 +85,19 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: 
         run: its folder.
         data: other data with the same label names; by default the run's own.
         split: train, validation or test.
+        format: table: scores in percent by entity type or label; json: all of them with all digits, from 0 to 1; auto:
+            a table on a terminal, and JSON for files and programs.
     """
     from trainers.finished import evaluate_run
+    from trainers.monitor.rows import scores_table
 
     scores = evaluate_run(run, data, split)
-    if is_main():
+    if not is_main():
+        return
+    if format == "json" or (format == "auto" and not sys.stdout.isatty()):
         print(json.dumps(scores, indent=2))
+    else:
+        print(f"Scores of {run} on the {split} split{f' of {data}' if data else ''}\n{scores_table(scores)}")
 
 
 def check_data(

@@ -206,6 +206,13 @@ def test_evaluate_prints_the_scores_as_json(capsys, finished):
     logged = json.loads((finished["lora"] / "metrics.jsonl").read_text().splitlines()[-1])["validation"]
     assert scores.pop("loss") == pytest.approx(logged.pop("loss"), abs=1e-5)
     assert scores == logged
+    main(["evaluate", str(finished["lora"]), "--split", "validation", "--format", "table"])
+    title, header, *_, total, below = capsys.readouterr().out.splitlines()
+    assert title == f"Scores of {finished['lora']} on the validation split"
+    assert header.split() == ["precision", "recall", "F1", "number"]
+    shown = [f"{100 * scores[name]:.2f}" for name in ("precision", "recall", "f1")]
+    assert total.split()[:4] == ["all", *shown]
+    assert f"accuracy {100 * scores['accuracy']:.2f}" in below
     assert "has no dev split" in fails_in_one_line(capsys, "evaluate", finished["lora"], "--split", "dev")
 
 

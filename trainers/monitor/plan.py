@@ -64,8 +64,8 @@ def plan_of(
         "model": f"{config.model}{f' ({encoder})' if encoder else ''}: {total:,} parameters, {trainable:,} of them "
         f"trained ({trainable / total:.2%}): {how}",
         "device": f"{_device(world)}, {config.precision}",
-        "training": f"{steps:,} steps in {config.epochs} epochs, {size} a step; learning rate "
-        f"{config.learning_rate:g}, {config.schedule}; the best epoch is that of the best {config.metric}",
+        "training": f"{steps:,} step{_s(steps)} in {config.epochs} epoch{_s(config.epochs)}; {size} a step; learning "
+        f"rate {config.learning_rate:g}, {config.schedule}; the best epoch is that of the best {config.metric}",
         "output": str(config.output_dir),
     }
     return Plan(tuple(lines.items()), unit)
@@ -113,13 +113,17 @@ def _listed(names: Any) -> str:
     return ", ".join(names[:SHOWN_LABELS]) + (f" and {more} more" if more > 0 else "")
 
 
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
 def _device(world: World) -> str:
     """The device, and how many work side by side."""
     many = f"{world.size} processes, each with " if world.size > 1 else ""
     if world.device.type == "cuda":
         return f"{many}{torch.cuda.get_device_name(world.device)}"
     threads = torch.get_num_threads()
-    return f"{many}{world.device.type} ({platform.machine()}), {threads} thread{'s' if threads != 1 else ''}"
+    return f"{many}{world.device.type} ({platform.machine()}), {threads} thread{_s(threads)}"
 
 
 def _wrapped(words: str, margin: int, width: int) -> str:

@@ -1,5 +1,6 @@
 """A few training examples as the model will see them: pieces with their labels, windows, pixels."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def _picture(data: ImageBatches, index: int, labels: tuple[str, ...]) -> str:
     pixels = inputs["pixel_values"][0]  # (C, H, W)
     channels, height, width = pixels.shape
     source = data.dataset.images[index]
-    name = str(source) if not isinstance(source, (np.ndarray, bytes)) else f"{data.dataset.source}, picture {index + 1}"
+    name = f"{source.parent.name}/{source.name}" if isinstance(source, Path) else f"picture {index + 1}"
     low, high = (data.processing.rescale_factor * value for value in (0, 255))
     span = [((value - mean) / std) for mean, std in zip(data.processing.mean, data.processing.std, strict=True)
             for value in (low, high)]  # fmt: skip

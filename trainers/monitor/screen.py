@@ -38,7 +38,7 @@ class Lines:
         sys.stdout.flush()
 
     def row(self, cells: Sequence[str], widths: Sequence[int]) -> None:
-        gap = "  " if sum(widths) + 2 * len(widths) <= table_width() else " "
+        gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= table_width() else " "
         self.say(gap.join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
     def status(self, text: str) -> None:

@@ -90,6 +90,7 @@ class WeightsAndBiases:
             dir=config["output_dir"],
             resume="allow",
             mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+            settings=wandb.Settings(silent=True),  # the run prints its figures itself
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

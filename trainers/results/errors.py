@@ -197,7 +197,10 @@ def explain(run: FinishedRun, dataset: Any, predicted: np.ndarray, of_true: np.n
     tokenizer, _ = tokenizer_and_length(run.model, run.config, run.inputs_folder)
     assert data.words is not None
     found = []
-    for index, (text, true, guess) in enumerate(zip(dataset.texts, dataset.targets, predicted, strict=True)):
+    rows = zip(dataset.texts, dataset.targets, predicted, strict=True)
+    for index, (text, true, guess) in enumerate(
+        progress_bar("explain", len(dataset), unit="text", delay=1, iterable=rows)
+    ):
         own = slice(data.offsets[index], data.offsets[index + 1])
         ids, words = data.input_ids[own].astype(np.int64), data.words[own]
         special = torch.from_numpy(words < 0).to(run.device)
