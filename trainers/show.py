@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lora_core.files import replacing
+from trainers.processes.failure import is_main
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,12 +52,12 @@ def progress_bar(
 
     Args:
         delay: seconds of work after which it shows.
-        shown: whether this process talks to the user.
+        shown: whether there is to be one; but of several processes the first alone has bars.
         more: other arguments of tqdm.
     """
     from tqdm import tqdm
 
-    hidden = None if shown and not _HUSHED.get() else True  # None: tqdm asks whether there is a terminal
+    hidden = None if shown and is_main() and not _HUSHED.get() else True  # None: tqdm asks whether there is a terminal
     return tqdm(desc=name, total=total, unit=unit, delay=delay, disable=hidden, leave=False, file=sys.stderr, **more)
 
 
