@@ -22,6 +22,7 @@ from trainers.model import build, is_scratch, with_learning_rate, write_vocabula
 from trainers.monitor.monitor import Monitor
 from trainers.monitor.plan import plan_of
 from trainers.monitor.preview import preview
+from trainers.monitor.screen import Lines
 from trainers.monitor.tracking import Tracker, check_trackers, tracked
 from trainers.processes import interrupt
 from trainers.processes.distributed import World, distributed
@@ -75,9 +76,10 @@ def dry_run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Non
         prepared = _prepared(apart, datasets, world, fresh=True)
         if world.is_main:
             settled = dataclasses.replace(prepared.config, output_dir=given.output_dir)
-            print(f"{plan_of(settled, world, prepared.labels, prepared.model, prepared.data).text()}\n")
-            print(preview(prepared.config, prepared.labels, prepared.datasets["train"], prepared.data["train"]))
-            print(f"\nThis was a dry run: nothing is written. Without --dry-run it trains into {given.output_dir}.")
+            plan = plan_of(settled, world, prepared.labels, prepared.model, prepared.data).text()
+            examples = preview(prepared.config, prepared.labels, prepared.data["train"])
+            end = f"This was a dry run: nothing is written. Without --dry-run it trains into {given.output_dir}."
+            Lines().say("\n\n".join([plan, examples, end]))
 
 
 @contextmanager

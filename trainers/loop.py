@@ -120,13 +120,13 @@ def fit(
             scores = evaluate(model, task, validation, config, world)
         state.end_epoch()
         improved = state.record_score(scores, config.metric)
-        if world.is_main and state.epoch == 1 and scores.get(config.metric) == 0:
-            logger.warning(NOTHING_LEARNT, config.metric, scheduler.base_lrs[0])
         rate = scheduler.get_last_lr()[0]
         place = {"epoch": state.epoch, "step": state.step, "learning_rate": rate}
         event = {**place, **state.pop_epoch(world), "validation": scores}
         log.write("epoch", **event)
         monitor.evaluated(event, best=improved)
+        if world.is_main and state.epoch == 1 and scores.get(config.metric) == 0:
+            logger.warning(NOTHING_LEARNT, config.metric, scheduler.base_lrs[0])
         if improved:
             save_best(state, folder, world)
         checkpoints.after_epoch()

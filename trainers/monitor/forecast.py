@@ -20,17 +20,24 @@ class Forecast:
     """
 
     def __init__(
-        self, epoch_tokens: int, epochs: int, evaluation_tokens: int, clock: Callable[[], float] = time.monotonic
+        self,
+        epoch_tokens: int,
+        epochs: int,
+        evaluation_tokens: int,
+        final_tokens: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
             epoch_tokens: useful tokens of a whole epoch.
             epochs: of the whole run.
             evaluation_tokens: useful tokens of the evaluation after each epoch.
+            final_tokens: those that are scored when training is over.
         """
         self._total, self._epochs = epoch_tokens * epochs, epochs
         self._window = max(1, epoch_tokens // 4)
         self._evaluation_tokens = evaluation_tokens
+        self._final = final_tokens / max(1, evaluation_tokens)
         self._evaluation: float | None = None
         self._clock, self._steps = clock, 0
         self._older = self._newer = self._now = (0, 0.0)  # (tokens, seconds of training)
@@ -49,7 +56,7 @@ class Forecast:
         self._evaluation = seconds
 
     def left(self, epochs_done: int) -> float | None:
-        """Seconds until the end, with an evaluation for each epoch; None: there is too little to tell by."""
+        """Seconds until the end, with all evaluations; None: there is too little to tell by."""
         tokens, seconds = (now - then for now, then in zip(self._now, self._older, strict=True))
         if self._steps < SETTLING + STEPS or not tokens or (seconds < SECONDS and self._evaluation is None):
             return None
@@ -57,7 +64,8 @@ class Forecast:
         evaluation = self._evaluation
         if evaluation is None:
             evaluation = rate * self._evaluation_tokens / EVALUATION_RATE
-        return rate * max(0, self._total - self._now[0]) + evaluation * max(0, self._epochs - epochs_done)
+        evaluations = max(0, self._epochs - epochs_done) + self._final
+        return rate * max(0, self._total - self._now[0]) + evaluation * evaluations
 
     def end(self, epochs_done: int) -> str:
         """The time of day at which the run ends, as "14:32", with the date if that is another day; "" if not known."""

@@ -28,7 +28,7 @@ REFRESH = 1.0
 """Seconds between two readings of the loss for the bar."""
 TRACKED_STEPS = 20
 """Steps between two losses that are tracked within an epoch."""
-LEGEND = "Training and validation loss; scores on validation data in percent; * the best so far, by {metric}."
+LEGEND = "Losses in training and validation; scores in percent; * best {metric} so far."
 
 
 class Monitor:
@@ -47,20 +47,21 @@ class Monitor:
         self.config, self.world = config, world
         self.shown = world.is_main and not quiet
         self.screen, self.tracking = screen_of(shown=self.shown), tracking or Tracking()
-        self.unit = "tokens"
+        self.unit, self._scored_at_end = "tokens", 0
         self._rows: EvaluationRows | None = None
         self._told = False
         self._left_epoch: float | None = None
 
     def plan(self, plan: Plan) -> None:
         """Show what the run is about to do."""
-        self.unit = plan.unit
+        self.unit, self._scored_at_end = plan.unit, plan.scored_at_end
         self.screen.say(f"{plan.text()}\n")
 
     def begin(self, state: TrainState, plan: BatchPlan, validation: Data) -> None:
         """Training begins, or goes on from where ``state`` is."""
         self.state, self._steps = state, plan.total_steps
-        self._forecast = Forecast(int(plan.data.lengths.sum()), self.config.epochs, int(validation.lengths.sum()))
+        tokens = int(plan.data.lengths.sum()), int(validation.lengths.sum())
+        self._forecast = Forecast(tokens[0], self.config.epochs, tokens[1], self._scored_at_end)
         self._began = self._refreshed = self._forecast.now()
         self._loss_before = self._labels_before = 0.0
         if state.step and self.shown:

@@ -31,6 +31,8 @@ class Plan:
     """(What, the words for it)."""
     unit: str
     """What rates count: tokens, or images."""
+    scored_at_end: int
+    """How many of them are scored when training is over."""
 
     def text(self, width: int | None = None) -> str:
         """The plan, a line for each thing, continued where it is wider than the terminal."""
@@ -68,7 +70,8 @@ def plan_of(
         f"rate {config.learning_rate:g}, {config.schedule}; the best epoch is that of the best {config.metric}",
         "output": str(config.output_dir),
     }
-    return Plan(tuple(lines.items()), unit)
+    scored = [data[split].lengths.sum() for split in ("validation", "test") if split in data]
+    return Plan(tuple(lines.items()), unit, int(sum(scored)))
 
 
 def _count(data: Any) -> int:

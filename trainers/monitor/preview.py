@@ -22,14 +22,13 @@ UNPREDICTED = "·"
 """In the place of the label where there is none to predict: special tokens, the pieces of a word after its first."""
 
 
-def preview(config: RunConfig, labels: tuple[str, ...], dataset: Any, data: Any) -> str:
+def preview(config: RunConfig, labels: tuple[str, ...], data: Any) -> str:
     """Some training examples as the model will see them: the first, one with an entity, the longest.
 
     Args:
         config: the settings, with what the data decides.
         labels: label names in the order of their ids.
-        dataset: the training split as it was read.
-        data: the same as the model takes it.
+        data: the training split as the model takes it.
     """
     if isinstance(data, ImageBatches):
         return "\n\n".join(_picture(data, index, labels) for index in range(min(SHOWN, len(data.lengths))))

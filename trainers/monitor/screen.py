@@ -29,13 +29,24 @@ class Screen(Protocol):
 
 
 class Lines:
-    """Standard output, a line after the other without control characters. The bars of a terminal stand below."""
+    """Standard output, a line after the other without control characters. The bars of a terminal stand below.
+
+    Who reads them may leave (`| head`), or the file's disk be full: the run goes on, and says no more.
+    """
+
+    def __init__(self) -> None:
+        self._is_lost = False
 
     def say(self, text: str) -> None:
         from tqdm import tqdm
 
-        tqdm.write(text, file=sys.stdout)  # a bar that stands there makes room
-        sys.stdout.flush()
+        if self._is_lost:
+            return
+        try:
+            tqdm.write(plain(text, sys.stdout.encoding), file=sys.stdout)  # a bar that stands there makes room
+            sys.stdout.flush()
+        except OSError:
+            self._is_lost = True
 
     def row(self, cells: Sequence[str], widths: Sequence[int]) -> None:
         gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= table_width() else " "
@@ -85,6 +96,12 @@ class Silent:
 
     def status(self, text: str) -> None:
         """Nothing."""
+
+
+def plain(text: str, encoding: str | None) -> str:
+    """The text without what a terminal obeys, or its encoding cannot spell; names of labels may hold anything."""
+    shown = "".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text)
+    return shown.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
 
 
 def screen_of(*, shown: bool) -> Screen:

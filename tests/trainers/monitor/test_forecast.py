@@ -10,10 +10,10 @@ from trainers.monitor.forecast import Forecast, time_of_day
 EPOCHS, STEPS, TOKENS, EVALUATION = 4, 40, 100, 30.0
 
 
-def simulate(seconds_of_step, at):
+def simulate(seconds_of_step, at, final=0):
     """Run to the step ``at``; the forecast of what is left, and what is."""
     now = 0.0
-    forecast = Forecast(STEPS * TOKENS, EPOCHS, evaluation_tokens=10, clock=lambda: now)
+    forecast = Forecast(STEPS * TOKENS, EPOCHS, evaluation_tokens=10, final_tokens=10 * final, clock=lambda: now)
     trained, told, truth = 0.0, None, None
     for step in range(1, EPOCHS * STEPS + 1):
         trained += seconds_of_step(step)
@@ -24,13 +24,18 @@ def simulate(seconds_of_step, at):
         if step % STEPS == 0:
             before, now = now, now + EVALUATION
             forecast.evaluated(now - before)
-    return told, truth + now
+    return told, truth + now + final * EVALUATION
 
 
 def test_after_the_first_evaluation_the_end_is_right_to_the_second():
     for at in (STEPS + 1, 2 * STEPS - 3, 3 * STEPS + 20):
         told, truth = simulate(lambda step: 0.5, at)
         assert told == pytest.approx(truth)
+
+
+def test_the_scoring_at_the_end_counts():
+    told, truth = simulate(lambda step: 0.5, STEPS + 7, final=3)
+    assert told == pytest.approx(truth)
 
 
 def test_slow_first_steps_do_not_count():

@@ -1,5 +1,6 @@
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from trainers.experiment import run
 from trainers.loop import fit
 from trainers.monitor.monitor import Monitor
 from trainers.processes.distributed import World
-from trainers.run_folder import read_run
+from trainers.run_folder import RunFolder, read_run
 from trainers.tasks.token import TokenClassification
 from trainers.training.state import TrainState
 
@@ -53,6 +54,19 @@ def test_a_run_off_a_terminal_prints_plan_rows_and_end_without_control_character
     assert max(map(len, done.stdout[: done.stdout.index("Written into")].splitlines())) <= 100
     assert "a new head for 5 labels" not in done.stderr  # the checkpoint has one
     assert "epoch 1/3:" not in done.stderr
+
+
+@pytest.mark.fault("the reader of a run's output is gone (| head)", "trains to its end, saying nothing", "none")
+def test_a_reader_that_leaves_ends_no_run(tiny, checkpoint, data, tmp_path):
+    command = [sys.executable, "-m", "trainers", *tiny.arguments(checkpoint, data, tmp_path / "run", "--epochs", "1")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline().startswith(b"data ")
+    process.stdout.close()
+    error = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 128 + signal.SIGPIPE, error
+    assert b"Traceback" not in error
+    assert RunFolder(tmp_path / "run").is_finished()
 
 
 def test_quiet_leaves_the_summary(tiny, checkpoint, data, tmp_path, capsys):

@@ -4,7 +4,7 @@ import types
 import pytest
 from tqdm import tqdm
 
-from trainers.monitor.screen import Lines, Notebook, Silent, in_notebook, screen_of
+from trainers.monitor.screen import Lines, Notebook, Silent, in_notebook, plain, screen_of
 
 
 @pytest.fixture
@@ -47,6 +47,11 @@ def test_a_line_makes_room_for_the_bar_below_it(capsys, monkeypatch):
     captured = capsys.readouterr()
     assert captured.out == "a row\n"
     assert "\r" in captured.err
+
+
+def test_labels_cannot_command_a_terminal_nor_break_its_encoding():
+    assert plain("B-\x1b[31mred\r\x07\u202eé\n", "utf-8") == "B-\ufffd[31mred\ufffd\ufffd\ufffdé\n"
+    assert plain("B-é·", "ascii") == "B-\\xe9\\xb7"
 
 
 def test_in_a_notebook_one_table_grows(cell, capsys):
