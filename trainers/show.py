@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -59,6 +59,15 @@ def progress_bar(
 
     hidden = None if shown and is_main() and not _HUSHED.get() else True  # None: tqdm asks whether there is a terminal
     return tqdm(desc=name, total=total, unit=unit, delay=delay, disable=hidden, leave=False, file=sys.stderr, **more)
+
+
+class LogHandler(logging.StreamHandler):
+    """Writes log lines to standard error, above a progress bar that stands there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")
+        with tqdm.tqdm.external_write_mode(file=self.stream) if tqdm else nullcontext():
+            super().emit(record)
 
 
 _HUSHED: ContextVar[bool] = ContextVar("hushed", default=False)

@@ -3,7 +3,16 @@ import sys
 
 import pytest
 
-from trainers.show import duration, fitted_table, hushed, markdown_table, progress_bar, score_text, text_table
+from trainers.show import (
+    LogHandler,
+    duration,
+    fitted_table,
+    hushed,
+    markdown_table,
+    progress_bar,
+    score_text,
+    text_table,
+)
 
 
 def test_columns_are_aligned_and_bars_escaped():
@@ -65,6 +74,19 @@ def test_wide_tables_are_turned_and_split():
     assert [block[0][0] for block in blocks] == ["name"] * 9
     assert [block[1][-1].strip() for block in blocks] == [str(number) for number in range(9)]
     assert max(map(len, split.splitlines())) <= 17
+
+
+def test_log_lines_stand_above_the_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    handler, record = LogHandler(), logging.makeLogRecord({"msg": "a line"})
+    with progress_bar("work", 3) as bar:
+        capsys.readouterr()
+        handler.emit(record)
+        err = capsys.readouterr().err
+        assert err[: err.index("a line")].strip("\r ") == ""  # the bar's line is emptied first
+        assert err.endswith(str(bar))
+    handler.emit(record)
+    assert capsys.readouterr().err.endswith("a line\n")
 
 
 def test_bars_show_on_a_terminal_alone_and_not_when_hushed(monkeypatch, caplog):

@@ -7,6 +7,7 @@ the result event, the digests of inputs.json, the true labels that were saved wi
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,16 @@ from trainers.results.significance import (
     seeds_rows,
 )
 from trainers.run_folder import Run, has_predictions, read_predictions
-from trainers.show import COLOURS, blank_figure, duration, fitted_table, markdown_table, plain_axes, save_figure
+from trainers.show import (
+    COLOURS,
+    blank_figure,
+    duration,
+    fitted_table,
+    markdown_table,
+    plain_axes,
+    save_figure,
+    table_width,
+)
 from trainers.tasks import kind_of
 
 if TYPE_CHECKING:
@@ -142,8 +152,9 @@ def comparison_text(comparison: Comparison, width: int | None = None) -> str:
     Args:
         width: columns; None: those that the terminal has, or 100.
     """
+    width = width or table_width()
     tables = [fitted_table(rows, width=width) for rows in _tables(comparison) if len(rows) > 1]
-    return "\n\n".join([*tables, _caption(comparison)])
+    return "\n\n".join([*tables, textwrap.fill(_caption(comparison), width)])
 
 
 def _tables(comparison: Comparison) -> list[list[list[str]]]:

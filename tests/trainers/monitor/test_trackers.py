@@ -12,8 +12,8 @@ def tracked(checkpoint, data, tmp_path, monkeypatch):
     """Train with a tracker, in two starts: once for one of two epochs, and on to the end."""
 
     def train(track):
+        monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # trackio reads it when it is imported
         pytest.importorskip(TRACKERS[track].package)
-        monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
         config = RunConfig(model=str(checkpoint), data=str(data), output_dir=tmp_path / "run", epochs=2, track=track)
 
         def stop(*_):
