@@ -21,13 +21,14 @@ from trainers.config import GROUPS, Config, RunConfig
 from trainers.processes import interrupt
 from trainers.processes.failure import OUT_OF_MEMORY, USER_ERRORS, exit_status, is_main
 from trainers.processes.interrupt import Interrupted
+from trainers.show import LogHandler
 from trainers.verbs import VERBS, train
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb; a wrong value ends with one line that says what to do, and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, handlers=[LogHandler()])
     exit_on_user_error(lambda: _dispatch(arguments))
 
 

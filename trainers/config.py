@@ -306,6 +306,13 @@ class OutputSettings(Settings):
     """"auto" continues from the newest complete checkpoint in output_dir, if there is one; or a checkpoint's path."""
     overwrite: bool = False
     """Delete the run that output_dir holds, finished or not, and begin anew."""
+    track: str = ""
+    """Where figures go beside metrics.jsonl, several with commas: tensorboard, mlflow, wandb, trackio (extras of those
+    names), or a class of your own as module:Class."""
+    quiet: bool = False
+    """Print the scores at the end alone; and warnings and errors."""
+    dry_run: bool = False
+    """Show the plan of the run and some examples as the model will see them, and stop: nothing is written."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -381,5 +388,8 @@ RESUME_MAY_CHANGE = (
     "parallel",
     "timeout",
     "cache",
+    "track",
+    "quiet",
+    "dry_run",
 )
 """Settings that may differ between a run and its continuation without changing what is computed."""

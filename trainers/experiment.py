@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,13 +19,20 @@ from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.data.labels import Decision
 from trainers.inputs import check_processes, check_unchanged, inputs_of
 from trainers.loop import fit, predict
-from trainers.model import build, is_scratch, start_from_inputs, with_learning_rate, write_vocabulary
+from trainers.model import build, is_scratch, with_learning_rate, write_vocabulary
+from trainers.monitor.monitor import Monitor
+from trainers.monitor.plan import plan_of
+from trainers.monitor.preview import preview
+from trainers.monitor.screen import Lines
+from trainers.monitor.tracking import Tracker, check_trackers, tracked
 from trainers.processes import interrupt
 from trainers.processes.distributed import World, distributed
 from trainers.processes.fsdp import copy_tensors, is_sharded, whole
 from trainers.processes.run_lock import locked
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions, set_aside
+from trainers.show import hushed
 from trainers.tasks import check_settings, kind_of, load, settle
+from trainers.tasks.task import Task
 from trainers.training.checkpoints import check_checkpoint, newest_checkpoint, set_aside_later
 from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
 from trainers.training.state import trained_tensors
@@ -32,7 +40,7 @@ from trainers.training.state import trained_tensors
 logger = logging.getLogger("trainers")
 
 
-def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
+def run(config: RunConfig, datasets: Mapping[str, Any] | None = None, trackers: Sequence[Tracker] = ()) -> Run:
     """Train and test a model as ``config`` says, and return what the run folder now holds.
 
     Under torchrun every process calls this. A finished run is not repeated: with resume="auto" it is read.
@@ -40,13 +48,38 @@ def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
     Args:
         datasets: the splits "train", "validation" and perhaps "test" as data sets in memory of the run's task
             (TokenDataset, TextDataset, ImageDataset), with the same labels; None: what ``config.data`` names.
+        trackers: tools that track the run, beside those that ``config.track`` names.
 
     Raises:
         ValueError: the folder holds another run, or a setting or the data is wrong (the message says which).
         Interrupted: a signal has ended training; a checkpoint is written. It is a KeyboardInterrupt.
     """
-    with distributed(config.timeout) as world, _locked(config.output_dir, world):
-        return _run(config, datasets, world)
+    if config.dry_run:
+        raise ValueError("dry_run is set: trainers.experiment.dry_run shows the plan of a run, `run` trains.")
+    with distributed(config.timeout) as world, hushed(config.quiet), _locked(config.output_dir, world):
+        return _run(config, datasets, world, trackers)
+
+
+def dry_run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> None:
+    """Print what `run` would do, and a few examples as the model will see them. Nothing is written.
+
+    Raises:
+        ValueError: as `run`.
+    """
+    check_settings(config)
+    check_trackers(config.track)
+    with distributed(config.timeout) as world, TemporaryDirectory() as scratch:
+        given = with_learning_rate(config)
+        apart = dataclasses.replace(given, cache=False)
+        if is_scratch(given):  # its vocabulary is made from the data, and has to lie somewhere
+            apart = dataclasses.replace(apart, output_dir=Path(scratch))
+        prepared = _prepared(apart, datasets, world, fresh=True)
+        if world.is_main:
+            settled = dataclasses.replace(prepared.config, output_dir=given.output_dir)
+            plan = plan_of(settled, world, prepared.labels, prepared.model, prepared.data).text()
+            examples = preview(prepared.config, prepared.labels, prepared.data["train"])
+            end = f"This was a dry run: nothing is written. Without --dry-run it trains into {given.output_dir}."
+            Lines().say("\n\n".join([plan, examples, end]))
 
 
 @contextmanager
@@ -57,8 +90,43 @@ def _locked(folder: Path, world: World) -> Iterator[None]:
         yield
 
 
-def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) -> Run:
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is made from, before anything is trained."""
+
+    config: RunConfig
+    """The settings, with what the data decides."""
+    labels: tuple[str, ...]
+    datasets: dict[str, Any]
+    """The splits as they were read, with the ids of ``labels``."""
+    model: TaskModel
+    data: dict[str, Any]
+    """The splits as the model takes them."""
+    task: Task
+    """The loss and the scores."""
+
+
+def _prepared(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, *, fresh: bool) -> Prepared:
+    """The data, the labels and the model of a run; the vocabulary of one that begins untrained is written if fresh."""
+    kind = kind_of(config.task)
+    datasets = load(config) if datasets is None else datasets
+    for split in ("train", "validation"):
+        if split not in datasets:
+            raise ValueError(f"{config.data or 'The data'} has no {split} split; it has {', '.join(datasets)}.")
+    config, datasets = settle(config, datasets)
+    labels = datasets["train"].labels
+    datasets = {split: dataset.with_labels(labels) for split, dataset in datasets.items()}
+    if is_scratch(config) and fresh:
+        world.from_main(lambda: write_vocabulary(config, datasets["train"]))
+    model = build(config, labels)
+    data = {split: kind.encode(dataset, model, config) for split, dataset in datasets.items()}
+    start_from_inputs(model, data["train"], config, world.device)
+    return Prepared(config, labels, datasets, model, data, kind.task(labels, config, data["train"]))
+
+
+def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, trackers: Sequence[Tracker]) -> Run:
     check_settings(config)
+    check_trackers(config.track)
     config = with_learning_rate(config)
     begun = f"run in {config.output_dir.absolute()}"
     if world.from_main(lambda: world.remembers(begun)):
@@ -70,22 +138,9 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
     if start.finished:
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
         return read_run(config.output_dir)
-    kind = kind_of(config.task)
-    datasets = load(config) if datasets is None else datasets
-    for split in ("train", "validation"):
-        if split not in datasets:
-            raise ValueError(f"{config.data or 'The data'} has no {split} split; it has {', '.join(datasets)}.")
     given = config
-    config, datasets = settle(config, datasets)
-    labels = datasets["train"].labels
-    datasets = {split: dataset.with_labels(labels) for split, dataset in datasets.items()}
-    if is_scratch(config) and checkpoint is None:
-        world.from_main(lambda: write_vocabulary(config, datasets["train"]))
-    model = build(config, labels)
-    data = {split: kind.encode(dataset, model, config) for split, dataset in datasets.items()}
-    start_from_inputs(model, data["train"], config, world.device)
-    task = kind.task(labels, config, data["train"])
-    inputs = inputs_of(config, labels, data)
+    prepared = _prepared(config, datasets, world, fresh=checkpoint is None)
+    inputs = inputs_of(prepared.config, prepared.labels, prepared.data)
     check_processes(inputs, world)
     folder = RunFolder(config.output_dir)
     if checkpoint is not None:
@@ -97,9 +152,25 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
         folder.write_settings(given.to_dict())
     if world.is_main:
         world.remember(begun)
+    with tracked(given, trackers, world) as tracking:
+        monitor = Monitor(config, world, quiet=config.quiet, tracking=tracking)
+        monitor.plan(plan_of(prepared.config, world, prepared.labels, prepared.model, prepared.data))
+        result = _trained(prepared, start, world, monitor)
+        if world.is_main:
+            monitor.ending(result)
+    return result
+
+
+def _trained(prepared: Prepared, start: "Start", world: World, monitor: Monitor) -> Run:
+    """Train and test what is prepared, and write all that a finished run has."""
+    config, labels, model = prepared.config, prepared.labels, prepared.model
+    data, task = prepared.data, prepared.task
+    folder, checkpoint = RunFolder(config.output_dir), start.checkpoint
     reset_peak_memory(world.device)
     with interrupt.deferred():
-        state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
+        state = fit(
+            model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint, monitor
+        )
         peak = max(world.gather(peak_memory_bytes(world.device)))
         memory = peak_memory(world.device)
         found = {
@@ -117,7 +188,7 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
             logger.warning("%s was changed after the run: it is kept as %s.", path, set_aside(path))
         for split in found:
             save_predictions(config.output_dir, split, *task.examples(found[split][1], data[split]))
-        save_model(model, config, task.decision, getattr(datasets["train"], "pairs", None) is not None)
+        save_model(model, config, task.decision, getattr(prepared.datasets["train"], "pairs", None) is not None)
         files = folder.written(config.method, found)
     MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write(
         "result",

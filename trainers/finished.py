@@ -30,6 +30,7 @@ from trainers.model import load_model
 from trainers.processes.devices import usable
 from trainers.processes.distributed import World, distributed
 from trainers.run_folder import Run, RunFolder, has_predictions, read_predictions, read_run
+from trainers.show import progress_bar
 from trainers.tasks import kind_of, with_problem_type
 from trainers.tasks.classification import MultiLabelClassification
 from trainers.tasks.task import Kind, Task
@@ -223,8 +224,11 @@ class FinishedRun:
         """
         data = self.encode(dataset)
         batches = evaluation_batches(data.lengths, self.config.evaluation_tokens(data.lengths))
-        for indices, (inputs, labels) in zip(batches, load_batches(data, batches, self.device), strict=True):
-            yield indices[first_windows(on_host(labels)).cumsum(0).numpy() - 1], inputs
+        loaded = load_batches(data, batches, self.device)
+        with progress_bar("predict", len(batches), unit="batch") as progress:
+            for indices, (inputs, labels) in zip(batches, loaded, strict=True):
+                yield indices[first_windows(on_host(labels)).cumsum(0).numpy() - 1], inputs
+                progress.update()
 
     @torch.inference_mode()
     def probabilities(self, dataset: Any) -> np.ndarray:

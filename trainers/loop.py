@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from trainers.config import TrainConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
+from trainers.monitor.monitor import Monitor
 from trainers.processes import interrupt
 from trainers.processes.distributed import World
 from trainers.processes.fsdp import is_sharded, put_away, shard
 from trainers.processes.interrupt import Interrupted
 from trainers.run_folder import MetricsLog
+from trainers.show import progress_bar
 from trainers.tasks.task import Task
 from trainers.training.adversarial import build_adversary
 from trainers.training.batch_plan import BatchPlan
@@ -59,6 +60,7 @@ def fit(
     world: World,
     folder: Path,
     resume_from: Path | None = None,
+    monitor: Monitor | None = None,
 ) -> TrainState:
     """Train what requires grad in ``model``, and leave the best epoch's weights in it.
 
@@ -68,6 +70,7 @@ def fit(
     Args:
         folder: the run folder; metrics.jsonl and checkpoints/ are written into it.
         resume_from: a checkpoint to continue from, exactly as if the run had not been interrupted.
+        monitor: what shows how far the run is; None: one that prints a row for every evaluation.
 
     Returns:
         The state at the end: steps, epochs, best epoch and score, seconds and tokens trained.
@@ -100,13 +103,13 @@ def fit(
     log = MetricsLog(folder, resume_at=state.step - state.batch, writes=world.is_main)  # where the last epoch ended
     parallel = world.wrap(model)
     adversary = build_adversary(model, config)
+    monitor = monitor or Monitor(config, world)
+    monitor.begin(state, plan, validation)
 
     while state.epoch < config.epochs and not state.out_of_patience(config.patience):
         parallel.train()
         state.start_clock()
-        bar = _progress(f"epoch {state.epoch + 1}/{config.epochs}", len(plan.batches(state.epoch)), world)
-        with memory_errors(world.device, plan.pass_tokens), bar as progress:
-            progress.update(state.batch)
+        with memory_errors(world.device, plan.pass_tokens), monitor.epoch(len(plan.batches(state.epoch))):
             for step in plan.steps(state.epoch, first=state.batch):
                 for perturbed, parts in adversary.passes(step.parts):  # one pass, unless training is adversarial
                     for part in parts:
@@ -119,9 +122,7 @@ def fit(
                 take_step(state, config.max_grad_norm, world, folder)
                 state.end_step(step.labels, step.tokens)
                 world.at_step(state.step)
-                progress.update()
-                if state.step % 20 == 0:
-                    progress.set_postfix(loss=f"{state.local_loss(world):.4f}")
+                monitor.step()
                 checkpoints.after_step()
 
         with checkpoints.before_evaluation():
@@ -129,13 +130,13 @@ def fit(
         state.end_epoch()
         improved = state.record_score(scores, config.metric)
         rate = scheduler.get_last_lr()[0]
-        log.write(
-            "epoch", epoch=state.epoch, step=state.step, learning_rate=rate, **state.pop_epoch(world), validation=scores
-        )
+        place = {"epoch": state.epoch, "step": state.step, "learning_rate": rate}
+        event = {**place, **state.pop_epoch(world), "validation": scores}
+        log.write("epoch", **event)
+        monitor.evaluated(event, best=improved)
         ended = state.epoch == config.epochs or state.out_of_patience(config.patience)
-        if world.is_main and (
-            warning := warning_of(log.epochs(), config.metric, float(max(scheduler.base_lrs)), ended)
-        ):
+        peak_rate = float(max(scheduler.base_lrs))
+        if world.is_main and (warning := warning_of(log.epochs(), config.metric, peak_rate, ended)):
             logger.warning(warning)
         if improved:
             save_best(state, folder, world)
@@ -180,7 +181,8 @@ def _predict(
         passes = len(evaluation_batches(data.lengths, most, 0, world.size))
         batches += [np.arange(1)] * (passes - counted)
     loaded = load_batches(data, batches, world.device, workers=config.workers)
-    with memory_errors(world.device, most // 4), _progress("evaluate", len(batches), world) as progress:
+    bar = progress_bar("evaluate", len(batches), unit="batch", shown=world.is_main)
+    with memory_errors(world.device, most // 4), bar as progress:
         for number, (indices, (inputs, labels)) in enumerate(zip(batches, loaded, strict=True)):
             with autocast(model, config.precision, world.device):
                 logits = model(**inputs)
@@ -197,8 +199,3 @@ def _predict(
     found = {index: prediction for _, part, _ in shares for index, prediction in part.items()}
     mean = sum(part for part, _, _ in shares) / max(1, int(data.label_counts.sum()))
     return mean, [found[index] for index in range(len(data.lengths))]
-
-
-def _progress(name: str, total: int, world: World) -> tqdm:
-    """A progress bar, on the process that talks to the user."""
-    return tqdm(desc=name, total=total, disable=not world.is_main, leave=False)

@@ -59,6 +59,7 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
             head=config.head,
             fresh_head=config.fresh_head,
             checkpoint_labels=config.checkpoint_labels or None,
+            to_be_trained=config.train_head,
             seed=config.seed,
         )
     assert isinstance(model, TaskModel)

@@ -7,7 +7,7 @@ trained.save("my-model")
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +27,7 @@ from trainers.data.tokens.bio import OUTSIDE
 from trainers.data.tokens.reader import TokenDataset
 from trainers.experiment import logger, run
 from trainers.finished import FinishedRun
+from trainers.monitor.tracking import Tracker
 from trainers.processes.interrupt import Interrupted
 from trainers.run_folder import Run
 from trainers.serve import pipeline
@@ -75,7 +76,7 @@ class TrainedRun(Run):
         return Path(folder)
 
 
-def train(data: Any, **settings: Any) -> TrainedRun:
+def train(data: Any, *, trackers: Sequence[Tracker] = (), **settings: Any) -> TrainedRun:
     """Train and test a model on data in memory.
 
     Args:
@@ -83,6 +84,8 @@ def train(data: Any, **settings: Any) -> TrainedRun:
             TokenDataset, TextDataset or ImageDataset; or a pandas DataFrame, a datasets.Dataset, a list of dicts or a
             dict of lists, whose columns hold words and tags ("tokens", "ner_tags"), or what the settings text_column,
             pair_column and label_column name. Without a validation split a tenth of the training examples becomes it.
+        trackers: objects with `start`, `log` and `finish` (trainers/monitor/tracking.py) that are told the run's
+            figures; those that have a name go into the setting `track`.
         settings: fields of RunConfig; output_dir may be a string, target_modules a list.
 
     Returns:
@@ -95,10 +98,10 @@ def train(data: Any, **settings: Any) -> TrainedRun:
             on. SIGTERM does the same.
     """
     with _keywords_for_flags():
-        return _train(data, settings)
+        return _train(data, settings, trackers)
 
 
-def _train(data: Any, settings: dict[str, Any]) -> TrainedRun:
+def _train(data: Any, settings: dict[str, Any], trackers: Sequence[Tracker]) -> TrainedRun:
     config = RunConfig.from_dict(settings, "trainers.train")
     kind_of(config.task)
     splits = dict(data) if isinstance(data, Mapping) and (not data or "train" in data) else {"train": data}
@@ -107,7 +110,7 @@ def _train(data: Any, settings: dict[str, Any]) -> TrainedRun:
         datasets["train"], datasets["validation"] = _held_out(datasets["train"])
         sizes = len(datasets["train"]), len(datasets["validation"])
         logger.warning("no validation split: %d training examples stay, %d became one", *sizes)
-    done = run(config, datasets)
+    done = run(config, datasets, trackers)
     return TrainedRun(**{name: getattr(done, name) for name in done.__dataclass_fields__})
 
 

@@ -5,6 +5,7 @@ inputs.json             digests of what the run was made from (inputs.py)
 metrics.jsonl           one JSON object a line, in the order in which things happened, told apart by `event`:
                         `epoch`, and at the very end one `result`
 checkpoints/            step-N to resume from, best-N with the weights to keep (training/checkpoints.py)
+tracking.json           the run's id for tools that track runs, and how far each has been told (monitor/tracking.py)
 set-aside/              here and in checkpoints/: what stood in the way and was not to be deleted
 adapter/ or best/       what was trained: LoRA's adapter, or else the whole model
 predictions/SPLIT.npz   predicted and true label ids of every example
@@ -34,6 +35,7 @@ from lora_core.files import (
     write_json,
     write_text,
 )
+from trainers.show import score_text
 
 logger = logging.getLogger("trainers")
 
@@ -65,6 +67,16 @@ class RunFolder:
     def metrics(self) -> Path:
         """metrics.jsonl."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def tracking(self) -> Path:
+        """tracking.json."""
+        return self.path / "tracking.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's curves."""
+        return self.path / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:
@@ -183,11 +195,14 @@ class RunFolder:
             discard(path)
         if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
             self.checkpoints.rmdir()
-        for folder in (self.weights("lora"), self.weights("full"), self.path / "predictions"):
+        for folder in (self.weights("lora"), self.weights("full"), self.path / "predictions", self.tensorboard):
             if folder.is_dir():
                 discard(folder)
         # Last what makes it a run: killed on the way, it can still be overwritten.
-        for path in (self.report, self.onnx, self.int8_onnx, self.inputs, self.settings, self.metrics):
+        for path in (
+            *(self.report, self.onnx, self.int8_onnx, self.tracking),
+            *(self.inputs, self.settings, self.metrics),
+        ):
             path.unlink(missing_ok=True)
 
     def write_settings(self, settings: dict[str, Any]) -> None:
@@ -211,6 +226,19 @@ class RunFolder:
         if not isinstance(inputs.get("data"), dict) or "run" not in inputs:
             raise ValueError(f"{self.inputs} has the entries {sorted(inputs)}, expected data, run and others. {remedy}")
         return inputs
+
+    def read_tracking(self) -> dict[str, Any]:
+        """The content of tracking.json; nothing where nothing has been tracked. ValueError when it is damaged."""
+        if not self.tracking.exists():
+            return {}
+        return read_json_object(self.tracking, "Restore it, or delete it to track the run under a new id.")
+
+    def epoch_events(self) -> list[dict[str, Any]]:
+        """The `epoch` events of metrics.jsonl as far as the run has come; torn lines are left out."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [event for event in map(_event, lines) if event.get("event") == "epoch"]
 
     def run_id(self) -> str:
         """What tells this run's checkpoints from those of runs with other settings or inputs; empty: nothing does."""
@@ -243,8 +271,8 @@ class Run:
         split = "test" if "test" in self.result else "validation"
         scores = self.result[split]
         names = MAIN_SCORES if "f1" in scores else REGRESSION_SCORES
-        shown = ", ".join(f"{name} {scores[key]:.4f}" for key, name in names.items())
-        return f"{split}: {shown}; all figures in {self.files.metrics}"
+        shown = ", ".join(f"{name} {score_text(key, scores[key])}" for key, name in names.items())
+        return f"{split}: {shown} (in percent); all figures in {self.files.metrics}"
 
 
 def read_run(folder: str | Path) -> Run:

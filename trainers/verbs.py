@@ -4,6 +4,7 @@ Imports stand inside the verbs, so that --help and a mistyped flag answer at onc
 """
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,13 @@ from trainers.service.settings import ServiceSettings
 
 def train(config: RunConfig) -> None:
     """Train and test a model."""
-    from trainers.experiment import run
+    from trainers.experiment import dry_run, run
 
     if not config.data:
         raise ValueError("--data is missing: a folder, a name in $LORA_DATA_DIR, or a hub id such as tner/bionlp2004.")
+    if config.dry_run:
+        dry_run(config)
+        return
     finished = run(config)
     if is_main():
         print(finished.summary)
@@ -32,7 +36,8 @@ def compare(
 ) -> None:
     """Compare finished runs: a table here, and comparison.md, .json and .png in a folder.
 
-    Runs that differ in nothing but their seed are also compared together.
+    The settings in which the runs differ are named, and runs that were scored on other data are refused. Runs that
+    differ in nothing but their seed are also taken together.
 
         lora-core compare runs/full runs/lora --output-dir runs/comparison
 
@@ -40,11 +45,11 @@ def compare(
         runs: run folders; differences are taken to the first.
         output_dir: where the files go.
     """
-    from trainers.results.compare import compare_runs, comparison_table, write_comparison
+    from trainers.results.compare import compare_runs, comparison_text, write_comparison
     from trainers.run_folder import read_run
 
     comparison = compare_runs([read_run(folder) for folder in runs])
-    print(comparison_table(comparison))
+    print(f"{comparison_text(comparison)}\n")
     for path in write_comparison(comparison, output_dir):
         print(path)
 
@@ -66,7 +71,12 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], errors: int 
         print(write_report(folder, errors))
 
 
-def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: str = "test") -> None:
+def evaluate(
+    run: Annotated[Path, tyro.conf.Positional],
+    data: str = "",
+    split: str = "test",
+    format: Literal["auto", "table", "json"] = "auto",
+) -> None:
     """Score a finished run's model.
 
         lora-core evaluate runs/lora --split validation
@@ -75,12 +85,19 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: 
         run: its folder.
         data: other data with the same label names; by default the run's own.
         split: train, validation or test.
+        format: table: scores in percent by entity type or label; json: all of them with all digits, from 0 to 1; auto:
+            a table on a terminal, and JSON for files and programs.
     """
     from trainers.finished import evaluate_run
+    from trainers.monitor.rows import scores_table
 
     scores = evaluate_run(run, data, split)
-    if is_main():
+    if not is_main():
+        return
+    if format == "json" or (format == "auto" and not sys.stdout.isatty()):
         print(json.dumps(scores, indent=2))
+    else:
+        print(f"Scores of {run} on the {split} split{f' of {data}' if data else ''}\n{scores_table(scores)}")
 
 
 def check_data(

@@ -179,13 +179,16 @@ def test_errors_of_users_and_errors_of_ours(capsys, kind):
 def test_train_prints_the_scores_of_the_log(capsys, tmp_path, tiny, checkpoint, data):
     main(tiny.arguments(checkpoint, data, tmp_path / "run", "--epochs", "1", "--method", "head"))
     result = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert f"F1 {result['test']['f1']:.4f}, precision {result['test']['precision']:.4f}" in capsys.readouterr().out
+    scores = result["test"]
+    assert f"F1 {100 * scores['f1']:.2f}, precision {100 * scores['precision']:.2f}" in capsys.readouterr().out
 
 
 def test_compare_prints_the_table_and_writes_the_files(capsys, tmp_path, finished):
     main(["compare", str(finished["full"]), str(finished["lora"]), "--output-dir", str(tmp_path / "both")])
     out = capsys.readouterr().out
-    assert re.search(r"^\| full .* baseline .*\n\| lora ", out, flags=re.MULTILINE)
+    assert re.search(r"^run +full +lora$", out, flags=re.MULTILINE)  # too wide for a row each
+    assert re.search(r"^difference +baseline +[+-]\d+\.\d\d$", out, flags=re.MULTILINE)
+    assert re.search(r"^method +full +lora$", out, flags=re.MULTILINE)
     written = {path.name for path in (tmp_path / "both").iterdir()}
     assert written == {"comparison.md", "comparison.json", "comparison.png"}
     assert all(str(tmp_path / "both" / name) in out for name in written)
@@ -204,6 +207,13 @@ def test_evaluate_prints_the_scores_as_json(capsys, finished):
     logged = json.loads((finished["lora"] / "metrics.jsonl").read_text().splitlines()[-1])["validation"]
     assert scores.pop("loss") == pytest.approx(logged.pop("loss"), abs=1e-5)
     assert scores == logged
+    main(["evaluate", str(finished["lora"]), "--split", "validation", "--format", "table"])
+    title, header, *_, total, below = capsys.readouterr().out.splitlines()
+    assert title == f"Scores of {finished['lora']} on the validation split"
+    assert header.split() == ["precision", "recall", "F1", "number"]
+    shown = [f"{100 * scores[name]:.2f}" for name in ("precision", "recall", "f1")]
+    assert total.split()[:4] == ["all", *shown]
+    assert f"accuracy {100 * scores['accuracy']:.2f}" in below
     assert "has no dev split" in fails_in_one_line(capsys, "evaluate", finished["lora"], "--split", "dev")
 
 

@@ -149,7 +149,8 @@ def test_a_finished_training_says_its_score_and_how_to_go_on(checkpoint, tmp_pat
     trained = trainers.train(ROWS, **settings)
     f1 = trained.result["validation"]["f1"]
     assert re.fullmatch(
-        rf"validation: F1 {f1:.4f}, precision \S+, recall \S+; all figures in .*metrics.jsonl", f"{trained}"
+        rf"validation: F1 {100 * f1:.2f}, precision \S+, recall \S+ \(in percent\); all figures in .*metrics.jsonl",
+        f"{trained}",
     )
     with pytest.raises(ValueError, match='Add resume="auto" to continue it or overwrite=True to begin anew'):
         trainers.train(ROWS, **settings)

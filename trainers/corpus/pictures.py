@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from lora_core.files import write_json, write_text
 from trainers.data.images.batches import ImageDataset
 from trainers.data.images.decode import decode, open_image
 from trainers.data.images.files import THREADS
 from trainers.data.rows import BadRows
-from trainers.show import COLOURS, blank_figure, markdown_table, plain_axes, save_figure
+from trainers.show import COLOURS, blank_figure, markdown_table, plain_axes, progress_bar, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +102,7 @@ def count_pictures(datasets: Mapping[str, ImageDataset], bad_rows: BadRows) -> P
     found: dict[str, list[_Picture]] = {}
     total = sum(map(len, datasets.values()))
     with (
-        tqdm(total=total, desc="reading", unit="picture", disable=None) as progress,
+        progress_bar("reading", total, unit="picture") as progress,
         ThreadPoolExecutor(THREADS) as threads,
     ):
         for split, dataset in datasets.items():

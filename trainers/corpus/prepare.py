@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from lora_core.files import read_json_object, replacing, write_json
 from trainers.corpus.statistics import Statistics, statistics, write_statistics
@@ -26,6 +25,7 @@ from trainers.data.tokens.bio import OUTSIDE, entity_type, open_stray, openings
 from trainers.data.tokens.files import TaggedSource, find_tagged_source
 from trainers.data.tokens.forms import tagged_rows
 from trainers.data.tokens.scan import Scan, scan
+from trainers.show import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -214,9 +214,7 @@ def _write_splits(
     with ExitStack() as stack:
         unfinished = [stack.enter_context(replacing(path)) for path in paths]
         outputs = [stack.enter_context(path.open("w", encoding="utf-8")) for path in unfinished]
-        progress = stack.enter_context(
-            closing(tqdm(total=size, desc="writing", unit="B", unit_scale=True, disable=None))
-        )
+        progress = stack.enter_context(closing(progress_bar("writing", size, unit="B", unit_scale=True)))
         for file, start, end in zip(found.files, scanned.file_offsets, scanned.file_offsets[1:], strict=False):
             wanted = split_of_row[start:end] != DROPPED
             for place, words, tags in tagged_rows(file, tag_ids, skip_bad, progress, wanted):

@@ -1,32 +1,43 @@
 """Several finished runs side by side: a table, a JSON file, and a picture of validation F1 by epoch and F1 by type.
 
-Only runs on the same data with the same labels can be compared: `data` in `config.json`, `labels` in the
-result event. That the scored sentences are the same shows in the number of gold entities per type.
+Only runs that were scored on the same data with the same labels can be compared: `data` in `config.json`, `labels` in
+the result event, the digests of inputs.json, the true labels that were saved with the predictions.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lora_core.files import write_json, write_text
-from trainers.config import RunConfig
+from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.results.significance import (
+    SEEDS_NOTE,
     Difference,
     SeedGroup,
     compare_predictions,
     counts_of_run,
     seed_groups,
-    seeds_table,
+    seeds_rows,
 )
-from trainers.run_folder import Run, has_predictions
-from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes, save_figure
+from trainers.run_folder import Run, has_predictions, read_predictions
+from trainers.show import (
+    COLOURS,
+    blank_figure,
+    duration,
+    fitted_table,
+    markdown_table,
+    plain_axes,
+    save_figure,
+    table_width,
+)
 from trainers.tasks import kind_of
 
 if TYPE_CHECKING:
@@ -80,7 +91,11 @@ class Comparison:
     support: dict[str, int]
     """Number of gold entities of each type (or examples of each label), most frequent first."""
     seeds: list[SeedGroup]
-    """Runs that differ in their seed alone, together; empty unless there are two ways with several seeds each."""
+    """Runs that differ in their seed alone, together: groups of two runs or more."""
+    settings: dict[str, list[Any]] = field(default_factory=dict)
+    """Settings in which the runs differ, and the training data if they do in that, with the value of each run."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know to believe the differences."""
 
 
 def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
@@ -98,7 +113,7 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
     for run in runs:
         counts_of_run(run)  # refuses what has no F1
     split = "test" if all(run.result.get("test") for run in runs) else "validation"
-    _check_same_data(runs, split)
+    notes = _check_same_data(runs, split)
     baseline_f1 = _figure(runs[baseline], split, "f1")
     differences = [
         compare_predictions(run, runs[baseline], split)
@@ -118,11 +133,46 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
         rows=rows,
         support=dict(sorted(support.items(), key=lambda item: (-item[1], item[0]))),
         seeds=seed_groups(runs, names, [row.f1 for row in rows], baseline),
+        settings=_different_settings(runs),
+        notes=notes,
     )
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """A Markdown table, aligned so that it reads well in a terminal too. Scores are in percent."""
+    """The comparison in Markdown: tables of the runs, of the settings in which they differ, and of their seeds. Scores
+    are in percent."""
+    tables = [rows for rows in _tables(comparison) if len(rows) > 1]
+    head, *rest = (markdown_table(rows[0], rows[1:]) for rows in tables)
+    return "\n\n".join([head, _caption(comparison), *rest]) + "\n"
+
+
+def comparison_text(comparison: Comparison, width: int | None = None) -> str:
+    """The same for the terminal, no wider than that where it can be.
+
+    Args:
+        width: columns; None: those that the terminal has, or 100.
+    """
+    width = width or table_width()
+    tables = [fitted_table(rows, width=width) for rows in _tables(comparison) if len(rows) > 1]
+    return "\n\n".join([*tables, textwrap.fill(_caption(comparison), width)])
+
+
+def _tables(comparison: Comparison) -> list[list[list[str]]]:
+    """Header and rows of the tables of a comparison; those that have nothing to say have no rows."""
+    differing = [["settings that differ", *(row.name for row in comparison.rows)]]
+    differing += [[name, *map(_value, values)] for name, values in comparison.settings.items()]
+    return [_figures(comparison), differing, seeds_rows(comparison.seeds, comparison.baseline)]
+
+
+def _value(value: Any) -> str:
+    """A setting's value as people write it."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _figures(comparison: Comparison) -> list[list[str]]:
+    """The header, and the figures of each run."""
     has_strict = any(row.strict_f1 is not None for row in comparison.rows)
     has_difference = any(row.difference is not None for row in comparison.rows)
     certainty, strict_column = ["95% interval", "McNemar p"] * has_difference, ["strict F1"] * has_strict
@@ -164,12 +214,17 @@ def comparison_table(comparison: Comparison) -> str:
                 f"{row.peak_memory_bytes / 1e9:.2f} GB",
             ]
         )
-    table = markdown_table(cells[0], cells[1:])
-    caption = f"{comparison.data}, {comparison.split} split. Scores in percent; difference of F1 in points."
-    if has_difference:
-        caption += " Interval: paired bootstrap of the test examples. It does not know the chance of a seed."
-    seeds = f"\n{seeds_table(comparison.seeds)}" if comparison.seeds else ""
-    return f"{table}\n\n{caption}\n{seeds}"
+    return cells
+
+
+def _caption(comparison: Comparison) -> str:
+    """What the tables are of, and how their intervals are made."""
+    caption = [f"{comparison.data}, {comparison.split} split. Scores in percent; difference of F1 in points."]
+    if any(row.difference is not None for row in comparison.rows):
+        caption.append("Interval: paired bootstrap of the test examples. It does not know the chance of a seed.")
+    if comparison.seeds:
+        caption.append(SEEDS_NOTE)
+    return " ".join([*caption, *comparison.notes])
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
@@ -226,8 +281,53 @@ def _task(run: Run) -> str:
     return run.config.get("task", RunConfig().task)
 
 
-def _check_same_data(runs: list[Run], split: str) -> None:
-    first = runs[0]
+def _different_settings(runs: list[Run]) -> dict[str, list[Any]]:
+    """The settings that change results and are not the same in all runs; of the training data its size."""
+    default = RunConfig().to_dict()
+    all_of = [{**default, **run.config} for run in runs]
+    names = [name for name in all_of[0] if name not in (*RESUME_MAY_CHANGE, "data")]
+    values = {name: [settings.get(name) for settings in all_of] for name in names}
+    differing = {name: own for name, own in values.items() if any(one != own[0] for one in own)}
+    trained = [run.files.read_inputs().get("data", {}).get("train") for run in runs]
+    if all(trained) and any(one["examples"] != trained[0]["examples"] for one in trained):
+        differing["training data"] = [f"{one['examples']:,} examples" for one in trained]
+    return differing
+
+
+CUT_BY = ("model", "tokenizer", "max_length", "long_text", "text_augment", "image_size")
+"""Settings on which the digest of the same examples depends."""
+
+
+def _check_scored(first: Run, run: Run, split: str) -> str:
+    """Check that two runs were scored on the same examples; what is to be noted, if that cannot be known.
+
+    Raises:
+        ValueError: they were not.
+    """
+    mine, theirs = first.files.read_inputs(), run.files.read_inputs()
+    one, other = (inputs.get("data", {}).get(split) for inputs in (mine, theirs))
+    different = f"{first.folder} and {run.folder} were scored on different data: the {split} split"
+    if one and other and one["examples"] != other["examples"]:
+        raise ValueError(f"{different} had {one['examples']:,} examples and {other['examples']:,}.")
+    if one and one == other:
+        return ""
+    if has_predictions(first, split) and has_predictions(run, split):
+        gold, other_gold = (read_predictions(each.folder, split)[1] for each in (first, run))
+        if len(gold) != len(other_gold) or not all(map(np.array_equal, gold, other_gold)):
+            raise ValueError(f"{different} has other labels.")
+    cut_alike = all(first.config.get(name) == run.config.get(name) for name in CUT_BY) and all(
+        mine.get(name) == theirs.get(name) for name in ("tokenizer", "preprocessing", "model")
+    )
+    if one and other and cut_alike:
+        raise ValueError(f"{different} holds other examples with as many, or in another order (inputs.json).")
+    if has_predictions(first, split) and has_predictions(run, split):
+        return ""
+    return f"That {first.name} and {run.name} were scored on the same examples is not known." if one or other else ""
+
+
+def _check_same_data(runs: list[Run], split: str) -> list[str]:
+    """Refuse what cannot be compared with the first run; what is to be noted of the others."""
+    first, notes = runs[0], []
     for run in runs:
         kinds = [one.result.get("problem_type", "single_label_classification") for one in (first, run)]
         if kinds[0] != kinds[1]:
@@ -262,6 +362,8 @@ def _check_same_data(runs: list[Run], split: str) -> None:
                 f"The {split} split of {first.folder} has the entities {dict(_support(first, split))} but "
                 f"that of {run.folder} has {dict(_support(run, split))}: they scored different sentences."
             )
+        notes.append(_check_scored(first, run, split))
+    return [note for note in notes if note]
 
 
 def _support(run: Run, split: str) -> Counter[str]:

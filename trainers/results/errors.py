@@ -5,6 +5,8 @@ Shapes: N texts, V words of the vocabulary.
 """
 
 import dataclasses
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +19,12 @@ from lora_core.files import write_json, write_text
 from trainers.data.splits import sample, take
 from trainers.finished import FinishedRun
 from trainers.results.attribution import by_word, integrated_gradients
-from trainers.show import markdown_table
+from trainers.show import duration, markdown_table, progress_bar
 from trainers.tasks import text as text_kind
 from trainers.tasks.label_scores import classification_metrics
 from trainers.tasks.token import tokenizer_and_length
+
+logger = logging.getLogger("trainers")
 
 Directions = Literal["one", "both"]
 WORD = r"(?u)\b[^\W\d_]{3,}\b"
@@ -169,12 +173,13 @@ def analyse(
     dataset = run.examples(split)
     if dataset.pairs is not None:
         raise ValueError(f"{run.run.folder} read pairs of texts: the analysis of words is for single texts.")
+    began = time.monotonic()
     probabilities = run.probabilities(dataset)  # (N, L)
     predicted = probabilities.argmax(-1)
     scores = classification_metrics(dataset.targets, predicted, run.labels)
     of_true = probabilities[np.arange(len(dataset)), dataset.targets]
     hardest = np.argsort(of_true, kind="stable")[:worst]
-    return Analysis(
+    analysis = Analysis(
         str(run.run.folder),
         split,
         len(dataset),
@@ -185,6 +190,10 @@ def analyse(
         ),
         explain(run, take(dataset, hardest), predicted[hardest], of_true[hardest]),
     )
+    wrong = int((predicted != dataset.targets).sum())
+    said = split, len(dataset), wrong, len(hardest), duration(time.monotonic() - began)
+    logger.info("%s split: %d texts, %d of them wrong, %d explained, in %s", *said)
+    return analysis
 
 
 def explain(run: FinishedRun, dataset: Any, predicted: np.ndarray, of_true: np.ndarray) -> list[WorstText]:
@@ -197,7 +206,10 @@ def explain(run: FinishedRun, dataset: Any, predicted: np.ndarray, of_true: np.n
     tokenizer, _ = tokenizer_and_length(run.model, run.config, run.inputs_folder)
     assert data.words is not None
     found = []
-    for index, (text, true, guess) in enumerate(zip(dataset.texts, dataset.targets, predicted, strict=True)):
+    rows = zip(dataset.texts, dataset.targets, predicted, strict=True)
+    for index, (text, true, guess) in enumerate(
+        progress_bar("explain", len(dataset), unit="text", delay=1, iterable=rows)
+    ):
         own = slice(data.offsets[index], data.offsets[index + 1])
         ids, words = data.input_ids[own].astype(np.int64), data.words[own]
         special = torch.from_numpy(words < 0).to(run.device)

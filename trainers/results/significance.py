@@ -17,7 +17,6 @@ import numpy as np
 
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.run_folder import Run, read_predictions
-from trainers.show import markdown_table
 from trainers.tasks import kind_of
 from trainers.tasks.label_scores import multi_label_counts
 
@@ -153,32 +152,34 @@ class SeedGroup:
     """Mean."""
     deviation: float
     """Standard deviation over the runs."""
+    half_width: float
+    """Half the width of the 95% interval of the mean."""
     interval: tuple[float, float] | None
-    """95% interval of the mean F1 minus that of the first group, in points; None for that group."""
+    """95% interval of the mean F1 minus that of the baseline's group, in points; None for that group, and where the
+    baseline has no runs of other seeds beside it."""
 
 
 def seed_groups(runs: Sequence[Run], names: Sequence[str], f1: Sequence[float], baseline: int) -> list[SeedGroup]:
-    """The groups of runs, that of `runs[baseline]` first; none unless it and another have two runs or more."""
+    """The groups of two runs or more, that of `runs[baseline]` first."""
     settings = [{name: value for name, value in run.config.items() if name not in FREE} for run in runs]
     groups: list[list[int]] = []
     for number in sorted(range(len(runs)), key=lambda number: number != baseline):
         own = next((group for group in groups if settings[group[0]] == settings[number]), None)
         if own is None:
             groups.append([number])
-        else:
-            own.append(number)
+        elif all(runs[other].config.get("seed") != runs[number].config.get("seed") for other in own):
+            own.append(number)  # the same seed once more is no other draw
     several = [sorted(group) for group in groups if len(group) > 1]
-    if len(several) < 2 or baseline not in several[0]:
-        return []
     scores = [np.array([f1[number] for number in group]) for group in several]
     return [
         SeedGroup(
             tuple(names[number] for number in group),
             float(own.mean()),
             float(own.std(ddof=1)),
-            None if position == 0 else welch_interval(100 * own, 100 * scores[0]),
+            half_width(own) or 0.0,
+            None if baseline in group or baseline not in several[0] else welch_interval(100 * own, 100 * scores[0]),
         )
-        for position, (group, own) in enumerate(zip(several, scores, strict=True))
+        for group, own in zip(several, scores, strict=True)
     ]
 
 
@@ -193,7 +194,7 @@ def welch_interval(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def half_width(values: Sequence[float]) -> float | None:
+def half_width(values: Sequence[float] | np.ndarray) -> float | None:
     """Half the width of the 95% t interval of the mean of independent values; None for a single one."""
     from scipy.stats import sem, t
 
@@ -209,13 +210,24 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float] | None:
     return None if half is None else (mean - half, mean + half)
 
 
-def seeds_table(groups: Sequence[SeedGroup]) -> str:
-    """A Markdown table; F1 in percent."""
-    rows = []
+def seeds_rows(groups: Sequence[SeedGroup], baseline: str) -> list[list[str]]:
+    """The header and a row for each group, for a table; F1 in percent.
+
+    Args:
+        baseline: the run that differences are taken to.
+    """
+    rows = [["runs with the same settings", "mean F1", "deviation", "95% interval", "difference", "its 95% interval"]]
     for group in groups:
-        difference = "baseline" if group.interval is None else f"{100 * (group.f1 - groups[0].f1):+.2f}"
-        interval = "" if group.interval is None else "{:+.2f} to {:+.2f}".format(*group.interval)
-        f1 = [f"{100 * value:.2f}" for value in (group.f1, group.deviation)]
-        rows.append([", ".join(group.names), *f1, difference, interval])
-    table = markdown_table(["runs with the same settings", "mean F1", "deviation", "difference", "95% interval"], rows)
-    return f"{table}\n\nInterval: Welch's, over the seeds.\n"
+        difference, interval = "baseline" if baseline in group.names else "", ""
+        if group.interval is not None:
+            difference = f"{100 * (group.f1 - groups[0].f1):+.2f}"
+            interval = "{:+.2f} to {:+.2f}".format(*group.interval)
+        ends = (100 * (group.f1 - group.half_width), 100 * (group.f1 + group.half_width))
+        rows.append([", ".join(group.names), f"{100 * group.f1:.2f}", f"{100 * group.deviation:.2f}",
+                     "{:.2f} to {:.2f}".format(*ends), difference, interval])  # fmt: skip
+    return rows
+
+
+SEEDS_NOTE = (
+    "Intervals over the seeds: Student's of a mean, Welch's of a difference. They do not know that of the texts."
+)

@@ -23,7 +23,7 @@ from trainers.finished import FinishedRun
 from trainers.run_folder import RunFolder
 from trainers.serve.bench_worker import WORK_FILE, Work
 from trainers.serve.export import export_run, file_size, is_exported
-from trainers.show import COLOURS, blank_figure, plain_axes, save_figure, text_table
+from trainers.show import COLOURS, blank_figure, fitted_table, plain_axes, save_figure, score_text
 
 CUDA = "CUDAExecutionProvider"
 COMPARED = 500
@@ -195,7 +195,7 @@ def bench_table(comparison: Comparison) -> str:
                 f"{variant.examples_per_second_unsorted:.1f}",
                 f"{variant.examples_per_second_sorted:.1f}",
                 f"{factor:.2f}x",
-                f"{variant.scores[comparison.metric]:.4f}",
+                score_text(comparison.metric, variant.scores[comparison.metric]),
                 str(variant.identical),
             ]
         )
@@ -204,9 +204,10 @@ def bench_table(comparison: Comparison) -> str:
         f"{comparison.run} on {comparison.data} {comparison.split}: {comparison.scored} examples scored, "
         f"{comparison.timed} timed, threads: {comparison.threads}{cuda}. memory: what the model adds to the peak "
         "of a process that holds torch and the data. factor: sorted by length, against the first row unsorted in "
-        "batches of 16."
+        "batches of 16. "
+        "Scores in percent."
     )
-    return f"{text_table(rows)}\n{notes}"
+    return f"{fitted_table(rows)}\n{notes}"
 
 
 def write_bench(comparison: Comparison, folder: str | Path) -> list[Path]:
@@ -261,7 +262,11 @@ def plot_bench(comparison: Comparison, path: str | Path) -> None:
         ("latency of one example, ms (median)", [variant.latency_p50_ms for variant in variants], "{:.1f}"),
         ("examples a second, batches of 16", [v.examples_per_second_unsorted for v in variants], "{:.0f}"),
         ("examples a second, sorted by length", [v.examples_per_second_sorted for v in variants], "{:.0f}"),
-        (f"{comparison.metric} on {comparison.split}", [v.scores[comparison.metric] for v in variants], "{:.4f}"),
+        (
+            f"{comparison.metric} on {comparison.split}, %",
+            [100 * v.scores[comparison.metric] for v in variants],
+            "{:.2f}",
+        ),
     ]
     figure = blank_figure(11.0, 5.6)
     names = [variant.name if variant.device == "cpu" else f"{variant.name}\n{variant.device}" for variant in variants]

@@ -32,7 +32,7 @@ from trainers.data.labels import DECISION_FILE
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE
 from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.finished import FinishedRun
-from trainers.show import text_table
+from trainers.show import fitted_table
 
 logger = logging.getLogger("trainers")
 
@@ -196,7 +196,7 @@ def export_table(files: list[ExportedFile]) -> str:
             assert file.points_lost is not None
             result = f"{file.metric} {-file.points_lost:+.2f} points on validation data, {file.activations} scales"
         rows.append((str(file.path), f"{file.size / 1e6:.1f}", str(file.nodes), result))
-    return text_table(rows, left={0, 3})
+    return fitted_table(rows, left={0, 3})
 
 
 def file_size(path: Path) -> int:

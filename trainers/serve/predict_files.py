@@ -4,14 +4,13 @@ import gzip
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from glob import glob
 from pathlib import Path
 from typing import IO, Any, Literal, cast, get_args
-
-from tqdm import tqdm
 
 from lora_core.files import MAKE_ROOM, disk_errors, replacing
 from trainers.data.reading import AS_FOUND, Reading
@@ -21,6 +20,7 @@ from trainers.serve.pipeline import Pipeline, chunks
 from trainers.serve.predict_inputs import STANDARD_INPUT, expanded, records_of
 from trainers.serve.predict_records import InputFormat, Record, as_json
 from trainers.serve.served import load_served
+from trainers.show import duration, progress_bar
 
 logger = logging.getLogger("trainers")
 
@@ -67,15 +67,20 @@ def predict_files(
     _keep_inputs(files, output)
     labels = served.labels if served.task == "text-classification" else ()
     records = records_of(files, predictor.fields, input_format, reading, served.reading, labels)
-    bad = _BadInputs(on_bad_row)
+    bad, written, began = _BadInputs(on_bad_row), 0, time.monotonic()
     try:
         with _opened(output) as sink:
             for record, result in _predicted(predictor, _with_progress(records, files, output), bad):
                 line = _line(record, result, predictor.result_name, format)
                 # In a field that is not predicted from, JSON may spell half of a character: it is written as it came.
                 sink.write(line.encode("utf-8", "backslashreplace") + b"\n")
+                written += 1
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if output is not None:
+        seconds = time.monotonic() - began
+        said = output, written, duration(seconds), written / max(seconds, 1e-9)
+        logger.info("%s: %d lines in %s, %.0f a second", *said)
     bad.report()
 
 
@@ -135,8 +140,8 @@ def _with_progress(records: Iterator[Record], files: tuple[str, ...], output: Pa
     """The records, while a progress bar runs on standard error (on a terminal that the output does not go to)."""
     regular = [Path(file) for file in files if Path(file).is_file()]
     total = sum(path.stat().st_size for path in regular) if len(regular) == len(files) else None
-    hidden = True if output is None and sys.stdout.isatty() else None
-    with tqdm(total=total, desc="predict", unit="B", unit_scale=True, disable=hidden, file=sys.stderr) as progress:
+    shown = output is not None or not sys.stdout.isatty()
+    with progress_bar("predict", total, unit="B", unit_scale=True, shown=shown) as progress:
         for record in records:
             yield record
             progress.update(record.size)

@@ -68,6 +68,7 @@ def load_pretrained(
     head: str | None = None,
     fresh_head: bool = False,
     head_follows: bool = False,
+    to_be_trained: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Encoder | TaskModel:
@@ -97,6 +98,7 @@ def load_pretrained(
             was saved with. A head of another name than the checkpoint's is a new one.
         fresh_head: leave out the checkpoint's head, but not what its pretraining made of it (ModernBERT).
         head_follows: an adapter with a head is loaded next, so nothing is logged about a new one.
+        to_be_trained: the head is trained next, so that a new one is nothing to warn of.
         seed: of new parameters.
         dtype: of all parameters, whatever the checkpoint's file has. In half precision a model takes half the memory
             and is for inference, or the frozen base of adapters that `lora_core.inject_lora` keeps in float32.
@@ -142,7 +144,7 @@ def load_pretrained(
         pretrained = (f"{model.base_model_prefix}.pooler", *model.pretrained_names)
         fresh = [part for part in pretrained if any(name.startswith(f"{part}.") for name in lacking)]
         model.head_names = (*model.head_names, *fresh)
-    _report(model, outside, folder, head_follows)
+    _report(model, outside, folder, head_follows, to_be_trained)
     return model
 
 
@@ -299,9 +301,13 @@ def _check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], folder
         )
 
 
-def _report(model: Encoder | TaskModel, outside: Mapping[str, Tensor], folder: Path, head_follows: bool) -> None:
+def _report(
+    model: Encoder | TaskModel, outside: Mapping[str, Tensor], folder: Path, head_follows: bool, to_be_trained: bool
+) -> None:
     """Log what a user must know: parameters drawn at random, and tensors that nobody expected."""
-    if model.fresh_parameters and not head_follows:
+    if model.fresh_parameters and to_be_trained and isinstance(model, TaskModel):
+        logger.info("a new head for %d labels starts untrained", len(model.labels))
+    elif model.fresh_parameters and not head_follows:
         names = ", ".join(model.fresh_parameters)
         logger.warning("drawn at random, train before use (not taken from %s): %s", folder, names)
     encoder = model if isinstance(model, Encoder) else model.base_model

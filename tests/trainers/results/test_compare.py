@@ -4,9 +4,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from trainers.results.compare import compare_runs, comparison_table, write_comparison
+from trainers.results.compare import compare_runs, comparison_table, comparison_text, write_comparison
 from trainers.results.significance import compare_predictions
-from trainers.run_folder import save_predictions
+from trainers.run_folder import RunFolder, save_predictions
 
 
 def test_figures_of_each_run(make_run):
@@ -190,3 +190,67 @@ def test_saved_predictions_show_how_sure_a_difference_is(make_run, tmp_path):
     assert cells["better"]["McNemar p"] == "< 0.001"
     assert cells["same"]["95% interval"] == "+0.00 to +0.00"
     assert cells["older"]["McNemar p"] == cells["base"]["McNemar p"] == ""
+
+
+def test_the_settings_in_which_runs_differ_are_named(make_run):
+    lora = {"method": "lora", "learning_rate": 5e-4, "target_modules": ["query", "value"]}
+    runs = [make_run("a", method="full", learning_rate=5e-5, output_dir="a"), make_run("b", **lora, output_dir="b")]
+    comparison = compare_runs(runs)
+    assert set(comparison.settings) == {"method", "learning_rate", "target_modules"}
+    assert comparison.settings["method"] == ["full", "lora"]
+    rows = [" ".join(line.split()) for line in comparison_table(comparison).splitlines()]
+    assert "| settings that differ | a | b |" in rows
+    assert "| learning_rate | 5e-05 | 0.0005 |" in rows
+    assert "| target_modules | qv | query,value |" in rows
+
+
+def with_inputs(run, test, tokenizer="t", train=100):
+    """The run with an inputs.json that says what it was scored on: (examples, digest)."""
+    run.folder.mkdir()
+    examples, digest = test
+    split = {"examples": examples, "sha256": digest}
+    data = {"train": {"examples": train, "sha256": "x"}, "test": split, "validation": split}
+    RunFolder(run.folder).write_inputs({"data": data, "tokenizer": tokenizer, "run": "id"})
+    return run
+
+
+def test_runs_scored_on_other_data_are_refused(make_run, tmp_path):
+    first = with_inputs(make_run(tmp_path / "first"), (75, "aa"))
+    same = with_inputs(make_run(tmp_path / "same"), (75, "aa"), train=90)
+    comparison = compare_runs([first, same])
+    assert comparison.notes == []
+    assert comparison.settings == {"training data": ["100 examples", "90 examples"]}
+    fewer = with_inputs(make_run(tmp_path / "fewer"), (74, "aa"))
+    with pytest.raises(ValueError, match=r"scored on different data: the test split had 75 examples and 74"):
+        compare_runs([first, fewer])
+    others = with_inputs(make_run(tmp_path / "others"), (75, "bb"))
+    with pytest.raises(ValueError, match=r"different data: the test split holds other examples with as many"):
+        compare_runs([first, others])
+
+
+def test_what_another_tokenizer_cuts_is_told_by_its_labels(make_run, tmp_path):
+    first = with_inputs(make_run(tmp_path / "first", model="a"), (3, "aa"))
+    other = with_inputs(make_run(tmp_path / "other", model="b"), (3, "bb"), tokenizer="u")
+    (note,) = compare_runs([first, other]).notes
+    assert note == "That first and other were scored on the same examples is not known."
+    gold = [np.array([0, 1]), np.array([2]), np.array([0])]
+    for run in (first, other):
+        save_predictions(run.folder, "test", gold, gold)
+    assert compare_runs([first, other]).notes == []
+    save_predictions(other.folder, "test", gold, [*gold[:2], np.array([1])])
+    with pytest.raises(ValueError, match="different data: the test split has other labels"):
+        compare_runs([first, other])
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_comparison_fits_the_terminal(make_run, width):
+    scores = {"full": 0.72, "lora": 0.705, "head": 0.6}
+    runs = [make_run(f"runs/{name}", f1=f1, method=name) for name, f1 in scores.items()]
+    text = comparison_text(compare_runs(runs), width)
+    tables = text.split("\n\n")[:-1]  # the caption flows
+    assert max(map(len, "\n".join(tables).splitlines())) <= width
+    rows = {line.split("  ")[0]: line.split()[1:] for line in tables[0].splitlines()}  # turned on its side
+    shown = 2 if width == 60 else 3
+    assert rows["run"] == ["full", "lora", "head"][:shown]
+    assert rows["F1"] == ["72.00", "70.50", "60.00"][:shown]
+    assert comparison_text(compare_runs(runs), 300).splitlines()[0].split()[:3] == ["run", "trainable", "total"]

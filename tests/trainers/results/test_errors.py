@@ -46,8 +46,10 @@ def loaded(trained):
     return FinishedRun.open_fast(trained / "default")
 
 
-def test_the_words_and_the_worst_texts(loaded):
+def test_the_words_and_the_worst_texts(loaded, caplog):
+    caplog.set_level("INFO", "trainers")
     found = analyse(loaded, worst=2)
+    assert "validation split: 20 texts, 2 of them wrong, 2 explained, in " in caplog.text
     assert (found.split, found.examples) == ("validation", 20)
     assert found.confusion == [[8, 2], [0, 10]]
     (pair,) = found.pairs

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_1samp, ttest_ind
 
 from trainers.results.compare import compare_runs, comparison_table, write_comparison
 from trainers.results.significance import welch_interval
@@ -38,10 +38,30 @@ def test_runs_are_grouped_by_all_settings_but_the_seed(make_run, tmp_path):
     assert json.loads(figures.read_text())["seeds"][1]["names"] == ["lora/1", "lora/2"]
 
 
-def test_single_runs_have_no_groups(make_run):
+def test_two_runs_that_differ_in_the_seed_alone_give_mean_deviation_and_interval(make_run):
     alone = make_run("lora/1", method="lora", seed=1)
-    several = [make_run(f"full/{seed}", method="full", seed=seed) for seed in (1, 2)]
+    several = [make_run(f"full/{seed}", f1=f1, method="full", seed=seed) for seed, f1 in ((1, 0.70), (2, 0.71))]
+    low, high = ttest_1samp([70, 71], 0).confidence_interval(0.95)
     for runs in ([alone, *several], [*several, alone], several):
         comparison = compare_runs(runs)
-        assert comparison.seeds == []
-        assert "same settings" not in comparison_table(comparison)
+        (group,) = comparison.seeds
+        assert [name.removeprefix("full/") for name in group.names] == ["1", "2"]
+        assert group.interval is None  # nothing to compare it with
+        assert group.f1 - group.half_width == pytest.approx(low / 100)
+        assert group.f1 + group.half_width == pytest.approx(high / 100)
+        assert f"70.50 | 0.71 | {low:.2f} to {high:.2f}".split(" | ") == [
+            cell.strip() for cell in comparison_table(comparison).splitlines()[-1].split("|")[2:5]
+        ]
+
+
+def test_the_same_seed_twice_is_no_second_draw(make_run):
+    runs = [make_run("a", seed=1), make_run("b", seed=1), make_run("c", seed=2)]
+    (group,) = compare_runs(runs).seeds
+    assert group.names == ("a", "c")
+    assert compare_runs(runs[:2]).seeds == []
+
+
+def test_runs_without_others_of_their_kind_have_no_groups(make_run):
+    comparison = compare_runs([make_run("a", method="lora"), make_run("b", method="full")])
+    assert comparison.seeds == []
+    assert "same settings" not in comparison_table(comparison)

@@ -61,6 +61,12 @@ def test_json_lines(predict, ner, tmp_path):
     assert any(json.loads(line)["entities"] for line in lines)
 
 
+def test_a_file_that_is_written_ends_with_a_summary(predict, tmp_path, caplog):
+    caplog.set_level("INFO", "trainers")
+    predict(write(tmp_path / "in.txt", "il2", "gene"))
+    assert re.fullmatch(r".*found\.jsonl: 2 lines in \d+ s, \d+ a second", caplog.messages[-1])
+
+
 def test_plain_text_gives_a_line_for_each_line(predict, ner, tmp_path):
     texts = ["il2 gene promoter", "", "  the junb\u2028gene\x0cof", "il2"]
     path = write(tmp_path / "in.txt", "\r\n".join(texts))

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from lora_core.files import json_object, read_json_object, write_json
 from lora_core.models.host import on_host, send
@@ -26,6 +25,7 @@ from trainers.data.rows import refuse_lone_surrogates
 from trainers.data.texts.augment import WordAugmentation
 from trainers.data.tokens.pieces import special_ids
 from trainers.data.tokens.windows import IGNORED_LABEL
+from trainers.show import progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ TEXT_PROCESSING_FILE = "text_processing.json"
 REMEMBERED = ("columns", "text_column", "pair_column", "label_column", "delimiter", "encoding")
 """What of `Reading` is kept for inference."""
 CHUNK = 1000
-"""Texts per call of the tokenizer; the progress bar shows from ten chunks on."""
+"""Texts per call of the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def encode_texts(
     encode = tokenizer.encode_batch_fast if augmentation is None else tokenizer.encode_batch  # fast: without words
     shortened = 0
     kept = sys.maxsize if long_text == "windows" else capacity
-    with tqdm(total=len(texts), desc="tokenise", unit="text", disable=len(texts) < 10 * CHUNK) as progress:
+    with progress_bar("tokenise", len(texts), unit="text", delay=1) as progress:
         for start in range(0, len(texts), CHUNK):
             chunk = list(texts[start : start + CHUNK])
             for index, text in enumerate(chunk, start):
@@ -286,7 +286,7 @@ def encode_pairs(
     shortened = 0
     own = Tokenizer.from_str(tokenizer.to_str())  # the given one stays without truncation
     own.enable_truncation(max_length, strategy="longest_first", direction="left" if long_text == "tail" else "right")
-    with tqdm(total=len(texts), desc="tokenise", unit="pair", disable=len(texts) < 10 * CHUNK) as progress:
+    with progress_bar("tokenise", len(texts), unit="pair", delay=1) as progress:
         for start in range(0, len(texts), CHUNK):
             chunk = list(zip(texts[start : start + CHUNK], pairs[start : start + CHUNK], strict=True))
             for index, pair in enumerate(chunk, start):

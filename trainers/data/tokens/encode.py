@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import numpy as np
 import tokenizers
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from trainers.data.cache import Arrays, Notes, arrays_in_memory, cached_arrays
 from trainers.data.rows import BadRows, OnBadRow
 from trainers.data.tokens.pieces import WordTable
 from trainers.data.tokens.windows import TokenWindows, encode_chunk
+from trainers.show import progress_bar
 
 CHUNK_SENTENCES = 4096
 CHUNK_WORDS = 200_000
@@ -85,7 +85,7 @@ def _chunks_of_windows(
     largest_id = max(tokenizer.get_vocab(with_added_tokens=True).values())
     id_type = np.uint16 if largest_id <= np.iinfo(np.uint16).max else np.int32
     first = 0
-    with tqdm(desc="tokenise", unit=" sentences", delay=2) as progress:
+    with progress_bar("tokenise", unit=" sentences", delay=2) as progress:
         for words, tags in _chunks(sentences):
             windows = encode_chunk(words, tags, table, pad_token_id)
             yield {

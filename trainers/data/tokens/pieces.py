@@ -11,10 +11,10 @@ from itertools import chain, count, islice
 
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from trainers.data.rows import refuse_lone_surrogates
 from trainers.data.tokenizer import for_words
+from trainers.show import progress_bar
 
 CHUNK = 20_000
 """Distinct words per call of the tokenizer; the progress bar shows from two chunks on."""
@@ -138,7 +138,7 @@ class _KnownWords:
 
 def _tokenise(distinct: list[str], tokenizer: Tokenizer, capacity: int) -> list[list[int]]:
     rows: list[list[int]] = []
-    with tqdm(total=len(distinct), desc="tokenise", unit="word", disable=len(distinct) < 2 * CHUNK) as progress:
+    with progress_bar("tokenise", len(distinct), unit="word", delay=1) as progress:
         for start in range(0, len(distinct), CHUNK):
             chunk = [[word] for word in distinct[start : start + CHUNK]]
             encodings = tokenizer.encode_batch_fast(chunk, is_pretokenized=True, add_special_tokens=False)

@@ -12,7 +12,6 @@ from hashlib import blake2b
 from zlib import crc32
 
 import numpy as np
-from tqdm import tqdm
 
 from trainers.data.rows import BadRows
 from trainers.data.tokens.bio import entity_type, entity_types
@@ -20,6 +19,7 @@ from trainers.data.tokens.files import TaggedSource
 from trainers.data.tokens.forms import tagged_rows
 from trainers.data.tokens.head import TaggedFile
 from trainers.data.tokens.tag_ids import TagIds
+from trainers.show import progress_bar
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def scan(source: TaggedSource, bad_rows: BadRows) -> Scan:
     rows = _Rows(tag_ids)
     offsets, counts = [0], []
     size = sum(file.path.stat().st_size for file in source.files)
-    with closing(tqdm(total=size, desc="reading", unit="B", unit_scale=True, disable=None)) as progress:
+    with closing(progress_bar("reading", size, unit="B", unit_scale=True)) as progress:
         for file in source.files:
             rows.label_counts = Counter()
             for place, words, tags in tagged_rows(file, tag_ids, bad_rows, progress):
