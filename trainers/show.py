@@ -56,16 +56,9 @@ def duration(seconds: float) -> str:
 
 
 def blank_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches to draw on.
+    """A figure of so many inches to draw on."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        remedy = "Pictures need matplotlib: pip install 'lora-core[demo]'"
-        raise ModuleNotFoundError(remedy, name=error.name) from error
     # A Figure without pyplot draws with Agg and leaves no global state behind.
     return Figure(figsize=(width, height), layout="constrained")
 

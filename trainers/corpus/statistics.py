@@ -211,11 +211,7 @@ def _listed(names: list[str], most: int = 5) -> str:
 
 
 def plot_statistics(counted: Statistics, path: str | Path) -> None:
-    """Write the picture as a PNG file.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Write the picture as a PNG file."""
     types = counted.types[:MAX_TYPES]
     figure = blank_figure(13.0, 3.2 + 0.2 * max(len(types), 6))
     bars, lengths, coverage = figure.subplots(1, 3, width_ratios=[5, 4, 3])

@@ -205,11 +205,7 @@ def _share(split: TextSplit, label: str) -> str:
 
 
 def write_texts(counted: TextStatistics, folder: str | Path, name: str = "statistics") -> list[Path]:
-    """Write `name`.md, .json and .png into a folder; return their paths.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Write `name`.md, .json and .png into a folder; return their paths."""
     folder = Path(folder)
     table = write_text(folder / f"{name}.md", texts_table(counted))
     figures = write_json(folder / f"{name}.json", dataclasses.asdict(counted))

@@ -52,7 +52,6 @@ def write_confusion(runs: Sequence[Run], folder: str | Path, split: str = "test"
 
     Raises:
         ValueError: the runs have different labels, or one has no predictions for the split.
-        ModuleNotFoundError: matplotlib is not installed.
     """
 
     labels = list(runs[0].result["labels"])
@@ -84,8 +83,6 @@ def confusion_picture(
 
     Rows are true labels, shades the share of the row.
 
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
     """
     columns = min(3, len(matrices))
     lines = -(-len(matrices) // columns)
@@ -117,11 +114,7 @@ def confusion_picture(
 def samples_picture(
     images: Sequence[Image], gold: Sequence[str], predicted: Sequence[str], path: str | Path, title: str = ""
 ) -> None:
-    """Write pictures in rows of six as a PNG, each under its predicted label, and its true one where they differ.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Write pictures in rows of six as a PNG, each under its predicted label, and its true one where they differ."""
     columns = min(6, len(images))
     lines = -(-len(images) // columns)
     figure = blank_figure(1.7 * columns, 2.1 * lines + 0.4)

@@ -66,7 +66,6 @@ def write_report(folder: str | Path, errors: int = 20) -> Path:
 
     Raises:
         ValueError: the folder is not that of a finished run.
-        ModuleNotFoundError: matplotlib is not installed.
     """
     finished = FinishedRun.open(folder)
     run, split = finished.run, finished.scored_split

@@ -249,11 +249,7 @@ SHADES = (COLOURS[-1], *COLOURS)
 
 
 def plot_bench(comparison: Comparison, path: str | Path) -> None:
-    """Write the picture as a PNG file.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Write the picture as a PNG file."""
     variants = comparison.variants
     panels = [
         ("size, MB", [variant.size_bytes / 1e6 for variant in variants], "{:.0f}"),

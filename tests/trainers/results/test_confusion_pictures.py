@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -93,9 +91,3 @@ def test_samples_of_data_that_has_changed(run):
     write_npz(data, {"train": other, "validation": other, "test": other})
     with pytest.raises(ValueError, match="does not hold the examples"):
         samples_of_run(folder, folder / "samples.png")
-
-
-def test_without_matplotlib(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lora-core\[demo\]'"):
-        confusion_picture({"a": [[1]]}, ("a",), tmp_path / "a.png")

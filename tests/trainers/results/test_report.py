@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -138,11 +137,3 @@ def test_the_command(capsys, finished_text, tmp_path):
         main(["report"])
     assert end.value.code == 2
     assert "report needs a run" in capsys.readouterr().err
-
-
-def test_without_matplotlib(finished_text, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    folder = shutil.copytree(finished_text, tmp_path / "run")
-    with pytest.raises(ModuleNotFoundError, match=r"lora-core\[demo\]"):
-        write_report(folder)
-    assert not (folder / "report.html").exists()
