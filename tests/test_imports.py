@@ -36,6 +36,7 @@ ORDER = (
     ("trainers.experiment",),
     ("trainers.finished",),
     ("trainers.serve", "trainers.results", "trainers.corpus"),
+    ("trainers.report",),
     ("trainers.service",),
     ("trainers.notebook",),
     ("trainers.verbs",),
