@@ -59,8 +59,8 @@ def section(evidence: Evidence) -> Section:
     )
     if words:
         note += (
-            f" Underlined words spoke most for the wrong answer of the first {len(words)}: their share in its logit, by "
-            "integrated gradients (Sundararajan, Taly and Yan 2017)."
+            f" Underlined words spoke most for the wrong answer ({len(words)} examples): their share in its logit, "
+            "by integrated gradients (Sundararajan, Taly and Yan 2017)."
         )
     return Section("errors", TITLE, note, (Examples(examples),))
 
