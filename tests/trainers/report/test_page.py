@@ -15,8 +15,9 @@ from trainers.cli import main
 from trainers.config import RunConfig
 from trainers.finished import FinishedRun
 from trainers.report.evidence import Evidence, Options
+from trainers.report.mistakes import errors_jsonl
 from trainers.report.page import SECTIONS, build, write_report
-from trainers.run_folder import read_run
+from trainers.run_folder import read_predictions, read_run, save_predictions
 
 VOID = ("meta", "!doctype", "link", "img", "source")
 
@@ -26,7 +27,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.pictures, self.words, self.sections = [], [], [], []
+        self.open, self.pictures, self.alts, self.words, self.sections = [], [], [], [], []
         self.feed(text)
         assert self.open == []
         self.text = " ".join(" ".join(self.words).split())
@@ -35,6 +36,7 @@ class Page(HTMLParser):
         attributes = dict(attributes)
         if tag == "img":
             assert attributes["alt"]
+            self.alts.append(attributes["alt"])
             self.pictures.append(attributes["src"])
         if tag == "section":
             self.sections.append(attributes["id"])
@@ -131,30 +133,38 @@ def test_sentences_with_the_most_wrong_words_come_first(finished, copied):
         assert len(line["tokens"]) == len(line["ner_tags"]) == len(line["predicted"])
 
 
+def wrong_images(folder):
+    """The run as if it had taken the first two bright images for dark ones."""
+    run = read_run(folder)
+    predicted, gold = read_predictions(folder)
+    dark, bright = (run.result["labels"].index(name) for name in ("dark", "bright"))
+    changed = [place for place, ids in enumerate(gold) if ids[0] == bright][:2]
+    predicted = [np.array([dark]) if place in changed else ids for place, ids in enumerate(gold)]
+    save_predictions(folder, "test", predicted, gold)
+    return folder
+
+
 def test_texts_and_images(finished_text, finished_image, copied):
     text = page(copied(finished_text))
     run = FinishedRun.open(finished_text)
     wrong = np.flatnonzero(np.not_equal(*map(np.concatenate, run.predictions("test"))))
     assert f"{len(wrong)} of the test split's 12 texts have an error; {len(wrong)} are shown" in text.text
-    folder = copied(finished_image)
-    image = page(folder)
-    errors = int(np.not_equal(*map(np.concatenate, FinishedRun.open(finished_image).predictions("test"))).sum())
+    image = page(wrong_images(copied(finished_image)))
     assert "images a second" in image.text
     assert "tokens a second" not in image.text
-    thumbnails = page(folder, errors=0)
-    assert len(image.pictures) == len(thumbnails.pictures) + errors
+    assert image.text.count("predicted dark") == 2
+    assert sum(alt.startswith("Example ") for alt in image.alts) == 2
 
 
-def test_errors_are_written_in_a_form_that_training_reads(finished, finished_text, copied, tmp_path, capsys):
+def test_errors_are_written_in_a_form_that_training_reads(finished, finished_text, tmp_path, capsys):
     for name, folder, task in (("words", finished["head"], []), ("texts", finished_text, ["text-classification"])):
-        folder = copied(folder)
-        page(folder)
         data = tmp_path / name
         data.mkdir()
+        lines = errors_jsonl(Evidence(FinishedRun.open(folder), Options()))
         for split in ("train", "valid", "test"):
-            shutil.copy(folder / "report" / "errors.jsonl", data / f"{split}.jsonl")
+            (data / f"{split}.jsonl").write_text(lines)
         main(["check-data", str(data), "--output-dir", str(tmp_path / "out"), *(["--task", *task] if task else [])])
-        count = len((data / "train.jsonl").read_text().splitlines())
+        count = len(lines.splitlines())
         assert re.search(rf"(sentences|texts) +\| +{count} ", capsys.readouterr().out)
 
 
@@ -206,9 +216,11 @@ def test_runs_are_compared(finished, copied, tmp_path):
 
 def test_a_new_run_in_the_folder_removes_the_report(finished_text, copied):
     folder = copied(finished_text)
-    page(folder)
-    (folder / "notes.txt").write_text("mine")
-    read_run(folder).files.remove()
+    files = read_run(folder).files
+    files.report_files.mkdir()
+    for path in (files.report, files.report_files / "scores.csv", folder / "notes.txt"):
+        path.write_text("as it was")
+    files.remove()
     assert not (folder / "report").exists()
     assert not (folder / "report.html").exists()
     assert (folder / "notes.txt").exists()
