@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 
 from trainers.report.evidence import Evidence
-from trainers.report.pictures import colour, legend, panel, save
+from trainers.report.pictures import colour, legend_below, panel, save
 from trainers.report.section import Picture, Section, Table
 
 TITLE = "Calibration and coverage"
@@ -171,5 +171,5 @@ def _draw_bins(file: IO[bytes], bins: list[tuple[float, float, int, float | None
         [row[3] or 0 for row in filled], [row[4] or 0 for row in filled], "o-", color=colour(1), label="the model"
     )
     axes.set(xlabel="confidence, %", ylabel="right, %", xlim=(0, 102), ylim=(0, 104))
-    legend(axes, loc="upper left")
+    legend_below(figure, axes)
     save(figure, file)

@@ -11,7 +11,7 @@ import numpy as np
 
 from trainers.data.tokens.bio import entity_type, entity_types
 from trainers.report.evidence import SEED, Evidence
-from trainers.report.pictures import colour, panel, save
+from trainers.report.pictures import colour, legend_below, panel, save
 from trainers.report.section import Picture, Section, Table
 from trainers.results.vector_map import plane_pca, plane_tsne
 
@@ -106,12 +106,5 @@ class _Map:
         )
         axes.set(xticks=[], yticks=[])
         axes.set_title(self.title, fontsize="medium")
-        figure.legend(
-            *axes.get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=3,
-            frameon=False,
-            fontsize="small",
-            markerscale=1.4,
-        )
+        legend_below(figure, axes)
         save(figure, file)

@@ -54,7 +54,7 @@ def colours_of(scheme: str) -> Iterator[None]:
     values |= dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), ink
     )
-    values |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), line)
+    values |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), line)
     with rc_context(values):  # pyright: ignore[reportArgumentType]
         yield
 
@@ -98,6 +98,13 @@ def legend(axes: "Axes", **options: Any) -> None:
     """A legend without a frame, where there is more than one thing to tell apart."""
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(frameon=False, fontsize="small", **options)
+
+
+def legend_below(figure: "Figure", axes: "Axes") -> None:
+    """A legend under the field, in the way of nothing."""
+    handles = axes.get_legend_handles_labels()
+    columns = min(3, len(handles[0]))
+    figure.legend(*handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
 
 
 def _drawn(picture: Picture, scheme: str) -> bytes:

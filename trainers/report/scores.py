@@ -6,7 +6,7 @@ from typing import IO, Any
 import numpy as np
 
 from trainers.report.evidence import Evidence
-from trainers.report.pictures import MARKERS, colour, panel, save
+from trainers.report.pictures import MARKERS, colour, legend_below, panel, save
 from trainers.report.section import Picture, Section, Table
 from trainers.results.compare import Comparison, compare_runs
 from trainers.results.significance import bootstrap_interval, counts_of_run
@@ -257,7 +257,7 @@ def _draw_intervals(file: IO[bytes], rows: Sequence[tuple[Any, ...]]) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("F1, %, with its 95% interval")
     if len(ways) > 1:
-        figure.legend(loc="outside lower center", ncols=min(3, len(ways)), frameon=False, fontsize="small")
+        legend_below(figure, axes)
     save(figure, file)
 
 
@@ -275,7 +275,5 @@ def _draw_classes(file: IO[bytes], rows: Sequence[tuple[Any, ...]]) -> None:
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", alpha=0.3)
     axes.set(xlabel="%", xlim=(-2, 102))
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize="small"
-    )
+    legend_below(figure, axes)
     save(figure, file)

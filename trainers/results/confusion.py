@@ -74,7 +74,7 @@ def write_confusion(runs: Sequence[Run], folder: str | Path, split: str = "test"
 
 MAX_NUMBERED = 14
 """Most labels for which the numbers are written into the matrix."""
-CELLS = ((MAX_NUMBERED, 0.52, 10), (45, 0.24, 8), (10_000, 0.13, 6))
+CELLS = ((4, 0.8, 10), (MAX_NUMBERED, 0.52, 10), (45, 0.24, 8), (10_000, 0.13, 6))
 """(Most labels, inches of a cell, points of the labels' names), the first that fits."""
 LONGEST_NAME = 40
 """Characters of a label's name from which on its middle is left out."""
