@@ -29,7 +29,7 @@ def serving_section(evidence: Evidence) -> Section:
     path = folder / "bench.json"
     if path.is_file():
         comparison = read_bench(path)
-        blocks += _measured(comparison)
+        blocks += _measured(comparison, evidence.noun)
     if not blocks:
         return Section(
             "serving",
@@ -103,7 +103,7 @@ def _exported(evidence: Evidence) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _measured(comparison: Comparison) -> list[Table | Picture]:
+def _measured(comparison: Comparison, noun: str) -> list[Table | Picture]:
     metric = comparison.metric
     first = comparison.variants[0].examples_per_second_unsorted
     rows = [
@@ -126,7 +126,7 @@ def _measured(comparison: Comparison) -> list[Table | Picture]:
         "memory, MB",
         "p50, ms",
         "p95, ms",
-        "examples/s",
+        f"{noun}/s",
         "factor",
         metric,
         f"same of {comparison.compared:,}",
@@ -141,7 +141,7 @@ def _measured(comparison: Comparison) -> list[Table | Picture]:
     )
 
     def draw(file: IO[bytes]) -> None:
-        plot_bench(comparison, file)
+        plot_bench(comparison, file, noun)
 
     fastest = max(rows, key=_speed)
     return [

@@ -263,15 +263,15 @@ SHADES = (COLOURS[-1], *COLOURS)
 """Grey for PyTorch, with which the others are compared."""
 
 
-def plot_bench(comparison: Comparison, path: str | Path | IO[bytes]) -> None:
-    """Write the picture as a PNG file."""
+def plot_bench(comparison: Comparison, path: str | Path | IO[bytes], noun: str = "examples") -> None:
+    """Write the picture as a PNG file; ``noun`` says what the examples are."""
     variants = comparison.variants
     panels = [
         ("size, MB", [variant.size_bytes / 1e6 for variant in variants], "{:.0f}"),
         ("memory, MB", [variant.memory_bytes / 1e6 for variant in variants], "{:.0f}"),
         ("latency of one example, ms (median)", [variant.latency_p50_ms for variant in variants], "{:.1f}"),
-        ("examples a second, batches of 16", [v.examples_per_second_unsorted for v in variants], "{:.0f}"),
-        ("examples a second, sorted by length", [v.examples_per_second_sorted for v in variants], "{:.0f}"),
+        (f"{noun} a second, batches of 16", [v.examples_per_second_unsorted for v in variants], "{:.0f}"),
+        (f"{noun} a second, sorted by length", [v.examples_per_second_sorted for v in variants], "{:.0f}"),
         (f"{comparison.metric} on {comparison.split}", [v.scores[comparison.metric] for v in variants], "{:.4f}"),
     ]
     figure = blank_figure(11.0, 5.6)
