@@ -39,6 +39,7 @@ ORDER = (
     ("trainers.experiment",),
     ("trainers.finished",),
     ("trainers.serve", "trainers.results", "trainers.corpus"),
+    ("trainers.report",),
     ("trainers.service", "trainers.series"),
     ("trainers.notebook",),
     ("trainers.verbs",),

@@ -19,7 +19,7 @@ from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.data.labels import Decision
 from trainers.inputs import check_processes, check_unchanged, inputs_of
 from trainers.loop import fit, predict
-from trainers.model import build, is_scratch, with_learning_rate, write_vocabulary
+from trainers.model import build, is_scratch, start_from_inputs, with_learning_rate, write_vocabulary
 from trainers.monitor.monitor import Monitor
 from trainers.monitor.plan import plan_of
 from trainers.monitor.preview import preview

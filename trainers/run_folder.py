@@ -10,7 +10,7 @@ set-aside/              here and in checkpoints/: what stood in the way and was 
 adapter/ or best/       what was trained: LoRA's adapter, or else the whole model
 predictions/SPLIT.npz   predicted and true label ids of every example
 tokenizer.json          the vocabulary of a model that starts from nothing
-report.html, model.onnx, model.int8.onnx    what the other verbs write
+report.html, report/, model.onnx, model.int8.onnx    what the other verbs write
 """
 
 import json
@@ -92,6 +92,11 @@ class RunFolder:
     def report(self) -> Path:
         """report.html."""
         return self.path / "report.html"
+
+    @property
+    def report_files(self) -> Path:
+        """report/, the pictures and numbers of report.html."""
+        return self.path / "report"
 
     @property
     def onnx(self) -> Path:
@@ -195,7 +200,13 @@ class RunFolder:
             discard(path)
         if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
             self.checkpoints.rmdir()
-        for folder in (self.weights("lora"), self.weights("full"), self.path / "predictions", self.tensorboard):
+        for folder in (
+            self.weights("lora"),
+            self.weights("full"),
+            self.path / "predictions",
+            self.tensorboard,
+            self.report_files,
+        ):
             if folder.is_dir():
                 discard(folder)
         # Last what makes it a run: killed on the way, it can still be overwritten.

@@ -159,36 +159,34 @@ def duration(seconds: float) -> str:
 
 
 def blank_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches to draw on.
+    """A figure of so many inches to draw on."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        remedy = "Pictures need matplotlib: pip install 'lora-core[demo]'"
-        raise ModuleNotFoundError(remedy, name=error.name) from error
     # A Figure without pyplot draws with Agg and leaves no global state behind.
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: Figure, path: str | Path | IO[bytes], dpi: int = 150) -> None:
-    """Write a figure as a PNG file, whole or not at all, whose folder is made if need be; or into a file in memory."""
+def save_figure(figure: Figure, path: str | Path | IO[bytes], dpi: int = 150, *, tight: bool = False) -> None:
+    """Write a figure as a PNG file, whole or not at all, whose folder is made if need be; or into a file in memory.
+
+    Args:
+        tight: whether it is cut, or widened, to what is drawn.
+    """
+    box = "tight" if tight else None
     if not isinstance(path, str | Path):
-        figure.savefig(path, dpi=dpi, format="png")
+        figure.savefig(path, dpi=dpi, format="png", bbox_inches=box)
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
-        figure.savefig(unfinished, dpi=dpi, format="png")
+        figure.savefig(unfinished, dpi=dpi, format="png", bbox_inches=box)
 
 
 def plain_axes(axes: Axes, grid: str | None = "y") -> None:
     """Axes without a frame, over a light grid across ``grid`` (x or y; None: no grid)."""
     axes.spines[["top", "right"]].set_visible(False)
     if grid is not None:
-        axes.grid(axis=grid, color="0.9")  # type: ignore[arg-type]
+        axes.grid(axis=grid, alpha=0.3)  # type: ignore[arg-type]
         axes.set_axisbelow(True)
 
 

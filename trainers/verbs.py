@@ -54,21 +54,35 @@ def compare(
         print(path)
 
 
-def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], errors: int = 20) -> None:
-    """Write report.html into finished runs: scores, curves, confusions, errors in their own words, settings.
+def report(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    output_dir: Path | None = None,
+    errors: int = 20,
+    examples: int = 2000,
+    maps: bool = True,
+) -> None:
+    """Write one page about a finished run, and beside it every picture as PNG and every table as CSV.
+
+    Curves, scores with intervals, confusions, calibration, the worst errors and what led astray, suspected label
+    errors, the data, ONNX against PyTorch, the environment. Further runs are compared with the first. All errors are
+    written too, as CSV and as JSON lines that training reads.
 
         lora-core report runs/lora
+        lora-core report runs/lora runs/full --output-dir runs/report
 
     Args:
-        runs: run folders.
+        runs: run folders; the page is about the first.
+        output_dir: where report.html and report/ go; by default the first run's folder.
         errors: most examples to show that the model got wrong.
+        examples: most examples to run through the model, for how sure it is and for its vectors.
+        maps: draw the vectors by PCA and t-SNE.
     """
-    from trainers.results.report import write_report
+    from trainers.report.evidence import Options
+    from trainers.report.page import write_report
 
     if not runs:
         raise ValueError("report needs a run: name the folder that training wrote.")
-    for folder in runs:
-        print(write_report(folder, errors))
+    print(write_report(runs, Options(errors, examples, maps), output_dir))
 
 
 def evaluate(

@@ -274,11 +274,7 @@ def write_pictures(counted: Pictures, folder: str | Path, name: str = "statistic
 
 
 def plot_pictures(counted: Pictures, path: Path) -> Path:
-    """Write the picture as a PNG file.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Write the picture as a PNG file."""
     labels = counted.labels[:MAX_CLASSES]
     figure = blank_figure(11.0, 3.2 + 0.2 * max(len(labels), 6))
     bars, sizes = figure.subplots(1, 2, width_ratios=[5, 4])

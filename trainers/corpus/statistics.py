@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -213,12 +213,8 @@ def _listed(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def plot_statistics(counted: Statistics, path: str | Path) -> None:
-    """Write the picture as a PNG file.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+def plot_statistics(counted: Statistics, path: str | Path | IO[bytes]) -> None:
+    """Write the picture as a PNG file."""
     types = counted.types[:MAX_TYPES]
     figure = blank_figure(13.0, 3.2 + 0.2 * max(len(types), 6))
     bars, lengths, coverage = figure.subplots(1, 3, width_ratios=[5, 4, 3])

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -205,18 +205,17 @@ def _share(split: TextSplit, label: str) -> str:
 
 
 def write_texts(counted: TextStatistics, folder: str | Path, name: str = "statistics") -> list[Path]:
-    """Write `name`.md, .json and .png into a folder; return their paths.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Write `name`.md, .json and .png into a folder; return their paths."""
     folder = Path(folder)
     table = write_text(folder / f"{name}.md", texts_table(counted))
     figures = write_json(folder / f"{name}.json", dataclasses.asdict(counted))
-    return [table, figures, _plot(counted, folder / f"{name}.png")]
+    picture = folder / f"{name}.png"
+    plot_texts(counted, picture)
+    return [table, figures, picture]
 
 
-def _plot(counted: TextStatistics, path: Path) -> Path:
+def plot_texts(counted: TextStatistics, path: str | Path | IO[bytes]) -> None:
+    """Write the picture as a PNG file."""
     labels = counted.labels[:MOST_LABELS]
     figure = blank_figure(9.0, 2.4 + 0.2 * max(len(labels), 6))
     bars, lengths = figure.subplots(1, 2, width_ratios=[5, 4])
@@ -233,9 +232,8 @@ def _plot(counted: TextStatistics, path: Path) -> Path:
     bars.invert_yaxis()
     bars.set(title="Texts by label", xlabel="texts")
     lengths.set_yticks(np.arange(len(counted.splits)), list(counted.splits))
-    lengths.set(title="Words of a text: median, 95 in 100, longest", xlabel="words", xscale="symlog")
+    lengths.set(title="Words of a text", xlabel="words: median, 95 in 100, longest", xscale="symlog")
     for axes in (bars, lengths):
         plain_axes(axes, "x")
     figure.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     save_figure(figure, path)
-    return path

@@ -31,18 +31,27 @@ class Attribution:
 
 
 def integrated_gradients(
-    model: nn.Module, input_ids: Tensor, label: int, pad_token_id: int, special: Tensor, steps: int = STEPS
+    model: nn.Module,
+    input_ids: Tensor,
+    label: int,
+    pad_token_id: int,
+    special: Tensor,
+    steps: int = STEPS,
+    *,
+    position: int | None = None,
 ) -> Attribution:
     """The share of each token of one text in the logit of a label.
 
     Args:
-        model: a text classifier in eval mode, `model(input_ids, attention_mask)` -> (B, L).
+        model: in eval mode, `model(input_ids, attention_mask)` -> (B, L); with a position (B, T, L).
         input_ids: (T,) tokens of the text.
         label: its id.
         pad_token_id: what the words are compared with.
         special: (T,) True at tokens that stay, such as [CLS].
         steps: points of the line, at the middle of as many equal parts.
+        position: the token whose label it is, for a model that labels tokens; None: the text's.
     """
+    of_label = (slice(None), label) if position is None else (slice(None), position, label)
     embeddings = word_embeddings(model)
     embed = embeddings.forward
     with torch.no_grad():
@@ -54,11 +63,11 @@ def integrated_gradients(
         line = (empty + part[:, None, None] * (text - empty)).requires_grad_()  # (part of S, T, E)
         with torch.backends.cudnn.flags(enabled=False):  # cuDNN's LSTM has no backward pass in eval mode
             logits = _logits(model, embeddings, input_ids, line)
-            (gradient,) = torch.autograd.grad(logits[:, label].sum(), line)
+            (gradient,) = torch.autograd.grad(logits[of_label].sum(), line)
         total += gradient.double().sum(0)
     with torch.no_grad():
         ends = torch.cat([empty, text])  # (2, T, E)
-        at_empty, at_text = _logits(model, embeddings, input_ids, ends)[:, label].double().tolist()
+        at_empty, at_text = _logits(model, embeddings, input_ids, ends)[of_label].double().tolist()
     shares = (total / steps * (text - empty)[0].double()).sum(-1)  # (T,)
     return Attribution(shares.cpu().numpy(), at_text - at_empty)
 
@@ -71,7 +80,7 @@ def by_word(values: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 
 def _logits(model: nn.Module, embeddings: nn.Module, input_ids: Tensor, embedded: Tensor) -> Tensor:
-    """The model's logits (S, L) for S embedded texts (S, T, E) in the place of `input_ids`."""
+    """The model's logits (S, L) or (S, T, L) for S embedded texts (S, T, E) in the place of `input_ids`."""
 
     def replace(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return embedded

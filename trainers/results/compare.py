@@ -390,11 +390,7 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> None:
-    """Write the picture as a PNG file.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Write the picture as a PNG file."""
     types = list(comparison.support)[:MAX_TYPES]
     bars_width = min(max(6.0, 0.18 * len(types) * (len(comparison.rows) + 1)), 12.0)
     legend_lines = -(-len(comparison.rows) // 3)

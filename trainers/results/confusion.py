@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -52,7 +52,6 @@ def write_confusion(runs: Sequence[Run], folder: str | Path, split: str = "test"
 
     Raises:
         ValueError: the runs have different labels, or one has no predictions for the split.
-        ModuleNotFoundError: matplotlib is not installed.
     """
 
     labels = list(runs[0].result["labels"])
@@ -73,55 +72,86 @@ def write_confusion(runs: Sequence[Run], folder: str | Path, split: str = "test"
     return paths
 
 
-MAX_NUMBERED = 12
-"""Most labels for which the counts are written into the matrix."""
+MAX_NUMBERED = 14
+"""Most labels for which the numbers are written into the matrix."""
+CELLS = ((4, 0.8, 10), (MAX_NUMBERED, 0.52, 10), (45, 0.24, 8), (10_000, 0.13, 6))
+"""(Most labels, inches of a cell, points of the labels' names), the first that fits."""
+LONGEST_NAME = 40
+"""Characters of a label's name from which on its middle is left out."""
+POINTS_WIDE = 0.6
+"""Width of a letter, in its size: what room names need."""
 
 
 def confusion_picture(
-    matrices: Mapping[str, Sequence[Sequence[int]]], labels: Sequence[str], path: str | Path | BinaryIO
+    matrices: Mapping[str, Sequence[Sequence[int]]],
+    labels: Sequence[str],
+    path: str | Path | IO[bytes],
+    *,
+    shading: Literal["shares", "counts"] = "shares",
 ) -> None:
     """Write confusion matrices, under their names, side by side as a PNG.
 
-    Rows are true labels, shades the share of the row.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+    Rows are true labels. Cells without examples are left blank. Colours are the shares of the rows; or the counts, on a
+    logarithmic scale. What is no entity has no share: how many words are none is not counted in entities.
     """
+    from matplotlib import colormaps, rcParams
+    from matplotlib.colors import LogNorm, Normalize, to_rgb
+
+    names = [_shortened(label) for label in labels]
+    cell, points = next((cell, points) for most, cell, points in CELLS if len(labels) <= most)
+    side = max(cell * len(labels), 1.0)  # inches of a matrix
+    name_room = max(map(len, names)) * POINTS_WIDE * points / 72 + 0.6
     columns = min(3, len(matrices))
     lines = -(-len(matrices) // columns)
-    side = min(2.2 + 0.35 * len(labels), 9.0)
-    figure = blank_figure(side * columns + 0.8, side * lines + 0.8)
-    panels = np.atleast_1d(figure.subplots(lines, columns, squeeze=False).ravel())
-    for panel in panels[len(matrices) :]:
-        panel.set_axis_off()
-    for panel, (title, matrix) in zip(panels, matrices.items(), strict=False):
+    figure = blank_figure(columns * (side + name_room), lines * (side + name_room))
+    figure.set_layout_engine("none")  # the file is cut to what is drawn, names outside of the matrices included
+    width, height = figure.get_size_inches()
+    on_light = _ink_on(to_rgb(rcParams["figure.facecolor"])) == "black"
+    colours = colormaps["viridis_r" if on_light else "viridis"]  # what is much stands out against the ground
+    most = max((np.max(matrix) for matrix in matrices.values()), default=1)
+    for place, (title, matrix) in enumerate(matrices.items()):
+        left, top = place % columns * (side + name_room), place // columns * (side + name_room)
+        panel = figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
         counts = np.asarray(matrix)  # (L, L)
-        shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-        panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        shown = counts / np.maximum(1, counts.sum(1, keepdims=True)) if shading == "shares" else counts.astype(float)
+        shown = np.ma.masked_equal(shown, 0)
+        if shading == "shares" and labels[-1] == NO_ENTITY:
+            shown[-1] = np.ma.masked
+        scale = Normalize(0, 1) if shading == "shares" else LogNorm(1, max(most, 2))
+        panel.imshow(shown, cmap=colours, norm=scale)
         panel.set_title(title, fontsize=10)
         panel.set(xlabel="predicted", ylabel="true")
-        if len(labels) <= 3 * MAX_NUMBERED:
-            names = [_shortened(label) for label in labels]
-            slanted = max(map(len, names)) > 4
-            panel.set_xticks(
-                range(len(names)), names, rotation=40 if slanted else 0, ha="right" if slanted else "center"
-            )
-            panel.set_yticks(range(len(names)), names)
+        upright = len(labels) > MAX_NUMBERED or max(map(len, names)) > 4
+        panel.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=points)
+        panel.set_yticks(range(len(names)), names, fontsize=points)
+        panel.tick_params(length=2)
         if len(labels) <= MAX_NUMBERED:
             for (row, column), count in np.ndenumerate(counts):
-                colour = "white" if shares[row, column] > 0.6 else "black"
-                panel.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9)
-    save_figure(figure, path)
+                value = shown[row, column]
+                if count == 0 or (shading == "shares" and value is np.ma.masked):
+                    continue
+                ink = _ink_on(colours(float(scale(value))))
+                text = f"{100 * value:.0f}%" if shading == "shares" else _counted(int(count))
+                panel.text(column, row, text, ha="center", va="center", color=ink, fontsize=9)
+    save_figure(figure, path, tight=True)
+
+
+def _ink_on(colour: tuple[float, ...]) -> str:
+    """Black or white, whichever has more contrast (WCAG 2.1, relative luminance)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if luminance > 0.179 else "white"
+
+
+def _counted(count: int) -> str:
+    """A count that fits into a cell."""
+    return f"{count:,}" if count < 100_000 else f"{count / 1000:,.0f}k"
 
 
 def samples_picture(
     images: Sequence[Image], gold: Sequence[str], predicted: Sequence[str], path: str | Path, title: str = ""
 ) -> None:
-    """Write pictures in rows of six as a PNG, each under its predicted label, and its true one where they differ.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+    """Write pictures in rows of six as a PNG, each under its predicted label, and its true one where they differ."""
     columns = min(6, len(images))
     lines = -(-len(images) // columns)
     figure = blank_figure(1.7 * columns, 2.1 * lines + 0.4)
@@ -168,4 +198,4 @@ def choose_samples(gold: np.ndarray, predicted: np.ndarray, count: int = 12, see
 
 def _shortened(name: str) -> str:
     """A name that fits, by its two ends: labels of one set often begin alike."""
-    return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[1 - LONGEST_NAME // 2 :]}"

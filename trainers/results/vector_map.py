@@ -64,7 +64,6 @@ def vectors_picture(
 
     Raises:
         ValueError: fewer than four examples.
-        ModuleNotFoundError: matplotlib is not installed.
     """
     if len(vectors) < 4:
         raise ValueError(f"a map of vectors needs at least 4 examples, but there are {len(vectors)}.")

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnxruntime
@@ -17,7 +17,7 @@ import torch
 
 from lora_core.export import read_metadata
 from lora_core.export.session import activations_of
-from lora_core.files import write_json
+from lora_core.files import read_json_object, write_json
 from trainers.data.splits import take
 from trainers.finished import FinishedRun
 from trainers.run_folder import RunFolder
@@ -210,6 +210,21 @@ def bench_table(comparison: Comparison) -> str:
     return f"{fitted_table(rows)}\n{notes}"
 
 
+def read_bench(path: str | Path) -> Comparison:
+    """What `write_bench` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or of another version.
+    """
+    remedy = "Write it again with lora-core bench."
+    values = read_json_object(Path(path), remedy)
+    try:
+        variants = tuple(Measured(**variant) for variant in values.pop("variants"))
+        return Comparison(**values, variants=variants)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is of another version ({error}). {remedy}") from error
+
+
 def write_bench(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Write bench.json and bench.png into a folder, and return their paths."""
     figures = write_json(Path(folder, "bench.json"), asdict(comparison))
@@ -249,19 +264,15 @@ SHADES = (COLOURS[-1], *COLOURS)
 """Grey for PyTorch, with which the others are compared."""
 
 
-def plot_bench(comparison: Comparison, path: str | Path) -> None:
-    """Write the picture as a PNG file.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
+def plot_bench(comparison: Comparison, path: str | Path | IO[bytes], noun: str = "examples") -> None:
+    """Write the picture as a PNG file; ``noun`` says what the examples are."""
     variants = comparison.variants
     panels = [
         ("size, MB", [variant.size_bytes / 1e6 for variant in variants], "{:.0f}"),
         ("memory, MB", [variant.memory_bytes / 1e6 for variant in variants], "{:.0f}"),
         ("latency of one example, ms (median)", [variant.latency_p50_ms for variant in variants], "{:.1f}"),
-        ("examples a second, batches of 16", [v.examples_per_second_unsorted for v in variants], "{:.0f}"),
-        ("examples a second, sorted by length", [v.examples_per_second_sorted for v in variants], "{:.0f}"),
+        (f"{noun} a second, batches of 16", [v.examples_per_second_unsorted for v in variants], "{:.0f}"),
+        (f"{noun} a second, sorted by length", [v.examples_per_second_sorted for v in variants], "{:.0f}"),
         (
             f"{comparison.metric} on {comparison.split}, %",
             [100 * v.scores[comparison.metric] for v in variants],

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -101,9 +100,3 @@ def test_the_picture_shows_each_split_and_has_room_for_many_types(tmp_path):
     colours = {colour for _, colour in few.convert("RGB").getcolors(1 << 20)}
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours
     assert (0xD5, 0x5E, 0x00) not in {colour for _, colour in tall.convert("RGB").getcolors(1 << 20)}
-
-
-def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lora-core\[demo\]'"):
-        write_statistics(counted(tmp_path, train=TRAIN), tmp_path)

@@ -84,3 +84,20 @@ def test_long_texts_take_no_more_memory_and_cudnn_takes_no_part(model, monkeypat
 def test_words_are_sums_of_their_tokens():
     values, words = np.array([9.0, 1.0, 2.0, 3.0, 4.0, 9.0]), np.array([-1, 0, 0, 3, 4, -1])
     assert by_word(values, words).tolist() == [3.0, 3.0, 4.0]
+
+
+def test_of_a_token_the_shares_add_up_to_the_rise_of_its_own_logit():
+    model = build_model(config_from_dict(SIZES), "token-classification", ["O", "B-A", "I-A"], seed=0)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.eval()
+    mask = torch.ones(1, 6, dtype=torch.long)
+    empty = torch.where(SPECIAL, IDS, 0)
+    rises = (model(IDS[None], mask) - model(empty[None], mask))[0]
+    for position, label in ((1, 0), (4, 2)):
+        found = integrated_gradients(model, IDS, label, 0, SPECIAL, steps=300, position=position)
+        rise = rises[position, label].item()
+        assert found.difference == pytest.approx(rise, abs=1e-5)
+        assert found.tokens.sum() == pytest.approx(rise, abs=0.01 * abs(rise) + 1e-4)

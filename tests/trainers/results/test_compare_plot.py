@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 from matplotlib.figure import Figure
 
@@ -46,9 +44,3 @@ def test_more_runs_than_colours_stay_distinct(make_run, drawn):
     comparison = compare_runs([make_run(f"run{number}") for number in range(len(COLOURS) + 2)])
     curves, _ = drawn(comparison).axes
     assert len({(line.get_color(), line.get_linestyle()) for line in curves.lines}) == len(COLOURS) + 2
-
-
-def test_without_matplotlib(make_run, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError, match=r"lora-core\[demo\]"):
-        plot_comparison(compare_runs([make_run("a"), make_run("b")]), tmp_path / "picture.png")

@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -7,7 +5,15 @@ from PIL import Image
 
 from trainers.data.images.batches import ImageDataset
 from trainers.data.images.npz import write_npz
-from trainers.results.confusion import RIGHT, WRONG, choose_samples, confusion_picture, samples_of_run, samples_picture
+from trainers.results.confusion import (
+    NO_ENTITY,
+    RIGHT,
+    WRONG,
+    choose_samples,
+    confusion_picture,
+    samples_of_run,
+    samples_picture,
+)
 from trainers.run_folder import RunFolder, save_predictions
 
 
@@ -28,18 +34,50 @@ def test_a_confusion_matrix_for_each_title(tmp_path, drawn):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     panels = drawn[0].axes
     assert [panel.get_title() for panel in panels] == ["full", "lora"]
-    assert [text.get_text() for text in panels[0].texts] == ["8", "2", "1", "1,009"]
+    assert [text.get_text() for text in panels[0].texts] == ["80%", "20%", "0%", "100%"]
     assert np.allclose(panels[0].images[0].get_array(), [[0.8, 0.2], [1 / 1010, 1009 / 1010]])
-    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["cat", "a very long … of a breed"]
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["cat", "a very long name of a breed"]
     assert panels[0].get_ylabel() == "true"
+    confusion_picture(matrices, ("cat", "dog"), tmp_path / "b.png", shading="counts")
+    assert [text.get_text() for text in drawn[1].axes[0].texts] == ["8", "2", "1", "1,009"]
+
+
+def test_more_is_never_paler_than_less_and_what_is_no_entity_has_no_share(tmp_path, drawn):
+    """812 hits beside 249 spurious ones of which there are no others: the row of the second has no shares."""
+    matrix = [[812, 151], [249, 0]]
+    for shading in ("counts", "shares"):
+        confusion_picture({"": matrix}, ("protein", NO_ENTITY), tmp_path / "a.png", shading=shading)
+    counts, shares = (figure.axes[0].images[0] for figure in drawn)
+    shown = counts.norm(counts.get_array())
+    assert shown[0, 0] > shown[1, 0] > shown[0, 1]
+    assert counts.get_array().mask.tolist() == [[False, False], [False, True]]
+    assert shares.get_array().mask.tolist() == [[False, False], [True, True]]
+    luminance = [sum(counts.cmap(shown[place])[:3]) for place in ((0, 0), (1, 0), (0, 1))]
+    assert luminance == sorted(luminance)  # on a white ground more is darker
+
+
+@pytest.mark.parametrize("count", [2, 14, 40, 140])
+def test_names_are_whole_and_nothing_is_empty(tmp_path, drawn, count):
+    """The edges of the file lie as close to the drawing whatever the number of labels and their length."""
+    labels = [f"DebtInstrumentInterestRate{number}" for number in range(count)]
+    confusion_picture({"": np.eye(count, dtype=int).tolist()}, labels, tmp_path / "a.png")
+    assert [text.get_text() for text in drawn[0].axes[0].get_xticklabels()] == labels
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("L")) < 200
+    rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+    edges = [rows[0], columns[0], pixels.shape[0] - 1 - rows[-1], pixels.shape[1] - 1 - columns[-1]]
+    assert all(5 <= edge <= 40 for edge in edges), edges
+    longest = max(np.diff(np.flatnonzero(pixels.any(1))).max(), np.diff(np.flatnonzero(pixels.any(0))).max())
+    assert longest <= 60
 
 
 def test_many_labels_and_many_matrices(tmp_path, drawn):
     labels = [str(number) for number in range(40)]
     confusion_picture(dict.fromkeys("abcd", np.eye(40, dtype=int).tolist()), labels, tmp_path / "a.png")
     assert not drawn[0].axes[0].texts
-    assert len(drawn[0].axes) == 6  # two rows of three
-    assert [panel.axison for panel in drawn[0].axes] == [True] * 4 + [False] * 2
+    places = [panel.get_position() for panel in drawn[0].axes]
+    assert len(places) == 4  # three in the first row
+    assert len({round(place.x0, 3) for place in places}) == 3
+    assert places[3].y1 < places[0].y0
 
 
 def test_samples_tell_right_from_wrong(tmp_path, drawn):
@@ -93,9 +131,3 @@ def test_samples_of_data_that_has_changed(run):
     write_npz(data, {"train": other, "validation": other, "test": other})
     with pytest.raises(ValueError, match="does not hold the examples"):
         samples_of_run(folder, folder / "samples.png")
-
-
-def test_without_matplotlib(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lora-core\[demo\]'"):
-        confusion_picture({"a": [[1]]}, ("a",), tmp_path / "a.png")

@@ -14,8 +14,8 @@ from lora_core.models import build_model, load_pretrained, save_pretrained
 from trainers.config import RunConfig
 from trainers.experiment import run
 from trainers.finished import FinishedRun, evaluate_run
+from trainers.report.page import write_report
 from trainers.results.errors import analyse
-from trainers.results.report import write_report
 from trainers.serve import pipeline
 from trainers.serve.export import export_run
 from trainers.tasks import text

@@ -16,9 +16,11 @@ from trainers.data.labels import Decision
 from trainers.data.texts.reader import TextDataset
 from trainers.experiment import run
 from trainers.finished import FinishedRun, evaluate_run
+from trainers.report.evidence import Evidence, Options
+from trainers.report.mistakes import worst
+from trainers.report.page import write_report
 from trainers.results.compare import compare_runs, write_comparison
 from trainers.results.errors import analyse
-from trainers.results.report import find_mistakes, write_report
 from trainers.results.vote import vote
 from trainers.series.ablation import Variant, ablation_row
 from trainers.serve import pipeline
@@ -141,15 +143,17 @@ def test_what_looks_at_finished_runs_knows_them_or_says_so(runs, splits, checkpo
     write_comparison(comparison, tmp_path)
 
     for one, shown in ((several, "threshold"), (numbers, "Pearson correlation")):
-        mistakes = find_mistakes(_with_data(one, splits), "test", 3)
+        evidence = Evidence(_with_data(one, splits), Options(errors=3))
+        mistakes = worst(evidence)
         assert len(mistakes) == 3 or one is several
         page = write_report(one.folder).read_text()
         assert shown in page
         assert "Confusion matrix" not in page
-    off = [abs(float(mistake.true) - float(mistake.predicted)) for mistake in mistakes]
-    assert off == sorted(off, reverse=True)
-    mistakes = find_mistakes(_with_data(other, splits), "test", 3)
-    assert {name for mistake in mistakes for name in mistake.true.split(", ")} <= {*NAMES, "(no label)"}
+    off = [abs(float(guess[0] - true[0])) for guess, true in zip(*evidence.saved, strict=True)]
+    assert [off[place] for place in mistakes] == sorted(off, reverse=True)[:3]
+    evidence = Evidence(_with_data(other, splits), Options(errors=3))
+    shown = [evidence.answer(evidence.saved[1][place]) for place in worst(evidence)]
+    assert {name for names in shown for name in names.split(", ")} <= {*NAMES, "(no label)"}
 
     with pytest.raises(ValueError, match=r"regression did regression: it has no F1 to compare"):
         compare_runs([numbers, several])
