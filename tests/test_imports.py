@@ -25,6 +25,7 @@ ORDER = (
     ("lora_core.kernels",),
     ("lora_core.export",),
     ("trainers.processes",),
+    ("trainers.other_names",),
     ("trainers.config", "trainers.show", "trainers.run_folder"),
     ("trainers.data",),
     ("trainers.data.spans",),
@@ -38,7 +39,7 @@ ORDER = (
     ("trainers.serve", "trainers.results", "trainers.corpus"),
     ("trainers.service",),
     ("trainers.notebook",),
-    ("trainers.verbs",),
+    ("trainers.commands",),
     ("trainers.cli",),
     ("trainers.__main__",),
 )

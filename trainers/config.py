@@ -5,7 +5,6 @@ metrics it has, the tasks know (trainers/tasks): they refuse the others before a
 """
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from lora_core.config import check_types
+from trainers.other_names import meant
 
 Config = TypeVar("Config", bound="RunConfig")
 
@@ -331,8 +331,9 @@ class RunConfig(
         known = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0)
-                raise ValueError(f"{where}: unknown setting {name!r}. Did you mean {near[0]!r}?")
+                near = meant(name, (setting.replace("_", "-") for setting in sorted(known)))
+                suggestion = f" Did you mean {near.split()[0].replace('-', '_')!r}?" if near else ""
+                raise ValueError(f"{where}: unknown setting {name!r}.{suggestion}")
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         if isinstance(values.get("output_dir"), str):
             values["output_dir"] = Path(values["output_dir"])

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from trainers.cli import main
+from trainers.commands import VERBS
 from trainers.processes.failure import DISK_FULL, OUT_OF_MEMORY
 from trainers.run_folder import RunFolder
 from trainers.tasks.token import TokenClassification
 from trainers.training import checkpoints
 from trainers.training.checkpoints import damage
-from trainers.verbs import VERBS
 
 LIMIT = 20_000
 """Bytes of a file; a checkpoint of the tiny model has more."""

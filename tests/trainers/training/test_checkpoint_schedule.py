@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from trainers.commands import VERBS
 from trainers.config import TrainConfig
 from trainers.training import checkpoint_schedule
 from trainers.training.checkpoint_schedule import CheckpointSchedule
-from trainers.verbs import VERBS
 
 HERE = Path(__file__).resolve().parents[1]
 TIMES = {"seconds", "epoch_seconds", "tokens_per_second", "peak_memory_bytes", "memory"}

@@ -1,160 +1,11 @@
-"""What each verb of the command line does: its arguments, their help, and the call.
+"""Verbs that put a model to work: predict, export, bench, serve."""
 
-Imports stand inside the verbs, so that --help and a mistyped flag answer at once.
-"""
-
-import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from trainers.config import RunConfig
-from trainers.processes.failure import is_main
 from trainers.service.settings import ServiceSettings
-
-
-def train(config: RunConfig) -> None:
-    """Train and test a model."""
-    from trainers.experiment import run
-
-    if not config.data:
-        raise ValueError("--data is missing: a folder, a name in $LORA_DATA_DIR, or a hub id such as tner/bionlp2004.")
-    finished = run(config)
-    if is_main():
-        print(finished.summary)
-
-
-def compare(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional], output_dir: Path = Path("runs/comparison")
-) -> None:
-    """Compare finished runs: a table here, and comparison.md, .json and .png in a folder.
-
-    Runs that differ in nothing but their seed are also compared together.
-
-        lora-core compare runs/full runs/lora --output-dir runs/comparison
-
-    Args:
-        runs: run folders; differences are taken to the first.
-        output_dir: where the files go.
-    """
-    from trainers.results.compare import compare_runs, comparison_table, write_comparison
-    from trainers.run_folder import read_run
-
-    comparison = compare_runs([read_run(folder) for folder in runs])
-    print(comparison_table(comparison))
-    for path in write_comparison(comparison, output_dir):
-        print(path)
-
-
-def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], errors: int = 20) -> None:
-    """Write report.html into finished runs: scores, curves, confusions, errors in their own words, settings.
-
-        lora-core report runs/lora
-
-    Args:
-        runs: run folders.
-        errors: most examples to show that the model got wrong.
-    """
-    from trainers.results.report import write_report
-
-    if not runs:
-        raise ValueError("report needs a run: name the folder that training wrote.")
-    for folder in runs:
-        print(write_report(folder, errors))
-
-
-def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str = "", split: str = "test") -> None:
-    """Score a finished run's model.
-
-        lora-core evaluate runs/lora --split validation
-
-    Args:
-        run: its folder.
-        data: other data with the same label names; by default the run's own.
-        split: train, validation or test.
-    """
-    from trainers.finished import evaluate_run
-
-    scores = evaluate_run(run, data, split)
-    if is_main():
-        print(json.dumps(scores, indent=2))
-
-
-def check_data(
-    data: Annotated[str, tyro.conf.Positional],
-    output_dir: Path = Path("runs/check-data"),
-    task: Literal["token-classification", "text-classification", "image-classification"] = "token-classification",
-    label_file: str = "",
-    on_bad_row: Literal["error", "skip"] = "error",
-    columns: str = "",
-    text_column: str = "",
-    pair_column: str = "",
-    label_column: str = "",
-    delimiter: str = "",
-    encoding: str = "",
-    problem_type: str = "auto",
-    model: str = "",
-) -> None:
-    """Count what tagged sentences, labelled texts or pictures hold, and warn of what may spoil an experiment.
-
-    A table here, and statistics.md, .json and .png in a folder.
-
-        lora-core check-data data/finer-139 --on-bad-row skip
-        lora-core check-data data/reviews.csv --task text-classification --model roberta-base
-        lora-core check-data data/xrays --task image-classification --on-bad-row skip
-
-    Args:
-        data: a file or folder of JSON lines, parquet, CoNLL or texts with spans; for images .npz, folders of pictures
-            or tables of them; a name in $LORA_DATA_DIR; or a hub id.
-        output_dir: where the files go.
-        task: what the data is for.
-        label_file: words: names of the tag ids, where the data does not give them.
-        on_bad_row: stop at a damaged row or picture and name it, or count and report it.
-        columns: words: the columns of the word and of the tag, as "2,4" (from 1) or by name; by default what the
-            content says.
-        text_column: texts: the column of the text, or of its parts ("title,body"), or a number from 1 as for columns;
-            by default names that are usual.
-        pair_column: texts: the column of the second text of a pair; by default names that are usual.
-        label_column: texts, images: the column of the label, or its number from 1; by default names that are usual.
-        delimiter: what stands between columns, such as "," or "tab"; by default what the content says.
-        encoding: of text files; by default what the content says.
-        problem_type: texts: what the labels are, as for train.
-        model: texts: the model whose limit the lengths are compared with; by default none.
-    """
-    from trainers.data.reading import Reading
-    from trainers.data.rows import BadRows
-
-    bad_rows = BadRows(on_bad_row)
-    reading = Reading(columns, text_column, pair_column, label_column, delimiter, encoding, on_bad_row)
-    if task == "text-classification":
-        from trainers.corpus.texts import count_texts, texts_table, write_texts
-        from trainers.data.texts.reader import load_text_datasets
-
-        datasets = load_text_datasets(data, on_bad_row=on_bad_row, reading=reading, problem_type=problem_type)
-        texts = count_texts(datasets, model)
-        table, write = texts_table(texts), partial(write_texts, texts)
-    elif task == "image-classification":
-        from trainers.corpus.pictures import count_pictures, pictures_table, write_pictures
-        from trainers.data.images.reader import read_image_splits
-
-        pictures = count_pictures(read_image_splits(data, bad_rows, reading), bad_rows)
-        table, write = pictures_table(pictures), partial(write_pictures, pictures)
-    else:
-        from trainers.corpus.statistics import statistics, statistics_table, write_statistics
-        from trainers.data.images.files import refuse_pictures
-        from trainers.data.tokens.files import find_tagged_source
-        from trainers.data.tokens.scan import scan
-
-        refuse_pictures(data)
-        counted = statistics(scan(find_tagged_source(data, label_file, reading), bad_rows))
-        table, write = statistics_table(counted), partial(write_statistics, counted)
-    bad_rows.report()
-    print(table)
-    for path in write(output_dir):
-        print(path)
 
 
 def predict(
@@ -303,23 +154,6 @@ def bench(
         print(path)
 
 
-def convert(source: Annotated[str, tyro.conf.Positional], output_dir: Path) -> None:
-    """Write a published checkpoint as model.safetensors and tokenizer.json.
-
-    Training reads the older forms too (pytorch_model.bin, spm.model); other tools may not.
-
-        lora-core convert microsoft/deberta-v3-base --output-dir models/deberta-v3-base
-
-    Args:
-        source: a model's folder, or a hub id.
-        output_dir: a new folder.
-    """
-    from trainers.convert import convert as write
-
-    for path in write(source, output_dir):
-        print(path)
-
-
 def serve(settings: tyro.conf.OmitArgPrefixes[ServiceSettings]) -> None:
     """Serve runs and exported models over HTTP, with a page to try them; needs the extra serve.
 
@@ -332,17 +166,3 @@ def serve(settings: tyro.conf.OmitArgPrefixes[ServiceSettings]) -> None:
     from trainers.service.server import serve as run_service
 
     run_service(settings)
-
-
-VERBS: dict[str, Callable[..., None]] = {
-    "train": train,
-    "evaluate": evaluate,
-    "compare": compare,
-    "report": report,
-    "check-data": check_data,
-    "predict": predict,
-    "export": export,
-    "bench": bench,
-    "convert": convert,
-    "serve": serve,
-}
