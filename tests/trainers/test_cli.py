@@ -134,7 +134,7 @@ def test_bash_completes(completion_file, typed, offered):
     script = rf"""
         source {completion_file}
         COMP_WORDS=(lora-core "$@"); COMP_CWORD=$#
-        $(complete -p lora-core | sed 's/.*-F \\([^ ]*\\).*/\1/')
+        $(complete -p lora-core | sed 's/.*-F \([^ ]*\).*/\1/')
         printf '%s\n' "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(["bash", "-c", script, "bash", *typed], capture_output=True, text=True, check=True)
