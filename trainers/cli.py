@@ -53,7 +53,7 @@ def _dispatch(arguments: list[str]) -> None:
     if verb == "--version":
         print(f"lora-core {version('lora-core')}, torch {version('torch')}, Python {platform.python_version()}")
         raise SystemExit(0)
-    if verb not in VERBS:
+    if verb not in ALL_VERBS:
         raise ValueError(_no_such_verb(verb))
     if verb == "train":  # its flags are laid over the file that --config names
         config = parse_run(rest, RunConfig(), prog="lora-core train")
@@ -63,8 +63,10 @@ def _dispatch(arguments: list[str]) -> None:
             command = _resume_command(arguments, config)
             raise interrupted.with_remedy(f"To go on: {command}") from interrupted
     else:
-        _refuse_unknown_flags(f"lora-core {verb}", _flags(VERBS[verb]), rest)
-        tyro.cli(VERBS[verb], args=rest, prog=f"lora-core {verb}", config=(tyro.conf.PositionalMetavarFromFieldName,))
+        _refuse_unknown_flags(f"lora-core {verb}", _flags(ALL_VERBS[verb]), rest)
+        tyro.cli(
+            ALL_VERBS[verb], args=rest, prog=f"lora-core {verb}", config=(tyro.conf.PositionalMetavarFromFieldName,)
+        )
 
 
 def completion(shell: Annotated[Literal["bash", "zsh", "tcsh"], tyro.conf.Positional]) -> None:
@@ -82,19 +84,19 @@ def completion(shell: Annotated[Literal["bash", "zsh", "tcsh"], tyro.conf.Positi
         "Train", [("settings", settings), ("config", Path | None, dataclasses.field(default=None))]
     )
     tyro.extras.subcommand_cli_from_dict(
-        {**VERBS, "train": of_train}, args=["--tyro-print-completion", shell], prog="lora-core"
+        {**ALL_VERBS, "train": of_train}, args=["--tyro-print-completion", shell], prog="lora-core"
     )
 
 
-VERBS["completion"] = completion
+ALL_VERBS: dict[str, Callable[..., None]] = {**VERBS, "completion": completion}
 
 
 def _help() -> str:
     """What `lora-core --help` says: every verb in a line or two, and the exit statuses."""
     width = min(100, shutil.get_terminal_size().columns)
-    longest = max(map(len, VERBS))
+    longest = max(map(len, ALL_VERBS))
     lines = ["usage: lora-core VERB ...", "", "lora-core VERB --help explains a verb, with an example.", ""]
-    for verb, call in VERBS.items():
+    for verb, call in ALL_VERBS.items():
         text = (call.__doc__ or "").split("\n\n")[0]
         lines += textwrap.wrap(
             " ".join(text.split()), width, initial_indent=f"  {verb:{longest}}  ", subsequent_indent=" " * (longest + 4)
@@ -104,10 +106,10 @@ def _help() -> str:
 
 
 def _no_such_verb(verb: str) -> str:
-    listed = f"The verbs: {', '.join(VERBS)}."
+    listed = f"The verbs: {', '.join(ALL_VERBS)}."
     if not verb:
         return f"a verb is missing: lora-core VERB ... {listed}"
-    near = meant(verb, VERBS)
+    near = meant(verb, ALL_VERBS)
     return f"there is no verb {verb!r}. {f'Did you mean {near}? ' if near else ''}{listed}"
 
 

@@ -5,6 +5,7 @@ metrics it has, the tasks know (trainers/tasks): they refuse the others before a
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -321,6 +322,15 @@ class RunConfig(
         """The fields as config.json holds them."""
         return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
 
+    def to_toml(self) -> str:
+        """The fields as a file for --config, but for where the run is kept and whether it goes on.
+
+        TOML has no null: fields that are None are left out, which is their default.
+        """
+        places = {field.name for field in dataclasses.fields(OutputSettings)}
+        values = {name: value for name, value in self.to_dict().items() if name not in places and value is not None}
+        return "".join(f"{name} = {_in_toml(value)}\n" for name, value in values.items())
+
     @classmethod
     def from_dict(cls: type["Config"], values: dict[str, Any], where: str) -> "Config":
         """Fields from a parsed TOML or JSON file.
@@ -341,6 +351,14 @@ class RunConfig(
             return cls(**values)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+
+
+def _in_toml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_in_toml, value))}]"
+    if isinstance(value, (bool, str)):  # JSON writes them as TOML does
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
 
 
 RESUME_MAY_CHANGE = (

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import lora_core
+from lora_core.files import write_text
 from lora_core.models import save_pretrained
 from lora_core.models.task_model import TaskModel
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
@@ -31,6 +32,8 @@ from trainers.training.state import trained_tensors
 
 logger = logging.getLogger("trainers")
 
+RECIPE_HEAD = "# To train such a run again: lora-core train --config THIS_FILE --output-dir ANOTHER_FOLDER\n"
+
 
 def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
     """Train and test a model as ``config`` says, and return what the run folder now holds.
@@ -49,6 +52,36 @@ def run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Run:
         return _run(config, datasets, world)
 
 
+def finish(folder: str | Path) -> Run:
+    """End an interrupted run where it is: its best weights are saved and scored, as at the end of training.
+
+    Under torchrun every process calls this.
+
+    Raises:
+        ValueError: there is no run, or none that has written a checkpoint; or as `run`.
+    """
+    files = RunFolder(Path(folder))
+    if not files.is_run():
+        raise ValueError(
+            f"{folder} is not the folder of a run: it has no {files.settings.name} with {files.metrics.name}. Pass the "
+            "folder that training wrote."
+        )
+    config = RunConfig.from_dict(files.read_settings(), str(files.settings))
+    config = dataclasses.replace(config, output_dir=files.path, resume="auto", overwrite=False)
+    if not files.is_finished() and not files.saved("step"):
+        raise ValueError(
+            f"The run in {folder} has written no checkpoint, so there is nothing to finish it with. Repeat its command "
+            "with --resume auto."
+        )
+    if not config.data and not files.is_finished():
+        raise ValueError(
+            f"The data of {folder} was given in memory, so its run cannot be scored from here. Go on in Python, with "
+            'resume="auto" (in Python: trainers.train).'
+        )
+    with distributed(config.timeout) as world, _locked(files.path, world):
+        return _run(config, None, world, ends=True)
+
+
 @contextmanager
 def _locked(folder: Path, world: World) -> Iterator[None]:
     """Hold the run folder's lock, on the main process for all."""
@@ -57,7 +90,7 @@ def _locked(folder: Path, world: World) -> Iterator[None]:
         yield
 
 
-def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) -> Run:
+def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, *, ends: bool = False) -> Run:
     check_settings(config)
     config = with_learning_rate(config)
     begun = f"run in {config.output_dir.absolute()}"
@@ -66,7 +99,7 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
         if world.is_main:
             logger.warning("torchrun has started the run again: it continues from its newest checkpoint.")
     start = world.from_main(lambda: _where_to_begin(config))
-    checkpoint = start.checkpoint
+    checkpoint, ends = start.checkpoint, ends or start.ends
     if start.finished:
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
         return read_run(config.output_dir)
@@ -94,11 +127,16 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
             folder.remove()
         folder.write_inputs(inputs)
         folder.write_settings(given.to_dict())
+        write_text(folder.recipe, RECIPE_HEAD + given.to_toml())
     if world.is_main:
         world.remember(begun)
     reset_peak_memory(world.device)
     with interrupt.deferred():
-        state = fit(model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint)
+        splits = data["train"], data["validation"]
+        state = fit(model, task, *splits, config, world, config.output_dir, checkpoint, ends=ends)
+        if ends and world.is_main:
+            which = f"epoch {state.best_epoch}" if state.best_epoch else f"step {state.step}, for no epoch was scored"
+            logger.info("ended in epoch %d of %d, with the weights of %s", state.epoch + 1, config.epochs, which)
         peak = max(world.gather(peak_memory_bytes(world.device)))
         memory = peak_memory(world.device)
         found = {
@@ -127,6 +165,7 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World) ->
         trainable=trainable,
         total=total,
         best_epoch=state.best_epoch,
+        **({"ended_early": True} if ends else {}),
         epochs=state.epoch,
         seconds=state.seconds,
         tokens_per_second=state.tokens / state.seconds if state.epoch else 0.0,
@@ -167,6 +206,8 @@ class Start:
     """What it goes on from; None: from nothing."""
     finished: bool = False
     """Whether nothing is left to do."""
+    ends: bool = False
+    """Whether the run was ended before all its epochs, and learns nothing more."""
     changed: tuple[Path, ...] = ()
     """Folders of what a finished run wrote that hold something else now, which is not to be lost."""
 
@@ -230,7 +271,8 @@ def _after_the_end(folder: RunFolder, config: RunConfig) -> Start:
         )
     logger.warning("The run in %s is finished, but %s: it is written again from %s.", folder.path, listed, checkpoint)
     changed = {folder.path / name.split("/")[0] for name, what in lost.items() if what == "changed"}
-    return Start(checkpoint, changed=tuple(sorted(changed)))
+    ends = bool((folder.result() or {}).get("ended_early"))
+    return Start(checkpoint, ends=ends, changed=tuple(sorted(changed)))
 
 
 def _check_unchanged(old: dict[str, Any], config: RunConfig) -> None:

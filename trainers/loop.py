@@ -55,6 +55,8 @@ def fit(
     world: World,
     folder: Path,
     resume_from: Path | None = None,
+    *,
+    ends: bool = False,
 ) -> TrainState:
     """Train what requires grad in ``model``, and leave the best epoch's weights in it.
 
@@ -64,6 +66,7 @@ def fit(
     Args:
         folder: the run folder; metrics.jsonl and checkpoints/ are written into it.
         resume_from: a checkpoint to continue from, exactly as if the run had not been interrupted.
+        ends: whether training ends there: nothing more is learnt.
 
     Returns:
         The state at the end: steps, epochs, best epoch and score, seconds and tokens trained.
@@ -92,7 +95,7 @@ def fit(
     parallel = world.wrap(model)
     adversary = build_adversary(model, config)
 
-    while state.epoch < config.epochs and not state.out_of_patience(config.patience):
+    while not ends and state.epoch < config.epochs and not state.out_of_patience(config.patience):
         parallel.train()
         state.start_clock()
         bar = _progress(f"epoch {state.epoch + 1}/{config.epochs}", len(plan.batches(state.epoch)), world)

@@ -1,6 +1,7 @@
 """The folder of a run: where each of its files is, and what they hold. It needs no torch.
 
 config.json             the resolved settings
+run.toml                the same, to train such a run again with --config
 inputs.json             digests of what the run was made from (inputs.py)
 metrics.jsonl           one JSON object a line, in the order in which things happened, told apart by `event`:
                         `epoch`, and at the very end one `result`
@@ -55,6 +56,11 @@ class RunFolder:
     def settings(self) -> Path:
         """config.json."""
         return self.path / "config.json"
+
+    @property
+    def recipe(self) -> Path:
+        """run.toml."""
+        return self.path / "run.toml"
 
     @property
     def inputs(self) -> Path:
@@ -180,7 +186,7 @@ class RunFolder:
             if folder.is_dir():
                 discard(folder)
         # Last what makes it a run: killed on the way, it can still be overwritten.
-        for path in (self.report, self.onnx, self.int8_onnx, self.inputs, self.settings, self.metrics):
+        for path in (self.report, self.onnx, self.int8_onnx, self.inputs, self.recipe, self.settings, self.metrics):
             path.unlink(missing_ok=True)
 
     def write_settings(self, settings: dict[str, Any]) -> None:

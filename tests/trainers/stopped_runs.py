@@ -160,6 +160,7 @@ def verbs(run, checkpoint, data, root):
         "evaluate": ([str(run)], "config.json"),
         "compare": ([str(run), str(run), "--output-dir", str(written)], "metrics.jsonl"),
         "report": ([str(run)], "test.npz"),
+        "finish": ([str(run)], "config.json"),
         "vote": ([str(run), str(run), "--output-dir", str(written)], "config.json"),
         "analysis": ([str(run), "--output-dir", str(written)], "config.json"),
         "check-data": ([str(data), "--output-dir", str(written)], "valid.json"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.cli import EXIT_STATUSES, VERBS, exit_on_user_error, main, parse_run, read_toml
+from trainers.cli import ALL_VERBS, EXIT_STATUSES, exit_on_user_error, main, parse_run, read_toml
 from trainers.config import RunConfig
 from trainers.processes.failure import DISK_FULL, OUT_OF_MEMORY
 
@@ -39,15 +39,15 @@ def words(box):
     return " ".join(re.sub("[─│╭╮╰╯]", " ", box).split())
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ALL_VERBS)
 def test_help_of_every_verb(capsys, verb):
     with pytest.raises(SystemExit) as exit_:
         main([verb, "--help"])
     assert exit_.value.code == 0
     text = words(capsys.readouterr().out)
     assert f"usage: lora-core {verb}" in text
-    assert VERBS[verb].__doc__
-    described = RunConfig.__doc__ if verb == "train" else " ".join(VERBS[verb].__doc__.split("\n\n")[0].split())
+    assert ALL_VERBS[verb].__doc__
+    described = RunConfig.__doc__ if verb == "train" else " ".join(ALL_VERBS[verb].__doc__.split("\n\n")[0].split())
     assert described.rstrip(".") in text
 
 
@@ -66,7 +66,7 @@ def test_help_without_a_verb_lists_the_verbs(capsys):
         main(["--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    for verb, call in VERBS.items():
+    for verb, call in ALL_VERBS.items():
         assert f"  {verb} " in text
         assert " ".join(call.__doc__.split("\n\n")[0].split()) in " ".join(text.split())
     assert all(re.search(rf"^  {re.escape(status)} +\w", text, re.MULTILINE) for status in EXIT_STATUSES)
@@ -85,7 +85,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(("arguments", "near"), [([], ""), (["trian"], "Did you mean train? ")])
 def test_a_wrong_or_missing_verb_names_the_nearest_and_lists_the_verbs(capsys, arguments, near):
     error = fails_in_one_line(capsys, *arguments)
-    assert f"{near}The verbs: {', '.join(VERBS)}." in error
+    assert f"{near}The verbs: {', '.join(ALL_VERBS)}." in error
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_python_m_trainers_is_the_same_command():
     assert re.fullmatch(r"error: --data is missing: .*\n", done.stderr)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ALL_VERBS)
 def test_every_verb_explains_itself_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([verb, "--help"])

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from trainers.commands.folders import convert
 from trainers.commands.results import analysis, check_data, compare, evaluate, report, vote
 from trainers.commands.serve import bench, export, predict, serve
-from trainers.commands.train import train
+from trainers.commands.train import finish, train
 
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
+    "finish": finish,
     "evaluate": evaluate,
     "compare": compare,
     "report": report,
