@@ -34,6 +34,7 @@ ORDER = (
     ("trainers.convert", "trainers.model", "trainers.training"),
     ("trainers.tasks",),
     ("trainers.loop", "trainers.inputs"),
+    ("trainers.sharing",),
     ("trainers.experiment",),
     ("trainers.finished",),
     ("trainers.serve", "trainers.results", "trainers.corpus"),

@@ -18,12 +18,13 @@ from lora_core.models.task_model import TaskModel
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.inputs import check_processes, check_unchanged, inputs_of
 from trainers.loop import fit, predict
-from trainers.model import build, is_scratch, with_learning_rate, write_vocabulary
+from trainers.model import build, image_size, is_scratch, with_learning_rate, write_vocabulary
 from trainers.processes import interrupt
 from trainers.processes.distributed import World, distributed
 from trainers.processes.fsdp import copy_tensors, is_sharded, whole
 from trainers.processes.run_lock import locked
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions, set_aside
+from trainers.sharing.alone import AdapterHead
 from trainers.tasks import check_settings, kind_of, load, settle
 from trainers.tasks.decision import Decision
 from trainers.training.checkpoints import check_checkpoint, newest_checkpoint, set_aside_later
@@ -154,7 +155,8 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, *,
             logger.warning("%s was changed after the run: it is kept as %s.", path, set_aside(path))
         for split in found:
             save_predictions(config.output_dir, split, *task.examples(found[split][1], data[split]))
-        save_model(model, config, task.decision, getattr(datasets["train"], "pairs", None) is not None)
+        pairs = getattr(datasets["train"], "pairs", None) is not None
+        save_model(model, config, task.decision, pairs, inputs.get("model", {}))
         files = folder.written(config.method, found)
     MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write(
         "result",
@@ -180,16 +182,18 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, *,
     return read_run(config.output_dir)
 
 
-def save_model(model: TaskModel, config: RunConfig, decision: Decision, pairs: bool = False) -> Path:
+def save_model(model: TaskModel, config: RunConfig, decision: Decision, pairs: bool, base: Mapping[str, Any]) -> Path:
     """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/.
 
     Args:
         decision: what makes labels of the scores.
         pairs: whether it was trained on pairs of texts.
+        base: size and digest of the base model's files.
     """
     folder = RunFolder(config.output_dir).weights(config.method)
     if config.method == "lora":
         lora_core.save_adapter(model, folder)
+        AdapterHead.of(model, config, image_size(config), base).save(folder)
     else:
         save_pretrained(model, folder)
     kind_of(config.task).save_preprocessing(config, folder, pairs)

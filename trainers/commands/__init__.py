@@ -5,7 +5,7 @@ Imports stand inside the verbs, so that --help and a mistyped flag answer at onc
 
 from collections.abc import Callable
 
-from trainers.commands.folders import convert
+from trainers.commands.folders import convert, merge
 from trainers.commands.results import analysis, check_data, compare, evaluate, report, vote
 from trainers.commands.serve import bench, export, predict, serve
 from trainers.commands.train import finish, train
@@ -24,5 +24,6 @@ VERBS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "serve": serve,
     "convert": convert,
+    "merge": merge,
 }
 """In the order of the help."""

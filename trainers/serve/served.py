@@ -20,6 +20,7 @@ from trainers.data.reading import AS_FOUND, Reading
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.data.tokenizer import StatedLimits
 from trainers.run_folder import RunFolder
+from trainers.sharing.alone import HEAD_FILE, load_alone, moves_alone
 from trainers.tasks.decision import DECISION_FILE, Decision
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def load_served(
     """Load a model to predict with.
 
     Args:
-        source: the folder of a finished run, or its adapter/ or best/; a model folder in transformers' layout; a hub
-            id; an ONNX file that `lora-core export` wrote, or a folder with nothing else to serve, of which
-            model.int8.onnx is taken before model.onnx.
+        source: the folder of a finished run, or its adapter/ or best/, wherever that lies now; a model folder in
+            transformers' layout; a hub id; an ONNX file that `lora-core export` wrote, or a folder with nothing else to
+            serve, of which model.int8.onnx is taken before model.onnx.
         task: what it must do; None takes what the run, file or checkpoint says.
         device: such as "cpu" or "cuda"; None: CUDA where there is a device, else the CPU. For an ONNX file, which
             provider of ONNX Runtime computes; None: CUDA for fp32 where it is installed.
@@ -102,12 +103,15 @@ def load_served(
     elif RunFolder(path).metrics.is_file():
         served = _load_run(path, _device(device))
     elif (path / "adapter_config.json").is_file():
-        if not RunFolder(path.parent).metrics.is_file():
+        if moves_alone(path):
+            served = _load_adapter(path, _device(device))
+        elif RunFolder(path.parent).metrics.is_file():
+            served = _load_run(path.parent, _device(device))
+        else:
             raise ValueError(
-                f"{path} is an adapter without its run, which knows the base model and the labels. "
+                f"{path} is an adapter without its run and without {HEAD_FILE}, which know the labels. "
                 "Give the run's folder, or merge the adapter and save the whole model."
             )
-        served = _load_run(path.parent, _device(device))
     else:
         served = _load_checkpoint(source, task, _device(device))
     if task is not None and served.task != task:
@@ -131,6 +135,12 @@ def _load_run(folder: Path, device: torch.device) -> Served:
     if config.method == "lora":
         lora_core.eject_lora(lora_core.merge_lora(model))
     return _of_model(str(folder), model, finished.weights_folder, device, finished.text_processing)
+
+
+def _load_adapter(folder: Path, device: torch.device) -> Served:
+    model = lora_core.eject_lora(lora_core.merge_lora(load_alone(folder)))
+    assert isinstance(model, TaskModel)
+    return _of_model(str(folder), model, folder, device, TextProcessing.read(folder))
 
 
 def _processing_of_checkpoint(folder: Path) -> TextProcessing:
