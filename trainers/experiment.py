@@ -25,6 +25,7 @@ from trainers.processes.fsdp import copy_tensors, is_sharded, whole
 from trainers.processes.run_lock import locked
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions, set_aside
 from trainers.sharing.alone import AdapterHead
+from trainers.sharing.card import write_card
 from trainers.tasks import check_settings, kind_of, load, settle
 from trainers.tasks.decision import Decision
 from trainers.training.checkpoints import check_checkpoint, newest_checkpoint, set_aside_later
@@ -149,7 +150,24 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, *,
     if is_sharded(model):  # what is saved is an ordinary model
         trained, model = whole(trained_tensors(model)), build(config, labels)
         copy_tensors(trained, trained_tensors(model))
-    files = {}
+    result = {
+        "labels": list(labels),
+        **task.decision.to_dict(),
+        **scores,
+        "trainable": trainable,
+        "total": total,
+        "best_epoch": state.best_epoch,
+        **({"ended_early": True} if ends else {}),
+        "epochs": state.epoch,
+        "seconds": state.seconds,
+        "tokens_per_second": state.tokens / state.seconds if state.epoch else 0.0,
+        "peak_memory_bytes": peak,
+        "memory": memory,
+        "processes": world.size,
+        "device": str(world.device.type),
+        "torch": torch.__version__,
+        "files": {},
+    }
     if world.is_main:
         for path in start.changed:
             logger.warning("%s was changed after the run: it is kept as %s.", path, set_aside(path))
@@ -157,27 +175,9 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, *,
             save_predictions(config.output_dir, split, *task.examples(found[split][1], data[split]))
         pairs = getattr(datasets["train"], "pairs", None) is not None
         save_model(model, config, task.decision, pairs, inputs.get("model", {}))
-        files = folder.written(config.method, found)
-    MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write(
-        "result",
-        step=state.step,
-        labels=list(labels),
-        **task.decision.to_dict(),
-        **scores,
-        trainable=trainable,
-        total=total,
-        best_epoch=state.best_epoch,
-        **({"ended_early": True} if ends else {}),
-        epochs=state.epoch,
-        seconds=state.seconds,
-        tokens_per_second=state.tokens / state.seconds if state.epoch else 0.0,
-        peak_memory_bytes=peak,
-        memory=memory,
-        processes=world.size,
-        device=str(world.device.type),
-        torch=torch.__version__,
-        files=files,
-    )
+        write_card(config, result, datasets.get("test", datasets["validation"]))
+        result["files"] = folder.written(config.method, found)
+    MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write("result", step=state.step, **result)
     world.barrier()
     return read_run(config.output_dir)
 

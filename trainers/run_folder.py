@@ -139,8 +139,12 @@ class RunFolder:
         return self.result() is not None
 
     def written(self, method: str, splits: Iterable[str]) -> dict[str, str]:
-        """sha256 of each file that a run leaves behind: what it trained with what inference needs, and predictions."""
-        paths = [path for path in self.weights(method).rglob("*") if path.is_file() and not path.name.startswith(".")]
+        """sha256 of each file that a run leaves behind: what it trained with what inference needs, and predictions.
+
+        The card is for its users to change.
+        """
+        beside = self.weights(method).rglob("*")
+        paths = [path for path in beside if path.is_file() and not path.name.startswith(".") and path.suffix != ".md"]
         paths += [self.predictions(split) for split in splits]
         return {path.relative_to(self.path).as_posix(): sha256_of_file(path) for path in sorted(paths)}
 

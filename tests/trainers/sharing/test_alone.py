@@ -1,5 +1,5 @@
-"""An adapter's folder and a model's, copied elsewhere without their run, give the run's predictions: here, in PEFT and in
-transformers."""
+"""Folders of adapters and of models, copied elsewhere without their run, give the run's predictions: here, in PEFT and
+in transformers."""
 
 import json
 import logging
