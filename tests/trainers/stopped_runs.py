@@ -170,6 +170,8 @@ def verbs(run, checkpoint, data, root):
         ),
         "export": ([str(run)], "tokenizer.json"),
         "convert": ([str(checkpoint), "--output-dir", str(written / "model")], "config.json"),
+        "info": ([str(run)], "config.json"),
+        "push": ([str(run), "user/name", "--dry-run"], "config.json"),
         "merge": ([str(run), "--output-dir", str(written / "merged")], "config.json"),
         "bench": ([str(run), "--output-dir", str(written)], "work.pickle"),
     }

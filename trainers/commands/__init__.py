@@ -5,7 +5,7 @@ Imports stand inside the verbs, so that --help and a mistyped flag answer at onc
 
 from collections.abc import Callable
 
-from trainers.commands.folders import convert, merge
+from trainers.commands.folders import convert, info, merge, push
 from trainers.commands.results import analysis, check_data, compare, evaluate, report, vote
 from trainers.commands.serve import bench, export, predict, serve
 from trainers.commands.train import finish, train
@@ -23,7 +23,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export,
     "bench": bench,
     "serve": serve,
+    "info": info,
     "convert": convert,
     "merge": merge,
+    "push": push,
 }
 """In the order of the help."""
