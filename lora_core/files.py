@@ -115,6 +115,8 @@ def _replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir():
             for part in (*temporary.rglob("*"), temporary):
+                if part.is_file() and not part.is_symlink():
+                    part.chmod(permissions)  # safetensors makes files that their owner alone can read
                 _flush(part)
             if os.path.lexists(path):  # a folder takes no other's place; renamed, it is away for a moment only
                 os.replace(path, old)

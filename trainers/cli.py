@@ -6,23 +6,37 @@ import inspect
 import itertools
 import logging
 import os
+import platform
 import shlex
+import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tomli
 import tyro
 
+from trainers.commands import VERBS, train
 from trainers.config import GROUPS, Config, RunConfig
+from trainers.other_names import meant
 from trainers.processes import interrupt
 from trainers.processes.failure import OUT_OF_MEMORY, USER_ERRORS, exit_status, is_main
 from trainers.processes.interrupt import Interrupted
 from trainers.show import LogHandler
-from trainers.verbs import VERBS, train
+
+TOP_FLAGS = {"--help": "this text", "--version": "the versions of lora-core, torch and Python"}
+TYRO_FLAGS = ("help", "tyro-print-completion", "tyro-write-completion")
+EXIT_STATUSES = {
+    "0": "done",
+    "1": "a bug, with its traceback",
+    "2": "a wrong setting or flag, bad data, a file that cannot be read or written: one line says what to do",
+    "3, 4": "too little memory; a full disk",
+    "128 + N": "stopped by signal N: 130 after Ctrl-C, 143 after SIGTERM; training has left a checkpoint",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,17 +47,97 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    if arguments[:1] == ["train"]:  # its flags are laid over the file that --config names
-        config = parse_run(arguments[1:], RunConfig(), prog="lora-core train")
+    verb, *rest = arguments or [""]
+    if verb in ("-h", "--help"):
+        print(_help())
+        raise SystemExit(0)
+    if verb == "--version":
+        print(f"lora-core {version('lora-core')}, torch {version('torch')}, Python {platform.python_version()}")
+        raise SystemExit(0)
+    if verb not in ALL_VERBS:
+        raise ValueError(_no_such_verb(verb))
+    if verb == "train":  # its flags are laid over the file that --config names
+        config = parse_run(rest, RunConfig(), prog="lora-core train")
         try:
             train(config)
         except Interrupted as interrupted:
             command = _resume_command(arguments, config)
             raise interrupted.with_remedy(f"To go on: {command}") from interrupted
     else:
-        tyro.extras.subcommand_cli_from_dict(
-            VERBS, args=arguments, prog="lora-core", config=(tyro.conf.PositionalMetavarFromFieldName,)
+        _refuse_unknown_flags(f"lora-core {verb}", _flags(ALL_VERBS[verb]), rest)
+        tyro.cli(
+            ALL_VERBS[verb], args=rest, prog=f"lora-core {verb}", config=(tyro.conf.PositionalMetavarFromFieldName,)
         )
+
+
+def completion(shell: Annotated[Literal["bash", "zsh", "tcsh"], tyro.conf.Positional]) -> None:
+    """Print a script with which a shell completes verbs, flags and their values.
+
+        eval "$(lora-core completion bash)"
+        lora-core completion zsh > ~/.zfunc/_lora-core
+
+    Args:
+        shell: bash, zsh or tcsh.
+    """
+
+    settings = tyro.conf.OmitArgPrefixes[_in_groups(RunConfig())]  # type: ignore[misc]
+    of_train = dataclasses.make_dataclass(
+        "Train", [("settings", settings), ("config", Path | None, dataclasses.field(default=None))]
+    )
+    tyro.extras.subcommand_cli_from_dict(
+        {**ALL_VERBS, "train": of_train}, args=["--tyro-print-completion", shell], prog="lora-core"
+    )
+
+
+ALL_VERBS: dict[str, Callable[..., None]] = {**VERBS, "completion": completion}
+
+
+def _help() -> str:
+    """What `lora-core --help` says: every verb in a line or two, and the exit statuses."""
+    width = min(100, shutil.get_terminal_size().columns)
+    longest = max(map(len, ALL_VERBS))
+    lines = ["usage: lora-core VERB ...", "", "lora-core VERB --help explains a verb, with an example.", ""]
+    for verb, call in ALL_VERBS.items():
+        text = (call.__doc__ or "").split("\n\n")[0]
+        lines += textwrap.wrap(
+            " ".join(text.split()), width, initial_indent=f"  {verb:{longest}}  ", subsequent_indent=" " * (longest + 4)
+        )
+    lines += ["", *(f"  {flag:{longest}}  {text}" for flag, text in TOP_FLAGS.items()), "", "exit status:"]
+    return "\n".join([*lines, *(f"  {status:{longest}}  {text}" for status, text in EXIT_STATUSES.items())])
+
+
+def _no_such_verb(verb: str) -> str:
+    listed = f"The verbs: {', '.join(ALL_VERBS)}."
+    if not verb:
+        return f"a verb is missing: lora-core VERB ... {listed}"
+    near = meant(verb, ALL_VERBS)
+    return f"there is no verb {verb!r}. {f'Did you mean {near}? ' if near else ''}{listed}"
+
+
+def _refuse_unknown_flags(command: str, known: Collection[str], arguments: list[str]) -> None:
+    """Raise ValueError for a flag that a command lacks, with the one that was meant."""
+    for argument in arguments:
+        flag = argument.split("=", 1)[0]
+        name = flag[2:].replace("_", "-")
+        if flag.startswith("--") and name and name not in (*known, *TYRO_FLAGS):
+            near = meant(name, known)
+            suggestion = f"Did you mean --{near}? " if near else ""
+            raise ValueError(f"{command} has no flag {flag}. {suggestion}All of them: {command} --help")
+
+
+def _flags(kind: Callable[..., Any]) -> list[str]:
+    """The flags of a verb, or of a dataclass of settings, without the dashes before them."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = []
+    for name, parameter in inspect.signature(kind).parameters.items():
+        hint = hints.get(name)
+        inner = getattr(hint, "__origin__", hint)
+        if dataclasses.is_dataclass(inner):
+            found += _flags(inner)  # type: ignore[arg-type]
+        elif tyro.conf.Positional not in getattr(hint, "__metadata__", ()):
+            flag = name.replace("_", "-")
+            found += [flag, f"no-{flag}"] if isinstance(parameter.default, bool) else [flag]
+    return found
 
 
 def exit_on_user_error(call: Callable[[], None]) -> None:
@@ -110,6 +204,7 @@ def parse_run(arguments: list[str], default: Config, prog: str | None = None) ->
         path = Path(arguments[place + 1])
         arguments = arguments[:place] + arguments[place + 2 :]
         config = read_toml(path, config)
+    _refuse_unknown_flags(prog or Path(sys.argv[0]).name, ["config", *_flags(type(default))], arguments)
     description = f"{type(default).__doc__}\n\n--config FILE.toml reads settings from a file; flags override them."
     description += f"\n\n    {prog} --config run.toml --output-dir runs/second --seed 1" if prog else ""
     flags = tyro.cli(_in_groups(config), args=arguments, prog=prog, description=description)

@@ -5,7 +5,7 @@ metrics it has, the tasks know (trainers/tasks): they refuse the others before a
 """
 
 import dataclasses
-import difflib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from lora_core.config import check_types
+from trainers.other_names import meant
 
 Config = TypeVar("Config", bound="RunConfig")
 
@@ -353,6 +354,15 @@ class RunConfig(
         """The fields as config.json holds them."""
         return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
 
+    def to_toml(self) -> str:
+        """The fields as a file for --config, but for where the run is kept and whether it goes on.
+
+        TOML has no null: fields that are None are left out, which is their default.
+        """
+        places = {field.name for field in dataclasses.fields(OutputSettings)}
+        values = {name: value for name, value in self.to_dict().items() if name not in places and value is not None}
+        return "".join(f"{name} = {_in_toml(value)}\n" for name, value in values.items())
+
     @classmethod
     def from_dict(cls: type["Config"], values: dict[str, Any], where: str) -> "Config":
         """Fields from a parsed TOML or JSON file.
@@ -363,8 +373,9 @@ class RunConfig(
         known = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0)
-                raise ValueError(f"{where}: unknown setting {name!r}. Did you mean {near[0]!r}?")
+                near = meant(name, (setting.replace("_", "-") for setting in sorted(known)))
+                suggestion = f" Did you mean {near.split()[0].replace('-', '_')!r}?" if near else ""
+                raise ValueError(f"{where}: unknown setting {name!r}.{suggestion}")
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         if isinstance(values.get("output_dir"), str):
             values["output_dir"] = Path(values["output_dir"])
@@ -372,6 +383,14 @@ class RunConfig(
             return cls(**values)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+
+
+def _in_toml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_in_toml, value))}]"
+    if isinstance(value, (bool, str)):  # JSON writes them as TOML does
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
 
 
 RESUME_MAY_CHANGE = (

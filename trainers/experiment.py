@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 import lora_core
+from lora_core.files import write_text
 from lora_core.models import save_pretrained
 from lora_core.models.task_model import TaskModel
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.data.labels import Decision
 from trainers.inputs import check_processes, check_unchanged, inputs_of
 from trainers.loop import fit, predict
-from trainers.model import build, is_scratch, start_from_inputs, with_learning_rate, write_vocabulary
+from trainers.model import build, image_size, is_scratch, start_from_inputs, with_learning_rate, write_vocabulary
 from trainers.monitor.monitor import Monitor
 from trainers.monitor.plan import plan_of
 from trainers.monitor.preview import preview
@@ -30,6 +31,8 @@ from trainers.processes.distributed import World, distributed
 from trainers.processes.fsdp import copy_tensors, is_sharded, whole
 from trainers.processes.run_lock import locked
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions, set_aside
+from trainers.sharing.alone import AdapterHead
+from trainers.sharing.card import write_card
 from trainers.show import hushed
 from trainers.tasks import check_settings, kind_of, load, settle
 from trainers.tasks.task import Task
@@ -38,6 +41,8 @@ from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_
 from trainers.training.state import trained_tensors
 
 logger = logging.getLogger("trainers")
+
+RECIPE_HEAD = "# To train such a run again: lora-core train --config THIS_FILE --output-dir ANOTHER_FOLDER\n"
 
 
 def run(config: RunConfig, datasets: Mapping[str, Any] | None = None, trackers: Sequence[Tracker] = ()) -> Run:
@@ -82,6 +87,36 @@ def dry_run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Non
             Lines().say("\n\n".join([plan, examples, end]))
 
 
+def finish(folder: str | Path) -> Run:
+    """End an interrupted run where it is: its best weights are saved and scored, as at the end of training.
+
+    Under torchrun every process calls this.
+
+    Raises:
+        ValueError: there is no run, or none that has written a checkpoint; or as `run`.
+    """
+    files = RunFolder(Path(folder))
+    if not files.is_run():
+        raise ValueError(
+            f"{folder} is not the folder of a run: it has no {files.settings.name} with {files.metrics.name}. Pass the "
+            "folder that training wrote."
+        )
+    config = RunConfig.from_dict(files.read_settings(), str(files.settings))
+    config = dataclasses.replace(config, output_dir=files.path, resume="auto", overwrite=False)
+    if not files.is_finished() and not files.saved("step"):
+        raise ValueError(
+            f"The run in {folder} has written no checkpoint, so there is nothing to finish it with. Repeat its command "
+            "with --resume auto."
+        )
+    if not config.data and not files.is_finished():
+        raise ValueError(
+            f"The data of {folder} was given in memory, so its run cannot be scored from here. Go on in Python, with "
+            'resume="auto" (in Python: trainers.train).'
+        )
+    with distributed(config.timeout) as world, _locked(files.path, world):
+        return _run(config, None, world, ends=True)
+
+
 @contextmanager
 def _locked(folder: Path, world: World) -> Iterator[None]:
     """Hold the run folder's lock, on the main process for all."""
@@ -124,7 +159,14 @@ def _prepared(config: RunConfig, datasets: Mapping[str, Any] | None, world: Worl
     return Prepared(config, labels, datasets, model, data, kind.task(labels, config, data["train"]))
 
 
-def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, trackers: Sequence[Tracker]) -> Run:
+def _run(
+    config: RunConfig,
+    datasets: Mapping[str, Any] | None,
+    world: World,
+    trackers: Sequence[Tracker] = (),
+    *,
+    ends: bool = False,
+) -> Run:
     check_settings(config)
     check_trackers(config.track)
     config = with_learning_rate(config)
@@ -134,6 +176,7 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, tr
         if world.is_main:
             logger.warning("torchrun has started the run again: it continues from its newest checkpoint.")
     start = world.from_main(lambda: _where_to_begin(config))
+    start = dataclasses.replace(start, ends=ends or start.ends)
     checkpoint = start.checkpoint
     if start.finished:
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
@@ -150,27 +193,34 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, tr
             folder.remove()
         folder.write_inputs(inputs)
         folder.write_settings(given.to_dict())
+        write_text(folder.recipe, RECIPE_HEAD + given.to_toml())
     if world.is_main:
         world.remember(begun)
     with tracked(given, trackers, world) as tracking:
         monitor = Monitor(config, world, quiet=config.quiet, tracking=tracking)
         monitor.plan(plan_of(prepared.config, world, prepared.labels, prepared.model, prepared.data))
-        result = _trained(prepared, start, world, monitor)
+        result = _trained(prepared, start, world, monitor, inputs.get("model", {}))
         if world.is_main:
             monitor.ending(result)
     return result
 
 
-def _trained(prepared: Prepared, start: "Start", world: World, monitor: Monitor) -> Run:
-    """Train and test what is prepared, and write all that a finished run has."""
+def _trained(prepared: Prepared, start: "Start", world: World, monitor: Monitor, base: Mapping[str, Any]) -> Run:
+    """Train and test what is prepared, and write all that a finished run has.
+
+    Args:
+        base: size and digest of the base model's files.
+    """
     config, labels, model = prepared.config, prepared.labels, prepared.model
     data, task = prepared.data, prepared.task
     folder, checkpoint = RunFolder(config.output_dir), start.checkpoint
     reset_peak_memory(world.device)
     with interrupt.deferred():
-        state = fit(
-            model, task, data["train"], data["validation"], config, world, config.output_dir, checkpoint, monitor
-        )
+        splits = data["train"], data["validation"]
+        state = fit(model, task, *splits, config, world, config.output_dir, checkpoint, monitor, ends=start.ends)
+        if start.ends and world.is_main:
+            which = f"epoch {state.best_epoch}" if state.best_epoch else f"step {state.step}, for no epoch was scored"
+            logger.info("ended in epoch %d of %d, with the weights of %s", state.epoch + 1, config.epochs, which)
         peak = max(world.gather(peak_memory_bytes(world.device)))
         memory = peak_memory(world.device)
         found = {
@@ -182,47 +232,50 @@ def _trained(prepared: Prepared, start: "Start", world: World, monitor: Monitor)
     if is_sharded(model):  # what is saved is an ordinary model
         trained, model = whole(trained_tensors(model)), build(config, labels)
         copy_tensors(trained, trained_tensors(model))
-    files = {}
+    result = {
+        "labels": list(labels),
+        **task.decision.to_dict(),
+        **scores,
+        "trainable": trainable,
+        "total": total,
+        "best_epoch": state.best_epoch,
+        **({"ended_early": True} if start.ends else {}),
+        "epochs": state.epoch,
+        "seconds": state.seconds,
+        "tokens_per_second": state.tokens / state.seconds if state.epoch else 0.0,
+        "peak_memory_bytes": peak,
+        "memory": memory,
+        "processes": world.size,
+        "device": str(world.device.type),
+        "torch": torch.__version__,
+        "files": {},
+    }
     if world.is_main:
         for path in start.changed:
             logger.warning("%s was changed after the run: it is kept as %s.", path, set_aside(path))
         for split in found:
             save_predictions(config.output_dir, split, *task.examples(found[split][1], data[split]))
-        save_model(model, config, task.decision, getattr(prepared.datasets["train"], "pairs", None) is not None)
-        files = folder.written(config.method, found)
-    MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write(
-        "result",
-        step=state.step,
-        labels=list(labels),
-        **task.decision.to_dict(),
-        **scores,
-        trainable=trainable,
-        total=total,
-        best_epoch=state.best_epoch,
-        epochs=state.epoch,
-        seconds=state.seconds,
-        tokens_per_second=state.tokens / state.seconds if state.epoch else 0.0,
-        peak_memory_bytes=peak,
-        memory=memory,
-        processes=world.size,
-        device=str(world.device.type),
-        torch=torch.__version__,
-        files=files,
-    )
+        pairs = getattr(prepared.datasets["train"], "pairs", None) is not None
+        save_model(model, config, task.decision, pairs, base)
+        write_card(config, result, prepared.datasets.get("test", prepared.datasets["validation"]))
+        result["files"] = folder.written(config.method, found)
+    MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write("result", step=state.step, **result)
     world.barrier()
     return read_run(config.output_dir)
 
 
-def save_model(model: TaskModel, config: RunConfig, decision: Decision, pairs: bool = False) -> Path:
+def save_model(model: TaskModel, config: RunConfig, decision: Decision, pairs: bool, base: Mapping[str, Any]) -> Path:
     """Write what was trained where users load it from: adapter/ for LoRA, else the whole model as best/.
 
     Args:
         decision: what makes labels of the scores.
         pairs: whether it was trained on pairs of texts.
+        base: size and digest of the base model's files.
     """
     folder = RunFolder(config.output_dir).weights(config.method)
     if config.method == "lora":
         lora_core.save_adapter(model, folder)
+        AdapterHead.of(model, config, image_size(config), base).save(folder)
     else:
         save_pretrained(model, folder)
     kind_of(config.task).save_preprocessing(config, folder, pairs)
@@ -239,6 +292,8 @@ class Start:
     """What it goes on from; None: from nothing."""
     finished: bool = False
     """Whether nothing is left to do."""
+    ends: bool = False
+    """Whether the run was ended before all its epochs, and learns nothing more."""
     changed: tuple[Path, ...] = ()
     """Folders of what a finished run wrote that hold something else now, which is not to be lost."""
 
@@ -302,7 +357,8 @@ def _after_the_end(folder: RunFolder, config: RunConfig) -> Start:
         )
     logger.warning("The run in %s is finished, but %s: it is written again from %s.", folder.path, listed, checkpoint)
     changed = {folder.path / name.split("/")[0] for name, what in lost.items() if what == "changed"}
-    return Start(checkpoint, changed=tuple(sorted(changed)))
+    ends = bool((folder.result() or {}).get("ended_early"))
+    return Start(checkpoint, ends=ends, changed=tuple(sorted(changed)))
 
 
 def _check_unchanged(old: dict[str, Any], config: RunConfig) -> None:

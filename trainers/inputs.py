@@ -56,7 +56,7 @@ def inputs_of(config: RunConfig, labels: tuple[str, ...], data: Mapping[str, Any
     else:
         inputs["tokenizer"] = _digest([load_tokenizer(tokenizer_folder(config)).to_str()])
     if not is_scratch(config):
-        inputs["model"] = _weights(resolve(config.model))
+        inputs["model"] = weights_of(resolve(config.model))
     settings = {name: value for name, value in config.to_dict().items() if name not in RESUME_MAY_CHANGE}
     inputs["run"] = _digest([json.dumps([settings, _lasting(inputs)], sort_keys=True)])[:SHOWN]
     return inputs
@@ -145,7 +145,7 @@ def _examples(encoded: Any) -> dict[str, Any]:
     return {"examples": count, "sha256": _digest(parts)}
 
 
-def _weights(folder: Path) -> dict[str, Any]:
+def weights_of(folder: Path) -> dict[str, Any]:
     """Size and digest of a model's config.json and of the files that its weights were read from, just now."""
     first = next(folder / name for name in WEIGHT_FILES if (folder / name).exists())
     shards = set(read_json_object(first, "")["weight_map"].values()) if first.suffix == ".json" else ()

@@ -61,6 +61,8 @@ def fit(
     folder: Path,
     resume_from: Path | None = None,
     monitor: Monitor | None = None,
+    *,
+    ends: bool = False,
 ) -> TrainState:
     """Train what requires grad in ``model``, and leave the best epoch's weights in it.
 
@@ -71,6 +73,7 @@ def fit(
         folder: the run folder; metrics.jsonl and checkpoints/ are written into it.
         resume_from: a checkpoint to continue from, exactly as if the run had not been interrupted.
         monitor: what shows how far the run is; None: one that prints a row for every evaluation.
+        ends: whether training ends there: nothing more is learnt.
 
     Returns:
         The state at the end: steps, epochs, best epoch and score, seconds and tokens trained.
@@ -106,7 +109,7 @@ def fit(
     monitor = monitor or Monitor(config, world)
     monitor.begin(state, plan, validation)
 
-    while state.epoch < config.epochs and not state.out_of_patience(config.patience):
+    while not ends and state.epoch < config.epochs and not state.out_of_patience(config.patience):
         parallel.train()
         state.start_clock()
         with memory_errors(world.device, plan.pass_tokens), monitor.epoch(len(plan.batches(state.epoch))):

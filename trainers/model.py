@@ -236,6 +236,13 @@ def tokenizer_folder(config: RunConfig) -> Path:
     return resolve(config.tokenizer) if config.tokenizer else config.output_dir
 
 
+def positions(config: RunConfig) -> int:
+    """Most tokens for which the run's model has room."""
+    if is_scratch(config):
+        return config.max_length or LONGEST
+    return config_from_dict(read_config(resolve(config.model))).max_tokens  # type: ignore[attr-defined]  # all of texts
+
+
 def scratch_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
     """The untrained model for the run's vocabulary.
 
@@ -250,7 +257,7 @@ def scratch_model(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
         "model_type": config.model,
         "vocab_size": max(vocabulary.values()) + 1,
         "pad_token_id": padding,
-        "max_tokens": config.max_length or LONGEST,
+        "max_tokens": positions(config),
     }
     encoder = config_from_dict(sizes).with_dropout(attention=config.attention_dropout, hidden=config.hidden_dropout)
     model = build_model(encoder, config.task, labels, head=config.head, seed=config.seed)

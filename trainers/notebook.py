@@ -16,8 +16,6 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-import lora_core
-from lora_core.models import save_pretrained
 from trainers.config import RunConfig
 from trainers.data.images.batches import ImageDataset
 from trainers.data.splits import HELD_OUT, SPLIT_SEED, hold_out, stratified_split, take
@@ -26,11 +24,11 @@ from trainers.data.texts.dataset import TextDataset
 from trainers.data.tokens.bio import OUTSIDE
 from trainers.data.tokens.reader import TokenDataset
 from trainers.experiment import logger, run
-from trainers.finished import FinishedRun
 from trainers.monitor.tracking import Tracker
 from trainers.processes.interrupt import Interrupted
 from trainers.run_folder import Run
 from trainers.serve import pipeline
+from trainers.serve.merge import merge
 from trainers.serve.pipeline import Pipeline
 from trainers.tasks import kind_of
 
@@ -65,15 +63,7 @@ class TrainedRun(Run):
 
     def save(self, folder: str | Path) -> Path:
         """Write the model, adapters merged, into a folder in the transformers layout, with what its inputs need."""
-        finished = FinishedRun.open(self.folder)
-        if finished.config.method == "lora":
-            lora_core.eject_lora(lora_core.merge_lora(finished.model))
-        save_pretrained(finished.model, folder)
-        pairs = bool(finished.text_processing.pairs)
-        finished.kind.save_preprocessing(finished.config, Path(folder), pairs, finished.inputs_folder)
-        if not finished.task.decision.is_usual:
-            finished.task.decision.save(folder)
-        return Path(folder)
+        return merge(self.folder, folder)
 
 
 def train(data: Any, *, trackers: Sequence[Tracker] = (), **settings: Any) -> TrainedRun:

@@ -1,6 +1,7 @@
 """The folder of a run: where each of its files is, and what they hold. It needs no torch.
 
 config.json             the resolved settings
+run.toml                the same, to train such a run again with --config
 inputs.json             digests of what the run was made from (inputs.py)
 metrics.jsonl           one JSON object a line, in the order in which things happened, told apart by `event`:
                         `epoch`, and at the very end one `result`
@@ -57,6 +58,11 @@ class RunFolder:
     def settings(self) -> Path:
         """config.json."""
         return self.path / "config.json"
+
+    @property
+    def recipe(self) -> Path:
+        """run.toml."""
+        return self.path / "run.toml"
 
     @property
     def inputs(self) -> Path:
@@ -157,8 +163,12 @@ class RunFolder:
         return self.result() is not None
 
     def written(self, method: str, splits: Iterable[str]) -> dict[str, str]:
-        """sha256 of each file that a run leaves behind: what it trained with what inference needs, and predictions."""
-        paths = [path for path in self.weights(method).rglob("*") if path.is_file() and not path.name.startswith(".")]
+        """sha256 of each file that a run leaves behind: what it trained with what inference needs, and predictions.
+
+        The card is for its users to change.
+        """
+        beside = self.weights(method).rglob("*")
+        paths = [path for path in beside if path.is_file() and not path.name.startswith(".") and path.suffix != ".md"]
         paths += [self.predictions(split) for split in splits]
         return {path.relative_to(self.path).as_posix(): sha256_of_file(path) for path in sorted(paths)}
 
@@ -212,7 +222,7 @@ class RunFolder:
         # Last what makes it a run: killed on the way, it can still be overwritten.
         for path in (
             *(self.report, self.onnx, self.int8_onnx, self.tracking),
-            *(self.inputs, self.settings, self.metrics),
+            *(self.inputs, self.recipe, self.settings, self.metrics),
         ):
             path.unlink(missing_ok=True)
 

@@ -162,6 +162,9 @@ def verbs(run, checkpoint, data, root):
         "evaluate": ([str(run)], "config.json"),
         "compare": ([str(run), str(run), "--output-dir", str(written)], "metrics.jsonl"),
         "report": ([str(run)], "test.npz"),
+        "finish": ([str(run)], "config.json"),
+        "vote": ([str(run), str(run), "--output-dir", str(written)], "config.json"),
+        "analysis": ([str(run), "--output-dir", str(written)], "config.json"),
         "check-data": ([str(data), "--output-dir", str(written)], "valid.json"),
         "predict": (
             [str(run), str(root / "texts.txt"), "--output", str(root / "written" / "found.jsonl")],
@@ -169,6 +172,9 @@ def verbs(run, checkpoint, data, root):
         ),
         "export": ([str(run)], "tokenizer.json"),
         "convert": ([str(checkpoint), "--output-dir", str(written / "model")], "config.json"),
+        "info": ([str(run)], "config.json"),
+        "push": ([str(run), "user/name", "--dry-run"], "config.json"),
+        "merge": ([str(run), "--output-dir", str(written / "merged")], "config.json"),
         "bench": ([str(run), "--output-dir", str(written)], "work.pickle"),
     }
 

@@ -5,13 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from trainers.cli import exit_on_user_error, main, parse_run, read_toml
+from trainers.cli import ALL_VERBS, EXIT_STATUSES, exit_on_user_error, main, parse_run, read_toml
 from trainers.config import RunConfig
-from trainers.verbs import VERBS
+from trainers.processes.failure import DISK_FULL, OUT_OF_MEMORY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,15 +40,15 @@ def words(box):
     return " ".join(re.sub("[─│╭╮╰╯]", " ", box).split())
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ALL_VERBS)
 def test_help_of_every_verb(capsys, verb):
     with pytest.raises(SystemExit) as exit_:
         main([verb, "--help"])
     assert exit_.value.code == 0
     text = words(capsys.readouterr().out)
     assert f"usage: lora-core {verb}" in text
-    assert VERBS[verb].__doc__
-    described = RunConfig.__doc__ if verb == "train" else VERBS[verb].__doc__.split("\n")[0]
+    assert ALL_VERBS[verb].__doc__
+    described = RunConfig.__doc__ if verb == "train" else " ".join(ALL_VERBS[verb].__doc__.split("\n\n")[0].split())
     assert described.rstrip(".") in text
 
 
@@ -66,18 +67,88 @@ def test_help_without_a_verb_lists_the_verbs(capsys):
         main(["--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    assert all(re.search(rf"• {verb} ", text) for verb in VERBS)
+    for verb, call in ALL_VERBS.items():
+        assert f"  {verb} " in text
+        assert " ".join(call.__doc__.split("\n\n")[0].split()) in " ".join(text.split())
+    assert all(re.search(rf"^  {re.escape(status)} +\w", text, re.MULTILINE) for status in EXIT_STATUSES)
+    readme = (ROOT / "trainers" / "README.md").read_text(encoding="utf-8")
+    for status in (0, 1, 2, OUT_OF_MEMORY, DISK_FULL, 128 + signal.SIGINT):
+        assert re.search(rf"^\| ([\d, ]+, )?{status}(, [\d, ]+)? \|", readme, re.MULTILINE), status
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"]])
-def test_a_wrong_or_missing_verb_lists_the_verbs(capsys, arguments):
-    assert ", ".join(VERBS) in words(fails(capsys, *arguments))
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith(f"lora-core {version('lora-core')}, torch {version('torch')}, Python 3.")
 
 
-def test_an_unknown_flag_names_the_nearest(capsys):
-    error = words(fails(capsys, "train", "--learning-rat", "1e-3"))
-    assert "Unrecognized options: --learning-rat" in error
-    assert "--learning-rate " in error
+@pytest.mark.parametrize(("arguments", "near"), [([], ""), (["trian"], "Did you mean train? ")])
+def test_a_wrong_or_missing_verb_names_the_nearest_and_lists_the_verbs(capsys, arguments, near):
+    error = fails_in_one_line(capsys, *arguments)
+    assert f"{near}The verbs: {', '.join(ALL_VERBS)}." in error
+
+
+@pytest.mark.parametrize(
+    ("verb", "flag", "near"),
+    [
+        ("train", "--learning-rat", "--learning-rate"),
+        ("train", "--lr", "--learning-rate"),
+        ("train", "--lora_r", "--r"),
+        ("train", "--num_train_epochs=3", "--epochs"),
+        ("train", "--per_device_train_batch_size", "--batch-size"),
+        ("train", "--fp16", "--precision fp16"),
+        ("train", "--no-use-dorra", "--no-use-dora"),
+        ("compare", "--outputdir", "--output-dir"),
+        ("bench", "--theads", "--threads"),
+        ("serve", "--prot", "--port"),
+    ],
+)
+def test_an_unknown_flag_names_the_one_that_was_meant(capsys, verb, flag, near):
+    error = fails_in_one_line(capsys, verb, flag, "1")
+    assert f"lora-core {verb} has no flag {flag.split('=')[0]}. Did you mean {near}? " in error
+
+
+def test_a_flag_that_is_like_no_other_names_none(capsys):
+    assert fails_in_one_line(capsys, "report", "--zzz").endswith(
+        "lora-core report has no flag --zzz. All of them: lora-core report --help\n"
+    )
+
+
+def test_flags_may_have_underscores(tmp_path):
+    assert parse_run(["--lora_alpha", "8", "--no-train_head"], RunConfig()) == RunConfig(
+        lora_alpha=8.0, train_head=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["tr"], {"train"}),
+        (["train", "--learn"], {"--learning-rate"}),
+        (["train", "--method", ""], {"lora", "full", "head"}),
+        (["predict", "--inp"], {"--input-format"}),
+        (["serve", "--por"], {"--port"}),
+    ],
+)
+def test_bash_completes(completion_file, typed, offered):
+    script = rf"""
+        source {completion_file}
+        COMP_WORDS=(lora-core "$@"); COMP_CWORD=$#
+        $(complete -p lora-core | sed 's/.*-F \([^ ]*\).*/\1/')
+        printf '%s\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script, "bash", *typed], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == offered
+
+
+@pytest.fixture(scope="module")
+def completion_file(tmp_path_factory):
+    """What `lora-core completion bash` prints."""
+    path = tmp_path_factory.mktemp("completion") / "lora-core.bash"
+    with path.open("w") as file:
+        subprocess.run([sys.executable, "-m", "trainers", "completion", "bash"], cwd=ROOT, stdout=file, check=True)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -247,7 +318,7 @@ def test_python_m_trainers_is_the_same_command():
     assert re.fullmatch(r"error: --data is missing: .*\n", done.stderr)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", ALL_VERBS)
 def test_every_verb_explains_itself_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([verb, "--help"])

@@ -8,13 +8,12 @@ import sys
 import pytest
 import torch
 
-from trainers.cli import main
+from trainers.cli import ALL_VERBS, main
 from trainers.processes.failure import DISK_FULL, OUT_OF_MEMORY
 from trainers.run_folder import RunFolder
 from trainers.tasks.token import TokenClassification
 from trainers.training import checkpoints
 from trainers.training.checkpoints import damage
-from trainers.verbs import VERBS
 
 LIMIT = 20_000
 """Bytes of a file; a checkpoint of the tiny model has more."""
@@ -75,7 +74,7 @@ def test_training_without_memory(tiny, checkpoint, data, tmp_path, capsys, monke
 
 def test_other_verbs_without_memory(capsys, monkeypatch):
     """torch's own error, of a verb that does not cut its work into passes."""
-    monkeypatch.setitem(VERBS, "compare", lambda: torch.empty(1 << 50))
+    monkeypatch.setitem(ALL_VERBS, "compare", lambda: torch.empty(1 << 50))
     with pytest.raises(SystemExit) as status:
         main(["compare"])
     assert status.value.code == OUT_OF_MEMORY

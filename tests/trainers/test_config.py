@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainers.config import RESUME_MAY_CHANGE, RunConfig, TrainConfig
 
@@ -109,3 +112,11 @@ def test_parts_of_the_data_have_an_example():
     RunConfig(train_examples=1)
     with pytest.raises(ValueError, match="test_examples must be at least 1, but it is 0"):
         RunConfig(test_examples=0)
+
+
+@given(st.text(max_size=20), st.lists(st.text(max_size=5), max_size=3), st.floats(0, 1, exclude_max=True))
+def test_settings_return_from_toml(text, targets, share):
+    config = RunConfig(data=text, target_modules=tuple(targets), warmup=share, micro_batch_size=3, use_dora=True)
+    values = tomli.loads(config.to_toml())
+    assert RunConfig.from_dict(values, "run.toml") == config
+    assert values.keys().isdisjoint({"output_dir", "resume", "overwrite", "max_length"})

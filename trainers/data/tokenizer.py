@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from tokenizers.processors import BertProcessing, RobertaProcessing
 from tokenizers.trainers import WordLevelTrainer
 
-from lora_core.files import read_json_object, regular_file
+from lora_core.files import read_json_object, regular_file, write_json, write_text
 from lora_core.patterns import shown
 from trainers.data.sentencepiece import SENTENCEPIECE_FILES, from_sentencepiece
 
@@ -35,6 +35,9 @@ BERT_SETTINGS = {"do_lower_case": "lowercase", "strip_accents": "strip_accents",
 """Settings of tokenizer_config.json and what the tokenizers library calls them."""
 SPECIAL_ROLES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "bos_token", "eos_token")
 """Settings of tokenizer_config.json that name a special token."""
+USUAL_TOKENS = {"unk_token": ("<unk>", UNKNOWN), "pad_token": ("<pad>", PAD), "cls_token": ("<s>", "[CLS]"),
+                "sep_token": ("</s>", END), "mask_token": ("<mask>", "[MASK]")}  # fmt: skip
+"""Special tokens as RoBERTa and BERT write them, by role."""
 LEAST_COUNT = 2
 """How often a word must occur in the training texts to get an embedding of its own."""
 MOST_WORDS = 50_000
@@ -71,6 +74,24 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         tokenizer = build(folder, config)
     _refuse_added_tokens(folder, config, tokenizer)
     return tokenizer
+
+
+def save_tokenizer(source: Path, folder: Path, max_length: int) -> None:
+    """Write the tokenizer of a checkpoint folder as tokenizer.json and tokenizer_config.json, for all that read them.
+
+    Args:
+        source: where the tokenizer is, in any form that `load_tokenizer` reads.
+        max_length: most tokens of an input, special ones included.
+    """
+    tokenizer = load_tokenizer(source)
+    stated = read_json_object(source / CONFIG, FETCH) if (source / CONFIG).is_file() else {}
+    kept = {name: value for name, value in stated.items() if name not in ("auto_map", "name_or_path")}
+    if "tokenizer_class" not in kept:
+        usual = [(role, token) for role, tokens in USUAL_TOKENS.items() for token in tokens]
+        roles = {role: token for role, token in usual if tokenizer.token_to_id(token) is not None}
+        kept = {"tokenizer_class": "PreTrainedTokenizerFast", **roles, **kept}
+    write_text(folder / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
+    write_json(folder / CONFIG, {**kept, "model_max_length": max_length})
 
 
 def for_words(tokenizer: Tokenizer) -> Tokenizer:

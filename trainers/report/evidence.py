@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lora_core.models.crf import marginals, split_scores
+from lora_core.models.decoding import marginals, split_scores
 from trainers.data.batches import evaluation_batches, load_batches
 from trainers.data.splits import take
 from trainers.data.texts.encode import mean_of_windows
@@ -185,7 +185,10 @@ class Evidence:
                     logits = model(**inputs).float()
                 scored = labels != IGNORED_LABEL  # (B, T)
                 crf = run.config.head == "crf"
-                found = marginals(*split_scores(logits), scored) if crf else logits.softmax(-1)
+                found = logits.softmax(-1)
+                if crf:
+                    found = marginals(*split_scores(logits.cpu().numpy()), scored.cpu().numpy())
+                    found = torch.from_numpy(found).to(run.device)
                 first = scored & begins[labels.clamp(min=0)]  # (B, T)
                 for row, index in enumerate(indices.tolist()):
                     probabilities[index] = found[row][scored[row]].cpu().numpy()

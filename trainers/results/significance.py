@@ -18,6 +18,7 @@ import numpy as np
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.run_folder import Run, read_predictions
 from trainers.tasks import kind_of
+from trainers.tasks.intervals import f1_score
 from trainers.tasks.label_scores import multi_label_counts
 
 Counts = Callable[[list[np.ndarray], list[np.ndarray], Sequence[str]], np.ndarray]
@@ -123,15 +124,6 @@ def mean_bootstrap_interval(
         differences.append(means[0] - means[1])
     low, high = np.percentile(differences, [2.5, 97.5])
     return float(low), float(high)
-
-
-def f1_score(counts: np.ndarray, *, macro: bool) -> float:
-    """F1 of counts (K, 3) of right, predicted and true items: over all, or the mean over those K that occur."""
-    if not macro:
-        counts = counts.sum(0, keepdims=True)
-    occurs = counts[:, 1] + counts[:, 2] > 0
-    f1 = 2 * counts[:, 0] / np.maximum(1, counts[:, 1] + counts[:, 2])
-    return float(f1[occurs].mean()) if occurs.any() else 0.0
 
 
 def mcnemar(only_one: int, only_other: int) -> float:

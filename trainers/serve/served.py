@@ -32,9 +32,9 @@ def load_served(
     """Load a model to predict with.
 
     Args:
-        source: the folder of a finished run, or its adapter/ or best/; a model folder in transformers' layout; a hub
-            id; an ONNX file that `lora-core export` wrote, or a folder with nothing else to serve, of which
-            model.int8.onnx is taken before model.onnx.
+        source: the folder of a finished run, or its adapter/ or best/, wherever that lies now; a model folder in
+            transformers' layout; a hub id; an ONNX file that `lora-core export` wrote, or a folder with nothing else to
+            serve, of which model.int8.onnx is taken before model.onnx.
         task: what it must do; None takes what the run, file or checkpoint says.
         device: such as "cpu" or "cuda"; None: CUDA where there is a device, else the CPU. For an ONNX file, which
             provider of ONNX Runtime computes; None: CUDA for fp32 where it is installed.
@@ -50,12 +50,7 @@ def load_served(
     elif RunFolder(path).metrics.is_file():
         served = _with_torch(source).load_run(path, device, threads)
     elif (path / "adapter_config.json").is_file():
-        if not RunFolder(path.parent).metrics.is_file():
-            raise ValueError(
-                f"{path} is an adapter without its run, which knows the base model and the labels. "
-                "Give the run's folder, or merge the adapter and save the whole model."
-            )
-        served = _with_torch(source).load_run(path.parent, device, threads)
+        served = _with_torch(source).load_adapter(path, device, threads)
     else:
         served = _with_torch(source).load_checkpoint(source, task, device, threads)
     if task is not None and served.task != task:

@@ -21,7 +21,9 @@ from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.data.tokenizer import StatedLimits
 from trainers.finished import FinishedRun
 from trainers.processes.devices import usable
+from trainers.run_folder import RunFolder
 from trainers.serve.served_model import Served, longest_input
+from trainers.sharing.alone import HEAD_FILE, load_alone, moves_alone
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,25 @@ def load_run(folder: Path, device: str | None, threads: int | None) -> Served:
     if config.method == "lora":
         lora_core.eject_lora(lora_core.merge_lora(model))
     return _of_model(str(folder), model, finished.weights_folder, place, finished.text_processing)
+
+
+def load_adapter(folder: Path, device: str | None, threads: int | None) -> Served:
+    """An adapter's folder, wherever it lies: by itself, or with the run that it belongs to.
+
+    Raises:
+        ValueError, OSError: as `load_served`.
+    """
+    if moves_alone(folder):
+        place = _device(device, threads)
+        model = lora_core.eject_lora(lora_core.merge_lora(load_alone(folder)))
+        assert isinstance(model, TaskModel)
+        return _of_model(str(folder), model, folder, place, TextProcessing.read(folder))
+    if RunFolder(folder.parent).metrics.is_file():
+        return load_run(folder.parent, device, threads)
+    raise ValueError(
+        f"{folder} is an adapter without its run and without {HEAD_FILE}, which know the labels. "
+        "Give the run's folder, or merge the adapter and save the whole model."
+    )
 
 
 def _processing_of_checkpoint(folder: Path) -> TextProcessing:

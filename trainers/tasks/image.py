@@ -1,7 +1,6 @@
 """Image classification: a label for each picture."""
 
 import logging
-import shutil
 from functools import cache
 from pathlib import Path
 
@@ -49,11 +48,8 @@ def task(labels: tuple[str, ...], config: RunConfig, train: ImageBatches | None 
     return Classification(labels, None if train is None else training_loss(config, train.targets, len(labels)))
 
 
-def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False, saved: Path | None = None) -> None:
+def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False) -> None:
     """Write preprocessor_config.json into ``folder``, with the size that the model was trained at."""
-    if saved is not None:
-        shutil.copyfile(saved / PREPROCESSOR_FILE, folder / PREPROCESSOR_FILE)
-        return
     values = read_config(resolve(config.model))
     size = image_size(config) or values.get("image_size", 224)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)

@@ -119,11 +119,6 @@ class Kind(Protocol):
         """The loss and the scores. Training gives its encoded split, whose labels `class_weights` counts."""
         ...
 
-    def save_preprocessing(
-        self, config: RunConfig, folder: Path, pairs: bool = False, saved: Path | None = None
-    ) -> None:
-        """Write what inference needs beside the weights, among it whether the inputs are pairs of texts.
-
-        ``saved`` as for `encode`.
-        """
+    def save_preprocessing(self, config: RunConfig, folder: Path, pairs: bool = False) -> None:
+        """Write what inference needs beside the weights, among it whether the inputs are pairs of texts."""
         ...

@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_core.files import write_text
 from lora_core.models.crf import crf_log_likelihood
 from lora_core.models.decoding import split_scores, viterbi
 from lora_core.models.host import on_both, on_host
@@ -21,12 +20,12 @@ from trainers.config import RunConfig
 from trainers.data.labels import Decision
 from trainers.data.reading import AS_FOUND, Reading
 from trainers.data.texts.encode import TextProcessing
-from trainers.data.tokenizer import TOKENIZER_FILE, StatedLimits, check_vocabulary, load_tokenizer
+from trainers.data.tokenizer import StatedLimits, check_vocabulary, load_tokenizer, save_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
 from trainers.data.tokens.encode import Sentences, load_windows
 from trainers.data.tokens.reader import TokenDataset, TokenFile, completed, token_files
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
-from trainers.model import is_scratch, tokenizer_folder
+from trainers.model import is_scratch, positions, tokenizer_folder
 from trainers.tasks.entity_scores import NER_METRICS, entity_counts, ner_metrics
 from trainers.training.losses import TrainingLoss, training_loss
 
@@ -196,11 +195,11 @@ def _check_iob2(labels: tuple[str, ...], data: TokenWindows) -> None:
         )
 
 
-def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False, saved: Path | None = None) -> None:
-    """Write the model's tokenizer.json and the run's text_processing.json into ``folder``."""
-    tokenizer = load_tokenizer(saved or tokenizer_folder(config))
-    write_text(folder / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
-    dataclasses.replace(text_processing(config, saved), pairs=pairs).save(folder)
+def save_preprocessing(config: RunConfig, folder: Path, pairs: bool = False) -> None:
+    """Write the model's tokenizer and the run's text_processing.json into ``folder``."""
+    processing = dataclasses.replace(text_processing(config), pairs=pairs)
+    save_tokenizer(tokenizer_folder(config), folder, processing.max_length or positions(config))
+    processing.save(folder)
 
 
 def label_ids(dataset: TokenDataset) -> np.ndarray:
