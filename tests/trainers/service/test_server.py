@@ -6,9 +6,11 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from trainers.serve import pipeline
 from trainers.service.server import _listening, serve
 from trainers.service.settings import ServiceSettings
 
@@ -90,6 +92,19 @@ def test_a_process_that_cannot_be_replaced_does_not_end_the_others(start, export
     assert service.post("/v1/models/ner:predict", {"inputs": TEXTS}).status == 200
     (tmp_path / "away.onnx").rename(path)
     service.wait_until(lambda: len(service.workers) == 3)
+    assert service.stop() == 0
+
+
+def test_processes_map_the_weights_of_one_file(start, exported):
+    path = exported["ner"] / "model.onnx"
+    service = start(f"ner={path}", "--threads", 1, "--workers", 2).wait_until_ready(2)
+    mapped = []
+    for process in service.workers:
+        lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+        mapped.append({line.split()[4] for line in lines if line.endswith("/weights")})  # inodes
+    assert mapped[0] == mapped[1]
+    assert len(mapped[0]) == 1
+    assert service.predict("ner", TEXTS) == pipeline(None, path)(TEXTS)
     assert service.stop() == 0
 
 
