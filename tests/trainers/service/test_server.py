@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,3 +131,12 @@ def test_a_port_that_is_taken_ends_the_start_with_a_line(exported):
         port = other.getsockname()[1]
         with pytest.raises(OSError, match=rf"cannot listen on 127.0.0.1 port {port} .*give another --port"):
             serve(ServiceSettings((str(exported["ner"]),), port=port))
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_understands_the_unit(tmp_path):
+    unit = Path(__file__).resolve().parents[3] / "examples" / "deploy" / "lora-core-serve.service"
+    path = tmp_path / unit.name
+    path.write_text(unit.read_text().replace("/opt/serve/bin/lora-core", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True, timeout=60)
+    assert [line for line in done.stderr.splitlines() if unit.name in line] == []
