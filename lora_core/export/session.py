@@ -3,9 +3,13 @@
 Shapes: B texts or images, T tokens (padded), C channels, L labels.
 """
 
+import hashlib
 import json
+import logging
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -19,6 +23,8 @@ from lora_core.export.onnx_file import AGAIN, read_file, sha256_of
 from lora_core.files import json_object, regular_file
 from lora_core.models.checks import check_images, check_input
 from lora_core.models.labels import ProblemType, check_labels, problem_type_of_config
+
+logger = logging.getLogger(__name__)
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -42,6 +48,8 @@ class OnnxSession:
             with both cores of a machine busy it halved the time of a batch.
         providers: onnxruntime's execution providers in order of preference; None: CUDA for fp32 where there is one,
             then the CPU. `model.providers` tells which are used.
+        shared: a folder where processes that load the same file keep its weights, which the system then holds once
+            for all of them; None: each has its own.
 
     Attributes:
         labels: names in the order of the logits.
@@ -64,6 +72,7 @@ class OnnxSession:
         threads: int | None = None,
         spinning: bool = True,
         providers: Sequence[str] | None = None,
+        shared: Path | None = None,
     ) -> None:
         self.path = Path(path)
         self.metadata = read_file(self.path).metadata
@@ -80,7 +89,12 @@ class OnnxSession:
         """Loaded adapters and what they say of themselves, by name."""
         self.acting: onnxruntime.LoraAdapter | None = None
         self.threads = usual_threads() if threads is None else threads
-        self.session = _session(self.path, self.threads, spinning, providers or self._providers())
+        self.session = _session(
+            self.path if shared is None else shared_file(self.path, shared),
+            self.threads,
+            spinning,
+            providers or self._providers(),
+        )
         self._process = os.getpid()
         self.providers = list(self.session.get_providers())
         self.inputs = {node.name: NUMPY_TYPES.get(node.type) for node in self.session.get_inputs()}
@@ -242,6 +256,36 @@ def _session(path: Path, threads: int, spinning: bool, providers: Sequence[str])
             f"onnxruntime {onnxruntime.__version__} cannot run {path} ({_first_line(error)}); install a newer one, or "
             f"{AGAIN}"
         ) from error
+
+
+def shared_file(path: Path, folder: Path) -> Path:
+    """A copy of the file below ``folder`` whose weights stand in a file beside it: onnxruntime maps those into memory,
+    and what processes map is there once. The first process that asks makes it. Of a file that has its weights beside
+    it, the file itself.
+    """
+    status = path.stat()
+    name = f"{path} {status.st_mtime_ns} {status.st_ino} {status.st_size}"
+    place = folder / hashlib.sha256(name.encode()).hexdigest()[:16]
+    if path.with_name(f"{path.name}.data").exists():
+        return path
+    if not place.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder))
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(made / "model.onnx")
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        try:
+            onnxruntime.InferenceSession(str(path), options, providers=[CPU])
+            made.rename(place)
+        except Exception as error:  # onnxruntime's errors have no common class but this
+            shutil.rmtree(made, ignore_errors=True)
+            if not place.is_dir():  # else another process was first
+                logger.warning("the processes do not share the weights of %s: %s", path, _first_line(error))
+                return path
+    return place / "model.onnx"
 
 
 def _first_line(error: Exception) -> str:

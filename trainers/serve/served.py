@@ -28,6 +28,7 @@ def load_served(
     *,
     spinning: bool = True,
     threads: int | None = None,
+    shared: Path | None = None,
 ) -> Served:
     """Load a model to predict with.
 
@@ -39,6 +40,7 @@ def load_served(
         device: such as "cpu" or "cuda"; None: CUDA where there is a device, else the CPU. For an ONNX file, which
             provider of ONNX Runtime computes; None: CUDA for fp32 where it is installed.
         threads: of the model's arithmetic; None: `usual_threads()` of an ONNX file, and what torch has of others.
+        shared: where the processes of a service keep the weights of ONNX files (`OnnxSession`).
         spinning: whether the threads of an ONNX file wait for work at full load (`OnnxModel`).
 
     Raises:
@@ -46,7 +48,7 @@ def load_served(
     """
     path = _onnx_file(Path(source).expanduser())
     if path.suffix == ONNX_SUFFIX:
-        served = _load_onnx(path, device, spinning, threads)
+        served = _load_onnx(path, device, spinning, threads, shared)
     elif RunFolder(path).metrics.is_file():
         served = _with_torch(source).load_run(path, device, threads)
     elif (path / "adapter_config.json").is_file():
@@ -81,7 +83,7 @@ def _with_torch(source: str | Path) -> ModuleType:
     return served_torch
 
 
-def _load_onnx(path: Path, device: str | None, spinning: bool, threads: int | None) -> Served:
+def _load_onnx(path: Path, device: str | None, spinning: bool, threads: int | None, shared: Path | None) -> Served:
     from lora_core.export.session import CPU, CUDA, OnnxSession
 
     if not path.is_file():
@@ -93,7 +95,7 @@ def _load_onnx(path: Path, device: str | None, spinning: bool, threads: int | No
             "CUDA_VISIBLE_DEVICES names."
         )
     providers = None if place is None else [CPU] if place[1] == "cpu" else [CUDA, CPU]
-    model = OnnxSession(path, threads=threads, spinning=spinning, providers=providers)
+    model = OnnxSession(path, threads=threads, spinning=spinning, providers=providers, shared=shared)
     if model.activations == "dynamic":
         logger.info("%s is int8 with dynamic scales: scores depend a little on the batch, unless max_tokens is 1", path)
     settings = model.metadata.get(TEXT_PROCESSING_FILE, "{}")

@@ -65,10 +65,13 @@ class Adapter:
 class ServedModel:
     """A model under a name: its queue, its pipelines by adapter and options, and its adapters."""
 
-    def __init__(self, name: str, source: str, settings: ServiceSettings) -> None:
+    def __init__(self, name: str, source: str, settings: ServiceSettings, folder: Path) -> None:
         self.name = name
         self.source = source
-        served = load_served(source, device=settings.device, spinning=False, threads=settings.threads_of_each)
+        shared = folder / "weights" if settings.workers > 1 else None
+        served = load_served(
+            source, device=settings.device, spinning=False, threads=settings.threads_of_each, shared=shared
+        )
         self.served = _Served(**{each.name: getattr(served, each.name) for each in dataclasses.fields(served)})
         self.adapters: dict[str, Adapter] = {}
         self.max_tokens = settings.max_tokens
@@ -214,12 +217,13 @@ class Models:
             ValueError, OSError: a model or adapter is missing, damaged or named like another.
         """
         self.settings = settings
+        self.folder = folder
         self.by_name: dict[str, ServedModel] = {}
         self.register = folder / "adapters.json"
         self._seen: tuple[int, int] | None = None
         self._syncing = threading.Lock()
         for name, source in named_models(settings.models).items():
-            self.by_name[name] = ServedModel(name, source, settings)
+            self.by_name[name] = ServedModel(name, source, settings, folder)
         first: dict[str, dict[str, list[Any]]] = {}
         for given in settings.adapters:
             place, _, path = given.partition("=")
@@ -253,7 +257,7 @@ class Models:
         Raises:
             ValueError, OSError, Refusal: it is missing or damaged, or an adapter does not fit it.
         """
-        new = ServedModel(old.name, old.source, self.settings)
+        new = ServedModel(old.name, old.source, self.settings, self.folder)
         for name, adapter in list(old.adapters.items()):
             new.load_adapter(name, adapter.path)
         return new

@@ -21,7 +21,7 @@ def sign_of_failure(epochs: Sequence[dict[str, Any]], metric: str) -> str | None
         metric: the score that selects the best epoch.
     """
     scores = epochs[-1]["validation"]
-    if scores.get(metric) == 0:
+    if metric != "loss" and scores.get(metric) == 0:
         return f"the validation {metric} is 0: nothing is predicted rightly"
     confusion = np.array(scores.get("confusion", []))  # (L, L), rows are true labels
     if confusion.ndim == 2 and (confusion.sum(0) > 0).sum() == 1 and (confusion.sum(1) > 0).sum() > 1:

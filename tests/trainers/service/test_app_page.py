@@ -196,6 +196,12 @@ def test_it_fits_and_can_be_read(open_page, tmp_path_factory, width, scheme):
     assert "MARK" in contrasts
     assert {name: ratio for name, ratio in contrasts.items() if ratio < 4.5} == {}
     page.screenshot(path=tmp_path_factory.getbasetemp() / f"page_{width}_{scheme}.png", full_page=True)
+    page.select_option("#model", "text")  # with the words that mattered
+    page.fill("#text", "the gene binds il2 " * 5)
+    page.click("#send")
+    page.wait_for_selector("#legend:not([hidden])")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert {name: ratio for name, ratio in page.evaluate(CONTRAST).items() if ratio < 4.5} == {}
 
 
 def test_the_file_asks_nobody_and_writes_text_alone():

@@ -4,11 +4,15 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from trainers.serve import pipeline
 from trainers.service.server import _listening, serve
 from trainers.service.settings import ServiceSettings
 
@@ -93,6 +97,19 @@ def test_a_process_that_cannot_be_replaced_does_not_end_the_others(start, export
     assert service.stop() == 0
 
 
+def test_processes_map_the_weights_of_one_file(start, exported):
+    path = exported["ner"] / "model.onnx"
+    service = start(f"ner={path}", "--threads", 1, "--workers", 2).wait_until_ready(2)
+    mapped = []
+    for process in service.workers:
+        lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+        mapped.append({line.split()[4] for line in lines if line.endswith("/weights")})  # inodes
+    assert mapped[0] == mapped[1]
+    assert len(mapped[0]) == 1
+    assert service.predict("ner", TEXTS) == pipeline(None, path)(TEXTS)
+    assert service.stop() == 0
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_model_that_is_not_there_ends_the_start_with_a_line(start, tmp_path, workers):
     service = start(tmp_path / "model.onnx", "--workers", workers)
@@ -114,3 +131,12 @@ def test_a_port_that_is_taken_ends_the_start_with_a_line(exported):
         port = other.getsockname()[1]
         with pytest.raises(OSError, match=rf"cannot listen on 127.0.0.1 port {port} .*give another --port"):
             serve(ServiceSettings((str(exported["ner"]),), port=port))
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_understands_the_unit(tmp_path):
+    unit = Path(__file__).resolve().parents[3] / "examples" / "deploy" / "lora-core-serve.service"
+    path = tmp_path / unit.name
+    path.write_text(unit.read_text().replace("/opt/serve/bin/lora-core", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True, timeout=60)
+    assert [line for line in done.stderr.splitlines() if unit.name in line] == []
