@@ -58,9 +58,10 @@ def section(evidence: Evidence) -> Section:
         "in a form that training reads, to be labelled anew."
     )
     if words:
+        which = "The words named" if evidence.is_tokens else "Underlined words"
         note += (
-            f" Underlined words spoke most for the wrong answer ({len(words)} examples): their share in its logit, "
-            "by integrated gradients (Sundararajan, Taly and Yan 2017)."
+            f" {which} spoke most for the wrong answer ({len(words)} examples): their share in its logit, by "
+            "integrated gradients (Sundararajan, Taly and Yan 2017)."
         )
     return Section("errors", TITLE, note, (Examples(examples),))
 

@@ -95,9 +95,9 @@ def colour(place: int) -> str:
 
 
 def legend(axes: "Axes", **options: Any) -> None:
-    """A legend without a frame, where there is more than one thing to tell apart."""
+    """A legend on the ground of the field, where there is more than one thing to tell apart."""
     if len(axes.get_legend_handles_labels()[0]) > 1:
-        axes.legend(frameon=False, fontsize="small", **options)
+        axes.legend(edgecolor="none", framealpha=0.85, fontsize="small", **options)
 
 
 def legend_below(figure: "Figure", axes: "Axes") -> None:
