@@ -127,10 +127,14 @@ class Evidence:
             return self.run.probabilities(self.asked_dataset)
         return self._sigmoids()
 
-    @cached_property
-    def vectors(self) -> np.ndarray:
-        """(M, D) what the last layer reads of each example; of sentences (words, D) of those that begin an entity."""
-        return self._words.vectors if self.is_tokens else classifier_vectors(self.run, self.asked_dataset)
+    def vectors(self, places: np.ndarray) -> np.ndarray:
+        """(len(places), D) what the last layer reads of some of the N examples."""
+        return classifier_vectors(self.run, take(self.dataset, places))
+
+    @property
+    def word_vectors(self) -> np.ndarray:
+        """(words, D) what the last layer reads of the words of M sentences that begin an entity."""
+        return self._words.vectors
 
     @property
     def word_probabilities(self) -> list[np.ndarray]:

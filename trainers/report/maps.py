@@ -34,9 +34,6 @@ def section(evidence: Evidence) -> Section:
     if len(vectors) < FEWEST_POINTS:
         what = "entities" if evidence.is_tokens else evidence.noun
         return Section("maps", TITLE, missing=f"There are {len(vectors)} {what}; a map needs {FEWEST_POINTS}.")
-    if len(vectors) > MOST_POINTS:
-        chosen = np.sort(np.random.default_rng(SEED).choice(len(vectors), MOST_POINTS, replace=False))
-        vectors, gold, predicted = vectors[chosen], gold[chosen], predicted[chosen]
     flat, share = plane_pca(vectors)
     planes = {"pca": (flat, f"PCA ({share:.0%} of the variance)"), "tsne": (plane_tsne(vectors, SEED), "t-SNE")}
     wrong = int((gold != predicted).sum())
@@ -68,13 +65,24 @@ def _points(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, np.ndarray, lis
     """Vectors (P, D), true and predicted labels (P,), and their names."""
     predicted, gold = ([ids[place].astype(np.int64) for place in evidence.asked] for ids in evidence.saved)
     if not evidence.is_tokens:
-        return evidence.vectors, np.concatenate(gold), np.concatenate(predicted), list(evidence.labels)
+        chosen = _drawn(len(evidence.asked))
+        true, guess = (np.concatenate(ids)[chosen] for ids in (gold, predicted))
+        return evidence.vectors(evidence.asked[chosen]), true, guess, list(evidence.labels)
     types = [*entity_types(evidence.labels), NO_TYPE]
     type_of = np.array([types.index(entity_type(tag) or NO_TYPE) for tag in evidence.labels])
     begins = np.array([tag.startswith("B") for tag in evidence.labels])
     true, guess = np.concatenate(gold), np.concatenate(predicted)
     first = begins[true]
-    return evidence.vectors, type_of[true[first]], type_of[guess[first]], types
+    true, guess = type_of[true[first]], type_of[guess[first]]
+    chosen = _drawn(len(true))
+    return evidence.word_vectors[chosen], true[chosen], guess[chosen], types
+
+
+def _drawn(count: int) -> np.ndarray:
+    """Places of the points to draw, rising."""
+    if count <= MOST_POINTS:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(SEED).choice(count, MOST_POINTS, replace=False))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The worst errors in their own words, with what led the model astray; and all errors as rows, to be labelled anew."""
 
-import base64
 import io
 import json
 import logging
@@ -18,6 +17,7 @@ from trainers.data.splits import take
 from trainers.data.tokens.bio import Entity
 from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.report.evidence import Evidence
+from trainers.report.pictures import data_uri
 from trainers.report.section import Example, Examples, Part, Section, Table
 from trainers.results.attribution import by_word, integrated_gradients
 from trainers.results.entity_errors import judge
@@ -58,9 +58,10 @@ def section(evidence: Evidence) -> Section:
         "in a form that training reads, to be labelled anew."
     )
     if words:
+        which = "The words named" if evidence.is_tokens else "Underlined words"
         note += (
-            f" Underlined words spoke most for the wrong answer ({len(words)} examples): their share in its logit, "
-            "by integrated gradients (Sundararajan, Taly and Yan 2017)."
+            f" {which} spoke most for the wrong answer ({len(words)} examples): their share in its logit, by "
+            "integrated gradients (Sundararajan, Taly and Yan 2017)."
         )
     return Section("errors", TITLE, note, (Examples(examples),))
 
@@ -149,7 +150,7 @@ def thumbnail(source: Any) -> str:
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
     image.convert("RGB").save(file, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(file.getvalue())
 
 
 def errors_csv(evidence: Evidence) -> Table:

@@ -69,11 +69,6 @@ def write_report(
     return write_text(files.report, _page(evidence, sections, folder.name))
 
 
-def build(evidence: Evidence) -> list[Section]:
-    """All sections."""
-    return [_built(key, title, builder, evidence) for key, (title, builder) in SECTIONS.items()]
-
-
 def _built(key: str, title: str, build: Builder, evidence: Evidence) -> Section:
     """A section, or why it cannot be made where the data or the predictions are gone: the others need none."""
     try:

@@ -68,9 +68,9 @@ def embed(picture: Picture, folder: Path) -> Embedded:
     return Embedded(data_uri(drawn["light"]), data_uri(drawn["dark"]), round(SHOWN * width), round(SHOWN * height))
 
 
-def data_uri(content: bytes, form: str = "png") -> str:
-    """A picture's file as an address that holds it."""
-    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
+def data_uri(content: bytes) -> str:
+    """A PNG file as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def panel(width: float = PANEL[0], height: float = PANEL[1]) -> "tuple[Figure, Axes]":
@@ -95,9 +95,9 @@ def colour(place: int) -> str:
 
 
 def legend(axes: "Axes", **options: Any) -> None:
-    """A legend without a frame, where there is more than one thing to tell apart."""
+    """A legend on the ground of the field, where there is more than one thing to tell apart."""
     if len(axes.get_legend_handles_labels()[0]) > 1:
-        axes.legend(frameon=False, fontsize="small", **options)
+        axes.legend(edgecolor="none", framealpha=0.85, fontsize="small", **options)
 
 
 def legend_below(figure: "Figure", axes: "Axes") -> None:

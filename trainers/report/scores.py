@@ -274,6 +274,7 @@ def _draw_classes(file: IO[bytes], rows: Sequence[tuple[Any, ...]]) -> None:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", alpha=0.3)
+    axes.margins(y=0.1)
     axes.set(xlabel="%", xlim=(-2, 102))
     legend_below(figure, axes)
     save(figure, file)

@@ -136,7 +136,7 @@ def _measured(comparison: Comparison, noun: str) -> list[Table | Picture]:
         header,
         rows,
         ("", ",.1f", ",.0f", ".2f", ".2f", ",.1f", ".2f", ".4f", ",d"),
-        caption=f"On the {comparison.split} split with {comparison.threads} threads; the factor is against the "
+        caption=f"On the {comparison.split} split, threads: {comparison.threads}; the factor is against the "
         "first row in batches as the data comes.",
     )
 

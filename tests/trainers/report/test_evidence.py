@@ -25,9 +25,9 @@ def test_probabilities_of_words_are_those_of_the_model(finished):
 def test_vectors_are_those_of_the_words_that_begin_an_entity(finished):
     evidence = Evidence(FinishedRun.open(finished["full"]), Options())
     begins = sum(int(tag.startswith("B")) for ids in evidence.saved[1] for tag in evidence.tags(ids))
-    assert evidence.vectors.shape == (begins, 16)
+    assert evidence.word_vectors.shape == (begins, 16)
     layer = evidence.run.model.get_submodule(evidence.run.model.label_layers[-1])
-    logits = torch.from_numpy(evidence.vectors) @ layer.weight.T + layer.bias
+    logits = torch.from_numpy(evidence.word_vectors) @ layer.weight.T + layer.bias
     scores = np.concatenate(
         [
             own[[tag.startswith("B") for tag in evidence.tags(ids)]]

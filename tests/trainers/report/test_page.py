@@ -16,7 +16,7 @@ from trainers.config import RunConfig
 from trainers.finished import FinishedRun
 from trainers.report.evidence import Evidence, Options
 from trainers.report.mistakes import errors_jsonl
-from trainers.report.page import SECTIONS, build, write_report
+from trainers.report.page import SECTIONS, write_report
 from trainers.run_folder import read_predictions, read_run, save_predictions
 
 VOID = ("meta", "!doctype", "link", "img", "source")
@@ -88,7 +88,7 @@ def test_every_section_has_a_title_its_numbers_and_its_pictures(kind, finished, 
     """One test over them all: what the page shows is in the files beside it, and each file is what it says."""
     folder = copied({"lora": finished["lora"], "text": finished_text, "image": finished_image}[kind])
     evidence = Evidence(FinishedRun.open_fast(folder), Options())
-    sections = build(evidence)
+    sections = [make(evidence) for _, make in SECTIONS.values()]
     assert [section.key for section in sections] == list(SECTIONS)
     missing = {section.key for section in sections if section.missing}
     expected = {"serving"} if kind == "text" else {"words", "serving"}
