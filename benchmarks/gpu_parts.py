@@ -2,9 +2,9 @@
 
 Training: a token classifier on sentences of JNLPBA's lengths in random words, or an image classifier on random
 pictures. LoRA has rank 16 on query and value and dropout 0.1, full trains every parameter; weights are random, which
-costs as much. Ours and the peer's (transformers with SDPA, PEFT) take the same batches, sorted by length and on the device
-already, in the same loop with AdamW and, in fp16, a GradScaler; neither drops attention weights. A rate counts real
-tokens, not padding.
+costs as much. Ours and the peer's (transformers with SDPA, PEFT) take the same batches, sorted by length and on the
+device already, in the same loop with AdamW and, in fp16, a GradScaler; neither drops attention weights. A rate counts
+real tokens, not padding.
 
 The share of the matrix product is useful work over what the GPU's best product does; useful work is 2 operations for
 each weight of the encoder's linear layers and each real token: in the forward pass, for the gradient of the inputs, and

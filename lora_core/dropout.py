@@ -48,10 +48,10 @@ class _DropoutAdd(Function):
 
 
 def dropout_add(x: Tensor, residual: Tensor, dropout: nn.Dropout) -> Tensor:
-    """``dropout(x) + residual``, on a CPU; the result has the wider of their dtypes."""
+    """``dropout(x) + residual``; the result has the wider of their dtypes."""
     if not dropout.training or dropout.p == 0.0:
         return x + residual
-    if too_sparse(dropout.p):
+    if x.device.type != "cpu" or too_sparse(dropout.p):
         return F.dropout(x, dropout.p) + residual
     return _DropoutAdd.apply(x, residual, dropout.p)
 

@@ -69,8 +69,8 @@ class TrainConfig(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of matrix products: fp16 (with loss scaling) for V100, bf16 for newer GPUs and AVX512-bf16 CPUs."""
     kernels: Literal["fused", "plain"] = "fused"
-    """Fused layers compute what the plain ones do in less time and memory. They are for the CPU, in fp32 and bf16;
-    elsewhere the plain ones are used."""
+    """Fused layers compute what the plain ones do in less time and memory. They are for CUDA, where a small batch shows
+    first that they do, and for the CPU in fp32 and bf16; elsewhere the plain ones are used."""
     compile: bool = False
     """Have torch.compile make kernels for the encoder's layers, for batches of any size: fewer kernels on a GPU, after
     up to some minutes. The layers are the plain ones then. Worth it where `benchmarks/gpu.sh` says so."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lora_core.models.host import on_host
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
@@ -25,12 +26,14 @@ from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.data.tokens.reader import TokenFile
 from trainers.loop import evaluate
 from trainers.model import load_model
+from trainers.processes.devices import usable
 from trainers.processes.distributed import World, distributed
 from trainers.run_folder import Run, RunFolder, has_predictions, read_predictions, read_run
 from trainers.tasks import kind_of, with_problem_type
 from trainers.tasks.classification import MultiLabelClassification
 from trainers.tasks.task import Kind, Task
 from trainers.tasks.token import text_processing
+from trainers.training.kernel_check import check_kernels
 from trainers.training.precision import autocast, choose_kernels
 
 CPU = torch.device("cpu")
@@ -76,7 +79,8 @@ class FinishedRun:
         config = _settled(run)
         if data:
             config = dataclasses.replace(config, data=data)
-        return cls(run, config, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"), kernels=True)
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(run, config, usable(device), kernels=True)
 
     @property
     def files(self) -> RunFolder:
@@ -167,6 +171,7 @@ class FinishedRun:
             model = load_model(self.config, self.labels).to(self.device)
             if self.kernels:
                 choose_kernels(model, self.config, self.device)
+                check_kernels(model, self.device)
         return model
 
     @property
@@ -218,7 +223,7 @@ class FinishedRun:
         data = self.encode(dataset)
         batches = evaluation_batches(data.lengths, self.config.evaluation_tokens(data.lengths))
         for indices, (inputs, labels) in zip(batches, load_batches(data, batches, self.device), strict=True):
-            yield indices[first_windows(labels).cumsum(0).cpu().numpy() - 1], inputs
+            yield indices[first_windows(on_host(labels)).cumsum(0).numpy() - 1], inputs
 
     @torch.inference_mode()
     def probabilities(self, dataset: Any) -> np.ndarray:

@@ -31,10 +31,18 @@ from trainers.training.adversarial import build_adversary
 from trainers.training.batch_plan import BatchPlan
 from trainers.training.checkpoint_schedule import CheckpointSchedule
 from trainers.training.checkpoints import load_checkpoint, restore_best, save_best
+from trainers.training.kernel_check import check_kernels
 from trainers.training.memory import memory_errors
 from trainers.training.numbers import check_some_step
 from trainers.training.optim import build_optimizer, build_scheduler, take_step
-from trainers.training.precision import autocast, choose_kernels, compile_layers, grad_scaler, micro_batch_tokens
+from trainers.training.precision import (
+    autocast,
+    choose_kernels,
+    compile_layers,
+    grad_scaler,
+    micro_batch_tokens,
+    slow_precision,
+)
 from trainers.training.state import TrainState, seed_generators
 
 logger = logging.getLogger(__name__)
@@ -76,12 +84,16 @@ def fit(
     """
     seed_generators(config.seed + world.rank)
     choose_kernels(model, config, world.device)
+    capability = torch.cuda.get_device_capability(world.device) if world.device.type == "cuda" else None
+    if world.is_main and (slow := slow_precision(config.precision, world.device.type, capability)):
+        logger.warning(slow)
     compile_layers(model, config)
     if config.parallel == "fsdp" and world.size > 1:
         shard(model, world.device, world.size)
         if world.is_main:
             logger.info("The parameters are shared out over %d processes, for which the layers are plain.", world.size)
     model.to(world.device)
+    check_kernels(model, world.device, says=world.is_main)
     plan = BatchPlan(train, config, world, micro_batch_tokens(model, config))
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, plan.total_steps)
@@ -159,7 +171,7 @@ def _predict(
     model: nn.Module, task: Task, data: Data, config: TrainConfig, world: World
 ) -> tuple[float, list[np.ndarray]]:
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64)
+    loss = torch.zeros((), dtype=torch.float64, device=world.device)
     found: dict[int, np.ndarray] = {}
     most = config.evaluation_tokens(data.lengths)
     batches = evaluation_batches(data.lengths, most, world.rank, world.size)
@@ -174,7 +186,7 @@ def _predict(
                 logits = model(**inputs)
             if number >= counted:
                 continue
-            loss += task.loss_sum(logits, labels).double().cpu()
+            loss += task.loss_sum(logits, labels)
             found.update(zip(indices.tolist(), task.predict(logits, labels), strict=True))
             progress.update()
             if interrupt.requested() and not is_sharded(model):

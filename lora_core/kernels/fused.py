@@ -32,13 +32,14 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     Args:
         dtype: torch.bfloat16 computes matrix products in bf16. Frozen weights are then held in bf16 too (half their
             size on top), while the parameters, adapters, norms, softmax, residual sums and gradients stay fp32. Do
-            not use autocast as well. None computes in fp32.
+            not use autocast as well. torch.float16 does the same in fp16, on a GPU; scale the loss then. None computes
+            in fp32.
 
     Raises:
         ValueError: another dtype, or nothing in the model can be fused.
     """
-    if dtype not in (None, torch.float32, torch.bfloat16):
-        raise ValueError(f"dtype is {dtype}; matrix products can be in torch.bfloat16 or torch.float32.")
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype is {dtype}; matrix products can be in torch.bfloat16, torch.float16 or torch.float32.")
     found = stacks(model)
     if not found:
         raise ValueError(
@@ -75,6 +76,10 @@ def product_dtype(model: nn.Module) -> torch.dtype | None:
     return next((stack.product_dtype or torch.float32 for stack in fused), None)
 
 
+DEVICES = ("cpu", "cuda", "meta")
+"""Where the fused layers compute; on the meta device, which computes shapes alone, what a GPU would."""
+
+
 class FusedStack(LayerStack):
     """The layers in their fast form."""
 
@@ -109,11 +114,13 @@ class FusedStack(LayerStack):
 
 def obstacle(stack: FusedStack, hidden: Tensor) -> str | None:
     """Why the fused layers would not compute what the plain ones do; None when they would."""
-    if hidden.device.type != "cpu":
-        return f"the model is on {hidden.device.type}, they are for the CPU"
+    if hidden.device.type not in DEVICES:
+        return f"the model is on {hidden.device.type}, they are for CPUs and CUDA"
+    if hidden.device.type == "cpu" and stack.product_dtype == torch.float16:
+        return "products in torch.float16 are for a GPU; fuse(model, dtype=torch.bfloat16) is for a CPU"
     if hidden.dtype != torch.float32:
         return f"the hidden states are {hidden.dtype}, they take torch.float32"
-    if torch.is_autocast_enabled("cpu"):
+    if hidden.device.type != "meta" and torch.is_autocast_enabled(hidden.device.type):
         return "autocast is on; fuse(model, dtype=torch.bfloat16) takes its place"
     for layer in stack:
         if "parts" not in vars(type(layer)):  # a subclass of the layer that has them may compute something else

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from lora_core.dropout import dropout_add
 from lora_core.kernels.attention import attend
 from lora_core.kernels.linear import is_plain, project
+from lora_core.kernels.packed_attention import attend_packed
 from lora_core.kernels.packing import Layout
 from lora_core.models.layers import GatedActivation, LayerParts, MultiHeadAttention, TransformerLayer
 
@@ -57,9 +58,13 @@ def attention(
     shared: tuple[Tensor, ...],
 ) -> Tensor:
     """Attention of the tokens ``asking`` to the tokens ``x``, with its output projection."""
-    query, key, value = (layout.pad(t) for t in query_key_value(parts.query_key_value, asking, x, dtype))  # (B, T, H)
+    query, key, value = query_key_value(parts.query_key_value, asking, x, dtype)  # (N, H)
     own = parts.attention
     drops = own.dropout.p > 0.0 and own.dropout.training
+    if x.device.type != "cpu" and type(own).attend is MultiHeadAttention.attend:
+        context = attend_packed(query, key, value, layout, own.num_heads, own.dropout.p if drops else 0.0)
+        return project(context, (parts.attention_output,), dtype)[0]
+    query, key, value = (layout.pad(t) for t in (query, key, value))  # (B, T, H)
     if query.dtype == torch.bfloat16 and not drops and type(own).attend is MultiHeadAttention.attend:
         context = attend(query, key, value, layout.mask, own.num_heads)
     else:

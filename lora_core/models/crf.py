@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lora_core.models.host import on_host
 from lora_core.models.layers import Dropout, GraphBuilder
 from lora_core.models.task_model import ClassifierHead
 
@@ -78,7 +79,7 @@ def crf_log_likelihood(emissions: Tensor, start: Tensor, transitions: Tensor, la
     `emissions` (B, T, L), `start` (L,) and `transitions` (L, L) from row to column, or one of each for every text,
     (B, L) and (B, L, L); `labels` (B, T) valid ids where `mask` (B, T) is True.
     """
-    emissions, labels, mask = _chained(emissions, mask, labels)
+    emissions, labels, mask, _ = _chained(emissions, mask, labels)
     if not mask.shape[1]:
         return emissions.sum((1, 2))
     gold = emissions.gather(2, labels[..., None]).squeeze(2)  # (B, W)
@@ -98,7 +99,7 @@ def viterbi(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tensor)
 
     `emissions` (B, T, L), `start` (L,) and `transitions` (L, L) from row to column, or one of each for every text.
     """
-    chained, _, inside = _chained(emissions, mask, None)
+    chained, _, inside, order = _chained(emissions, mask, None)
     path = torch.zeros_like(mask, dtype=torch.int64)
     if not inside.shape[1]:
         return path
@@ -115,8 +116,7 @@ def viterbi(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tensor)
     for origin in reversed(origins):
         label = origin.gather(1, label[:, None]).squeeze(1)
         labels.append(label)
-    path[mask] = torch.stack(labels[::-1], 1)[inside]  # both run row by row, in order
-    return path
+    return path.scatter(1, order, torch.stack(labels[::-1], 1) * inside)
 
 
 def marginals(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def marginals(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tenso
 
     `emissions` (B, T, L), `start` (L,) and `transitions` (L, L) from row to column, or one of each for every text.
     """
-    chained, _, inside = _chained(emissions, mask, None)
+    chained, _, inside, order = _chained(emissions, mask, None)
     found = torch.zeros_like(emissions)
     if not inside.shape[1]:
         return found
@@ -136,15 +136,16 @@ def marginals(emissions: Tensor, start: Tensor, transitions: Tensor, mask: Tenso
     for place in range(inside.shape[1] - 1, 0, -1):
         longer = (transitions + (chained[:, place] + behind[-1])[:, None]).logsumexp(2)
         behind.append(torch.where(inside[:, place, None], longer, behind[-1]))
-    found[mask] = (torch.stack(ahead, 1) + torch.stack(behind[::-1], 1)).softmax(-1)[inside]
-    return found
+    shares = (torch.stack(ahead, 1) + torch.stack(behind[::-1], 1)).softmax(-1)  # (B, W, L)
+    return found.scatter(1, order[..., None].expand_as(shares), shares.masked_fill(~inside[..., None], 0))
 
 
-def _chained(emissions: Tensor, mask: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Emissions (B, W, L), labels (B, W) and mask (B, W) of the masked positions, moved to the front; 0 behind."""
-    width = int(mask.sum(1).max()) if mask.numel() else 0
+def _chained(emissions: Tensor, mask: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Emissions (B, W, L), labels (B, W) and mask (B, W) of the masked positions, moved to the front, 0 behind; and the
+    place (B, W) from which each comes. Those behind come from places that are not masked."""
+    width = int(on_host(mask).sum(1).max()) if mask.numel() else 0
     order = torch.argsort(~mask, dim=1, stable=True)[:, :width]  # (B, W)
     inside = mask.gather(1, order)
     moved = emissions.gather(1, order[..., None].expand(-1, -1, emissions.shape[2]))
     ids = torch.zeros_like(order) if labels is None else labels.gather(1, order).masked_fill(~inside, 0)
-    return moved, ids, inside
+    return moved, ids, inside, order

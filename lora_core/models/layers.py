@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from lora_core.dropout import Dropout
+from lora_core.models.host import on_both, on_host, send
 
 ACTIVATIONS: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
     "gelu": (nn.GELU, {}),
@@ -49,8 +50,12 @@ def additive_mask(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor |
     """Turn a mask (B, T), zero or False at padding, into what is added to the scores (B, 1, 1, T)."""
     if attention_mask is None:
         return None
-    padding = (attention_mask == 0)[:, None, None, :]  # (B, 1, 1, T)
-    return torch.zeros_like(padding, dtype=dtype).masked_fill_(padding, MASKED)
+
+    def added(mask: Tensor) -> Tensor:
+        padding = (mask == 0)[:, None, None, :]  # (B, 1, 1, T)
+        return torch.zeros_like(padding, dtype=dtype).masked_fill_(padding, MASKED)
+
+    return on_both(added, attention_mask)
 
 
 def real_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -347,12 +352,15 @@ class PackedLSTM(nn.Module):
             ValueError: padding stands before a token.
         """
         lengths = _lengths(x, attention_mask)
+        lengths, order = lengths.sort(descending=True, stable=True)  # torch would send the order itself, and wait
+        sent = send(torch.stack([order, order.argsort()]), x.device)
         own = x.to(next(self.lstm.parameters()).dtype)  # an adapter's LSTM is trained in fp32 on half-precision states
-        packed = pack_padded_sequence(own, lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(own.index_select(0, sent[0]), lengths, batch_first=True)
         outputs, (states, _) = self.lstm(packed)
         padded, _ = pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])
         directions = 2 if self.lstm.bidirectional else 1
-        return padded.to(x.dtype), states[-directions:].transpose(0, 1).flatten(1).to(x.dtype)  # (B, T, H), (B, H)
+        last = states[-directions:].transpose(0, 1).flatten(1)  # (B, H)
+        return padded.index_select(0, sent[1]).to(x.dtype), last.index_select(0, sent[1]).to(x.dtype)
 
     def onnx_last(self, graph: GraphBuilder, x: str, mask: str) -> str:
         """The final states (B, H) of a bidirectional LSTM of one layer as a graph; ``mask`` is (B, T) int32."""
@@ -383,7 +391,7 @@ def _lengths(x: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Tokens of each text, (B,) on the CPU, at least 1."""
     if attention_mask is None:
         return torch.full((x.shape[0],), x.shape[1], dtype=torch.int64)
-    real = (attention_mask != 0).cpu()
+    real = on_host(attention_mask) != 0
     lengths = real.sum(1)
     if not torch.equal(real, torch.arange(x.shape[1]) < lengths[:, None]):
         raise ValueError("attention_mask has padding before a token; an LSTM reads texts that are padded at their end")

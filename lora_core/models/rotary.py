@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from lora_core.models.host import send
 from lora_core.models.layers import MICROSOFT, GraphBuilder
 
 
 def rotation(tokens: int, head_size: int, theta: float, device: torch.device | None = None) -> Tensor:
     """Cosines and sines of the angles at the positions 0 to T - 1, (2, T, D / 2), in float32."""
     places = torch.arange(tokens, device=device, dtype=torch.float32)
-    angles = places[:, None] * _frequencies(head_size, theta).to(device)  # (T, D / 2)
+    angles = places[:, None] * send(_frequencies(head_size, theta), places.device)  # (T, D / 2)
     return torch.stack((angles.cos(), angles.sin()))
 
 

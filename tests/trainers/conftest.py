@@ -52,13 +52,24 @@ def make_run():
     return make
 
 
-@pytest.fixture(scope="session")
-def tiny():
-    """The module tiny.py, which the processes that tests start import too."""
-    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+def beside(name):
+    """The module of a file beside this one."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The module tiny.py, which the processes that tests start import too."""
+    return beside("tiny")
+
+
+@pytest.fixture(scope="session")
+def device_watch():
+    """The module device_watch.py."""
+    return beside("device_watch")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ padding, and come in random order. They are prepared in the loop, or ahead of it
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lora_core.models.host import keep_on_host
 from trainers.processes.interrupt import unheard_by_children
 from trainers.processes.parent import end_with_parent
 
@@ -166,6 +168,8 @@ def _check_rank(rank: int, world: int) -> None:
 
 
 Batch = tuple[dict[str, Tensor], Tensor]
+MASK = "attention_mask"
+"""Name of the input whose content the host keeps."""
 
 
 def load_batches(
@@ -175,6 +179,9 @@ def load_batches(
 
     ``epoch`` is the training epoch, which decides how examples are augmented; None in evaluation. The batches do
     not depend on ``workers``. A ValueError of ``collate`` arrives as it was raised, from a worker process too.
+
+    On a GPU every batch is prepared and sent while the one before is computed. The attention mask and the labels bring
+    their copies on the host (lora_core/models/host.py).
     """
     loader = DataLoader(
         _Collated(data, batches, epoch),
@@ -187,15 +194,60 @@ def load_batches(
     with unheard_by_children():
         loaded = iter(loader)
     try:
-        for batch in loaded:
-            if isinstance(batch, ValueError):
-                raise batch
-            inputs, labels = batch
-            moved = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
-            yield moved, labels.to(device, non_blocking=True)
+        if device.type == "cuda":
+            yield from one_ahead(loaded, SideStream(device))
+        else:
+            yield from map(partial(sent, device), loaded)
     finally:
         if workers:
             _end_workers(loaded)
+
+
+def sent(device: torch.device, batch: Batch | ValueError) -> Batch:
+    """The batch on ``device``, without waiting for it. Raises the error that stands in the place of a batch."""
+    if isinstance(batch, ValueError):
+        raise batch
+    inputs, labels = batch
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+    if MASK in inputs:
+        keep_on_host(moved[MASK], inputs[MASK])
+    return moved, keep_on_host(labels.to(device, non_blocking=True), labels)
+
+
+class SideStream:
+    """A queue of the GPU beside the one that computes, for copies that go on while it does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+
+    def send(self, batch: Batch) -> tuple[Batch, Any]:
+        """The batch on its way, and the event of its arrival."""
+        with torch.cuda.stream(self._stream):
+            moved = sent(self._device, batch)
+            return moved, self._stream.record_event()
+
+    def hand_over(self, moved: Batch, arrived: Any) -> Batch:
+        """The batch, for use from here on: the GPU itself waits for it, not the host."""
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_event(arrived)
+        inputs, labels = moved
+        for tensor in (*inputs.values(), labels):
+            tensor.record_stream(computing)  # its memory is not taken anew before what computes with it is done
+        return moved
+
+
+def one_ahead(loaded: Iterable[Batch | ValueError], stream: SideStream) -> Iterator[Batch]:
+    """The batches in order, each sent before the one ahead of it is handed over. An error keeps its turn."""
+    ahead: tuple[Batch, Any] | None = None
+    for batch in loaded:
+        coming = batch if isinstance(batch, ValueError) else stream.send(batch)
+        if ahead is not None:
+            yield stream.hand_over(*ahead)
+        if isinstance(coming, ValueError):
+            raise coming
+        ahead = coming
+    if ahead is not None:
+        yield stream.hand_over(*ahead)
 
 
 def _end_workers(loaded: Any) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.parallel import DistributedDataParallel
 
+from trainers.processes.devices import nccl_settings, placement, usable
 from trainers.processes.fsdp import is_sharded
 from trainers.processes.parent import end_with_parent
 from trainers.processes.torchrun import connect, is_torchrun, meet, open_store
@@ -122,15 +123,18 @@ def distributed(timeout: float = TIMEOUT) -> Iterator[World]:
     Args:
         timeout: seconds that the processes wait for each other before the run ends, with a message that names who is
             missing.
+
+    Raises:
+        ValueError: there are more processes than GPUs here, or this build of torch has no code for the GPU.
     """
     if _open:
         yield _open[-1]
         return
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    place = placement(os.environ, gpus, has_nccl=dist.is_nccl_available())
+    rank, size, device = place.rank, place.size, place.device
+    if usable(device).type == "cuda":
+        torch.cuda.set_device(device)  # before anything else asks CUDA: it would take the first GPU
     if is_torchrun():
         end_with_parent()
     wait = timedelta(seconds=timeout)
@@ -140,16 +144,14 @@ def distributed(timeout: float = TIMEOUT) -> Iterator[World]:
         with _opened(world):
             yield world
         return
-    prefix, failed = meet(store, rank, size, wait), False
+    prefix, failed, nccl = meet(store, rank, size, wait), False, place.backend == "nccl"
     with Watch(PrefixStore(f"{prefix}/watch", connect(wait)), rank, size, wait) as watch:
         try:
             shared = PrefixStore(prefix, store)
-            # NCCL's own timeout ends a process with many words: exchanges over the CPU are to notice first.
-            longest = wait + timedelta(minutes=1) if cuda else wait
-            dist.init_process_group(
-                "nccl" if cuda else "gloo", store=shared, rank=rank, world_size=size, timeout=longest
-            )
-            group = dist.new_group(backend="gloo", timeout=wait) if cuda else None
+            if nccl:
+                os.environ.update(nccl_settings(os.environ))
+            dist.init_process_group(store=shared, rank=rank, world_size=size, **place.group_options(wait))
+            group = dist.new_group(backend="gloo", timeout=wait) if nccl else None
             world = World(rank, size, device, watch, store, group)
             with _opened(world):
                 yield world
@@ -161,7 +163,7 @@ def distributed(timeout: float = TIMEOUT) -> Iterator[World]:
                 watch.tell(failure)
             raise SystemExit(failure.status) from error
         finally:
-            if dist.is_initialized() and not (failed and cuda):  # NCCL would wait for the others
+            if dist.is_initialized() and not (failed and nccl):  # NCCL would wait for the others
                 dist.destroy_process_group()
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypedDict, get_args
 import numpy as np
 
 from lora_core.models.crf import marginals, split_scores, viterbi
+from lora_core.models.host import put
 from trainers.data.raw_text import Span, split_text
 from trainers.data.tokenizer import check_vocabulary
 from trainers.data.tokens.bio import bio_labels, find_entities
@@ -179,7 +180,7 @@ class TokenPipeline(Pipeline):
         scores: dict[int, np.ndarray] = {}
         for indices in self.batches_of(windows.lengths):
             inputs, labels = windows.collate(indices)
-            parts, mask = split_scores(self.logits(inputs)), (labels != IGNORED_LABEL).to(self.served.device)
+            parts, mask = split_scores(self.logits(inputs)), put(labels != IGNORED_LABEL, self.served.device)
             best = viterbi(*parts, mask)  # (B, T)
             found = marginals(*parts, mask).gather(2, best[..., None]).squeeze(2)
             ids.update(zip(indices.tolist(), best.cpu().numpy(), strict=True))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_core.models.host import put
 from lora_core.models.task_model import scores_of_logits
 from trainers.data.batches import evaluation_batches
 from trainers.data.images.columns import picture_of
@@ -112,7 +113,8 @@ class Pipeline:
         """The model's logits in float32, on its device."""
         if os.getpid() != self._process:
             self._settle_in_child()
-        return self.served.model(**{name: tensor.to(self.served.device) for name, tensor in inputs.items()}).float()
+        device = self.served.device
+        return self.served.model(**{name: put(tensor, device) for name, tensor in inputs.items()}).float()
 
     def probabilities(self, inputs: dict[str, Tensor]) -> np.ndarray:
         """Softmax of the model's logits, (B, L) or (B, T, L) float32."""

@@ -19,6 +19,7 @@ from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.data.reading import AS_FOUND, Reading
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.data.tokenizer import StatedLimits
+from trainers.processes.devices import usable
 from trainers.run_folder import RunFolder
 from trainers.tasks.decision import DECISION_FILE, Decision
 
@@ -241,7 +242,7 @@ def _device(name: str | None) -> torch.device:
             f"device is {name!r}, but torch {torch.__version__} finds {torch.cuda.device_count()} CUDA "
             "devices here. Leave it out to take what there is."
         )
-    return device
+    return usable(device)
 
 
 def _parsed(name: str) -> torch.device:

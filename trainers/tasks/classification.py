@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora_core.models.task_model import ProblemType, scores_of_logits
-from trainers.data.texts.encode import first_windows, mean_of_windows
+from trainers.data.texts.encode import labels_of_texts, mean_of_windows
 from trainers.tasks.decision import Decision
 from trainers.tasks.label_scores import (
     best_thresholds,
@@ -76,7 +76,7 @@ class Classification:
         """The logits (B, L) and the labels (B, ...) of each example."""
         if not self.windows:
             return logits, labels
-        return mean_of_windows(logits, labels), labels[first_windows(labels)]
+        return mean_of_windows(logits, labels), labels_of_texts(labels)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lora_core.files import write_text
 from lora_core.models.crf import crf_log_likelihood, split_scores, viterbi
+from lora_core.models.host import on_both
 from lora_core.models.task_model import ProblemType, TaskModel
 from trainers.config import RunConfig
 from trainers.data.reading import AS_FOUND, Reading
@@ -98,11 +99,16 @@ class CRFTokenClassification(TokenClassification):
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed negative log-likelihood of the windows' sequences; each counts as many labels as it has words."""
-        return -crf_log_likelihood(*split_scores(logits), labels, labels != IGNORED_LABEL).sum()
+        return -crf_log_likelihood(*split_scores(logits), labels, labelled(labels)).sum()
 
     def predict(self, logits: Tensor, labels: Tensor) -> list[np.ndarray]:
         """The best sequence, label ids (T,) for each window; 0 where there is no label."""
-        return list(viterbi(*split_scores(logits), labels != IGNORED_LABEL).cpu().numpy())
+        return list(viterbi(*split_scores(logits), labelled(labels)).cpu().numpy())
+
+
+def labelled(labels: Tensor) -> Tensor:
+    """Where there is a label, (B, T)."""
+    return on_both(lambda ids: ids != IGNORED_LABEL, labels)
 
 
 def load(config: RunConfig) -> dict[str, TokenFile]:

@@ -5,12 +5,14 @@ Shapes: N labels, L classes; positions without a label hold `IGNORED_LABEL`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora_core.models.host import send
 from trainers.config import RunConfig
 from trainers.data.tokens.windows import IGNORED_LABEL
 
@@ -38,12 +40,12 @@ class TrainingLoss:
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The sum over the labelled positions of logits (..., L) and labels (...), a scalar in float32."""
-        labelled = labels != IGNORED_LABEL
-        logits, labels = logits[labelled].float(), labels[labelled]  # (N, L), (N,)
-        weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
-        losses = F.cross_entropy(logits, labels, weight, reduction="none", label_smoothing=self.label_smoothing)  # (N,)
+        logits, labels = logits.flatten(0, -2).float(), labels.flatten()  # (N, L), (N,)
+        cross_entropy = partial(F.cross_entropy, ignore_index=IGNORED_LABEL, reduction="none")  # 0 without a label
+        weight = _on_device(self.class_weights, logits)
+        losses = cross_entropy(logits, labels, weight, label_smoothing=self.label_smoothing)  # (N,)
         if self.focal_gamma:
-            missing = -torch.expm1(-F.cross_entropy(logits, labels, reduction="none"))  # (N,) 1 - p[y]
+            missing = -torch.expm1(-cross_entropy(logits, labels))  # (N,) 1 - p[y]
             # Below gamma 1 the power has no derivative at 0.
             losses = losses * missing.clamp_min(torch.finfo(missing.dtype).tiny) ** self.focal_gamma
         return losses.sum()
@@ -69,7 +71,7 @@ class MultiLabelLoss:
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The sum over logits (B, L) and labels (B, L) of 0 and 1, a scalar in float32."""
         logits = logits.float()
-        weight = None if self.positive_weights is None else logits.new_tensor(self.positive_weights)
+        weight = _on_device(self.positive_weights, logits)
         smoothed = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
         losses = F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weight, reduction="none")  # (B, L)
         if self.focal_gamma:
@@ -77,6 +79,11 @@ class MultiLabelLoss:
             # Below gamma 1 the power has no derivative at 0.
             losses = losses * missing.clamp_min(torch.finfo(missing.dtype).tiny) ** self.focal_gamma
         return losses.sum()
+
+
+def _on_device(weights: tuple[float, ...] | None, logits: Tensor) -> Tensor | None:
+    """The weights (L,) where the logits are, in their dtype."""
+    return None if weights is None else send(torch.tensor(weights, dtype=logits.dtype), logits.device)
 
 
 def multi_label_loss(config: RunConfig, targets: np.ndarray) -> MultiLabelLoss | None:

@@ -59,11 +59,11 @@ def take_step(state: TrainState, max_grad_norm: float, world: World, folder: Pat
     norm = whole({"norm": norm})["norm"]
     if not scaler.is_enabled() and not norm.isfinite():
         raise not_finite(state, world, folder)
-    scale = scaler.get_scale()
     scaler.step(state.optimizer)
     scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    if scaler.get_scale() >= scale:
+    before, state.loss_scale = state.loss_scale, scaler.get_scale()
+    if state.loss_scale >= before:
         state.scheduler.step()
         state.skipped_in_row = 0
     else:

@@ -14,6 +14,8 @@ from lora_core.models.layers import LayerStack
 from trainers.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FUSED_ON = {("cpu", "fp32"), ("cpu", "bf16"), ("cuda", "fp32"), ("cuda", "bf16"), ("cuda", "fp16")}
+"""Devices and precisions that the fused layers are for."""
 FUSED_TOKENS = 384
 """Tokens of a training pass of fused layers for each thread; 512 are up to 4% faster and take 20 to 30% more memory."""
 
@@ -21,15 +23,15 @@ FUSED_TOKENS = 384
 def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
     """Give ``model`` the layers that ``config.kernels`` asks for, in place.
 
-    The fused ones are for the CPU, in fp32 and bf16; elsewhere, in models without layers that can be fused, and where
-    the parameters are shared out over processes, or layers are compiled, the plain ones are used.
+    The fused ones are for CUDA, and for the CPU in fp32 and bf16. Elsewhere, in models without layers that can be
+    fused, and where the parameters are shared out over processes, or layers are compiled, the plain ones are used.
 
     Raises:
         ValueError: gradient_checkpointing is asked for, but the model has no stack of layers to compute again.
     """
     if config.parallel == "fsdp" or config.compile:
         unfuse(model)
-    elif config.kernels == "fused" and device.type == "cpu" and config.precision != "fp16" and stacks(model):
+    elif config.kernels == "fused" and (device.type, config.precision) in FUSED_ON and stacks(model):
         fuse(model, DTYPES[config.precision])
     else:
         unfuse(model)
@@ -73,6 +75,8 @@ def micro_batch_tokens(model: nn.Module, config: TrainConfig) -> int | None:
     """
     if config.micro_batch_tokens is not None or config.micro_batch_size is not None or product_dtype(model) is None:
         return config.micro_batch_tokens
+    if next(model.parameters()).device.type != "cpu":
+        return None
     most = FUSED_TOKENS * max(2, torch.get_num_threads())
     of_image = next((part.image_tokens for part in model.modules() if isinstance(part, Encoder)), 0)
     return max(1, round(most / of_image)) if of_image else most
@@ -85,6 +89,26 @@ def autocast(model: nn.Module, precision: str, device: torch.device) -> Abstract
     """
     dtype = DTYPES[precision]
     return torch.autocast(device.type, dtype, enabled=precision != "fp32" and product_dtype(model) != dtype)
+
+
+def slow_precision(precision: str, device: str, capability: tuple[int, int] | None = None) -> str | None:
+    """What is said of a precision that a device has no arithmetic for; None where there is nothing to say.
+
+    Args:
+        device: its type, "cpu" or "cuda".
+        capability: of a GPU.
+    """
+    if precision == "fp16" and device == "cpu":
+        return (
+            "--precision fp16 on a CPU takes about 15 times as long as fp32, which is the better choice here; so is "
+            "bf16 on CPUs with AVX512-bf16 or AMX. fp16 is for GPUs."
+        )
+    if precision == "bf16" and capability is not None and capability < (8, 0):
+        return (
+            f"--precision bf16: this GPU (compute capability {capability[0]}.{capability[1]}) computes bf16 without "
+            "its tensor cores, slower than fp32. Use --precision fp16."
+        )
+    return None
 
 
 def grad_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

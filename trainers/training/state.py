@@ -58,6 +58,8 @@ class TrainState:
 
     def __post_init__(self) -> None:
         self._losses: list[Tensor] = []
+        self.loss_scale = self.scaler.get_scale()
+        """fp16's, after the last step: a GPU is asked for it once a step."""
         self.step_losses: list[tuple[np.ndarray, Tensor]] = []
         """For each micro-batch of this process in the current step, its examples and their summed loss."""
         self.start_clock()
@@ -170,6 +172,7 @@ class TrainState:
         scaler = progress.pop("scaler")
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(scaler)
+            self.loss_scale = self.scaler.get_scale()
         for name, value in progress.items():
             setattr(self, name, value)
         if self.batch == 0:  # older checkpoints still hold the time of the epoch before

@@ -21,6 +21,7 @@ from lora_core.models.encoders.deberta_attention import (
     onnx_positions,
 )
 from lora_core.models.heads import TokenClassifier
+from lora_core.models.host import send
 from lora_core.models.layers import (
     ACTIVATIONS,
     GraphBuilder,
@@ -300,7 +301,7 @@ class DebertaV2Encoder(nn.Module):
         last = min(2 * self.span, -(-(int(index[-1]) + 1) // ROWS) * ROWS)
         rows = self.rel_embeddings(torch.arange(first, last, device=hidden.device)[None])
         rows = rows if self.LayerNorm is None else self.LayerNorm(rows)
-        return rows, (index - first).to(hidden.device)
+        return rows, send(index - first, hidden.device)
 
 
 class DebertaV2TextClassifier(TextModel):

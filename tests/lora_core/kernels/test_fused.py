@@ -3,13 +3,14 @@
 import copy
 import logging
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import lora_core
-from lora_core.kernels.fused import FusedStack, fuse, unfuse
+from lora_core.kernels.fused import FusedStack, fuse, obstacle, unfuse
 from lora_core.kernels.packing import Layout
 from lora_core.kernels.transformer_layer import run_layer
 from lora_core.models import load_pretrained, save_pretrained
@@ -439,12 +440,26 @@ def test_checkpointing_repeats_the_same_dropout(make, inputs, gradients, assert_
     assert_same(gradients(model, batch), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float64])
 def test_other_dtypes_are_refused(dtype, make):
-    with pytest.raises(ValueError, match=r"dtype is torch.float.*torch.bfloat16 or torch.float32"):
+    with pytest.raises(ValueError, match=r"dtype is torch..*torch.bfloat16, torch.float16 or torch.float32"):
         fuse(make("bert"), dtype)
 
 
 def test_models_without_such_layers_are_refused():
     with pytest.raises(ValueError, match="This Linear has no stack of layers that can be fused: no LayerStack"):
         fuse(nn.Linear(2, 2))
+
+
+def test_products_in_fp16_are_for_a_gpu(make, inputs, caplog):
+    """A CPU takes the plain layers, and says so once."""
+    model, batch = fuse(make("bert").eval(), torch.float16), inputs("bert")
+    expected = unfuse(make("bert").eval())(**batch)
+    for _ in range(2):
+        torch.testing.assert_close(model(**batch), expected)
+    assert caplog.text.count("products in torch.float16 are for a GPU") == 1
+
+
+def test_devices_without_fused_layers_are_named(make):
+    stack = stacks(fuse(make("bert")))[0]
+    assert "on xpu" in (obstacle(stack, SimpleNamespace(device=torch.device("xpu"), dtype=torch.float32)) or "")

@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from trainers.data.batches import load_batches
+from lora_core.models.host import on_host
+from trainers.data import batches as module
+from trainers.data.batches import SideStream, load_batches, one_ahead, sent
 
 
 class Rows:
@@ -70,3 +73,116 @@ def test_no_worker_stays_when_its_reader_ends_early(tmp_path):
         [sys.executable, script], env={**os.environ, **path}, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (1, "row 1 is damaged\n")
+
+
+BATCHES = [np.array([3, 1]), np.array([6]), np.array([0, 2, 5]), np.array([4])]
+
+
+class Queue:
+    """A side stream that notes what is asked of it. Its copies stay on the CPU, or go to the meta device."""
+
+    def __init__(self, device):
+        self.device, self.log = torch.device(device), []
+
+    def send(self, batch):
+        self.log.append(("sent", int(batch[1][0])))
+        return sent(self.device, batch), "arrived"
+
+    def hand_over(self, moved, arrived):
+        assert arrived == "arrived"
+        self.log.append(("handed over", int(on_host(moved[1])[0])))
+        return moved
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_copies_ahead_change_neither_order_nor_bits(workers, monkeypatch):
+    """As on a GPU, with a queue that copies to the CPU."""
+    expected = list(load_batches(Rows(), BATCHES, torch.device("cpu"), epoch=1, workers=workers))
+    queue = Queue("cpu")
+    monkeypatch.setattr(module, "SideStream", lambda device: queue)
+    monkeypatch.setattr(module, "DataLoader", lambda *data, pin_memory, **options: DataLoader(*data, **options))
+    found = list(load_batches(Rows(), BATCHES, torch.device("cuda", 0), epoch=1, workers=workers))
+    assert len(found) == len(expected) == 4
+    for (inputs, labels), (wanted, wanted_labels) in zip(found, expected, strict=True):
+        assert labels.equal(wanted_labels)
+        assert inputs.keys() == wanted.keys()
+        assert all(inputs[name].equal(wanted[name]) for name in wanted)
+    assert [first for what, first in queue.log if what == "sent"] == [30, 60, 0, 40]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_every_batch_is_sent_before_the_one_ahead_of_it_is_used(device):
+    queue = Queue(device)
+    loaded = (Rows().collate(batch) for batch in BATCHES)
+    for inputs, labels in one_ahead(loaded, queue):
+        assert inputs["index"].device == labels.device == queue.device
+        queue.log.append(("used", int(on_host(labels)[0])))
+    assert queue.log == [
+        ("sent", 30), ("sent", 60), ("handed over", 30), ("used", 30),
+        ("sent", 0), ("handed over", 60), ("used", 60),
+        ("sent", 40), ("handed over", 0), ("used", 0),
+        ("handed over", 40), ("used", 40),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_few_batches_are_sent_ahead_too(count):
+    loaded = (Rows().collate(batch) for batch in BATCHES[:count])
+    assert len(list(one_ahead(loaded, Queue("cpu")))) == count
+
+
+def test_an_error_keeps_its_turn():
+    """What comes before a damaged example is computed first, as without copies ahead."""
+    error, found = ValueError("image 4 is damaged"), []
+    with pytest.raises(ValueError, match="image 4 is damaged"):
+        found.extend(labels.tolist() for _, labels in one_ahead([Rows().collate(BATCHES[0]), error], Queue("cpu")))
+    assert found == [[30, 10]]
+
+
+def test_what_the_side_stream_asks_of_cuda(monkeypatch):
+    """The copy runs in the side stream; the computing stream waits for it, and holds its memory."""
+    log = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def __enter__(self):
+            log.append(f"enter {self.name}")
+
+        def __exit__(self, *error):
+            log.append(f"leave {self.name}")
+
+        def record_event(self):
+            log.append(f"event of {self.name}")
+            return f"event of {self.name}"
+
+        def wait_event(self, event):
+            log.append(f"{self.name} waits for {event}")
+
+    computing = Stream("computing")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: log.append(f"held by {stream.name}"))
+    stream = SideStream(torch.device("meta"))
+    moved, arrived = stream.send(Rows().collate(BATCHES[0]))
+    assert log == ["enter side", "event of side", "leave side"]
+    log.clear()
+    inputs, labels = stream.hand_over(moved, arrived)
+    assert log == ["computing waits for event of side", *["held by computing"] * 3]
+    assert {tensor.device.type for tensor in (*inputs.values(), labels)} == {"meta"}
+
+
+def test_what_the_host_knows_of_a_batch_it_keeps():
+    class Masked(Rows):
+        def collate(self, indices, epoch=None):
+            inputs, labels = super().collate(indices, epoch)
+            return {**inputs, "attention_mask": torch.tensor([[1, 0]] * len(indices))}, labels
+
+    (inputs, labels), *_ = load_batches(Masked(), BATCHES, torch.device("meta"))
+    assert inputs["attention_mask"].device.type == labels.device.type == "meta"
+    assert on_host(inputs["attention_mask"]).tolist() == [[1, 0], [1, 0]]
+    assert on_host(labels).tolist() == [30, 10]
+    with pytest.raises(NotImplementedError):
+        on_host(inputs["index"])  # of the others it would have to ask

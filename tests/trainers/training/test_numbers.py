@@ -118,6 +118,7 @@ def test_skipped_steps_are_counted_and_shown(train, tmp_path, caplog):
     assert "epoch 1: fp16 skipped 2 steps, whose gradients overflowed" in caplog.text
     assert state.scheduler.last_epoch == 20 - 3
     assert state.skipped_in_row == 0
+    assert caplog.text.count("--precision fp16 on a CPU takes about 15 times as long") == 1
 
 
 def test_skips_in_a_row_survive_a_checkpoint(train, tmp_path):

@@ -1,10 +1,19 @@
+import re
+
 import pytest
 import torch
 
 from lora_core.kernels.fused import fuse, product_dtype, stacks
 from lora_core.models import build_model, config_from_dict
 from trainers.config import TrainConfig
-from trainers.training.precision import autocast, choose_kernels, compile_layers, grad_scaler, micro_batch_tokens
+from trainers.training.precision import (
+    autocast,
+    choose_kernels,
+    compile_layers,
+    grad_scaler,
+    micro_batch_tokens,
+    slow_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -16,7 +25,9 @@ CPU = torch.device("cpu")
         ("fused", "fp32", "cpu", torch.float32),
         ("fused", "bf16", "cpu", torch.bfloat16),
         ("fused", "fp16", "cpu", None),
-        ("fused", "bf16", "cuda", None),
+        ("fused", "bf16", "cuda", torch.bfloat16),
+        ("fused", "fp16", "cuda", torch.float16),
+        ("plain", "fp16", "cuda", None),
         ("plain", "bf16", "cpu", None),
     ],
 )
@@ -146,3 +157,21 @@ def test_fp16_gradients_below_its_range_survive():
 
     assert gradient(grad_scaler("fp32", CPU)) == 0
     assert gradient(grad_scaler("fp16", CPU)).item() == pytest.approx(tiny, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capability", "said"),
+    [
+        ("fp32", "cpu", None, None),
+        ("bf16", "cpu", None, None),
+        ("fp16", "cpu", None, "15 times as long as fp32"),
+        ("fp16", "cuda", (7, 0), None),
+        ("bf16", "cuda", (7, 0), r"capability 7\.0\) .* Use --precision fp16"),
+        ("bf16", "cuda", (7, 5), "Use --precision fp16"),
+        ("bf16", "cuda", (8, 0), None),
+        ("fp32", "cuda", (7, 0), None),
+    ],
+)
+def test_a_precision_that_a_device_has_no_arithmetic_for_is_said(precision, device, capability, said):
+    found = slow_precision(precision, device, capability)
+    assert found is None if said is None else re.search(said, found or "")

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lora_core.files import json_object, read_json_object, write_json
+from lora_core.models.host import on_host, send
 from trainers.data.reading import AS_FOUND, Reading
 from trainers.data.rows import refuse_lone_surrogates
 from trainers.data.texts.augment import WordAugmentation
@@ -164,9 +165,16 @@ def mean_of_windows(logits: Tensor, labels: Tensor) -> Tensor:
         labels: those of `EncodedTexts.collate`.
     """
     text = first_windows(labels).cumsum(0) - 1  # (R,) the text of each window
-    count = torch.bincount(text)  # (B,)
-    sums = torch.zeros(len(count), logits.shape[1], dtype=torch.float32, device=logits.device)
-    return sums.index_add(0, text, logits.float()) / count[:, None]
+    texts = int(first_windows(on_host(labels)).sum())
+    sums = torch.zeros(texts, logits.shape[1], dtype=torch.float32, device=logits.device)
+    count = torch.zeros_like(sums[:, :1]).index_add(0, text, torch.ones_like(logits[:, :1], dtype=torch.float32))
+    return sums.index_add(0, text, logits.float()) / count
+
+
+def labels_of_texts(labels: Tensor) -> Tensor:
+    """The labels (B, ...) of texts, of those (R, ...) of their windows."""
+    first = first_windows(on_host(labels)).nonzero().squeeze(1)  # (B,)
+    return labels.index_select(0, send(first, labels.device))
 
 
 def encode_texts(
