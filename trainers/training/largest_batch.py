@@ -85,7 +85,7 @@ def tokens_that_fit(model: nn.Module, task: Any, data: Data, config: TrainConfig
         most = largest_that_fits(fits, longest, whole)
     if devices:
         torch.cuda.empty_cache()
-    return most if most == whole else max(longest, int(most * SPARE))
+    return most if most == whole else max(longest, int(most // longest * longest * SPARE))
 
 
 def largest_that_fits(fits: Callable[[int], bool], lowest: int, highest: int) -> int:

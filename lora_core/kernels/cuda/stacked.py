@@ -110,7 +110,7 @@ class _Stack(Function):
         weights, biases, factors = tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :]
         ctx.input_dtype, ctx.products, ctx.layers, ctx.p = x.dtype, products, layers, p
         ctx.widths = [len(weight) for weight in weights if weight is not None]
-        x = x.to(dtype)
+        x = x.to(dtype).contiguous()  # Triton's kernels take rows of neighbouring numbers
         weight = _below_each_other(weights).to(dtype) if copy is None else copy
         out = F.linear(x, weight, _one_bias(biases, ctx.widths, weight))  # (N, sum of O)
         a = b = s = mask = None

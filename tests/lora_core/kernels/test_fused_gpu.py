@@ -44,6 +44,20 @@ def test_equals_the_plain_layers(family, method, stacks, make, inputs, gradients
     assert_same(found, expected, 2e-5)
 
 
+def test_gradient_checkpointing_finds_the_masks_again(stacks, make, inputs, gradients):
+    """Seeds are drawn again from the same random numbers, so adapters' dropout is the same."""
+    model = make("bert").train()
+    lora_core.inject_lora(model, r=4, target_modules="all-linear", lora_dropout=0.3, init_lora_weights=False)
+    fuse(model)
+    found = []
+    for wanted in (False, True):
+        model.bert.encoder.layer.gradient_checkpointing = wanted
+        torch.manual_seed(1)
+        found.append(gradients(model, inputs("bert")))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

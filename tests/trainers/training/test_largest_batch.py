@@ -41,9 +41,10 @@ def test_what_is_found_fits_and_little_more_does_not(lowest, more, memory):
 class Limited(torch.nn.Module):
     """A model on a device that has room for so many tokens."""
 
-    def __init__(self, model, room, error=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")):
+    def __init__(self, model, room, error=None):
         super().__init__()
-        self.model, self.room, self.error, self.passes = model, room, error, []
+        self.model, self.room, self.passes = model, room, []
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     def forward(self, input_ids, attention_mask):
         self.passes.append(input_ids.numel())
