@@ -44,7 +44,7 @@ def training(size: str, who: str, precision: str, *, seconds: int = 45, **change
 
 PARTS = (
     Part("machine", "machine", {}, 40),
-    Part("CUDA tests", "tests", {}, 90),
+    Part("CUDA tests", "tests", {}, 120),
     training("BERT-base", "ours", "bf16"),
     training("BERT-base", "peers", "bf16"),
     training("BERT-base", "ours", "bf16", full=True),

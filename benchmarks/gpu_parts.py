@@ -87,7 +87,7 @@ def tests(device: torch.device) -> dict[str, Any]:
     folder = ROOT / "tests"
     files = [str(path) for path in sorted(folder.rglob("test_*.py")) if "mark.cuda" in path.read_text("utf-8")]
     count = Count()
-    options = ["-q", "-m", "cuda", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "--timeout", "60"]
+    options = ["-q", "-m", "cuda", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "--timeout", "60", "-W", "default"]
     if device.type == "cpu":
         options += ["-k", "device"]
     status = pytest.main([*options, *files], plugins=[count])

@@ -28,7 +28,7 @@ class Settings:
         """Raise ValueError for a field of these that is a number below ``least``."""
         for name in names:
             value = getattr(self, name)
-            if value is not None and not value >= least:
+            if value is not None and value != "auto" and not value >= least:
                 raise ValueError(f"{name} must be at least {least}, but it is {value}.")
 
     def _share(self, *names: str) -> None:
@@ -52,10 +52,11 @@ class TrainConfig(Settings):
     micro_batch_size: int | None = None
     """Most examples in one training pass of one process (evaluation takes the tokens of four times as many);
     larger shares are accumulated. None: no limit."""
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: int | Literal["auto"] | None = None
     """Most tokens, padding included, in one training pass of one process (evaluation takes four times as many): bounds
-    memory and leaves the recipe as it is. An image counts as one. None: with fused layers 384 a thread, at least 768
-    (ViT: the images that have so many), unless micro_batch_size is given; else no limit."""
+    memory and leaves the recipe as it is. An image counts as one. None: with fused layers on a CPU 384 a thread, at
+    least 768 (ViT: the images that have so many), unless micro_batch_size is given; else no limit. auto, on a GPU: as
+    many as fit its memory, found by trying before training begins."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW. None: by what is trained, 5e-5 for a pretrained model in full, 5e-4 for LoRA, 1e-3
     for a head alone or a model that starts untrained."""
@@ -124,6 +125,11 @@ class TrainConfig(Settings):
             )
         if self.parallel == "fsdp" and self.compile:
             raise ValueError("parallel fsdp does not go with compile: leave --compile out, or take parallel ddp.")
+        if self.micro_batch_tokens == "auto" and (self.parallel == "fsdp" or self.micro_batch_size is not None):
+            raise ValueError(
+                "micro_batch_tokens auto goes neither with parallel fsdp nor with micro_batch_size: give a number of "
+                "tokens, or take parallel ddp and leave --micro-batch-size out."
+            )
         for name in ("learning_rate", "adversarial_epsilon", "lora_plus_ratio", "head_rate_ratio"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -135,7 +141,7 @@ class TrainConfig(Settings):
         Four times what a training pass takes, as no activations are kept; where that is counted in examples, of the
         mean length.
         """
-        most = self.micro_batch_tokens or self.batch_tokens
+        most = self.batch_tokens if self.micro_batch_tokens in (None, "auto") else self.micro_batch_tokens
         examples = self.micro_batch_size or self.batch_size
         return 4 * (most or examples * max(1, -(-int(lengths.sum()) // max(1, len(lengths)))))
 

@@ -33,6 +33,7 @@ from trainers.training.batch_plan import BatchPlan
 from trainers.training.checkpoint_schedule import CheckpointSchedule
 from trainers.training.checkpoints import load_checkpoint, restore_best, save_best
 from trainers.training.kernel_check import check_kernels
+from trainers.training.largest_batch import with_largest_batch
 from trainers.training.learning_signs import warning_of
 from trainers.training.memory import memory_errors
 from trainers.training.numbers import check_some_step
@@ -96,6 +97,7 @@ def fit(
             logger.info("The parameters are shared out over %d processes, for which the layers are plain.", world.size)
     model.to(world.device)
     check_kernels(model, world.device, says=world.is_main)
+    config = with_largest_batch(model, task, train, config, world)
     plan = BatchPlan(train, config, world, micro_batch_tokens(model, config))
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, plan.total_steps)

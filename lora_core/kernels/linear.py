@@ -25,6 +25,8 @@ from lora_core.layers import LoRALinear
 from lora_core.updates import LinearUpdate, ThirdsUpdate
 
 HALF = (torch.bfloat16, torch.float16)
+ONE_BY_ONE = ("cpu",)
+"""Devices that compute layers one by one, as below; the others compute `groups` of them as one, by cuda/stacked.py."""
 
 
 class Update(NamedTuple):
@@ -50,7 +52,7 @@ def project(x: Tensor, layers: tuple[nn.Module, ...], dtype: torch.dtype | None)
     dtype = dtype or x.dtype
     plain = [layer for layer in layers if is_plain(layer)]
     outputs: dict[nn.Module, Tensor] = {}
-    if plain and x.device.type != "cpu":
+    if plain and x.device.type not in ONE_BY_ONE:
         for group in groups(plain, dtype):
             outputs |= zip(group, project_stack(x, stack_of(group, dtype), dtype), strict=True)
     elif plain:

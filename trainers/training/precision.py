@@ -71,10 +71,13 @@ def _layer_stacks(model: nn.Module) -> list[LayerStack]:
 def micro_batch_tokens(model: nn.Module, config: TrainConfig) -> int | None:
     """Most tokens in one training pass of ``model``, padding included; None: no limit, or it is counted in examples.
 
-    An image counts as one, as in ``config``.
+    An image counts as one, as in ``config``. What "auto" asks for is found before (largest_batch.py).
     """
-    if config.micro_batch_tokens is not None or config.micro_batch_size is not None or product_dtype(model) is None:
+    if config.micro_batch_tokens is not None:
+        assert config.micro_batch_tokens != "auto"
         return config.micro_batch_tokens
+    if config.micro_batch_size is not None or product_dtype(model) is None:
+        return None
     if next(model.parameters()).device.type != "cpu":
         return None
     most = FUSED_TOKENS * max(2, torch.get_num_threads())

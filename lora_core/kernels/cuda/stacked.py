@@ -12,8 +12,11 @@ take 24 kernels, where the layers themselves, under autocast, take 70 (test_stac
 Shapes: N tokens, I in_features, O out_features of each layer, n adapters, r rank.
 """
 
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +25,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lora_core.kernels.cuda import products as in_torch
+
+logger = logging.getLogger("lora_core")
 
 
 class Stack(NamedTuple):
@@ -52,8 +57,9 @@ def project_stack(
     return out.split([len(weight) for weight in weights], 1)
 
 
+@lru_cache
 def products_for(device: torch.device) -> ModuleType:
-    """The module whose products of rank r serve this device best."""
+    """The module whose products of rank r serve this device best: Triton's only where they have been tried."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if not by_triton(device.type, capability, torch.version.hip is not None):
         return in_torch
@@ -61,7 +67,30 @@ def products_for(device: torch.device) -> ModuleType:
         from lora_core.kernels.cuda import triton_kernels
     except ImportError:  # wheels of torch for CUDA bring Triton along, builds of one's own may not
         return in_torch
-    return triton_kernels
+    trouble = trouble_with(triton_kernels, device)
+    if trouble is None:
+        return triton_kernels
+    logger.warning("Triton's kernels are not used, but torch's, which take longer: on %s %s.", device, trouble)
+    return in_torch
+
+
+def trouble_with(products: ModuleType, device: torch.device) -> str | None:
+    """What is wrong with these products on this device, next to those in torch; None: nothing.
+
+    Triton compiles for the GPU at hand, with the host's own C compiler, which may be missing.
+    """
+    numbers = torch.Generator().manual_seed(0)  # not the training's
+    x, s, factors = (torch.randn(shape, generator=numbers).to(device) for shape in ((70, 40), (70, 10), (2, 5, 40)))
+    x, s, added, expected = x.half(), s.half(), x.half(), x.half()
+    try:
+        products.up_(added, s, factors)
+        found = added, products.down(x, factors), products.reduce(s, x, (2, 5, 40))
+    except Exception as error:  # whatever a compiler says
+        return f"they fail: {type(error).__name__}: {error}"
+    in_torch.up_(expected, s, factors)
+    wanted = expected, in_torch.down(x, factors), in_torch.reduce(s.float(), x.float(), (2, 5, 40))
+    near = all(torch.allclose(a, b, rtol=0.02, atol=0.1) for a, b in zip(found, wanted, strict=True))
+    return None if near else "they compute something else"
 
 
 def by_triton(device_type: str, capability: tuple[int, int], rocm: bool = False) -> bool:
@@ -81,8 +110,8 @@ class _Stack(Function):
         weights, biases, factors = tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :]
         ctx.input_dtype, ctx.products, ctx.layers, ctx.p = x.dtype, products, layers, p
         ctx.widths = [len(weight) for weight in weights if weight is not None]
-        x = x.to(dtype)
-        weight = torch.cat(weights).to(dtype) if copy is None else copy  # type: ignore[arg-type]
+        x = x.to(dtype).contiguous()  # Triton's kernels take rows of neighbouring numbers
+        weight = _below_each_other(weights).to(dtype) if copy is None else copy
         out = F.linear(x, weight, _one_bias(biases, ctx.widths, weight))  # (N, sum of O)
         a = b = s = mask = None
         ctx.alpha = scaling / (1 - p)
@@ -135,4 +164,9 @@ def _one_bias(biases: tuple[Tensor | None, ...], widths: list[int], weight: Tens
     if all(bias is None for bias in biases):
         return None
     parts = [weight.new_zeros(width) if bias is None else bias for bias, width in zip(biases, widths, strict=True)]
-    return torch.cat(parts).to(weight.dtype)
+    return _below_each_other(parts).to(weight.dtype)
+
+
+def _below_each_other(tensors: Sequence[Any]) -> Tensor:
+    """All tensors as one; a single one is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat([*tensors])

@@ -1,5 +1,8 @@
 """Stacks of linear layers against the layers themselves, with the products of rank r in torch and in Triton."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lora_core
 from lora_core.kernels.cuda import products
 from lora_core.kernels.cuda.products import Mask
-from lora_core.kernels.cuda.stacked import by_triton, products_for, project_stack
+from lora_core.kernels.cuda.stacked import by_triton, products_for, project_stack, trouble_with
 from lora_core.kernels.linear import FROZEN_COPY, frozen_copy, groups, stack_of
 
 try:
@@ -264,6 +267,30 @@ def test_kernels_that_a_step_launches(make, x, monkeypatch):
 )
 def test_which_devices_triton_is_for(device, capability, rocm, expected):
     assert by_triton(device, capability, rocm) is expected
+
+
+@needs_triton
+def test_the_kernels_are_tried_before_they_are_used():
+    assert trouble_with(triton_kernels, torch.device(DEVICE)) is None
+
+
+def test_kernels_that_fail_or_are_wrong_are_not_used(monkeypatch, caplog):
+    """They are looked for on a device of which we say that it is for them."""
+    broken = {name: getattr(products, name) for name in ("new_mask", "down", "up_", "reduce")}
+    for name, replacement, said in (
+        ("down", lambda *_, **__: 1 / 0, "they fail: ZeroDivisionError"),
+        ("reduce", lambda s, x, shape: torch.zeros(shape), "they compute something else"),
+    ):
+        kernels = SimpleNamespace(**{**broken, name: replacement})
+        monkeypatch.setitem(sys.modules, "lora_core.kernels.cuda.triton_kernels", kernels)
+        monkeypatch.setattr("lora_core.kernels.cuda.triton_kernels", kernels, raising=False)
+        monkeypatch.setattr("lora_core.kernels.cuda.stacked.by_triton", lambda *_: True)
+        products_for.cache_clear()
+        state = torch.random.get_rng_state()
+        assert products_for(torch.device("cpu")) is products
+        assert torch.equal(state, torch.random.get_rng_state())
+        assert said in caplog.records[-1].message
+    products_for.cache_clear()
 
 
 def test_the_products_of_a_device():
