@@ -19,6 +19,7 @@ from lora_core.kernels.transformer_layer import run_layer
 from lora_core.models import build_model, config_from_dict
 from lora_core.models.encoders.build import ENCODERS
 from lora_core.models.heads import HEADS
+from trainers import loop
 from trainers.config import TrainConfig
 from trainers.data.images.batches import ImageBatches, ImageDataset
 from trainers.data.images.processing import ImageProcessing
@@ -27,7 +28,6 @@ from trainers.loop import fit
 from trainers.processes.distributed import World
 from trainers.tasks.classification import Classification, MultiLabelClassification, Regression
 from trainers.tasks.token import CRFTokenClassification, TokenClassification
-from trainers.training import precision
 from trainers.training.losses import MultiLabelLoss, TrainingLoss
 
 
@@ -254,7 +254,7 @@ def test_adapters_of_multi_head_attention(on_device):
 @pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", "modernbert", "mpnet", "vit", "dinov2"])
 def test_fused_layers(on_device, monkeypatch, family, fields):
     """Packed rows and all that a GPU computes with them: the layout is made of what the host knows."""
-    monkeypatch.setattr(precision, "FUSED_ON", {("meta", "fp32")})
+    monkeypatch.setattr(loop, "choose_kernels", lambda model, config, device: fused.fuse(model))
     images = ENCODERS[family].reads == "images"
     model = build(family, "image-classification" if images else "token-classification")
     if fields is not None:
