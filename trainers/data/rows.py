@@ -58,8 +58,11 @@ class BadRows:
         """A bad line of a file, or with `line` None a file that is bad as a whole."""
         where = f"{file}: {problem}" if line is None else f"{file}:{line}: {problem}"
         if self.on_bad_row == "error":
+            remedy = (
+                "Name its encoding (--encoding cp1252), correct it" if "not UTF-8" in problem else "Correct the file"
+            )
             raise ValueError(
-                f"{where}. Correct the file, or leave such rows out: --on-bad-row skip (in Python on_bad_row='skip')."
+                f"{where}. {remedy}, or leave such rows out: --on-bad-row skip (in Python on_bad_row='skip')."
             )
         self.count += 1
         if len(self.first) < NAMED_ROWS:
