@@ -213,3 +213,12 @@ def test_ids_that_numpy_spelled_in_cells(tmp_path):
     found = load_text_datasets(tmp_path)["test"]
     assert found.labels == ("2", "7", "14", "27")
     assert found.targets[1].tolist() == [1, 1, 0, 0]
+
+
+def test_a_column_of_splits_that_is_not_used_is_said(tmp_path, caplog):
+    """As in SICK.txt."""
+    kinds, sets = ("NEUTRAL", "ENTAILMENT"), ("TRAIN", "TRIAL", "TEST")
+    rows = [f"{n}\ta {n}\tb\t{kinds[n % 2]}\t{sets[n % 3]}" for n in range(30)]
+    write(tmp_path / "SICK.txt", ["pair_ID\tsentence_A\tsentence_B\tentailment_label\tSemEval_set", *rows])
+    assert len(merged(read(tmp_path))) == 30
+    assert "the column 'SemEval_set' names splits, and is NOT used" in caplog.text
