@@ -34,7 +34,7 @@ LEGACY = "cp1252"
 """What a file is taken for whose bytes are no form of Unicode."""
 FEW = 2
 """So many wrong bytes are damage, whatever stands beside them."""
-BINARY = (b"PAR1", b"PK\x03\x04", b"\xff\xff\xff\xff", b"ARRO")
+BINARY = (b"PAR1", b"PK\x03\x04", b"\xff\xff\xff\xff", b"ARROW1")
 """What files begin with that have no lines: parquet, zip (and Excel), a stream of Arrow, an Arrow file."""
 BATCH = 1024
 """Rows of a parquet file in memory at a time."""
@@ -173,7 +173,7 @@ def encoding_of(head: bytes) -> str:
 def is_binary(path: Path) -> bool:
     """Whether a file is parquet, Excel or another zip, or Arrow, by its first bytes: it has no lines."""
     with path.open("rb") as file:
-        return file.read(4) in BINARY
+        return file.read(6).startswith(BINARY)
 
 
 def json_row(line: bytes) -> Any:
