@@ -109,6 +109,15 @@ def say_alike(names: Iterable[str], noun: str) -> None:
             )
 
 
+def spelled_list(cell: Any) -> list[str] | None:
+    """The items of a list that is spelled in a cell, as pandas writes it to CSV: ['a', 'b'], ["a"], [2 7]; None: the
+    cell is none."""
+    if not isinstance(cell, str) or not (cell.strip().startswith("[") and cell.strip().endswith("]")):
+        return None
+    items = re.findall(r"'([^']*)'|\"([^\"]*)\"|([^\s,'\"]+)", cell.strip()[1:-1])
+    return ["".join(item).strip() for item in items]
+
+
 def separator_of(cells: Iterable[Any], names: Sequence[str] | None = None) -> str:
     """What stands between several labels in one cell; empty: no cell holds several.
 

@@ -34,7 +34,7 @@ LEGACY = "cp1252"
 """What a file is taken for whose bytes are no form of Unicode."""
 FEW = 2
 """So many wrong bytes are damage, whatever stands beside them."""
-BINARY = (b"PAR1", b"PK\x03\x04", b"\xff\xff\xff\xff", b"ARRO")
+BINARY = (b"PAR1", b"PK\x03\x04", b"\xff\xff\xff\xff", b"ARROW1")
 """What files begin with that have no lines: parquet, zip (and Excel), a stream of Arrow, an Arrow file."""
 BATCH = 1024
 """Rows of a parquet file in memory at a time."""
@@ -58,8 +58,11 @@ class BadRows:
         """A bad line of a file, or with `line` None a file that is bad as a whole."""
         where = f"{file}: {problem}" if line is None else f"{file}:{line}: {problem}"
         if self.on_bad_row == "error":
+            remedy = (
+                "Name its encoding (--encoding cp1252), correct it" if "not UTF-8" in problem else "Correct the file"
+            )
             raise ValueError(
-                f"{where}. Correct the file, or leave such rows out: --on-bad-row skip (in Python on_bad_row='skip')."
+                f"{where}. {remedy}, or leave such rows out: --on-bad-row skip (in Python on_bad_row='skip')."
             )
         self.count += 1
         if len(self.first) < NAMED_ROWS:
@@ -170,7 +173,7 @@ def encoding_of(head: bytes) -> str:
 def is_binary(path: Path) -> bool:
     """Whether a file is parquet, Excel or another zip, or Arrow, by its first bytes: it has no lines."""
     with path.open("rb") as file:
-        return file.read(4) in BINARY
+        return file.read(6).startswith(BINARY)
 
 
 def json_row(line: bytes) -> Any:

@@ -73,3 +73,13 @@ def test_lone_surrogates_are_refused():
     refuse_lone_surrogates("plain é 🙂")
     with pytest.raises(ValueError, match=r"'\\udc00', half of a character"):
         refuse_lone_surrogates("é\udc00")
+
+
+def test_a_row_in_another_encoding_names_the_flag():
+    """So few bytes that the file is taken for damaged, and not for one in an old encoding."""
+    with pytest.raises(
+        ValueError, match=r"^a.csv:3: not UTF-8 \(x\)\. Name its encoding \(--encoding cp1252\), correct"
+    ):
+        BadRows("error").add("a.csv", 3, "not UTF-8 (x)")
+    with pytest.raises(ValueError, match=r"^a.csv:3: empty\. Correct the file, or leave such rows out: --on-bad-row"):
+        BadRows("error").add("a.csv", 3, "empty")

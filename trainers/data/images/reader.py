@@ -19,7 +19,7 @@ from trainers.data.images.lists import by_lists
 from trainers.data.images.npz import read_npz
 from trainers.data.images.table_files import PictureTable, find_tables, folder_of_tables, read_table, read_tables
 from trainers.data.images.tables import TABLE_SUFFIXES, is_table
-from trainers.data.labels import separator_of
+from trainers.data.labels import separator_of, spelled_list
 from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, OnBadRow
 from trainers.data.sources import UNSPLIT, find_source
@@ -98,12 +98,13 @@ def _refuse_several_labels(dataset: ImageDataset) -> None:
     joined = [name for name in dataset.labels if " " in name]
     words = {word for name in joined for word in name.split()}
     of_classes = len(joined) > 1 and words <= {*dataset.labels}
-    if (separator := separator_of(labels)) or of_classes:
-        several = next(name for name in dataset.labels if (separator or " ") in name)
+    lists = [name for name in dataset.labels if len(spelled_list(name) or ()) > 1]
+    if (separator := separator_of(labels)) or of_classes or lists:
+        several = lists[0] if lists else next(name for name in dataset.labels if (separator or " ") in name)
         raise ValueError(
             f"{dataset.source}: {several!r} is several labels in one. Pictures are learned with one label each: leave "
             "such rows out, or give a column with one label (--label-column)."
-            + ("" if separator else " Where it is one name, write _ for its blanks.")
+            + ("" if separator or lists else " Where it is one name, write _ for its blanks.")
         )
     words |= {word for name in dataset.labels for word in name.split()}
     if joined and len(words) < len(dataset.labels):

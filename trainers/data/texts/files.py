@@ -37,6 +37,8 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
     found = _splits_in(folder)
     if not found:
         inner = {path: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _splits_in(path))}
+        if len(class_folders(folder)) > 1:  # words in the names of their texts are no splits
+            inner = {path: files for path, files in inner.items() if any(map(split_of, chain(*files.values())))}
         if len(inner) > 1:
             raise ValueError(f"several folders hold a data set: {', '.join(map(str, inner))}. Name one of them.")
         found = next(iter(inner.values()), {})
@@ -88,6 +90,7 @@ def _splits_in(folder: Path) -> dict[str, list[Path]]:
 def _files_in_split_folders(folder: Path) -> dict[str, list[Path]]:
     """Files whose names tell nothing in the folders of splits: shards, and seq.in."""
     files = [path for path in sorted(folder.glob("*/*")) if _may_hold_texts(path) and names_no_split(path.name)]
+    files = [path for path in files if path.suffix != ".txt"]  # a text each
     return by_split((path, path) for path in files)[0]
 
 

@@ -82,7 +82,7 @@ class _ClassFolders:
             try:
                 text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
             except UnicodeDecodeError as error:
-                bad_rows.add(path, None, f"not {encoding.upper()} ({error}); --encoding says what the files are in")
+                bad_rows.add(path, None, f"not {encoding.upper()} ({error})")
                 continue
             yield None, {"text": text.removeprefix("\ufeff"), "label": path.parent.name, "file": path}
 

@@ -10,7 +10,7 @@ from typing import Any
 from trainers.data.labels import LabelNames, read_label_names
 from trainers.data.reading import Reading
 from trainers.data.rows import BadRows, OnBadRow, short
-from trainers.data.sources import UNSPLIT, find_source
+from trainers.data.sources import SPLIT_OF_NAME, UNSPLIT, find_source
 from trainers.data.splits import completed, cut_in_three
 from trainers.data.tabular import Table
 from trainers.data.texts.columns import Ambiguous, Columns, choose_columns, is_id, key, no_columns
@@ -145,11 +145,27 @@ def _columns(tables: dict[str, list[Table]], reading: Reading) -> Columns:
             )
         elif table.form not in ("class folders", "fastText") and set(table.names) != {"text", "label"}:
             logger.info("%s: %s", table.path, columns.said(table.names))
+        if len(tables) == 1:
+            _say_splits_in(table, columns)
         return columns
     if first is None:
         raise ValueError(f"{next(iter(tables.values()))[0].path} holds no usable text. Fill it or remove it.")
     table, problem = first
     raise problem if " has the columns " in str(problem) else ValueError(f"{table.path}: {problem}.")
+
+
+def _say_splits_in(table: Table, columns: Columns) -> None:
+    """Warn of a column that names splits, where the data has no other."""
+    for name in table.names:
+        values = {str(row.get(name)).strip().lower() for row in table.head} if name not in columns.used else set()
+        told = {SPLIT_OF_NAME[value] for value in values if value in SPLIT_OF_NAME}
+        if len(told) > 1 and len(values) < 6:
+            logger.warning(
+                "%s: the column %r names splits, and is NOT used: write the rows of each to a file of its own, such as "
+                "train.csv and test.csv.",
+                table.path,
+                name,
+            )
 
 
 def _choose(table: Table, reading: Reading) -> Columns | None:

@@ -12,7 +12,16 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from trainers.data.labels import NUMBER, SEPARATORS, THOUSANDS, LabelNames, say_alike, separator_of, sorted_names
+from trainers.data.labels import (
+    NUMBER,
+    SEPARATORS,
+    THOUSANDS,
+    LabelNames,
+    say_alike,
+    separator_of,
+    sorted_names,
+    spelled_list,
+)
 from trainers.data.rows import short
 
 logger = logging.getLogger(__name__)
@@ -54,6 +63,8 @@ def problem_type_of(cells: Sequence[Any], names: Sequence[str] | None = None) ->
     """
     if any(isinstance(cell, (list, tuple, dict, np.ndarray)) for cell in cells):
         return MULTI, "labels are lists: multi-label"
+    if cells and all(spelled_list(cell) is not None for cell in cells):
+        return MULTI, f"cells hold lists such as {short(cells[0])}: multi-label"
     if names is None:
         numbers = [number(cell) for cell in cells]
         if cells and all(value is not None for value in numbers):
@@ -149,7 +160,8 @@ class Targets:
                 logger.warning("%s. --problem-type says otherwise.", reason)
         self.problem_type: ProblemType = found if problem_type == "auto" else problem_type  # type: ignore[assignment]
         self.separator = ""
-        if self.problem_type == MULTI:
+        self._spelled = bool(cells) and all(spelled_list(cell) is not None for cell in cells)
+        if self.problem_type == MULTI and not self._spelled:
             self.separator = separator_of(cells, declared.names) or _said_separator(cells, declared.names)
         numbers = {number(cell) for cell in cells} if declared.names is None else {None}
         self._ids_only = bool(numbers) and None not in numbers
@@ -172,6 +184,8 @@ class Targets:
             return self._single(cell)
         if isinstance(cell, dict):  # a column for each label
             return tuple(name for name, value in cell.items() if flag(name, value))
+        if self._spelled and (items := spelled_list(cell)) is not None:
+            cell = items
         if isinstance(cell, str):
             own = self.declared.names is not None and cell.strip() in self.declared.names
             cell = [cell] if own or not self.separator else cell.split(self.separator)

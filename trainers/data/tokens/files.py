@@ -215,6 +215,11 @@ def _settled(heads: Sequence[Head], reading: Reading) -> list[TaggedFile]:
         if head.sample is None:
             return [file for file, _ in files + withheld]  # the reader names the row
         shown = " | ".join(head.sample.sentences[0][0]) if head.sample.sentences else ""
+        if '"[' in shown or "| [" in shown:
+            raise ValueError(
+                f"{file} has lists in its cells, a sentence a row: {short(shown)}. Write them as JSON lines, "
+                '{"tokens": ["IL-2", "binds"], "ner_tags": ["B-protein", "O"]}.'
+            )
         raise ValueError(
             f"{file}: no column holds tags of a known scheme (B-PER, I-PER, O; IOBES, BILOU; PER). It begins with "
             f"{short(shown)}. Say which columns are the word and the tag: --columns 1,2."

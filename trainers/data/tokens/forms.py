@@ -55,7 +55,8 @@ def _lists(row: Any, asked: tuple[str, ...]) -> tuple[Any, Any]:
         if words is not None and tags is not None:
             return row[words], row[tags]
     word, tag = asked or (WORD_KEYS[0], TAG_KEYS[0])
-    lists = [key for key, value in row.items() if isinstance(value, list)] if isinstance(row, dict) else []
+    items = row.items() if isinstance(row, dict) else ()
+    lists = [key for key, value in items if isinstance(value, list) and value and isinstance(value[0], (str, int))]
     others = f"; name the keys of the words and of the tags: --columns {','.join(lists[:2])}" if len(lists) > 1 else ""
     raise ValueError(f'expected an object {{"{word}": [...], "{tag}": [...]}} on one line, got {short(row)}{others}')
 

@@ -378,6 +378,13 @@ def test_labels_whose_words_are_classes_themselves_are_several(data):
             read_image_splits(source, BadRows("error"))
 
 
+def test_lists_that_pandas_spelled_in_cells_are_several(data):
+    kinds = ["['a']", "['a', 'b']"]
+    write(data / "a.csv", "image,label", *(f'{path},"{kinds[number % 2]}"' for number, path in enumerate(TWENTY)))
+    with pytest.raises(ValueError, match=r"\['a', 'b'\].* is several labels in one"):
+        read(data)
+
+
 def test_pictures_in_no_row_are_named_with_their_folder(tmp_path, caplog):
     """As in Kaggle's dog breeds: labels.csv, train/ and test/."""
     data = pictures(tmp_path, " ".join(f"train/a{n}.jpg test/b{n}.jpg" for n in range(20)))

@@ -89,7 +89,9 @@ def test_class_folders_in_an_old_encoding(tmp_path, caplog):
     caplog.clear()
     for number in range(1, 20):
         write(tmp_path / ["pos", "neg"][number % 2] / f"{number}.txt", [f"caf\xe9 {number}"])
-    with pytest.raises(ValueError, match=r"pos/0.txt: not UTF-8 .*--encoding says what the files are in"):
+    with pytest.raises(
+        ValueError, match=r"pos/0.txt: not UTF-8 .*Name its encoding \(--encoding cp1252\), correct it, or"
+    ):
         read(tmp_path)
     assert len(merged(read(tmp_path, on_bad_row="skip"))) == 19
 
@@ -118,6 +120,18 @@ def test_class_folders_in_one_folder(tmp_path):
             tmp_path / "20_newsgroups" / ["alt.atheism", "sci.med"][number % 2] / str(5000 + number), [f"From {number}"]
         )
     assert merged(read(tmp_path)) == {f"From {n}": ["alt.atheism", "sci.med"][n % 2] for n in range(20)}
+
+
+def test_words_in_the_names_of_texts_of_a_class_are_no_splits(tmp_path):
+    for number in range(20):
+        name = f"cv{number:03}_{['train', 'test'][number // 2 % 2]}.txt"
+        write(tmp_path / "txt_sentoken" / ["pos", "neg"][number % 2] / name, [f"text {number}"])
+    write(tmp_path / "poldata.README.2.0", ["x"])
+    assert merged(read(tmp_path)) == {f"text {n}": ["pos", "neg"][n % 2] for n in range(20)}
+    for task in ("pos", "neg"):
+        write(tmp_path / "txt_sentoken" / task / "train.txt", ["text\tlabel", "a\tb"])
+    with pytest.raises(ValueError, match="several folders hold a data set"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(

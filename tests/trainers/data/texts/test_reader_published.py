@@ -1,5 +1,6 @@
 """Files of texts in the layouts in which well known data sets are published."""
 
+import csv
 import gzip
 import json
 import logging
@@ -194,3 +195,30 @@ def test_adversarial_nli(tmp_path):
     row = '{{"uid": "{0}", "context": "c {0}", "hypothesis": "h", "label": "{1}", "model_label": "n", "reason": ""}}'
     write(tmp_path / "R1" / "train.jsonl", [row.format(n, "enc"[n % 3]) for n in range(30)])
     assert merged(read(tmp_path)) == {f"c {n} | h": "enc"[n % 3] for n in range(30)}
+
+
+@pytest.mark.parametrize("form", ["['{}']|['{}', '{}']|[]", '["{}"]|["{}", "{}"]|[]', "['{}']|['{}' '{}']|[]"])
+def test_lists_that_pandas_spelled_in_cells(tmp_path, form, caplog):
+    cells = [cell.format("joy", "love, deep") for cell in form.split("|")]
+    with (tmp_path / "test.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["text", "label"], *([f"t {n}", cells[n % 3]] for n in range(9))])
+    found = load_text_datasets(tmp_path)["test"]
+    assert found.labels == ("joy", "love, deep")
+    assert found.targets[:3].tolist() == [[1, 0], [1, 1], [0, 0]]
+    assert "cells hold lists such as" in caplog.text
+
+
+def test_ids_that_numpy_spelled_in_cells(tmp_path):
+    write(tmp_path / "test.csv", ["text,labels", *(f"t {n},{['[27]', '[2 7]', '[14]'][n % 3]}" for n in range(9))])
+    found = load_text_datasets(tmp_path)["test"]
+    assert found.labels == ("2", "7", "14", "27")
+    assert found.targets[1].tolist() == [1, 1, 0, 0]
+
+
+def test_a_column_of_splits_that_is_not_used_is_said(tmp_path, caplog):
+    """As in SICK.txt."""
+    kinds, sets = ("NEUTRAL", "ENTAILMENT"), ("TRAIN", "TRIAL", "TEST")
+    rows = [f"{n}\ta {n}\tb\t{kinds[n % 2]}\t{sets[n % 3]}" for n in range(30)]
+    write(tmp_path / "SICK.txt", ["pair_ID\tsentence_A\tsentence_B\tentailment_label\tSemEval_set", *rows])
+    assert len(merged(read(tmp_path))) == 30
+    assert "the column 'SemEval_set' names splits, and is NOT used" in caplog.text

@@ -272,3 +272,10 @@ def test_keys_that_are_not_known_are_named_with_the_flag(tmp_path, caplog):
     assert "tags are under" not in caplog.text
     found = load_token_datasets(tmp_path, reading=Reading(columns="words,ner"))["train"]
     assert found.labels == ("O", "B-PER", "I-PER")
+
+
+def test_a_table_of_lists_is_refused_as_such(tmp_path):
+    rows = "".join(f"Sentence: {n},\"Anna sang\",\"['B-per', 'O']\"\n" for n in range(9))
+    (tmp_path / "ner.csv").write_text(f"Sentence #,Sentence,Tag\n{rows}")
+    with pytest.raises(ValueError, match=r"ner.csv has lists in its cells, a sentence a row: .* as JSON lines"):
+        find_tagged_source(tmp_path / "ner.csv")
