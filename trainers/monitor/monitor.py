@@ -26,6 +26,8 @@ logger = logging.getLogger("trainers")
 
 REFRESH = 1.0
 """Seconds between two readings of the loss for the bar."""
+WORTH_TELLING = 10.0
+"""Seconds that a run must still take for a line that says so."""
 TRACKED_STEPS = 20
 """Steps between two losses that are tracked within an epoch."""
 LEGEND = "Losses in training and validation; scores in percent; * best {metric} so far."
@@ -128,7 +130,7 @@ class Monitor:
             f"{clock_text(self._forecast.now() - self._began)}{f', ends {end}' if end else ''}"
         )
         left = self._forecast.left(state.epoch)
-        if left is not None and not self._told:
+        if left is not None and left >= WORTH_TELLING and not self._told and self._rows is None:
             self._told = True
             memory = peak_memory_bytes(self.world.device) / 1e9
             patience = "" if self.config.patience is None else " at most"

@@ -124,6 +124,26 @@ def test_a_step_costs_no_reading_and_no_text_until_the_clock_says_so(tiny, alone
     assert len(read) in (4, 5)  # once a second
 
 
+def test_the_time_left_and_the_memory_are_told_once_after_the_first_steps(tiny, alone, capsys):
+    monitor, state = Monitor(TrainConfig(epochs=1), alone), started(tiny)
+    monitor.begin(state, FakePlan(tiny.windows(2000)), tiny.windows(4))
+    now = [0.0]
+    monitor._forecast._clock, monitor._refreshed = lambda: now[0], 0.0
+    with monitor.epoch(1000):
+        for _ in range(40):
+            state.end_step(labels=4, tokens=40)
+            now[0] += 0.5
+            state.epoch_seconds = now[0]
+            monitor.step()
+            if state.step == 6:
+                assert capsys.readouterr().out == ""  # too little to tell by
+    told = capsys.readouterr().out
+    left = int(tiny.windows(2000).lengths.sum() / 40 * 0.5 / 60)
+    assert re.fullmatch(
+        rf"About ({left - 1}|{left}) min \d\d s left, until (\S+ )?\d\d:\d\d; memory \d\.\d\d GB so far\.\n\n", told
+    )
+
+
 class FakePlan:
     """A plan of steps of which there is only the data."""
 

@@ -6,6 +6,7 @@ from tokenizers.processors import TemplateProcessing
 
 from trainers.data.tokens import pieces as pieces_module
 from trainers.data.tokens.pieces import WordTable, split_words
+from trainers.show import progress_bar
 
 
 def word_level(vocabulary: list[str], **special: str) -> Tokenizer:
@@ -32,10 +33,14 @@ def test_words_of_the_text_share_the_pieces_of_distinct_words():
 
 def test_many_distinct_words_are_tokenised_in_chunks_with_a_progress_bar(monkeypatch, capsys):
     monkeypatch.setattr("trainers.data.tokens.pieces.CHUNK", 3)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("trainers.data.tokens.pieces.progress_bar",
+                        lambda *arguments, delay, **more: progress_bar(*arguments, mininterval=0, **more))  # fmt: skip
     vocabulary = [chr(97 + index) for index in range(10)]
     pieces = split_words([vocabulary], word_level(vocabulary, unk_token="a"), 4)
     np.testing.assert_array_equal(pieces.ids[pieces.first], range(10))
-    assert "10/10" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert all(f"{done}/10" in shown for done in (0, 3, 6, 9))
 
 
 def test_small_inputs_show_no_progress_bar(capsys):
