@@ -104,7 +104,8 @@ def test_a_run_goes_to_the_hub_whole(hub, finished, tmp_path, source):
     done = push(tmp_path, hub.url, run / source, "user/genes", "--private", "--message", "Genes")
     assert (done.returncode, done.stderr.count("error")) == (0, 0), done.stderr
     assert done.stdout.splitlines()[-1] == f"{hub.url}/user/genes/commit/{'a' * 40}"
-    assert {token for _, path, token, _ in hub.calls if not path.startswith("/upload/")} == {"Bearer hf_secret"}
+    guarded = ("/api/repos/", "/api/models/", "/user/")
+    assert {token for _, path, token, _ in hub.calls if path.startswith(guarded)} == {"Bearer hf_secret"}
     bodies = {path: body for _, path, _, body in hub.calls}
     created = json.loads(bodies["/api/repos/create"])
     assert (created["organization"], created["name"]) == ("user", "genes")
