@@ -21,6 +21,7 @@ import tomli
 import tyro
 
 from trainers.commands import VERBS, train
+from trainers.commands.train import TrainSettings
 from trainers.config import GROUPS, Config, RunConfig
 from trainers.other_names import meant
 from trainers.processes import interrupt
@@ -57,7 +58,7 @@ def _dispatch(arguments: list[str]) -> None:
     if verb not in ALL_VERBS:
         raise ValueError(_no_such_verb(verb))
     if verb == "train":  # its flags are laid over the file that --config names
-        config = parse_run(rest, RunConfig(), prog="lora-core train")
+        config = parse_run(rest, TrainSettings(), prog="lora-core train")
         try:
             train(config)
         except Interrupted as interrupted:
@@ -80,7 +81,7 @@ def completion(shell: Annotated[Literal["bash", "zsh", "tcsh"], tyro.conf.Positi
         shell: bash, zsh or tcsh.
     """
 
-    settings = tyro.conf.OmitArgPrefixes[_in_groups(RunConfig())]  # type: ignore[misc]
+    settings = tyro.conf.OmitArgPrefixes[_in_groups(TrainSettings())]  # type: ignore[misc]
     of_train = dataclasses.make_dataclass(
         "Train", [("settings", settings), ("config", Path | None, dataclasses.field(default=None))]
     )

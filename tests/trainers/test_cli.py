@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainers.cli import ALL_VERBS, EXIT_STATUSES, exit_on_user_error, main, parse_run, read_toml
+from trainers.commands.train import TrainSettings
 from trainers.config import RunConfig
 from trainers.processes.failure import DISK_FULL, OUT_OF_MEMORY
 
@@ -48,7 +49,7 @@ def test_help_of_every_verb(capsys, verb):
     text = words(capsys.readouterr().out)
     assert f"usage: lora-core {verb}" in text
     assert ALL_VERBS[verb].__doc__
-    described = RunConfig.__doc__ if verb == "train" else " ".join(ALL_VERBS[verb].__doc__.split("\n\n")[0].split())
+    described = TrainSettings.__doc__ if verb == "train" else " ".join(ALL_VERBS[verb].__doc__.split("\n\n")[0].split())
     assert described.rstrip(".") in text
 
 

@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 from trainers.commands.folders import convert, info, merge, push
 from trainers.commands.results import analysis, check_data, compare, evaluate, report, vote
+from trainers.commands.series import study, tune
 from trainers.commands.serve import bench, export, predict, serve
 from trainers.commands.train import finish, train
 
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "finish": finish,
+    "study": study,
+    "tune": tune,
     "evaluate": evaluate,
     "compare": compare,
     "report": report,

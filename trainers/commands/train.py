@@ -1,5 +1,6 @@
 """Verbs that train: train, and finish for a run that is to end where it is."""
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,20 @@ from trainers.config import RunConfig
 from trainers.processes.failure import is_main
 
 
-def train(config: RunConfig) -> None:
+@dataclass(frozen=True)
+class TrainSettings(RunConfig):
+    """A whole run: model, data, method and the training loop's choices; or several that differ in their seed."""
+
+    seeds: int = 1
+    """Runs with the seeds seed, seed + 1, and so on, each in the folder seed-N of output_dir; then the mean of their
+    scores with its interval, here and in seeds.md. With --resume auto those that are finished are read."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(1, "seeds")
+
+
+def train(config: TrainSettings) -> None:
     """Train and test a model.
 
     lora-core train --data tner/bionlp2004 --model roberta-base --output-dir runs/lora
@@ -21,9 +35,23 @@ def train(config: RunConfig) -> None:
     if config.dry_run:
         dry_run(config)
         return
-    finished = run(config)
+    one = RunConfig(**{field.name: getattr(config, field.name) for field in fields(RunConfig)})
+    if config.seeds > 1:
+        _train_seeds(one, config.seeds)
+        return
+    finished = run(one)
     if is_main():
         print(finished.summary)
+
+
+def _train_seeds(config: RunConfig, seeds: int) -> None:
+    from trainers.series.seeds import run_seeds, seeds_report, write_seeds
+
+    runs = run_seeds(config, seeds)
+    if is_main():
+        print(f"\n{seeds_report(runs)}")
+        for path in write_seeds(runs, config.output_dir):
+            print(path)
 
 
 def finish(run: Annotated[Path, tyro.conf.Positional]) -> None:

@@ -1,13 +1,11 @@
 """A run in a process of its own, with the settings and a log beside its folder."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -30,9 +28,10 @@ class RunProcess:
         """
         self.config = config
         folder = make_folder(config.output_dir.parent)
-        settings = write_settings(config, folder / f"{config.output_dir.name}.toml")
+        settings = write_text(folder / f"{config.output_dir.name}.toml", config.to_toml())
         self.log = folder / f"{config.output_dir.name}.log"
-        command = [sys.executable, "-m", "trainers", "train", "--config", str(settings), "--resume", "auto"]
+        command = [sys.executable, "-m", "trainers", "train", "--config", str(settings)]
+        command += ["--output-dir", str(config.output_dir), "--resume", "auto"]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
@@ -100,10 +99,3 @@ def selecting_score(config: RunConfig, scores: dict[str, Any]) -> float:
     """The validation score by which a run selects its best epoch."""
     metric = config.metric if config.metric in scores else "pearson"  # a regression's, in the place of f1
     return scores[metric]
-
-
-def write_settings(config: RunConfig, path: Path) -> Path:
-    """Write settings as TOML that --config reads."""
-    settings = {name: value for name, value in config.to_dict().items() if value is not None}
-    # Strings, numbers, booleans and lists of them are written alike in JSON and in TOML.
-    return write_text(path, "".join(f"{name} = {json.dumps(v, ensure_ascii=False)}\n" for name, v in settings.items()))

@@ -27,7 +27,6 @@ from pathlib import Path
 
 import numpy as np
 import tomli
-from tqdm import tqdm
 
 from lora_core.files import write_json, write_text
 from trainers.config import RunConfig
@@ -39,7 +38,7 @@ from trainers.results.significance import (
 )
 from trainers.run_folder import Run, RunFolder, read_predictions, read_run
 from trainers.series.run_process import RunProcess, stopped_at_the_end, threads_for
-from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes, save_figure
+from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes, progress_bar, save_figure
 from trainers.training.learning_signs import sign_of_failure
 
 KEYS = {"seeds", "baseline", "settings", "recipes"}
@@ -120,7 +119,7 @@ def run_study(study: Study, folder: Path, *, processes: int = 1, threads: int | 
     waiting = [config for config in study.runs(folder) if not RunFolder(config.output_dir).is_finished()]
     running: list[RunProcess] = []
     failed: list[str] = []
-    with stopped_at_the_end(running), tqdm(total=len(waiting), desc="runs", unit="run") as progress:
+    with stopped_at_the_end(running), progress_bar("runs", len(waiting), unit="run") as progress:
         while waiting or running:
             while waiting and len(running) < processes:
                 running.append(RunProcess(waiting.pop(0), threads))

@@ -30,13 +30,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomli
-from tqdm import tqdm
 
 from lora_core.files import make_folder, write_json, write_text
 from trainers.config import RunConfig
 from trainers.run_folder import RunFolder
-from trainers.series.run_process import RunProcess, selecting_score, stopped_at_the_end, threads_for, write_settings
-from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes, save_figure
+from trainers.series.run_process import RunProcess, selecting_score, stopped_at_the_end, threads_for
+from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes, progress_bar, save_figure
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -61,8 +60,7 @@ FOLDER = "folder"
 """That which names its folder: another than its number says, if it was taken up again."""
 ERROR = "error"
 """That which says why it failed."""
-BEST = Path("runs/tuned")
-"""Where a run of the best settings goes, unless --output-dir says."""
+RECIPE_HEAD = "# The best settings of a search: lora-core train --config THIS_FILE --output-dir FOLDER\n"
 
 
 @dataclass(frozen=True)
@@ -223,7 +221,7 @@ def run_search(
     ended, begun = (TrialState.COMPLETE, TrialState.PRUNED), (TrialState.RUNNING, TrialState.WAITING)
     running: dict[RunProcess, _Watch] = {}
     failures = 0
-    with stopped_at_the_end(running), tqdm(total=trials, desc="trials", unit="trial") as progress:
+    with stopped_at_the_end(running), progress_bar("trials", trials, unit="trial") as progress:
         while True:
             _take_up(study)
             done = _count(study, ended)
@@ -333,7 +331,7 @@ def best_settings(search: Search, study: "Study") -> RunConfig:
     """
     if not _scored(study):
         raise ValueError(f"No trial of {search.where} has ended yet: the logs beside the trials say why.")
-    return dataclasses.replace(search.config(_chosen(search, study.best_trial)), output_dir=BEST)
+    return search.config(_chosen(search, study.best_trial))
 
 
 def _chosen(search: Search, trial: "FrozenTrial") -> dict[str, Any]:
@@ -390,7 +388,7 @@ def write_search(search: Search, study: "Study", folder: Path) -> list[Path]:
         write_text(folder / "search.md", search_table(search, study)),
         write_json(folder / "search.json", trials),
         picture,
-        write_settings(best, folder / "run.toml"),
+        write_text(folder / "run.toml", f"{RECIPE_HEAD}{best.to_toml()}"),
     ]
 
 
