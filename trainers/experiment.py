@@ -25,7 +25,7 @@ from trainers.processes.fsdp import copy_tensors, is_sharded, whole
 from trainers.processes.run_lock import locked
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions, set_aside
 from trainers.sharing.alone import AdapterHead
-from trainers.sharing.card import write_card
+from trainers.sharing.card import CARD, write_card
 from trainers.tasks import check_settings, kind_of, load, settle
 from trainers.tasks.decision import Decision
 from trainers.training.checkpoints import check_checkpoint, newest_checkpoint, set_aside_later
@@ -175,7 +175,8 @@ def _run(config: RunConfig, datasets: Mapping[str, Any] | None, world: World, *,
             save_predictions(config.output_dir, split, *task.examples(found[split][1], data[split]))
         pairs = getattr(datasets["train"], "pairs", None) is not None
         save_model(model, config, task.decision, pairs, inputs.get("model", {}))
-        write_card(config, result, datasets.get("test", datasets["validation"]))
+        if not (RunFolder(config.output_dir).weights(config.method) / CARD).exists():  # else it may be its user's
+            write_card(config, result, datasets.get("test", datasets["validation"]))
         result["files"] = folder.written(config.method, found)
     MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write("result", step=state.step, **result)
     world.barrier()
