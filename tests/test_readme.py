@@ -104,7 +104,8 @@ OTHERS = {"standalone", "nnodes", "nproc-per-node", "rdzv-backend", "rdzv-endpoi
 
 def test_settings_that_a_readme_names_are_settings():
     """Every long flag in a README is one of a verb, or of an example."""
-    sources = [*(ROOT / "trainers").glob("*.py"), *(ROOT / "examples").glob("*.py")]
+    folders = (ROOT / "trainers", ROOT / "trainers" / "commands", ROOT / "examples")
+    sources = [path for folder in folders for path in folder.glob("*.py")]
     sources.append(ROOT / "trainers" / "service" / "settings.py")
     known = set(re.findall(r"\b\w+\b", " ".join(path.read_text(encoding="utf-8") for path in sources)))
     for name in READMES:

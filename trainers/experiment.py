@@ -32,7 +32,7 @@ from trainers.processes.fsdp import copy_tensors, is_sharded, whole
 from trainers.processes.run_lock import locked
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions, set_aside
 from trainers.sharing.alone import AdapterHead
-from trainers.sharing.card import write_card
+from trainers.sharing.card import CARD, write_card
 from trainers.show import hushed
 from trainers.tasks import check_settings, kind_of, load, settle
 from trainers.tasks.task import Task
@@ -257,7 +257,8 @@ def _trained(prepared: Prepared, start: "Start", world: World, monitor: Monitor,
             save_predictions(config.output_dir, split, *task.examples(found[split][1], data[split]))
         pairs = getattr(prepared.datasets["train"], "pairs", None) is not None
         save_model(model, config, task.decision, pairs, base)
-        write_card(config, result, prepared.datasets.get("test", prepared.datasets["validation"]))
+        if not (folder.weights(config.method) / CARD).exists():  # else it may be its user's
+            write_card(config, result, prepared.datasets.get("test", prepared.datasets["validation"]))
         result["files"] = folder.written(config.method, found)
     MetricsLog(config.output_dir, resume_at=state.step, writes=world.is_main).write("result", step=state.step, **result)
     world.barrier()

@@ -135,6 +135,10 @@ def test_a_card_that_its_user_has_changed_is_no_damage(finished, tmp_path, caplo
     main(["train", "--config", str(folder / "run.toml"), "--output-dir", str(folder), "--resume", "auto"])
     assert "is finished; nothing is left to do" in caplog.text
     assert (folder / "adapter" / CARD).read_text() == "mine"
+    (folder / "adapter" / "tokenizer.json").unlink()  # written again, and the card stays
+    main(["train", "--config", str(folder / "run.toml"), "--output-dir", str(folder), "--resume", "auto"])
+    assert (folder / "adapter" / "tokenizer.json").is_file()
+    assert (folder / "adapter" / CARD).read_text() == "mine"
     run = read_run(folder)
     write_card(FinishedRun.open(folder).config, run.result)
     assert "## A prediction" not in (folder / "adapter" / CARD).read_text()
