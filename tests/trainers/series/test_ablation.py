@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 
 from trainers.config import RunConfig
-from trainers.results import ablation
 from trainers.run_folder import Run, read_run
+from trainers.series import ablation
 from trainers.series.ablation import Variant, ablation_row, ablation_table, estimate, run_ablation, write_ablation
 
 
