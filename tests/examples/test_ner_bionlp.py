@@ -58,7 +58,10 @@ def table(text):
 @pytest.mark.timeout(300)
 def test_two_processes_train_twice_and_compare(first, flags):
     folder = Path(flags[3])
-    assert len(table(first)) == 4  # header, line, two runs
+    assert [line.split("|")[1].strip(" -") for line in table(first)] == [
+        *("run", "", "full", "lora"),
+        *("settings that differ", "", "method", "learning_rate"),
+    ]
     assert re.search(r"^\| full .*baseline.*\n\| lora ", first, flags=re.MULTILINE)
     assert {path.name for path in folder.iterdir()} == {
         "full",
@@ -116,7 +119,7 @@ def test_other_data_and_settings_in_one_process(tiny_model, tmp_path, monkeypatc
         str(tmp_path / "runs"),
     )
     assert "sample" not in out.split("|")[0]
-    assert len(table(out)) == 4
+    assert len(table(out)) == 8  # header, line, two runs; header, line, two settings
     config = json.loads((tmp_path / "runs" / "full" / "config.json").read_text())
     assert (config["learning_rate"], config["bias"]) == (0.125, "none")
     assert json.loads((tmp_path / "runs" / "lora" / "config.json").read_text())["learning_rate"] != 0.125
@@ -126,7 +129,7 @@ def test_a_wrong_flag_ends_with_status_2(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         run_here(monkeypatch, capsys, "--full-learning-rat", "1")
     assert exit_.value.code == 2
-    assert "--full-learning-rate FLOAT" in capsys.readouterr().err
+    assert "Did you mean --full-learning-rate?" in capsys.readouterr().err
 
 
 def test_recipes_hold_known_settings_and_the_docstring_names_them_all():

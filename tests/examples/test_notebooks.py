@@ -27,9 +27,9 @@ for cell in json.loads(sys.stdin.read()):
             print("shown:", type(shown).__name__, repr(shown)[:2000])
 """
 EXPECTED = {
-    "ner.ipynb": ["F1 0.", "entity_group", "model.safetensors"],
-    "texts.ipynb": ["F1 0.", "positive", "negative"],
-    "images.ipynb": ["F1 0.", "Figure"],
+    "ner.ipynb": ["test: F1 ", "entity_group", "model.safetensors"],
+    "texts.ipynb": ["test: F1 ", "positive", "negative"],
+    "images.ipynb": ["test: F1 ", "Figure"],
 }
 """What is to be shown of each."""
 

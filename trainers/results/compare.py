@@ -219,7 +219,9 @@ def _figures(comparison: Comparison) -> list[list[str]]:
 
 def _caption(comparison: Comparison) -> str:
     """What the tables are of, and how their intervals are made."""
-    caption = [f"{comparison.data}, {comparison.split} split. Scores in percent; difference of F1 in points."]
+    caption = [
+        f"{comparison.data or 'data in memory'}, {comparison.split} split. Scores in percent; difference of F1 in points."
+    ]
     if any(row.difference is not None for row in comparison.rows):
         caption.append("Interval: paired bootstrap of the test examples. It does not know the chance of a seed.")
     if comparison.seeds:
