@@ -219,9 +219,8 @@ def _figures(comparison: Comparison) -> list[list[str]]:
 
 def _caption(comparison: Comparison) -> str:
     """What the tables are of, and how their intervals are made."""
-    caption = [
-        f"{comparison.data or 'data in memory'}, {comparison.split} split. Scores in percent; difference of F1 in points."
-    ]
+    data = comparison.data or "data in memory"
+    caption = [f"{data}, {comparison.split} split. Scores in percent; difference of F1 in points."]
     if any(row.difference is not None for row in comparison.rows):
         caption.append("Interval: paired bootstrap of the test examples. It does not know the chance of a seed.")
     if comparison.seeds:
