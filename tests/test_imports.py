@@ -41,7 +41,7 @@ ORDER = (
     ("trainers.experiment",),
     ("trainers.finished",),
     ("trainers.serve", "trainers.results", "trainers.corpus"),
-    ("trainers.report",),
+    ("trainers.report", "trainers.predict"),
     ("trainers.service", "trainers.series"),
     ("trainers.notebook",),
     ("trainers.commands",),

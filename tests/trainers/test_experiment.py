@@ -109,6 +109,7 @@ def test_the_run_folder(finished, method):
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
         "inputs.json",
+        "run.toml",
         "metrics.jsonl",
         "checkpoints",
         "predictions",

@@ -68,7 +68,7 @@ def predict(
         device: such as cpu or cuda.
     """
     from trainers.data.reading import Reading
-    from trainers.serve.predict_files import predict_files
+    from trainers.predict.files import predict_files
 
     options = {
         "aggregation_strategy": aggregation_strategy,

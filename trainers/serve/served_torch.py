@@ -28,7 +28,7 @@ from trainers.sharing.alone import HEAD_FILE, load_alone, moves_alone
 logger = logging.getLogger(__name__)
 
 
-class _Logits:
+class Logits:
     """A module as a function of arrays."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -116,7 +116,7 @@ def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device,
     return Served(
         source,
         model.eval().to(device),
-        _Logits(model, device),
+        Logits(model, device),
         model.task,
         model.labels,
         str(device),

@@ -100,7 +100,8 @@ def test_copies_ahead_change_neither_order_nor_bits(workers, monkeypatch):
     expected = list(load_batches(Rows(), BATCHES, torch.device("cpu"), epoch=1, workers=workers))
     queue = Queue("cpu")
     monkeypatch.setattr(module, "SideStream", lambda device: queue)
-    monkeypatch.setattr(module, "DataLoader", lambda *data, pin_memory, **options: DataLoader(*data, **options))
+    unpinned = lambda *data, pin_memory, **options: DataLoader(*data, **options)  # noqa: E731
+    monkeypatch.setattr(torch.utils.data, "DataLoader", unpinned)
     found = list(load_batches(Rows(), BATCHES, torch.device("cuda", 0), epoch=1, workers=workers))
     assert len(found) == len(expected) == 4
     for (inputs, labels), (wanted, wanted_labels) in zip(found, expected, strict=True):

@@ -18,9 +18,8 @@ import os, sys, time
 from pathlib import Path
 from trainers.processes.run_lock import locked
 with locked(Path(sys.argv[1])):
-    child = os.fork() if "fork" in sys.argv else 1
-    if child:
-        print(child, flush=True)
+    if "fork" not in sys.argv or not os.fork():
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
 

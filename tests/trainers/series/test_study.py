@@ -106,7 +106,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(study_file, tmp_path)
     study = Study.read(path)
     (failed,) = run_study(study, tmp_path / "runs", processes=2, threads=1)
     assert "method full" in failed
-    assert failed.endswith("(status 2)")
+    assert f"(status 2, {tmp_path / 'runs' / 'lora' / 'seed-42.log'})" in failed
     assert list(map(_is_done, study.runs(tmp_path / "runs"))) == [True, False]
     (result,) = study_results(study, tmp_path / "runs")
     assert (result.recipe, result.seeds, result.half_width) == ("full", (42,), None)

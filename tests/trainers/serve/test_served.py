@@ -117,8 +117,10 @@ def test_what_cannot_be_served(finished, checkpoint, data, tmp_path):
         load_served(finished["lora"] / "model.onnx")
     with pytest.raises(ValueError, match="does token-classification, not text-classification"):
         load_served(finished["lora"], "text-classification")
+    adapter = shutil.copytree(finished["lora"] / "adapter", tmp_path / "adapter")
+    (adapter / "head.json").unlink()  # as older versions wrote it
     with pytest.raises(ValueError, match="adapter without its run"):
-        load_served(shutil.copytree(finished["lora"] / "adapter", tmp_path / "adapter"))
+        load_served(adapter)
     with pytest.raises(ValueError, match="no head for text-classification"):
         load_served(checkpoint, "text-classification")
     save_pretrained(load_pretrained(checkpoint), tmp_path / "encoder")

@@ -103,7 +103,7 @@ def test_an_adapter_alone_in_peft_and_in_transformers(adapter, tmp_path):
         ]
     for model, folder in models:
         for theirs, mine in zip(logits(model, folder, inputs), expected, strict=True):
-            torch.testing.assert_close(theirs, mine, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(theirs, torch.as_tensor(mine), atol=1e-5, rtol=1e-4)
 
 
 def test_a_model_alone_predicts_as_its_run_here_and_in_transformers(finished, tmp_path):

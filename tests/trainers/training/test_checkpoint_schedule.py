@@ -64,6 +64,11 @@ def files_of(folder):
             found[path.relative_to(folder)] = [
                 {key: value for key, value in json.loads(line).items() if key not in without} for line in lines
             ]
+        elif path.suffix == ".toml":
+            lines = path.read_text().splitlines()
+            found[path.relative_to(folder)] = [line for line in lines if line.split(" = ")[0] not in CHOICES]
+        elif path.suffix == ".md":  # a card bears the run's name
+            found[path.relative_to(folder)] = path.read_text().replace(folder.name, "NAME")
         elif path.is_file() and path.name != "manifest.json":
             found[path.relative_to(folder)] = path.read_bytes()
     return found

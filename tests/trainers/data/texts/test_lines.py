@@ -6,7 +6,7 @@ import pytest
 
 from trainers.data.reading import Reading
 from trainers.data.texts.reader import load_text_datasets
-from trainers.serve.predict_forms import InputFile
+from trainers.predict.forms import InputFile
 
 FRENCH = "caf\xe9 d\xe9j\xe0 vu fianc\xe9"
 

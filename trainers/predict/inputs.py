@@ -16,8 +16,8 @@ from typing import IO
 from trainers.data.images.files import image_files, is_ignored, say_what_is_not_read
 from trainers.data.reading import Reading
 from trainers.data.texts.lines import is_fasttext
-from trainers.serve.predict_forms import InputFile, names_columns, say_header, suffix_of
-from trainers.serve.predict_records import SUFFIXES, Form, InputFormat, Record, lines_of
+from trainers.predict.forms import InputFile, names_columns, say_header, suffix_of
+from trainers.predict.records import SUFFIXES, Form, InputFormat, Record, lines_of
 from trainers.serve.rows import InputRows
 
 logger = logging.getLogger("trainers")

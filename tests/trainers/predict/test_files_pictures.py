@@ -30,7 +30,10 @@ def test_a_folder_gives_a_row_for_each_picture(finished_image, folder, capsys):
     paths = [str(folder / name) for name in ("10.png", "2.JPG", "sub/3.png")]
     lines = predicted(capsys, finished_image, folder)
     classify = pipeline(None, finished_image)
-    assert lines == [{"image": path, "labels": classify(path)} for path in paths]
+    assert [line["image"] for line in lines] == paths
+    for line in lines:
+        (found,), (alone,) = line["labels"], classify(line["image"])
+        assert found == {"label": alone["label"], "score": pytest.approx(alone["score"], abs=1e-6)}
     assert len({line["labels"][0]["score"] for line in lines}) > 1
 
 

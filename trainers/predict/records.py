@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainers.data.rows import json_row
-from trainers.serve.predict_words import decoded
+from trainers.predict.words import decoded
 from trainers.serve.rows import Input, InputRows
 
 Form = Literal["jsonl", "text", "table", "conll"]

@@ -14,11 +14,11 @@ from typing import IO, Any, Literal, cast, get_args
 
 from lora_core.files import MAKE_ROOM, disk_errors, replacing
 from trainers.data.reading import AS_FOUND, Reading
+from trainers.predict.inputs import STANDARD_INPUT, expanded, records_of
+from trainers.predict.records import InputFormat, Record, as_json
 from trainers.serve import pipeline_for
 from trainers.serve.entities import Entity
 from trainers.serve.pipeline import Pipeline, chunks
-from trainers.serve.predict_inputs import STANDARD_INPUT, expanded, records_of
-from trainers.serve.predict_records import InputFormat, Record, as_json
 from trainers.serve.served import load_served
 from trainers.show import duration, progress_bar
 

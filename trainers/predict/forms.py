@@ -22,8 +22,8 @@ from trainers.data.texts.forms import Table, read_table
 from trainers.data.texts.lines import is_fasttext, leading_label, leading_labels
 from trainers.data.tokens.bio import is_tag
 from trainers.data.tokens.head import TaggedFile
-from trainers.serve.predict_records import SUFFIXES, Form, InputFormat, Record, lines_of
-from trainers.serve.predict_words import WordFile
+from trainers.predict.records import SUFFIXES, Form, InputFormat, Record, lines_of
+from trainers.predict.words import WordFile
 from trainers.serve.rows import Input, InputRows, has_columns
 
 logger = logging.getLogger("trainers")

@@ -8,8 +8,8 @@ import pytest
 
 from trainers.cli import main
 from trainers.data.reading import Reading
+from trainers.predict.forms import InputFile
 from trainers.serve import pipeline
-from trainers.serve.predict_forms import InputFile
 
 
 def write_table(path, header, rows, delimiter=",", encoding="utf-8"):
