@@ -277,8 +277,12 @@ def contents(folder: Path) -> dict[str, Any]:
             lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
             without = TIMES | {"output_dir"}
             found[name] = [{k: v for k, v in json.loads(line).items() if k not in without} for line in lines]
-        elif path.suffix == ".md":  # a card bears the run's name
-            found[name] = path.read_text().replace(folder.name, "NAME")
+        elif path.suffix == ".md":  # a card bears the run's name and time
+            found[name] = [
+                line
+                for line in path.read_text().splitlines()
+                if not line.endswith(f" {folder.name}") and "It took" not in line
+            ]
         elif path.is_file() and path.name != "manifest.json":
             found[name] = path.read_bytes()
     return found

@@ -157,9 +157,14 @@ def at_file(name):
 def verbs(run, checkpoint, data, root):
     """Arguments of every verb but train, and a file that it opens when it is well under way."""
     written = root / "written"
+    settings = f"[settings]\nmodel = '{checkpoint}'\ndata = '{data}'\n"
+    (root / "study.toml").write_text(f"{settings}[recipes.lora]\nepochs = 500\n")
+    (root / "tune.toml").write_text(f"{settings}epochs = 500\n[ranges.r]\nvalues = [1, 2]\n")
     (root / "texts.txt").write_text("the gene binds il2\n" * 3)
     return {
         "evaluate": ([str(run)], "config.json"),
+        "study": ([str(root / "study.toml"), "--output-dir", str(root / "study")], "seed-42.log"),
+        "tune": ([str(root / "tune.toml"), "--output-dir", str(root / "tune")], "metrics.jsonl"),
         "compare": ([str(run), str(run), "--output-dir", str(written)], "metrics.jsonl"),
         "report": ([str(run)], "test.npz"),
         "finish": ([str(run)], "config.json"),

@@ -1,16 +1,15 @@
 """A run in a process of its own, with the settings and a log beside its folder."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from lora_core.files import make_folder, write_text
 from trainers.config import RunConfig
+from trainers.processes import interrupt
 from trainers.processes.parent import end_with_parent
 from trainers.run_folder import RunFolder
 
@@ -70,16 +69,11 @@ class RunProcess:
 
 @contextmanager
 def stopped_at_the_end(running: Iterable[RunProcess]) -> Iterator[None]:
-    """Ends what still runs when the block is left; SIGTERM leaves it like Ctrl-C."""
-
-    def leave(signum: int, _: FrameType | None) -> None:
-        raise KeyboardInterrupt(signum)
-
-    before = signal.signal(signal.SIGTERM, leave)
+    """Ends what still runs when the block is left, as it is by a signal."""
     try:
-        yield
+        with interrupt.raising():
+            yield
     finally:
-        signal.signal(signal.SIGTERM, before)
         for process in list(running):
             process.stop()
 
