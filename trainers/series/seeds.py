@@ -67,19 +67,17 @@ def split_of(runs: Sequence[Run]) -> str:
 
 
 def seeds_report(runs: Sequence[Run]) -> str:
-    """A Markdown table of the runs and their mean; scores in percent, the loss and correlations as they are."""
+    """A Markdown table, a row for each score, of the mean and the runs; in percent, but for losses and correlations."""
     split, found = split_of(runs), means(runs)
-    names = list(found)
-    rows = [
-        [f"seed {run.config['seed']}", *(_shown(name, run.result[split][name]) for name in names), _time(run)]
-        for run in runs
-    ]
-    rows.append(["mean", *(_shown(name, found[name].mean) for name in names), ""])
-    if len(runs) > 1:
-        for title, field in (("deviation", "deviation"), ("95% interval", "half_width")):
-            sign = "±" if field == "half_width" else ""
-            rows.append([title, *(f"{sign}{_shown(name, getattr(found[name], field))}" for name in names), ""])
-    table = markdown_table([f"{split} split", *names, "time"], rows)
+    seeds = [f"seed {run.config['seed']}" for run in runs]
+    rows = []
+    for name, mean in found.items():
+        spread = ["", ""]
+        if mean.deviation is not None and mean.half_width is not None:
+            spread = [_shown(name, mean.deviation), f"±{_shown(name, mean.half_width)}"]
+        rows.append([name, _shown(name, mean.mean), *spread, *(_shown(name, run.result[split][name]) for run in runs)])
+    rows.append(["time", duration(sum(run.result["seconds"] for run in runs) / len(runs)), "", "", *map(_time, runs)])
+    table = markdown_table([f"{split} split", "mean", "deviation", "95% interval", *seeds], rows)
     return f"{table}\n\nScores in percent; the interval is the t interval of the mean of {len(runs)} seeds.\n"
 
 

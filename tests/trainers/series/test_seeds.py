@@ -37,4 +37,4 @@ def test_without_a_seed(tmp_path):
 def test_a_single_seed_has_no_interval(checkpoint, data, tmp_path):
     runs = run_seeds(RunConfig(model=str(checkpoint), data=str(data), output_dir=tmp_path, epochs=0), 1)
     assert means(runs)["f1"].half_width is None
-    assert "interval |" not in seeds_report(runs)
+    assert "±" not in seeds_report(runs)
