@@ -47,6 +47,7 @@ OURS = {
     "save-steps": "checkpoint-steps",
     "save-total-limit": "keep-checkpoints",
     "resume-from-checkpoint": "resume",
+    "report-to": "track",
     "overwrite-output-dir": "overwrite",
     "output": "output-dir",
     "out-dir": "output-dir",
