@@ -212,8 +212,10 @@ def _has_collapsed(run: Run) -> bool:
 
 
 def _score_name(run: Run) -> str:
-    metric = run.config["metric"]
-    return ("f1" if "f1" in run.result["validation"] else "pearson") if metric == "loss" else metric
+    """What recipes are compared by: the score that selects epochs; for a loss f1, and of a regression pearson."""
+    metric, scores = run.config["metric"], run.result["validation"]
+    wanted = "f1" if metric == "loss" else metric
+    return wanted if wanted in scores else "pearson"
 
 
 def _score(run: Run, split: str) -> float:

@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 
 from trainers.results.significance import mean_bootstrap_interval, paired_interval
 from trainers.run_folder import read_run
-from trainers.series.study import Study, run_study, study_results, study_table, write_study
+from trainers.series.study import Study, _score_name, run_study, study_results, study_table, write_study
 
 pytestmark = pytest.mark.timeout(300)  # real processes, each of which imports torch
 
@@ -44,7 +44,7 @@ def done(study_file):
     """A study that a signal interrupted, and its end."""
     folder = study_file.parent / "runs"
     program = (
-        "import sys; from pathlib import Path; from trainers.series.study import Study, run_study;"
+        "import sys; from pathlib import Path; from trainers.series.study import Study, _score_name, run_study;"
         "run_study(Study.read(Path(sys.argv[1])), Path(sys.argv[2]), processes=2, threads=1)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, study_file, folder], stderr=subprocess.PIPE)
@@ -128,6 +128,14 @@ def test_a_file_that_is_no_study(study_file, tmp_path, old, new, message):
     path.write_text(study_file.read_text().replace(old, new))
     with pytest.raises(ValueError, match=re.escape(message)):
         Study.read(path)
+
+
+@pytest.mark.parametrize("metric", ["f1", "loss", "pearson"])
+def test_a_regression_is_compared_by_its_correlation(make_run, metric):
+    run = make_run("runs/a", metric=metric)
+    assert _score_name(run) == ("f1" if metric != "pearson" else "pearson")
+    run.result["validation"] = {"loss": 0.2, "pearson": 0.7, "spearman": 0.6}
+    assert _score_name(run) == "pearson"
 
 
 def test_intervals():
