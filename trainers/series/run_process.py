@@ -5,7 +5,10 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import tomli
 
 from lora_core.files import make_folder, write_text
 from trainers.config import RunConfig
@@ -87,6 +90,23 @@ def threads_for(processes: int, threads: int | None) -> int:
     if processes < 1:
         raise ValueError(f"processes must be at least 1, but it is {processes}.")
     return threads or max(1, len(os.sched_getaffinity(0)) // processes)
+
+
+def read_plan(path: Path, kind: str) -> dict[str, Any]:
+    """The content of a TOML file that says what runs to make.
+
+    Args:
+        kind: what it is, for messages: "a study is a TOML file of recipes".
+
+    Raises:
+        ValueError: the file is not there, or is not TOML.
+    """
+    try:
+        return tomli.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist: {kind}.") from error
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}.") from error
 
 
 def selecting_score(config: RunConfig, scores: dict[str, Any]) -> float:

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tomli
 
 from lora_core.files import write_json, write_text
 from trainers.config import RunConfig
@@ -37,7 +36,7 @@ from trainers.results.significance import (
     paired_interval,
 )
 from trainers.run_folder import Run, RunFolder, read_predictions, read_run
-from trainers.series.run_process import RunProcess, stopped_at_the_end, threads_for
+from trainers.series.run_process import RunProcess, read_plan, stopped_at_the_end, threads_for
 from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes, progress_bar, save_figure
 from trainers.training.learning_signs import sign_of_failure
 
@@ -65,12 +64,7 @@ class Study:
         Raises:
             ValueError: the file is none, or a recipe or a setting is wrong (the message says which).
         """
-        try:
-            values = tomli.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ValueError(f"{path} does not exist: a study is a TOML file of recipes.") from error
-        except tomli.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not TOML: {error}.") from error
+        values = read_plan(path, "a study is a TOML file of recipes")
         unknown = sorted(values.keys() - KEYS)
         if unknown:
             raise ValueError(f"{path}: unknown entry {unknown[0]!r}; a study has {', '.join(sorted(KEYS))}.")

@@ -29,12 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tomli
-
 from lora_core.files import make_folder, write_json, write_text
 from trainers.config import RunConfig
 from trainers.run_folder import RunFolder
-from trainers.series.run_process import RunProcess, selecting_score, stopped_at_the_end, threads_for
+from trainers.series.run_process import RunProcess, read_plan, selecting_score, stopped_at_the_end, threads_for
 from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes, progress_bar, save_figure
 
 if TYPE_CHECKING:
@@ -130,12 +128,7 @@ class Search:
         Raises:
             ValueError: the file is none, or a setting, a range or a value in it is wrong (the message says which).
         """
-        try:
-            values = tomli.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ValueError(f"{path} does not exist: a search is a TOML file of settings and ranges.") from error
-        except tomli.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not TOML: {error}.") from error
+        values = read_plan(path, "a search is a TOML file of settings and ranges")
         unknown = sorted(values.keys() - KEYS)
         if unknown:
             raise ValueError(f"{path}: unknown entry {unknown[0]!r}; a search has [settings] and [ranges.NAME].")
