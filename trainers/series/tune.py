@@ -56,6 +56,8 @@ SEEN, HEARTBEAT, SILENT = "seen", 60, 600
 seconds."""
 FOLDER = "folder"
 """That which names its folder: another than its number says, if it was taken up again."""
+PLAN = "plan"
+"""The attribute of a search that holds its settings and ranges."""
 ERROR = "error"
 """That which says why it failed."""
 RECIPE_HEAD = "# The best settings of a search: lora-core train --config THIS_FILE --output-dir FOLDER\n"
@@ -169,6 +171,7 @@ def open_search(search: Search, folder: Path, storage: str = "") -> "Study":
 
     Raises:
         ModuleNotFoundError: Optuna is not installed.
+        ValueError: the record is that of another search.
     """
     try:
         import optuna
@@ -184,7 +187,7 @@ def open_search(search: Search, folder: Path, storage: str = "") -> "Study":
         path = Path(storage) if storage else make_folder(folder) / "journal.log"
         make_folder(path.parent)
         kept = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=kept,
         study_name=folder.resolve().name,
         direction="maximize" if search.higher_is_better else "minimize",
@@ -192,6 +195,14 @@ def open_search(search: Search, folder: Path, storage: str = "") -> "Study":
         sampler=optuna.samplers.TPESampler(n_startup_trials=STARTUP, constant_liar=True),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
     )
+    plan = json.dumps([search.settings, {name: str(one) for name, one in search.ranges.items()}], sort_keys=True)
+    if study.user_attrs.setdefault(PLAN, plan) != plan:
+        raise ValueError(
+            f"{storage or folder} holds a search named {study.study_name!r} with other settings or ranges than "
+            f"{search.where}: its trials do not compare. Choose another --output-dir."
+        )
+    study.set_user_attr(PLAN, plan)
+    return study
 
 
 def run_search(

@@ -89,6 +89,15 @@ def test_the_best_is_a_file_that_train_reads(done, tmp_path):
     assert (folder / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_another_search_is_not_mixed_with_it(done, search_file, tmp_path):
+    _, _, folder = done
+    path = tmp_path / "tune.toml"
+    path.write_text(search_file.read_text().replace("high = 1e-1", "high = 1e-2"))
+    with pytest.raises(ValueError, match=r"with other settings or ranges than .*tune\.toml"):
+        open_search(Search.read(path), folder)
+    assert len(open_search(Search.read(search_file), folder).trials) >= 4
+
+
 def test_weak_trials_are_ended_early(search_file, tmp_path, monkeypatch):
     """With a pruner that ends all, every trial stops after its first epoch, with a checkpoint."""
     path = tmp_path / "tune.toml"
