@@ -21,12 +21,22 @@ from torch.nn import functional as F
 
 from lora_core.dropout import drop, keep_mask, too_sparse
 from lora_core.kernels.cuda.stacked import Stack, project_stack
+from lora_core.kernels.int8 import Int8Weight, round_rows
 from lora_core.layers import LoRALinear
 from lora_core.updates import LinearUpdate, ThirdsUpdate
 
 HALF = (torch.bfloat16, torch.float16)
 ONE_BY_ONE = ("cpu",)
 """Devices that compute layers one by one, as below; the others compute `groups` of them as one, by cuda/stacked.py."""
+
+
+class Products(NamedTuple):
+    """How matrix products are computed."""
+
+    dtype: torch.dtype | None = None
+    """What they are computed and the results given in; None: the input's own."""
+    frozen: torch.dtype | None = None
+    """torch.int8: those with frozen weights are computed in int8 (int8.py), with results in ``dtype``."""
 
 
 class Update(NamedTuple):
@@ -40,16 +50,13 @@ class Update(NamedTuple):
     dropout: float
 
 
-def project(x: Tensor, layers: tuple[nn.Module, ...], dtype: torch.dtype | None) -> tuple[Tensor, ...]:
+def project(x: Tensor, layers: tuple[nn.Module, ...], products: Products = Products()) -> tuple[Tensor, ...]:
     """The outputs (N, O) of linear layers for one input (N, I).
 
     A layer that is more than a Linear with one plain adapter (DoRA, PiSSA, several adapters at once, a class of the
     user's) is called as it stands.
-
-    Args:
-        dtype: what the matrix products are computed and the results given in; None: x's own.
     """
-    dtype = dtype or x.dtype
+    dtype = products.dtype or x.dtype
     plain = [layer for layer in layers if is_plain(layer)]
     outputs: dict[nn.Module, Tensor] = {}
     if plain and x.device.type not in ONE_BY_ONE:
@@ -59,7 +66,8 @@ def project(x: Tensor, layers: tuple[nn.Module, ...], dtype: torch.dtype | None)
         settings, tensors = [], []
         for layer in plain:
             update = acting_update(layer)
-            settings.append((frozen_copy(layer, dtype), update and (update.scaling, update.dropout)))
+            copy = frozen_copy(layer, products.frozen or dtype)
+            settings.append((copy, update and (update.scaling, update.dropout)))
             tensors += (layer.weight, layer.bias, *(update[:2] if update else (None, None)))
         outputs = dict(zip(plain, _Project.apply(x, dtype, settings, *tensors), strict=True))
     others = [layer for layer in layers if layer not in outputs]
@@ -116,9 +124,11 @@ def groups(layers: list[nn.Linear], dtype: torch.dtype) -> list[list[nn.Linear]]
 def stack_of(layers: list[nn.Linear], dtype: torch.dtype) -> Stack:
     """One of the `groups` as a stack."""
     updates = [update for layer in layers if (update := acting_update(layer)) is not None]
+    copy = frozen_copy(layers[0], dtype, *layers[1:])
+    assert not isinstance(copy, Int8Weight)
     return Stack(
         tuple((layer.weight, layer.bias) for layer in layers),
-        frozen_copy(layers[0], dtype, *layers[1:]),
+        copy,
         tuple((update.a, update.b) for update in updates),
         *(updates[0][2:] if updates else ()),
     )
@@ -129,10 +139,11 @@ class FrozenCopy(NamedTuple):
 
     of: tuple[Tensor, ...]
     versions: list[tuple[int, int]]
-    copy: Tensor
+    dtype: torch.dtype
+    copy: Tensor | Int8Weight
 
 
-def frozen_copy(layer: nn.Linear, dtype: torch.dtype, *below: nn.Linear) -> Tensor | None:
+def frozen_copy(layer: nn.Linear, dtype: torch.dtype, *below: nn.Linear) -> Tensor | Int8Weight | None:
     """The layer's frozen weight in ``dtype``, with those of other layers below it; None where it must not be kept.
 
     It is made once and kept beside the weight, and made again when a weight has changed, unless that was in place and
@@ -144,10 +155,14 @@ def frozen_copy(layer: nn.Linear, dtype: torch.dtype, *below: nn.Linear) -> Tens
     versions = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
     kept: FrozenCopy | None = vars(layer).get(FROZEN_COPY)
     same = kept is not None and len(kept.of) == len(weights) and all(map(is_, kept.of, weights))
-    if kept is None or not same or kept.versions != versions or kept.copy.dtype != dtype:
+    if kept is None or not same or kept.versions != versions or kept.dtype != dtype:
         with torch.inference_mode(False):  # a copy made in inference could not be used in training
-            copies = [weight.detach().to(dtype) for weight in weights]
-            kept = FrozenCopy(weights, versions, torch.cat(copies) if below else copies[0])
+            if dtype == torch.int8:
+                copy = Int8Weight(torch.cat(weights) if below else weights[0])
+            else:
+                copies = [weight.detach().to(dtype) for weight in weights]
+                copy = torch.cat(copies) if below else copies[0]
+            kept = FrozenCopy(weights, versions, dtype, copy)
         setattr(layer, FROZEN_COPY, kept)
     return kept.copy
 
@@ -160,15 +175,20 @@ class _Project(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, dtype: torch.dtype, settings: list, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        ctx.input_dtype, x = x.dtype, x.to(dtype)
+        ctx.input_dtype, ctx.dtype, x = x.dtype, dtype, x.to(dtype)
         needs_x, _, _, *needs = ctx.needs_input_grad
-        outputs, saved, ctx.alphas = [], [], []
+        rounded = round_rows(x) if any(isinstance(copy, Int8Weight) for copy, _ in settings) else None
+        outputs, saved, ctx.alphas, ctx.int8 = [], [], [], []
         for number, (copy, update) in enumerate(settings):
             weight, bias, a, b = tensors[4 * number : 4 * number + 4]
             needs_a, needs_b = needs[4 * number + 2 : 4 * number + 4]
             assert weight is not None
-            weight = weight.to(dtype) if copy is None else copy
-            y = linear(x, weight, bias)  # (N, O)
+            if isinstance(copy, Int8Weight):
+                assert rounded is not None
+                weight, y = None, copy.product(rounded, bias, dtype)  # (N, O)
+            else:
+                weight = weight.to(dtype) if copy is None else copy
+                y = linear(x, weight, bias)
             s = keep = None
             alpha, p = update or (0.0, 0.0)
             if a is not None and b is not None:
@@ -181,6 +201,7 @@ class _Project(Function):
             outputs.append(y)
             saved += [weight, a, b, s if needs_b else None, keep if needs_x or needs_a else None]
             ctx.alphas.append(alpha)
+            ctx.int8.append(copy if isinstance(copy, Int8Weight) else None)
         reads_x = any(needs[0::4]) or any(needs[2::4])
         ctx.save_for_backward(x if reads_x else None, *saved)
         return tuple(outputs)
@@ -191,10 +212,10 @@ class _Project(Function):
         x, *saved = ctx.saved_tensors
         needs_x, _, _, *needs = ctx.needs_input_grad
         dx, found = None, []
-        for number, (g, alpha) in enumerate(zip(grads, ctx.alphas, strict=True)):
+        for number, (g, alpha, int8) in enumerate(zip(grads, ctx.alphas, ctx.int8, strict=True)):
             weight, a, b, s, keep = saved[5 * number : 5 * number + 5]
             needs_weight, needs_bias, needs_a, needs_b = needs[4 * number : 4 * number + 4]
-            g = g.to(weight.dtype).contiguous()  # (N, O)
+            g = g.to(ctx.dtype).contiguous()  # (N, O)
             ds = None if b is None else (g @ b).mul_(alpha)  # (N, r)
             kept = x if keep is None or not needs_a else drop(x, keep)
             found += [
@@ -204,7 +225,7 @@ class _Project(Function):
                 (s.T @ g).mul_(alpha).T.float() if needs_b else None,
             ]
             if needs_x:
-                dx = _add_input_gradient(dx, ctx.input_dtype, g, weight, ds, a, keep)
+                dx = _add_input_gradient(dx, ctx.input_dtype, g, int8 or weight, ds, a, keep)
         return dx, None, None, *found
 
 
@@ -212,13 +233,15 @@ def _add_input_gradient(
     dx: Tensor | None,
     dtype: torch.dtype,
     g: Tensor,
-    weight: Tensor,
+    weight: Tensor | Int8Weight,
     ds: Tensor | None,
     a: Tensor | None,
     keep: Tensor | None,
 ) -> Tensor:
     """``dx`` plus one layer's gradient of the input, (N, I) in ``dtype``."""
-    if dx is not None and dx.dtype == weight.dtype and dx.dtype in ONEDNN:
+    if isinstance(weight, Int8Weight):
+        part = weight.input_gradient(round_rows(g), g.dtype)
+    elif dx is not None and dx.dtype == weight.dtype and dx.dtype in ONEDNN:
         part = torch.ops.mkldnn._linear_pointwise.binary(g, dx, weight.T, None, "add")
         dx = None
     else:

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from lora_core.dropout import dropout_add
 from lora_core.kernels.attention import attend
-from lora_core.kernels.linear import is_plain, project
+from lora_core.kernels.linear import Products, is_plain, project
 from lora_core.kernels.packed_attention import attend_packed
 from lora_core.kernels.packing import Layout
 from lora_core.models.layers import GatedActivation, LayerParts, MultiHeadAttention, TransformerLayer
@@ -22,14 +22,14 @@ def run_layer(
     layer: TransformerLayer,
     x: Tensor,
     layout: Layout,
-    dtype: torch.dtype | None,
+    products: Products,
     shared: tuple[Tensor, ...] = (),
     read: int | None = None,
 ) -> Tensor:
     """Layer output (N, H) for the packed input (N, H).
 
     Args:
-        dtype: of the matrix products; None: x's own.
+        products: how the matrix products are computed.
         shared: as `LayerStack.forward` takes it.
         read: the number of leading tokens of each sentence whose states are wanted, in a batch without padding; the
             output is (B * read, H) then. None: all.
@@ -39,13 +39,13 @@ def run_layer(
     asking = normed
     if read is not None:
         asking, x = (layout.pad(t)[:, :read].flatten(0, 1) for t in (normed, x))
-    attended = scaled(attention(parts, asking, normed, layout, dtype, shared), parts.attention_scale)
+    attended = scaled(attention(parts, asking, normed, layout, products, shared), parts.attention_scale)
     x = add(attended, x, parts.attention_output_dropout)
     if layer.norm_first:
-        outcome = scaled(feed_forward(parts, parts.output_norm(x), dtype), parts.output_scale)
+        outcome = scaled(feed_forward(parts, parts.output_norm(x), products), parts.output_scale)
         return add(outcome, x, parts.output_dropout)
     x = parts.attention_norm(x)
-    outcome = scaled(feed_forward(parts, x, dtype), parts.output_scale)
+    outcome = scaled(feed_forward(parts, x, products), parts.output_scale)
     return parts.output_norm(add(outcome, x, parts.output_dropout))
 
 
@@ -54,51 +54,51 @@ def attention(
     asking: Tensor,
     x: Tensor,
     layout: Layout,
-    dtype: torch.dtype | None,
+    products: Products,
     shared: tuple[Tensor, ...],
 ) -> Tensor:
     """Attention of the tokens ``asking`` to the tokens ``x``, with its output projection."""
-    query, key, value = query_key_value(parts.query_key_value, asking, x, dtype)  # (N, H)
+    query, key, value = query_key_value(parts.query_key_value, asking, x, products)  # (N, H)
     own = parts.attention
     drops = own.dropout.p > 0.0 and own.dropout.training
     if x.device.type != "cpu" and type(own).attend is MultiHeadAttention.attend:
         context = attend_packed(query, key, value, layout, own.num_heads, own.dropout.p if drops else 0.0)
-        return project(context, (parts.attention_output,), dtype)[0]
+        return project(context, (parts.attention_output,), products)[0]
     query, key, value = (layout.pad(t) for t in (query, key, value))  # (B, T, H)
     if query.dtype == torch.bfloat16 and not drops and type(own).attend is MultiHeadAttention.attend:
         context = attend(query, key, value, layout.mask, own.num_heads)
     else:
-        shared = own.project_shared(partial(project_rows, dtype=dtype), *shared)
+        shared = own.project_shared(partial(project_rows, products=products), *shared)
         if not own.attends_in_half:
             query, key, value = query.float(), key.float(), value.float()
         context = own.attend(query, key, value, layout.mask, *shared)
-    return project(layout.pack(context), (parts.attention_output,), dtype)[0]
+    return project(layout.pack(context), (parts.attention_output,), products)[0]
 
 
-def project_rows(x: Tensor, layers: tuple[nn.Module, ...], dtype: torch.dtype | None) -> tuple[Tensor, ...]:
+def project_rows(x: Tensor, layers: tuple[nn.Module, ...], products: Products) -> tuple[Tensor, ...]:
     """`project` for an input of any shape (..., I)."""
-    found = project(x.flatten(0, -2), layers, dtype)
+    found = project(x.flatten(0, -2), layers, products)
     return tuple(y.unflatten(0, x.shape[:-1]) for y in found)
 
 
 def query_key_value(
-    layers: tuple[nn.Module, ...], asking: Tensor, x: Tensor, dtype: torch.dtype | None
+    layers: tuple[nn.Module, ...], asking: Tensor, x: Tensor, products: Products
 ) -> tuple[Tensor, ...]:
     """Queries of the tokens ``asking``, keys and values of the tokens ``x``, by three layers or one."""
     if len(layers) == 1:
-        (found,) = project(x, layers, dtype)
+        (found,) = project(x, layers, products)
         query, key, value = found.chunk(3, -1)
-        return query if asking is x else project(asking, layers, dtype)[0].chunk(3, -1)[0], key, value
+        return query if asking is x else project(asking, layers, products)[0].chunk(3, -1)[0], key, value
     if asking is x:
-        return project(x, layers, dtype)
-    return *project(asking, layers[:1], dtype), *project(x, layers[1:], dtype)
+        return project(x, layers, products)
+    return *project(asking, layers[:1], products), *project(x, layers[1:], products)
 
 
-def feed_forward(parts: LayerParts, x: Tensor, dtype: torch.dtype | None) -> Tensor:
+def feed_forward(parts: LayerParts, x: Tensor, products: Products) -> Tensor:
     """The two dense layers, (N, H) -> (N, F) -> (N, H)."""
-    (inner,) = project(x, (parts.intermediate,), dtype)
+    (inner,) = project(x, (parts.intermediate,), products)
     inner = activate(parts.activation, inner, sole_reader=is_plain(parts.output))
-    return project(inner, (parts.output,), dtype)[0]
+    return project(inner, (parts.output,), products)[0]
 
 
 def scaled(x: Tensor, scale: nn.Module | None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 import lora_core
 from lora_core.kernels.fused import FusedStack, fuse, obstacle, unfuse
+from lora_core.kernels.linear import Products
 from lora_core.kernels.packing import Layout
 from lora_core.kernels.transformer_layer import run_layer
 from lora_core.models import load_pretrained, save_pretrained
@@ -285,7 +286,7 @@ def test_nothing_is_computed_below_the_lowest_adapter(make, inputs):
     layout = Layout.of(hidden, None)
     x = layout.pack(hidden)
     for number, layer in enumerate(model.get_submodule("bert.encoder.layer")):
-        x = run_layer(layer, x, layout, None)
+        x = run_layer(layer, x, layout, Products())
         assert x.requires_grad == (number == 2)
 
 
@@ -346,7 +347,7 @@ def test_twice_is_once_and_back_is_as_before(make):
     classes = [type(module) for module in model.modules()]
     attributes = [set(vars(module)) for module in model.modules()]
     fuse(fuse(model), torch.bfloat16)
-    assert [stack.product_dtype for stack in stacks(model)] == [torch.bfloat16]
+    assert [stack.products.dtype for stack in stacks(model)] == [torch.bfloat16]
     assert unfuse(unfuse(model)) is model
     assert [type(module) for module in model.modules()] == classes
     assert [set(vars(module)) for module in model.modules()] == attributes

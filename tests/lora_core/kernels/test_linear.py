@@ -6,7 +6,7 @@ from torch import nn
 
 import lora_core
 from lora_core.kernels import linear
-from lora_core.kernels.linear import frozen_copy, is_plain, project
+from lora_core.kernels.linear import Products, frozen_copy, is_plain, project
 
 
 class Model(nn.Module):
@@ -46,7 +46,7 @@ def test_equals_the_layers(trained, onednn, input_grad, model, monkeypatch):
         model.get_parameter(name).requires_grad_(True)
     x = torch.randn(7, 12, requires_grad=input_grad)
     expected = run(model, lambda x: [layer(x) for layer in model.layers], x)
-    found = run(model, lambda x: project(x, model.layers, None), x)
+    found = run(model, lambda x: project(x, model.layers), x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -56,7 +56,7 @@ def test_bf16_is_near(onednn, model, monkeypatch):
     model.requires_grad_(True)
     x = torch.randn(7, 12, requires_grad=True)
     expected = run(model, lambda x: [layer(x) for layer in model.layers], x)
-    found = run(model, lambda x: project(x, model.layers, torch.bfloat16), x)
+    found = run(model, lambda x: project(x, model.layers, Products(torch.bfloat16)), x)
     assert [t.dtype for t in found] == [torch.bfloat16] * 3 + [torch.float32] * (len(found) - 3)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() < 0.01 * b.norm()
@@ -66,9 +66,9 @@ def test_layers_of_other_kinds_compute_in_bf16_too():
     layer = nn.Sequential(nn.Linear(12, 8))
     products = []
     layer[0].register_forward_hook(lambda module, inputs, out: products.append(out.dtype))
-    (out,) = project(torch.randn(7, 12), (layer,), torch.bfloat16)
+    (out,) = project(torch.randn(7, 12), (layer,), Products(torch.bfloat16))
     assert products == [out.dtype] == [torch.bfloat16]
-    assert project(torch.randn(7, 12), (layer,), None)[0].dtype == products[1] == torch.float32
+    assert project(torch.randn(7, 12), (layer,))[0].dtype == products[1] == torch.float32
 
 
 def test_dropout_of_each_adapter_is_its_own(model, monkeypatch):
@@ -84,20 +84,20 @@ def test_dropout_of_each_adapter_is_its_own(model, monkeypatch):
     x = torch.randn(7, 12)
     with lora_core.disable_adapters(model):
         expected = [layer(x) for layer in model.layers]
-    torch.testing.assert_close(list(project(x, model.train().layers, None)), expected)  # everything is dropped
+    torch.testing.assert_close(list(project(x, model.train().layers)), expected)  # everything is dropped
     assert shapes == [(7, 12, 0.5)] * 2
-    assert not torch.equal(project(x, model.eval().layers, None)[0], expected[0])
+    assert not torch.equal(project(x, model.eval().layers)[0], expected[0])
 
 
 def test_only_what_is_needed_waits_for_the_backward_pass(model):
     x = torch.randn(7, 12)
     shapes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(tuple(t.shape)), lambda nothing: nothing):
-        project(x, model.layers, None)
+        project(x, model.layers)
         trained = sorted(shapes)
         shapes.clear()
         model.requires_grad_(False)
-        project(x.requires_grad_(), model.layers, None)
+        project(x.requires_grad_(), model.layers)
     weights_and_factors = sorted([(8, 12), (8, 12), (10, 12), (3, 12), (8, 3), (3, 12), (10, 3)])
     assert trained == sorted([*weights_and_factors, (7, 12), (7, 3), (7, 3)])
     assert sorted(shapes) == weights_and_factors
@@ -125,7 +125,7 @@ def test_which_layers_are_plain(model):
     assert [is_plain(layer) for layer in model.layers] == [False, True, True]
     lora_core.set_adapter(model, "other")
     assert is_plain(model.query)
-    assert project(torch.randn(2, 12), (model.query,), None)[0].requires_grad
+    assert project(torch.randn(2, 12), (model.query,))[0].requires_grad
 
 
 @pytest.mark.parametrize("thirds", [["q", "v"], ["k"], ["q", "k", "v"]], ids=str)
@@ -137,5 +137,5 @@ def test_thirds_of_a_fused_layer_are_plain(thirds):
     assert is_plain(model["qkv"])
     x = torch.randn(7, 12, requires_grad=True)
     expected = run(model, lambda x: [model["qkv"](x)], x)
-    found = run(model, lambda x: project(x, (model["qkv"],), None), x)
+    found = run(model, lambda x: project(x, (model["qkv"],)), x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
