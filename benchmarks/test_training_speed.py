@@ -99,6 +99,8 @@ class Contestant(NamedTuple):
     targets: str | None
     """LoRA's target_modules; None trains every parameter."""
     bf16: bool = False
+    int8: bool = False
+    """Ours: products with frozen weights in int8, the others as `bf16` says."""
     grouped: bool = True
     """Opponents: group_by_length."""
     fused: bool = True
@@ -110,6 +112,9 @@ class Contestant(NamedTuple):
 CONTESTANTS = {
     "our LoRA": Contestant(True, "qv"),
     "our LoRA, bf16": Contestant(True, "qv", bf16=True),
+    "our LoRA, int8": Contestant(True, "qv", int8=True),
+    "our LoRA, int8 and bf16": Contestant(True, "qv", bf16=True, int8=True),
+    "our LoRA, all linear, int8 and bf16": Contestant(True, "all-linear", bf16=True, int8=True),
     "our LoRA, plain layers": Contestant(True, "qv", fused=False),
     "our LoRA, all linear": Contestant(True, "all-linear"),
     "our full fine-tuning": Contestant(True, None),
@@ -199,6 +204,7 @@ def our_training(size: Size, contestant: Contestant, folder: Path) -> Callable[[
         lora_core.inject_lora(model, r=RANK, lora_dropout=0.1, target_modules=targets, bias="all")
     settings = TrainConfig(epochs=1, batch_size=BATCH, learning_rate=5e-4, metric="loss",
                          kernels="fused" if contestant.fused else "plain",
+                         frozen="int8" if contestant.int8 else None,
                          precision="bf16" if contestant.bf16 else "fp32")  # fmt: skip
     validation = random_windows(np.array([8]))
     world = World(rank=0, size=1, device=CPU)

@@ -32,7 +32,7 @@ def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) 
     if config.parallel == "fsdp" or config.compile:
         unfuse(model)
     elif config.kernels == "fused" and (device.type, config.precision) in FUSED_ON and stacks(model):
-        fuse(model, DTYPES[config.precision])
+        fuse(model, DTYPES[config.precision], config.frozen and torch.int8)
     else:
         unfuse(model)
     found = _layer_stacks(model)
