@@ -131,8 +131,8 @@ class TrainConfig(Settings):
             raise ValueError("parallel fsdp does not go with compile: leave --compile out, or take parallel ddp.")
         if self.frozen is not None and (self.kernels == "plain" or self.compile or self.parallel == "fsdp"):
             raise ValueError(
-                f"frozen {self.frozen} is for the fused layers: leave out --kernels plain, --compile and --parallel fsdp, "
-                "or --frozen."
+                f"frozen {self.frozen} is for the fused layers: leave out --kernels plain, --compile and --parallel "
+                "fsdp, or --frozen."
             )
         if self.micro_batch_tokens == "auto" and (self.parallel == "fsdp" or self.micro_batch_size is not None):
             raise ValueError(

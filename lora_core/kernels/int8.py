@@ -49,6 +49,9 @@ class Int8Weight:
         self.weight = weight.detach()
         self.forward = _Packed.of(self.weight)
 
+    def __reduce__(self) -> tuple:
+        return Int8Weight, (self.weight,)  # oneDNN's layout can be neither copied nor pickled
+
     @cached_property
     def backward(self) -> "_Packed":
         return _Packed.of(self.weight.T)

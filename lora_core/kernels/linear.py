@@ -39,6 +39,9 @@ class Products(NamedTuple):
     """torch.int8: those with frozen weights are computed in int8 (int8.py), with results in ``dtype``."""
 
 
+IN_ITS_OWN_DTYPE = Products()
+
+
 class Update(NamedTuple):
     """The adapter that acts on a layer."""
 
@@ -50,7 +53,7 @@ class Update(NamedTuple):
     dropout: float
 
 
-def project(x: Tensor, layers: tuple[nn.Module, ...], products: Products = Products()) -> tuple[Tensor, ...]:
+def project(x: Tensor, layers: tuple[nn.Module, ...], products: Products = IN_ITS_OWN_DTYPE) -> tuple[Tensor, ...]:
     """The outputs (N, O) of linear layers for one input (N, I).
 
     A layer that is more than a Linear with one plain adapter (DoRA, PiSSA, several adapters at once, a class of the

@@ -81,9 +81,7 @@ def project_rows(x: Tensor, layers: tuple[nn.Module, ...], products: Products) -
     return tuple(y.unflatten(0, x.shape[:-1]) for y in found)
 
 
-def query_key_value(
-    layers: tuple[nn.Module, ...], asking: Tensor, x: Tensor, products: Products
-) -> tuple[Tensor, ...]:
+def query_key_value(layers: tuple[nn.Module, ...], asking: Tensor, x: Tensor, products: Products) -> tuple[Tensor, ...]:
     """Queries of the tokens ``asking``, keys and values of the tokens ``x``, by three layers or one."""
     if len(layers) == 1:
         (found,) = project(x, layers, products)

@@ -65,7 +65,8 @@ def plan_of(
         "labels": _labels(train, labels),
         "model": f"{config.model}{f' ({encoder})' if encoder else ''}: {total:,} parameters, {trainable:,} of them "
         f"trained ({trainable / total:.2%}): {how}",
-        "device": f"{_device(world)}, {config.precision}",
+        "device": f"{_device(world)}, {config.precision}"
+        + (f", frozen weights in {config.frozen}" if config.frozen else ""),
         "training": f"{steps:,} step{_s(steps)} in {config.epochs} epoch{_s(config.epochs)}; {size} a step; learning "
         f"rate {config.learning_rate:g}, {config.schedule}; the best epoch is that of the best {config.metric}",
         "output": str(config.output_dir),

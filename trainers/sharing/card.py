@@ -33,8 +33,8 @@ AUTO_CLASSES = {
     "image-classification": "AutoModelForImageClassification",
 }
 SHOWN = ("method", "target_modules", "r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora", "epochs",
-         "batch_size", "batch_tokens", "learning_rate", "schedule", "warmup", "weight_decay", "precision", "head",
-         "max_length", "long_text", "image_size", "class_weights", "metric", "seed")  # fmt: skip
+         "batch_size", "batch_tokens", "learning_rate", "schedule", "warmup", "weight_decay", "precision", "frozen",
+         "head", "max_length", "long_text", "image_size", "class_weights", "metric", "seed")  # fmt: skip
 """Settings that the card lists, where they are set."""
 OF_LORA = frozenset({"target_modules", "r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora"})
 LOOKED_AT = 200

@@ -27,12 +27,16 @@ def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) 
     fused, and where the parameters are shared out over processes, or layers are compiled, the plain ones are used.
 
     Raises:
-        ValueError: gradient_checkpointing is asked for, but the model has no stack of layers to compute again.
+        ValueError: gradient_checkpointing is asked for, but the model has no stack of layers to compute again; or
+            frozen, but the fused layers are not used.
     """
     if config.parallel == "fsdp" or config.compile:
         unfuse(model)
     elif config.kernels == "fused" and (device.type, config.precision) in FUSED_ON and stacks(model):
         fuse(model, DTYPES[config.precision], config.frozen and torch.int8)
+    elif config.frozen is not None:
+        why = "this model has none" if not stacks(model) else f"{config.precision} on {device.type} has none"
+        raise ValueError(f"frozen {config.frozen} is for the fused layers, but {why}. Leave out --frozen.")
     else:
         unfuse(model)
     found = _layer_stacks(model)

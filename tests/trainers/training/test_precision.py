@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lora_core.kernels.fused import fuse, product_dtype, stacks
+from lora_core.kernels.linear import Products
 from lora_core.models import build_model, config_from_dict
 from trainers.config import TrainConfig
 from trainers.training.precision import (
@@ -35,6 +36,28 @@ def test_which_layers_a_model_gets(tiny, before, kernels, precision, device, exp
     model = tiny.build() if before is None else fuse(tiny.build(), before)
     choose_kernels(model, TrainConfig(kernels=kernels, precision=precision), torch.device(device))
     assert product_dtype(model) is expected
+
+
+def test_frozen_weights_are_computed_in_int8_beside_either_precision(tiny):
+    for precision, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
+        model = tiny.build(lora=True)
+        choose_kernels(model, TrainConfig(frozen="int8", precision=precision), CPU)
+        assert [stack.products for stack in stacks(model)] == [Products(dtype, torch.int8)]
+        choose_kernels(model, TrainConfig(precision=precision), CPU)
+        assert [stack.products for stack in stacks(model)] == [Products(dtype)]
+
+
+@pytest.mark.parametrize("settings", [{"kernels": "plain"}, {"compile": True}, {"parallel": "fsdp"}])
+def test_int8_needs_the_fused_layers(settings):
+    with pytest.raises(ValueError, match="frozen int8 is for the fused layers: leave out --kernels plain"):
+        TrainConfig(frozen="int8", **settings)
+
+
+def test_int8_is_refused_where_there_are_no_fused_layers(tiny):
+    with pytest.raises(ValueError, match=r"this model has none\. Leave out --frozen"):
+        choose_kernels(torch.nn.Linear(4, 3), TrainConfig(frozen="int8"), CPU)
+    with pytest.raises(ValueError, match=r"fp16 on cpu has none\. Leave out --frozen"):
+        choose_kernels(tiny.build(), TrainConfig(frozen="int8", precision="fp16"), CPU)
 
 
 @pytest.mark.parametrize("kernels", ["fused", "plain"])
