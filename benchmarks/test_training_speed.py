@@ -7,6 +7,8 @@ sizes of MiniLM-L6, BERT-base, DeBERTa-v3-base and ModernBERT-base and random we
 pretrained ones. ModernBERT has no dropout of its own, and one projection for query, key and value, which is adapted as
 a whole.
 
+"int8" are products with frozen weights in int8, beside the others in fp32 or bf16.
+
 Our settings are the library's own: batches sorted by length within shuffled windows, no dropout of attention weights.
 "Defaults" are those of Trainer and of the models' configs, so attention weights are dropped too (0.1); one opponent is
 measured without that, as ours. Each contestant lives in a process of its own and they train in turn, in every round
@@ -134,7 +136,11 @@ ROWS = {
         ("LoRA, fp32", "PEFT, by length, no attention dropout", "our LoRA", None),
         ("LoRA, bf16", "PEFT, defaults", "our LoRA, bf16", 6.0),
         ("LoRA, bf16", "PEFT, by length, bf16", "our LoRA, bf16", 2.2),
+        ("LoRA, int8 and fp32", "PEFT, defaults", "our LoRA, int8", None),
+        ("LoRA, int8 and bf16", "PEFT, defaults", "our LoRA, int8 and bf16", 6.0),
+        ("LoRA, int8 and bf16", "PEFT, by length, bf16", "our LoRA, int8 and bf16", 2.6),
         ("all linear layers, fp32", "PEFT, by length, all linear", "our LoRA, all linear", 2.0),
+        ("all linear layers, int8 and bf16", "PEFT, by length, all linear", "our LoRA, all linear, int8 and bf16", 2.5),
         ("full fine-tuning, fp32", "Trainer, by length, full", "our full fine-tuning", None),
         ("what the kernels bring", "our LoRA, plain layers", "our LoRA", None),
         ("LoRA against full", "our full fine-tuning", "our LoRA", 1.4),
@@ -144,6 +150,7 @@ ROWS = {
         ("LoRA, fp32", "PEFT, defaults", "our LoRA", 3.5),
         ("LoRA, fp32", "PEFT, by length", "our LoRA", 1.6),
         ("LoRA, bf16", "PEFT, by length, bf16", "our LoRA, bf16", 2.2),
+        ("LoRA, int8 and bf16", "PEFT, by length, bf16", "our LoRA, int8 and bf16", 4.5),
         ("LoRA against full", "our full fine-tuning", "our LoRA", 1.4),
     ],
     # Of these each contestant takes up to 4 GB, and all of a size train in turn: more rows want more than 24 GB.
