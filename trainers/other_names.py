@@ -42,6 +42,7 @@ OURS = {
     "fp16": "precision fp16",
     "bf16": "precision bf16",
     "mixed-precision": "precision",
+    "load-in-8bit": "frozen int8",
     "fsdp": "parallel fsdp",
     "ddp-timeout": "timeout",
     "save-steps": "checkpoint-steps",
