@@ -17,6 +17,9 @@ if not torch.cuda.is_available():
 _cache = tempfile.TemporaryDirectory(prefix="lora-core-tests-")
 os.environ["LORA_CACHE_DIR"] = _cache.name
 
+# But the C++ kernels, which take 20 seconds to build, are built once on a machine.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{tempfile.gettempdir()}/lora-core-tests-extensions-{os.getuid()}")
+
 # The same examples in every run, and no time limit for one example: a busy machine is no failure.
 settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")

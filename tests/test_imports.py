@@ -22,7 +22,7 @@ ORDER = (
     ("lora_core.extras", "lora_core.models"),
     ("lora_core.models.encoders",),
     ("lora_core.models.pretrained",),
-    ("lora_core.kernels.cuda",),
+    ("lora_core.kernels.cuda", "lora_core.kernels.native"),
     ("lora_core.kernels",),
     ("lora_core.export",),
     ("trainers.processes",),
