@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lora_core.kernels.native.build import ops
+
 ZERO_POINT = 128
 LARGEST = 127
 
@@ -32,13 +34,16 @@ class Rows(NamedTuple):
     values: Tensor
     """uint8 (N, I) with `ZERO_POINT`."""
     scale: Tensor
-    """fp32 (N, 1); NaN in a row that holds one, so that it is not lost."""
+    """fp32 (N,); of a row with a number that is not finite NaN or infinite, so that it is not lost."""
 
 
 def round_rows(x: Tensor) -> Rows:
     """``x`` (N, I), fp32 or bf16, rounded."""
-    scale = x.abs().amax(1, keepdim=True).float().div_(LARGEST)  # (N, 1)
-    values = x.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)
+    native = ops()
+    if native is not None:
+        return Rows(*native.quantize_rows(x.contiguous()))
+    scale = x.abs().amax(1).float().div_(LARGEST)  # (N,)
+    values = x.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     return Rows(values.round_().add_(ZERO_POINT).to(torch.uint8), scale)
 
 
@@ -87,10 +92,11 @@ class _Packed(NamedTuple):
         found = torch.ops.onednn.qlinear_pointwise(
             x.values, 1.0, ZERO_POINT, self.values, self.scale, self.zero_point, None, 1.0, 0, dtype, "none", [], ""
         )  # (N, O)
-        if dtype == torch.float32:
-            return found.mul_(x.scale) if bias is None else torch.addcmul(bias, found, x.scale, out=found)
-        wide = found * x.scale if bias is None else torch.addcmul(bias, found, x.scale)
-        return wide.to(dtype)
+        native = ops()
+        if native is not None:
+            return native.rescale_rows_(found, x.scale, bias)
+        scale = x.scale[:, None]
+        return (found * scale if bias is None else torch.addcmul(bias, found, scale)).to(dtype)
 
 
 @lru_cache
