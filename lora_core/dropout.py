@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _INT64_MIN = -(2**63)
-_LEVELS = 2**16
+LEVELS = 2**16
+"""Rates of dropout are multiples of one in so many."""
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -64,9 +65,9 @@ def keep_mask(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
     keep = torch.empty(shape, dtype=torch.uint8)
     count = keep.numel()
     bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(_INT64_MIN, None).view(torch.int16)[:count]
-    dropped = round(p * _LEVELS)  # of the 65536 values of an int16, which is uniform from -32768
-    torch.ge(bits, dropped - _LEVELS // 2, out=keep.view(-1))
-    return keep, _LEVELS / (_LEVELS - dropped)
+    dropped = round(p * LEVELS)  # of the 65536 values of an int16, which is uniform from -32768
+    torch.ge(bits, dropped - LEVELS // 2, out=keep.view(-1))
+    return keep, LEVELS / (LEVELS - dropped)
 
 
 def drop(x: Tensor, keep: Tensor, *, in_place: bool = False) -> Tensor:
@@ -80,4 +81,4 @@ def drop(x: Tensor, keep: Tensor, *, in_place: bool = False) -> Tensor:
 
 def too_sparse(p: float) -> bool:
     """Whether so little is kept that 65536 levels cannot tell it from nothing."""
-    return p > 1 - 1 / _LEVELS
+    return p > 1 - 1 / LEVELS

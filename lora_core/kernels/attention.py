@@ -5,48 +5,93 @@ products of bf16 matrices are four times faster than those of fp32. So attention
 sentences at a time. The attention weights are kept for the backward pass where they are small beside query, key and
 value, and computed again where they are not, so memory grows with T and not with its square.
 
-Shapes: B sentences, T tokens (padded), Q tokens that ask (T, or fewer), H hidden size, N heads, D = H / N.
+Shapes: R packed rows (packing.py), B sentences, T tokens (padded), Q tokens that ask (T, or fewer), H hidden size,
+N heads, D = H / N.
 """
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from lora_core.kernels.packing import Layout, put, take
+
 SCORES_AT_ONCE = 2**21
 """Most attention scores that are computed at a time, unless one sentence has more."""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int) -> Tensor:
-    """`multi_head_attention` without dropout for bf16 inputs (B, Q, H), (B, T, H), (B, T, H); result (B, Q, H)."""
-    return _Attend.apply(query, key, value, mask, num_heads)
+class Heads(NamedTuple):
+    """How packed rows (R, H) become the heads of padded sentences (B N, T, D), and back."""
+
+    layout: Layout
+    number: int
+    native: Any = None
+    """The C++ kernels, which do it in one pass; None: torch's operators do."""
+
+    def split(self, rows: Tensor, scale: float = 1.0) -> Tensor:
+        """``rows`` times ``scale``, with zeros at the padding. They may be of fewer tokens where there is none."""
+        index, sentences = self.layout.index, self.layout.sentences
+        tokens = len(rows) // sentences if index is None else self.layout.tokens
+        if self.native is not None:
+            return self.native.split_heads(rows, index, sentences, tokens, self.number, scale)
+        padded = rows if index is None else put(rows, index, sentences * tokens)
+        split = padded.view(sentences, tokens, self.number, -1).transpose(1, 2).contiguous().flatten(0, 1)
+        return split if scale == 1.0 else split * scale
+
+    def join(self, split: Tensor, rows: int, scale: float = 1.0) -> Tensor:
+        """``rows`` packed rows of ``split`` times ``scale``, with zeros behind the real ones."""
+        index = self.layout.index
+        if self.native is not None:
+            return self.native.join_heads(split, index, rows, self.number, scale)
+        if scale != 1.0:
+            split = split * scale
+        padded = split.unflatten(0, (-1, self.number)).transpose(1, 2).flatten(2).flatten(0, 1)  # (B T, H)
+        return padded if index is None else take(padded, index)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, num_heads: int, native: Any = None) -> Tensor:
+    """`multi_head_attention` without dropout for packed bf16 rows.
+
+    Args:
+        query: (R, H), or (B Q, H) where there is no padding.
+        key, value: (R, H).
+        native: the C++ kernels, if they may be used.
+
+    Returns:
+        A row for each query.
+    """
+    return _Attend.apply(query, key, value, Heads(layout, num_heads, native))
 
 
 class _Attend(Function):
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, num_heads: int) -> Tensor:
-        ctx.num_heads, ctx.scale = num_heads, (query.shape[-1] // num_heads) ** -0.5
-        query, key, value = (_split(x, num_heads) for x in (query, key, value))  # (B N, T, D)
-        query = query * ctx.scale
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
+        ctx.heads, ctx.rows = heads, (len(query), len(key))
+        mask, num_heads = heads.layout.mask, heads.number
+        ctx.scale = (query.shape[-1] // num_heads) ** -0.5
+        query, key, value = heads.split(query, ctx.scale), heads.split(key), heads.split(value)  # (B N, T, D)
         out, kept = torch.empty_like(query), []
         for part, masked in _parts(query, key, mask, num_heads):
             weights = _weights(query[part], key[part], masked, num_heads)
             torch.bmm(weights, value[part], out=out[part])
             if key.shape[1] <= 3 * key.shape[2]:
                 kept.append(weights)
-        ctx.save_for_backward(query, key, value, mask, *kept)
-        return _join(out, num_heads)
+        ctx.save_for_backward(query, key, value, *kept)
+        return heads.join(out, ctx.rows[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mask, *kept = ctx.saved_tensors
-        grad = _split(grad, ctx.num_heads)  # (B N, Q, D)
+        query, key, value, *kept = ctx.saved_tensors
+        heads: Heads = ctx.heads
+        mask, num_heads = heads.layout.mask, heads.number
+        grad = heads.split(grad)  # (B N, Q, D)
         dquery, dkey, dvalue = (torch.empty_like(x) for x in (query, key, value))
-        for number, (part, masked) in enumerate(_parts(query, key, mask, ctx.num_heads)):
-            weights = kept[number] if kept else _weights(query[part], key[part], masked, ctx.num_heads)
+        for number, (part, masked) in enumerate(_parts(query, key, mask, num_heads)):
+            weights = kept[number] if kept else _weights(query[part], key[part], masked, num_heads)
             torch.bmm(weights.mT, grad[part], out=dvalue[part])
             dweights = torch.bmm(grad[part], value[part].mT)  # (B N, Q, T)
             dscores = torch.ops.aten._softmax_backward_data(dweights.float(), weights.float(), -1, torch.float32).to(
@@ -54,7 +99,8 @@ class _Attend(Function):
             )
             torch.bmm(dscores, key[part], out=dquery[part])
             torch.bmm(dscores.mT, query[part], out=dkey[part])
-        return *(_join(x, ctx.num_heads) for x in (dquery.mul_(ctx.scale), dkey, dvalue)), None, None
+        asked, told = ctx.rows
+        return heads.join(dquery, asked, ctx.scale), heads.join(dkey, told), heads.join(dvalue, told), None
 
 
 def _parts(query: Tensor, key: Tensor, mask: Tensor | None, num_heads: int) -> Iterator[tuple[slice, Tensor | None]]:
@@ -72,13 +118,3 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, num_heads: int) ->
     if mask is not None:
         scores.unflatten(0, (-1, num_heads)).add_(mask)
     return torch.softmax(scores, -1, out=scores).to(query.dtype)
-
-
-def _split(x: Tensor, num_heads: int) -> Tensor:
-    """(B, T, H) -> (B N, T, D)."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2).contiguous().flatten(0, 1)
-
-
-def _join(x: Tensor, num_heads: int) -> Tensor:
-    """(B N, T, D) -> (B, T, H)."""
-    return x.unflatten(0, (-1, num_heads)).transpose(1, 2).flatten(2)

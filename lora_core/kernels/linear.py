@@ -5,7 +5,7 @@
 Several layers that read the same input, such as query, key and value, are one function: their input is cast once and
 its gradient summed in place. Nothing is computed that no one needs (gradients of frozen weights, of the input of the
 lowest adapted layer). What waits for the backward pass is the input, once for all layers and only if something is
-trained on it, the rank-r tensor S = A (keep * x), and one byte of `keep` per element.
+trained on it, the rank-r tensor S = A (keep * x), and `keep` (dropout.py).
 
 Shapes: N tokens, I in_features, O out_features, r rank.
 """
@@ -19,8 +19,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lora_core.dropout import drop, keep_mask, too_sparse
+from lora_core.dropout import too_sparse
 from lora_core.kernels.cuda.stacked import Stack, project_stack
+from lora_core.kernels.dropout import add_dropped, draw_keep, drop
 from lora_core.kernels.int8 import Int8Weight, round_rows
 from lora_core.layers import LoRALinear
 from lora_core.updates import LinearUpdate, ThirdsUpdate
@@ -197,7 +198,7 @@ class _Project(Function):
             if a is not None and b is not None:
                 a, b, kept = a.to(dtype), b.to(dtype), x
                 if p > 0:
-                    keep, scale = keep_mask(x.shape, p)
+                    keep, scale = draw_keep(x, p)
                     alpha, kept = alpha * scale, drop(x, keep)
                 s = kept @ a.T  # (N, r)
                 y.addmm_(s, b.T, alpha=alpha)
@@ -253,7 +254,7 @@ def _add_input_gradient(
         if keep is None:
             part.addmm_(ds, a)
         else:
-            part.add_(drop(ds @ a, keep, in_place=True))
+            add_dropped(part, ds @ a, keep)
     return part.to(dtype) if dx is None else dx.add_(part)
 
 

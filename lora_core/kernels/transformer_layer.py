@@ -4,17 +4,19 @@ Shapes: B sentences, T tokens (padded), N real tokens of the batch, H hidden siz
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from lora_core.dropout import dropout_add
 from lora_core.kernels.attention import attend
 from lora_core.kernels.linear import Products, is_plain, project
+from lora_core.kernels.native.build import ops
 from lora_core.kernels.packed_attention import attend_packed
 from lora_core.kernels.packing import Layout
+from lora_core.kernels.residual import add, add_norm
 from lora_core.models.layers import GatedActivation, LayerParts, MultiHeadAttention, TransformerLayer
 
 
@@ -34,19 +36,27 @@ def run_layer(
         read: the number of leading tokens of each sentence whose states are wanted, in a batch without padding; the
             output is (B * read, H) then. None: all.
     """
-    parts = layer.parts()
+    parts, native = layer.parts(), kernels(layer, x)
     normed = parts.attention_norm(x) if layer.norm_first else x
     asking = normed
     if read is not None:
         asking, x = (layout.pad(t)[:, :read].flatten(0, 1) for t in (normed, x))
-    attended = scaled(attention(parts, asking, normed, layout, products, shared), parts.attention_scale)
-    x = add(attended, x, parts.attention_output_dropout)
+    attended = scaled(attention(parts, asking, normed, layout, products, shared, native), parts.attention_scale)
     if layer.norm_first:
+        x = add(attended, x, parts.attention_output_dropout)
         outcome = scaled(feed_forward(parts, parts.output_norm(x), products), parts.output_scale)
         return add(outcome, x, parts.output_dropout)
-    x = parts.attention_norm(x)
+    x = add_norm(attended, x, parts.attention_output_dropout, parts.attention_norm, native)
     outcome = scaled(feed_forward(parts, x, products), parts.output_scale)
-    return parts.output_norm(add(outcome, x, parts.output_dropout))
+    return add_norm(outcome, x, parts.output_dropout, parts.output_norm, native)
+
+
+def kernels(layer: nn.Module, x: Tensor) -> Any:
+    """The C++ kernels, where the layer is trained on a CPU and they can be had; else None.
+
+    In evaluation torch's operators do, so those who never train build nothing.
+    """
+    return ops() if layer.training and torch.is_grad_enabled() and x.device.type == "cpu" else None
 
 
 def attention(
@@ -56,6 +66,7 @@ def attention(
     layout: Layout,
     products: Products,
     shared: tuple[Tensor, ...],
+    native: Any,
 ) -> Tensor:
     """Attention of the tokens ``asking`` to the tokens ``x``, with its output projection."""
     query, key, value = query_key_value(parts.query_key_value, asking, x, products)  # (N, H)
@@ -64,14 +75,14 @@ def attention(
     if x.device.type != "cpu" and type(own).attend is MultiHeadAttention.attend:
         context = attend_packed(query, key, value, layout, own.num_heads, own.dropout.p if drops else 0.0)
         return project(context, (parts.attention_output,), products)[0]
-    query, key, value = (layout.pad(t) for t in (query, key, value))  # (B, T, H)
     if query.dtype == torch.bfloat16 and not drops and type(own).attend is MultiHeadAttention.attend:
-        context = attend(query, key, value, layout.mask, own.num_heads)
-    else:
-        shared = own.project_shared(partial(project_rows, products=products), *shared)
-        if not own.attends_in_half:
-            query, key, value = query.float(), key.float(), value.float()
-        context = own.attend(query, key, value, layout.mask, *shared)
+        context = attend(query, key, value, layout, own.num_heads, native)
+        return project(context, (parts.attention_output,), products)[0]
+    query, key, value = (layout.pad(t) for t in (query, key, value))  # (B, T, H)
+    shared = own.project_shared(partial(project_rows, products=products), *shared)
+    if not own.attends_in_half:
+        query, key, value = query.float(), key.float(), value.float()
+    context = own.attend(query, key, value, layout.mask, *shared)
     return project(layout.pack(context), (parts.attention_output,), products)[0]
 
 
@@ -102,11 +113,6 @@ def feed_forward(parts: LayerParts, x: Tensor, products: Products) -> Tensor:
 def scaled(x: Tensor, scale: nn.Module | None) -> Tensor:
     """``x``, scaled if there is something that does it."""
     return x if scale is None else scale(x)
-
-
-def add(x: Tensor, residual: Tensor, dropout: nn.Dropout | None) -> Tensor:
-    """``dropout(x) + residual``, in the dtype of the residual."""
-    return x + residual if dropout is None else dropout_add(x, residual, dropout)
 
 
 def activate(activation: nn.Module, x: Tensor, *, sole_reader: bool) -> Tensor:

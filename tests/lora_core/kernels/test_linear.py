@@ -76,11 +76,11 @@ def test_dropout_of_each_adapter_is_its_own(model, monkeypatch):
         layer.lora["default"].lora_dropout.p = 0.5
     shapes = []
 
-    def note(shape, p):
-        shapes.append((*shape, p))
-        return torch.zeros(shape, dtype=torch.uint8), 2.0
+    def note(x, p):
+        shapes.append((*x.shape, p))
+        return torch.zeros(x.shape, dtype=torch.uint8), 2.0
 
-    monkeypatch.setattr(linear, "keep_mask", note)
+    monkeypatch.setattr(linear, "draw_keep", note)
     x = torch.randn(7, 12)
     with lora_core.disable_adapters(model):
         expected = [layer(x) for layer in model.layers]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lora_core.kernels import packed_attention, transformer_layer
+from lora_core.kernels.linear import Products
 from lora_core.kernels.packed_attention import VARLEN_ARGUMENTS, attend_packed, route, varlen_attention
 from lora_core.kernels.packing import ROWS, Layout
 from lora_core.models.host import keep_on_host
@@ -177,14 +178,14 @@ def test_a_layer_on_a_device_attends_in_packed_rows(make, masked, monkeypatch):
         return attend_packed(query, key, value, layout, num_heads, dropout_p)
 
     monkeypatch.setattr(transformer_layer, "attend_packed", attention)
-    monkeypatch.setattr(transformer_layer, "project", lambda x, layers, dtype: tuple(layer(x) for layer in layers))
+    monkeypatch.setattr(transformer_layer, "project", lambda x, layers, products: tuple(layer(x) for layer in layers))
     real = BATCHES["padded at the end"]
     layer = make("bert", attention_probs_dropout_prob=0.25).train().get_submodule("bert.encoder.layer.0").to("meta")
     hidden = torch.empty(*real.shape, HIDDEN, device="meta")
     mask = additive_mask(keep_on_host(real.to("meta"), real), torch.float32) if masked else None
     layout = Layout.of(hidden, mask)
     packed = layout.pack(hidden)
-    out = transformer_layer.attention(layer.parts(), packed, packed, layout, None, ())
+    out = transformer_layer.attention(layer.parts(), packed, packed, layout, Products(), (), None)
     rows = ROWS if masked else real.numel()
     assert seen == [((rows, HIDDEN), HEADS, 0.25)]
     assert out.shape == (rows, HIDDEN)
