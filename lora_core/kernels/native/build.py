@@ -4,8 +4,8 @@ torch's own loader of extensions compiles them, in a folder that one process has
 then moved to its place in one step. So a library is whole or not there, processes that start together wait for the
 one that builds, and one that was killed while building leaves nothing that others wait for.
 
-The library is for one CPU: its name holds a hash of the sources, the CPU's abilities, and the versions of torch and of
-the compiler's options, so a home folder that several machines share keeps one for each kind.
+The library is for one kind of CPU: its name holds a hash of the sources, the CPU's abilities, torch's version and the
+compiler's options, so a home folder that several machines share keeps one for each kind.
 """
 
 import fcntl

@@ -46,17 +46,17 @@ Moments add_norm_row(const T* x, const float* residual, const float* weight, con
   return {mean, rstd};
 }
 
-// The gradients of the residual, and of x where it is wanted. With n = (sum - mean) rstd and h = dout * weight:
+// The gradients of the residual, and of x where it is wanted. With n = (sum - mean) rstd and h = grad * weight:
 //   dresidual = rstd (h - mean(h) - n mean(h n)),  dx = scale * keep * dresidual
-// dout * n and dout are added to dweight and dbias, which may be null.
+// grad * n and grad are added to dweight and dbias, which may be null.
 template <class T>
-void add_norm_backward_row(const float* dout, const float* sum, Moments moments, const float* weight, const Keep* keep,
+void add_norm_backward_row(const float* grad, const float* sum, Moments moments, const float* weight, const Keep* keep,
                            float scale, int64_t first, T* dx, float* dresidual, float* dweight, float* dbias,
                            int64_t width) {
   float mean = moments.mean, rstd = moments.rstd, total = 0, dot = 0;
 #pragma omp simd reduction(+ : total, dot)
   for (int64_t i = 0; i < width; i++) {
-    float h = weight ? dout[i] * weight[i] : dout[i];
+    float h = weight ? grad[i] * weight[i] : grad[i];
     total += h;
     dot += h * ((sum[i] - mean) * rstd);
   }
@@ -64,7 +64,7 @@ void add_norm_backward_row(const float* dout, const float* sum, Moments moments,
   dot /= float(width);
 #pragma omp simd
   for (int64_t i = 0; i < width; i++) {
-    float h = weight ? dout[i] * weight[i] : dout[i];
+    float h = weight ? grad[i] * weight[i] : grad[i];
     dresidual[i] = rstd * (h - total - (sum[i] - mean) * rstd * dot);
   }
   if (dx && keep) {
@@ -82,11 +82,11 @@ void add_norm_backward_row(const float* dout, const float* sum, Moments moments,
   }
   if (dweight) {
 #pragma omp simd
-    for (int64_t i = 0; i < width; i++) dweight[i] += dout[i] * ((sum[i] - mean) * rstd);
+    for (int64_t i = 0; i < width; i++) dweight[i] += grad[i] * ((sum[i] - mean) * rstd);
   }
   if (dbias) {
 #pragma omp simd
-    for (int64_t i = 0; i < width; i++) dbias[i] += dout[i];
+    for (int64_t i = 0; i < width; i++) dbias[i] += grad[i];
   }
 }
 

@@ -181,14 +181,14 @@ std::tuple<Tensor, Tensor, Tensor> add_norm(const Tensor& x, const Tensor& resid
 }
 
 // The gradients of add_norm: dx in its own type and, where they are wanted, dresidual, dweight and dbias; else empty
-std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm_backward(const Tensor& dout, const Tensor& sum,
+std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm_backward(const Tensor& grad, const Tensor& sum,
                                                              const Tensor& moments, const std::optional<Tensor>& weight,
                                                              const std::optional<Tensor>& keep, double scale,
                                                              at::ScalarType dtype, bool needs_x, bool needs_weight,
                                                              bool needs_bias) {
   int64_t rows = sum.size(0), width = sum.size(1);
-  check(dout, at::kFloat, "dout");
-  TORCH_CHECK(dout.sizes() == sum.sizes(), "dout must have the shape of the sum");
+  check(grad, at::kFloat, "grad");
+  TORCH_CHECK(grad.sizes() == sum.sizes(), "grad must have the shape of the sum");
   const float* weights = data_or_null(weight, width, "weight");
   Keep kept = keep ? read_keep(*keep) : Keep{};
   auto options = sum.options();
@@ -202,7 +202,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm_backward(const Tensor& dout,
   with_type(dx, "dx", [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     T* to = needs_x ? data<T>(dx) : nullptr;
-    const float *from = data<float>(dout), *sums = data<float>(sum);
+    const float *from = data<float>(grad), *sums = data<float>(sum);
     const Moments* found = reinterpret_cast<const Moments*>(data<float>(moments));
     float *beside = data<float>(dresidual), *weight_sums = data<float>(dweight), *bias_sums = data<float>(dbias);
     over_rows(parts, PART * width, [&](int64_t part) {
@@ -295,7 +295,7 @@ TORCH_LIBRARY(lora_core_native, library) {
       "add_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps, Tensor? keep, float scale) "
       "-> (Tensor, Tensor, Tensor)");
   library.def(
-      "add_norm_backward(Tensor dout, Tensor sum, Tensor moments, Tensor? weight, Tensor? keep, float scale, "
+      "add_norm_backward(Tensor grad, Tensor sum, Tensor moments, Tensor? weight, Tensor? keep, float scale, "
       "ScalarType dtype, bool needs_x, bool needs_weight, bool needs_bias) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def("split_heads(Tensor x, Tensor? index, int sentences, int tokens, int heads, float scale) -> Tensor");
   library.def("join_heads(Tensor x, Tensor? index, int rows, int heads, float scale) -> Tensor");

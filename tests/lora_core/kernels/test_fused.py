@@ -11,7 +11,11 @@ from torch import nn
 
 import lora_core
 from lora_core.kernels.fused import FusedStack, fuse, obstacle, unfuse
+<<<<<<< HEAD
 from lora_core.kernels.linear import Products
+=======
+from lora_core.kernels.native.build import ops
+>>>>>>> native
 from lora_core.kernels.packing import Layout
 from lora_core.kernels.transformer_layer import run_layer
 from lora_core.models import load_pretrained, save_pretrained
@@ -464,3 +468,35 @@ def test_products_in_fp16_are_for_a_gpu(make, inputs, caplog):
 def test_devices_without_fused_layers_are_named(make):
     stack = stacks(fuse(make("bert")))[0]
     assert "on xpu" in (obstacle(stack, SimpleNamespace(device=torch.device("xpu"), dtype=torch.float32)) or "")
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "vit"])
+def test_the_cpp_kernels_change_nothing_but_rounding(
+    family, precision, make, inputs, gradients, assert_same, monkeypatch
+):
+    if ops() is None:
+        pytest.skip("the C++ kernels cannot be built here; a warning says why")
+    model = injected(make(family), bias="all", lora_dropout=0.0).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    fuse(model, precision)
+    found = gradients(model, inputs(family))
+    asked = []
+    monkeypatch.setattr("lora_core.kernels.transformer_layer.ops", lambda: asked.append(1))
+    expected = gradients(model, inputs(family))
+    assert len(asked) == 3
+    assert_same(found, expected, 1e-5 if precision is None else 0.02)
+
+
+def test_who_does_not_train_builds_nothing(make, inputs, monkeypatch):
+    def refuse() -> None:
+        raise AssertionError("the C++ kernels are not for inference")
+
+    monkeypatch.setattr("lora_core.kernels.transformer_layer.ops", refuse)
+    monkeypatch.setattr("lora_core.kernels.dropout.ops", refuse)
+    model = fuse(injected(make("bert")), torch.bfloat16)
+    model.eval()(**inputs("bert"))
+    with torch.no_grad(), pytest.raises(AssertionError):
+        model.train()(**inputs("bert"))  # dropout asks: the test would notice

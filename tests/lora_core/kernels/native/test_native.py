@@ -76,3 +76,23 @@ def test_threads_do_not_matter():
     for q, scale in found[1:]:
         assert torch.equal(q, found[0][0])
         assert torch.equal(scale, found[0][1])
+
+
+@both_dtypes
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize("index", [None, [0, 1, 2, 3, 4, 5, 6, 7, 14, 15, 16]])
+def test_heads_of_packed_rows(index, scale, dtype):
+    """3 sentences of 7 tokens with 2 heads of 5."""
+    places = torch.arange(21) if index is None else torch.tensor(index)
+    rows = 21 if index is None else 32
+    wide = torch.randn(rows, 30).to(dtype)
+    x = wide[:, 10:20]  # some columns of wider rows
+    index = None if index is None else places
+    padded = torch.zeros(21, 10, dtype=dtype)
+    padded[places] = x[: len(places)]
+    expected = padded.view(3, 7, 2, 5).transpose(1, 2).flatten(0, 1)
+    found = native.split_heads(x, index, 3, 7, 2, scale)
+    torch.testing.assert_close(found, expected * scale)
+    back = native.join_heads(expected.contiguous(), index, rows, 2, scale)
+    torch.testing.assert_close(back[: len(places)], x[: len(places)] * scale)
+    assert not back[len(places) :].any()
