@@ -161,7 +161,7 @@ class _Plain:
         """A scale for each column."""
         yield from self._dequantised(weight, [weight, scale], axis=1)
 
-    def _dequantised(self, x: str, inputs: Sequence[str], **attributes: int) -> Iterator[NodeProto]:
+    def _dequantised(self, x: str, inputs: Sequence[str], **attributes: Any) -> Iterator[NodeProto]:
         if x not in self.written:
             self.written.add(x)
             yield helper.make_node("DequantizeLinear", inputs, [_wide(x)], name=_wide(x), **attributes)
