@@ -4,7 +4,7 @@
 
 500 sentences of BioNLP2004's test split, or without it sentences made here in like lengths, in the pipeline's batches,
 sorted by length, on one thread and on two. Each round takes every backend in turn; a ratio is the median over the
-rounds of two times of one round: of the processor on one thread, of the clock on two. The head is drawn at random, of
+rounds of two times of one round: of the processor on one thread, of the clock on two. The head is drawn at random, on
 which no time depends; `from fp32` is the mean distance of the logits from PyTorch's in fp32, in their standard
 deviations. What rounding costs in points is `lora-core bench`'s subject.
 

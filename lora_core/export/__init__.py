@@ -16,8 +16,8 @@ Many adapters on one base, one session for all of them:
     genes = base.load_adapter("genes.onnx_adapter", "genes")                 # a model of its own on base's session
     logits = genes(input_ids, attention_mask)
 
-This package imports onnx and onnxruntime, and openvino where that is asked for; nothing else in lora_core does. Encoders and heads write what is their
-own (methods `onnx`) on a Graph that they are given; here is what all share.
+This package imports onnx and onnxruntime, and openvino where that is asked for; nothing else in lora_core does.
+Encoders and heads write what is their own (methods `onnx`) on a Graph that they are given; here is what all share.
 
 Names are imported when they are first used, so that serving (session.py) needs no torch.
 """
