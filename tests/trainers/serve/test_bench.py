@@ -25,7 +25,8 @@ def run(finished, tmp_path_factory):
 
 @pytest.fixture
 def in_one_process(monkeypatch):
-    """Measures in this process, which is faster; which variants were measured, and what they got."""
+    """Measures in this process, which is faster, without OpenVINO, which test_backends.py has; which variants were
+    measured, and what they got."""
     seen = []
 
     def here(variant, work):
@@ -33,6 +34,7 @@ def in_one_process(monkeypatch):
         return measure(work, str(variant.source), variant.device, variant.backend)
 
     monkeypatch.setattr(trainers.serve.bench, "_in_own_process", here)
+    monkeypatch.setattr(trainers.serve.bench, "_openvino_capabilities", list)
     return seen
 
 
