@@ -224,7 +224,7 @@ def best_line(finding: Finding) -> str:
         return f"none is {within}"
     return (
         f"fastest {within}: {way.name} on {way.device}, {way.examples_per_second:.0f} examples a second, "
-        f"{-way.points_lost:+.2f} points; --backend auto takes it"
+        f"{0.0 - way.points_lost:+.2f} points; --backend auto takes it"
     )
 
 
