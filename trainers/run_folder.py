@@ -11,7 +11,7 @@ set-aside/              here and in checkpoints/: what stood in the way and was 
 adapter/ or best/       what was trained: LoRA's adapter, or else the whole model
 predictions/SPLIT.npz   predicted and true label ids of every example
 tokenizer.json          the vocabulary of a model that starts from nothing
-report.html, report/, model.onnx, model.int8.onnx    what the other verbs write
+report.html, report/, model.onnx, model.int8.onnx, backends.json    what the other verbs write
 """
 
 import json
@@ -113,6 +113,11 @@ class RunFolder:
     def int8_onnx(self) -> Path:
         """The exported model in int8."""
         return self.path / "model.int8.onnx"
+
+    @property
+    def backends(self) -> Path:
+        """backends.json: which ways to serve it were measured where (serve/backends.py)."""
+        return self.path / "backends.json"
 
     def weights(self, method: str) -> Path:
         """The folder with what a run of this method trained."""
@@ -221,7 +226,7 @@ class RunFolder:
                 discard(folder)
         # Last what makes it a run: killed on the way, it can still be overwritten.
         for path in (
-            *(self.report, self.onnx, self.int8_onnx, self.tracking),
+            *(self.report, self.onnx, self.int8_onnx, self.backends, self.tracking),
             *(self.inputs, self.recipe, self.settings, self.metrics),
         ):
             path.unlink(missing_ok=True)

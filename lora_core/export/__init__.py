@@ -6,6 +6,7 @@
     verify_score("model.int8.onnx", score, reference)                        # metric as before, or the file goes
     logits = OnnxModel("model.int8.onnx")(input_ids, attention_mask)
     logits = OnnxSession("model.int8.onnx").run(input_ids=array)             # the same on arrays, without torch
+    logits = OnnxSession("model.int8.onnx", backend="openvino").run(input_ids=array)    # the extra openvino
 
 Many adapters on one base, one session for all of them:
 
@@ -15,8 +16,8 @@ Many adapters on one base, one session for all of them:
     genes = base.load_adapter("genes.onnx_adapter", "genes")                 # a model of its own on base's session
     logits = genes(input_ids, attention_mask)
 
-This package imports onnx and onnxruntime, and nothing else in lora_core does. Encoders and heads write what is their
-own (methods `onnx`) on a Graph that they are given; here is what all share.
+This package imports onnx and onnxruntime, and openvino where that is asked for; nothing else in lora_core does.
+Encoders and heads write what is their own (methods `onnx`) on a Graph that they are given; here is what all share.
 
 Names are imported when they are first used, so that serving (session.py) needs no torch.
 """

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lora_core.export.session import OnnxSession
+from lora_core.export.session import Backend, OnnxSession
 
 
 class OnnxModel(nn.Module, OnnxSession):
@@ -26,9 +26,10 @@ class OnnxModel(nn.Module, OnnxSession):
         threads: int | None = None,
         spinning: bool = True,
         providers: Sequence[str] | None = None,
+        backend: Backend = "onnx",
     ) -> None:
         nn.Module.__init__(self)
-        OnnxSession.__init__(self, path, threads=threads, spinning=spinning, providers=providers)
+        OnnxSession.__init__(self, path, threads=threads, spinning=spinning, providers=providers, backend=backend)
 
     @classmethod
     def of(cls, session: OnnxSession) -> "OnnxModel":

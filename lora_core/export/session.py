@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import onnxruntime
@@ -24,6 +24,9 @@ from lora_core.files import json_object, regular_file
 from lora_core.models.checks import check_images, check_input
 from lora_core.models.labels import ProblemType, check_labels, problem_type_of_config
 
+if TYPE_CHECKING:
+    from lora_core.export.openvino_engine import OpenVino
+
 logger = logging.getLogger(__name__)
 
 CUDA = "CUDAExecutionProvider"
@@ -31,6 +34,8 @@ CPU = "CPUExecutionProvider"
 NUMPY_TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
 ADAPTER_FACTS = "adapter_metadata"
 """Input of a base, and tensor of an adapter, that holds what the adapter says of itself, as JSON in bytes."""
+Backend = Literal["onnx", "openvino", "openvino-bf16"]
+"""What computes: onnxruntime, or OpenVINO in the file's own precision or with bfloat16 where that is not int8."""
 Own = TypeVar("Own", bound="OnnxSession")
 
 
@@ -49,7 +54,8 @@ class OnnxSession:
         providers: onnxruntime's execution providers in order of preference; None: CUDA for fp32 where there is one,
             then the CPU. `model.providers` tells which are used.
         shared: a folder where processes that load the same file keep its weights, which the system then holds once
-            for all of them; None: each has its own.
+            for all of them; None: each has its own. OpenVINO does not share.
+        backend: what computes. OpenVINO's results are compared with onnxruntime's here, before any is served.
 
     Attributes:
         labels: names in the order of the logits.
@@ -62,7 +68,8 @@ class OnnxSession:
 
     Raises:
         FileNotFoundError: as `read_metadata`.
-        ValueError: as `read_metadata`; a provider is not installed; or the installed onnxruntime cannot run the file.
+        ValueError: as `read_metadata`; a provider or the backend is not installed; it cannot run the file; or OpenVINO
+            gives other results.
     """
 
     def __init__(
@@ -73,7 +80,10 @@ class OnnxSession:
         spinning: bool = True,
         providers: Sequence[str] | None = None,
         shared: Path | None = None,
+        backend: Backend = "onnx",
     ) -> None:
+        if backend not in get_args(Backend):
+            raise ValueError(f"backend is {backend!r}; an ONNX file runs on one of {', '.join(get_args(Backend))}")
         self.path = Path(path)
         self.metadata = read_file(self.path).metadata
         self.activations = activations_of(self.metadata)
@@ -89,23 +99,35 @@ class OnnxSession:
         """Loaded adapters and what they say of themselves, by name."""
         self.acting: onnxruntime.LoraAdapter | None = None
         self.threads = usual_threads() if threads is None else threads
-        self.session = _session(
-            self.path if shared is None else shared_file(self.path, shared),
-            self.threads,
-            spinning,
-            providers or self._providers(),
-        )
-        self._process = os.getpid()
-        self.providers = list(self.session.get_providers())
-        self.inputs = {node.name: NUMPY_TYPES.get(node.type) for node in self.session.get_inputs()}
+        self.engine: OpenVino | None = None
+        """What computes in the place of onnxruntime."""
+        if backend == "onnx":
+            self.session = _session(
+                self.path if shared is None else shared_file(self.path, shared),
+                self.threads,
+                spinning,
+                providers or self._providers(),
+            )
+            self._process = os.getpid()
+            self.providers = list(self.session.get_providers())
+            self.inputs = {node.name: NUMPY_TYPES.get(node.type) for node in self.session.get_inputs()}
+            outputs = [node.name for node in self.session.get_outputs()]
+        else:
+            from lora_core.export import openvino_engine
+
+            self.engine = openvino_engine.OpenVino(self.path, self.metadata, self.threads, backend == "openvino-bf16")
+            self.providers = ["OpenVINO"]
+            self.inputs = dict(self.engine.inputs)
+            outputs = self.engine.outputs
         wanted = ("pixel_values",) if self.image_shape else ("input_ids", "attention_mask")
-        outputs = [node.name for node in self.session.get_outputs()]
         known = {*wanted, *(() if self.image_shape else ("token_type_ids",))}
         if not set(wanted) <= set(self.inputs) <= known or None in self.inputs.values() or "logits" not in outputs:
             raise ValueError(
                 f"{self.path} takes {', '.join(self.inputs)} and gives {', '.join(outputs)}; expected "
                 f"{', '.join(wanted)} and logits; {AGAIN}"
             )
+        if self.engine is not None:
+            self._check_against_onnxruntime(exact=backend == "openvino" and self.metadata["precision"] == "fp32")
 
     def run(self, **given: np.ndarray) -> np.ndarray:
         """Return the logits in float32: (B, T, L) for tokens, (B, L) for texts and images.
@@ -163,7 +185,22 @@ class OnnxSession:
         view.metadata = self.metadata | facts["metadata"]
         return view
 
+    def _check_against_onnxruntime(self, exact: bool) -> None:
+        from lora_core.export.openvino_engine import check_agreement, image_probes, text_probes
+
+        probes = image_probes(self.image_shape) if self.image_shape else text_probes(self.max_tokens, self.vocab_size)
+        reference = OnnxSession(self.path, threads=self.threads, providers=[CPU])
+        check_agreement(self.path, self.run, reference.run, probes, exact)
+
     def _logits(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        logits = self._of_onnxruntime(arrays) if self.engine is None else self.engine.logits(arrays)
+        expected = self._expected_shape(next(iter(arrays.values())))
+        shape = logits.shape if isinstance(logits, np.ndarray) else None
+        if shape != expected:
+            raise ValueError(f"{self.path} gives logits of the shape {shape} where {expected} are expected; {AGAIN}")
+        return logits
+
+    def _of_onnxruntime(self, arrays: Mapping[str, np.ndarray]) -> Any:
         if os.getpid() != self._process and self.threads != 1:
             raise ValueError(
                 f"{self.path} was loaded with {self.threads} threads before this process was forked, and they are not "
@@ -175,14 +212,9 @@ class OnnxSession:
             options = onnxruntime.RunOptions()
             options.add_active_adapter(self.acting)
         try:
-            logits = self.session.run(["logits"], dict(arrays), options)[0]
+            return self.session.run(["logits"], dict(arrays), options)[0]
         except Exception as error:  # onnxruntime's errors have no common class but this
             raise ValueError(f"{self.path} cannot be run ({_first_line(error)}); {AGAIN}") from error
-        expected = self._expected_shape(next(iter(arrays.values())))
-        shape = logits.shape if isinstance(logits, np.ndarray) else None
-        if not isinstance(logits, np.ndarray) or shape != expected:
-            raise ValueError(f"{self.path} gives logits of the shape {shape} where {expected} are expected; {AGAIN}")
-        return logits
 
     def _expected_shape(self, inputs: np.ndarray) -> tuple[int, ...]:
         """Of the logits for inputs (B, T), or images (B, ...). A CRF's transitions come in rows behind the tokens'."""

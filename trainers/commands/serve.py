@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from trainers.service.settings import ServiceSettings
+from trainers.service.settings import Chosen, ServiceSettings
 
 
 def predict(
@@ -27,6 +27,7 @@ def predict(
     threshold: float | None = None,
     max_tokens: int | None = None,
     device: str | None = None,
+    backend: Chosen | None = None,
 ) -> None:
     """Predict from files: entities of texts, labels of texts, or labels of images.
 
@@ -66,6 +67,9 @@ def predict(
         max_tokens: most positions of a batch, padding included; 1 runs each input alone, so that with an int8 file of
             dynamic scales, too, its result does not depend on its neighbours.
         device: such as cpu or cuda.
+        backend: what computes. Of a run, onnx and openvino take its ONNX file, int8 before fp32 (lora-core export);
+            openvino needs the extra of that name. auto: what lora-core bench found to be the fastest on this machine.
+            By default ONNX Runtime for an ONNX file, torch for all else.
     """
     from trainers.data.reading import Reading
     from trainers.predict.files import predict_files
@@ -88,6 +92,7 @@ def predict(
         task=task,
         max_tokens=max_tokens,
         device=device,
+        backend=backend,
         **given,
     )
 
@@ -128,9 +133,13 @@ def bench(
     timed: int = 500,
     rounds: int = 3,
     threads: int | None = None,
+    points_lost: float = 0.5,
     output_dir: Path | None = None,
 ) -> None:
     """Compare a finished run in PyTorch and as ONNX: size, load time, memory, latency, throughput, score.
+
+    What is installed is tried: PyTorch in fp32 and bf16, ONNX Runtime and OpenVINO in fp32 and int8. The fastest at
+    equal quality is named, and kept in the run's folder (backends.json) for --backend auto of predict and serve.
 
     Files that are missing are exported first. Each model is measured in a process of its own. Of the first 500
     examples it is counted how many have the predictions of PyTorch.
@@ -144,11 +153,14 @@ def bench(
         timed: time the first so many examples.
         rounds: passes over them, of which the fastest counts.
         threads: of each process.
+        points_lost: most points of the metric, against PyTorch's, with which a variant is of equal quality.
         output_dir: where bench.json and bench.png go; by default the run's folder.
     """
     from trainers.serve.bench import bench_run, bench_table, write_bench
 
-    comparison = bench_run(run, split=split, limit=limit, timed=timed, rounds=rounds, threads=threads)
+    comparison = bench_run(
+        run, split=split, limit=limit, timed=timed, rounds=rounds, threads=threads, points_lost=points_lost
+    )
     print(bench_table(comparison))
     for path in write_bench(comparison, output_dir or run):
         print(path)

@@ -17,6 +17,7 @@ from trainers.data.reading import AS_FOUND, Reading
 from trainers.predict.inputs import STANDARD_INPUT, expanded, records_of
 from trainers.predict.records import InputFormat, Record, as_json
 from trainers.serve import pipeline_for
+from trainers.serve.backends import Chosen
 from trainers.serve.entities import Entity
 from trainers.serve.pipeline import Pipeline, chunks
 from trainers.serve.served import load_served
@@ -41,6 +42,7 @@ def predict_files(
     task: str | None = None,
     max_tokens: int | None = None,
     device: str | None = None,
+    backend: Chosen | None = None,
     **options: Any,
 ) -> None:
     """Write a line of predictions for every input, in order; options are those of `trainers.serve`.
@@ -61,7 +63,7 @@ def predict_files(
     _keep_inputs(files, output)
     if STANDARD_INPUT in files and sys.stdin.isatty():
         logger.info("reading from the keyboard, one text a line; Ctrl-D ends the input")
-    served = load_served(model, task, device)
+    served = load_served(model, task, device, backend=backend)
     predictor = pipeline_for(served, max_tokens=max_tokens, **options)
     files = expanded(files, "image" in predictor.fields)
     _keep_inputs(files, output)

@@ -8,6 +8,7 @@ ner("IL-2 gene expression requires NF-kappa B.")
 from pathlib import Path
 from typing import Any
 
+from trainers.serve.backends import Chosen
 from trainers.serve.entities import TokenPipeline
 from trainers.serve.pipeline import ImagePipeline, Pipeline, TextPipeline
 from trainers.serve.served import load_served
@@ -29,6 +30,7 @@ def pipeline(
     *,
     device: str | None = None,
     max_tokens: int | None = None,
+    backend: Chosen | None = None,
     **options: Any,
 ) -> Pipeline:
     """A function from inputs to predictions.
@@ -40,6 +42,9 @@ def pipeline(
             `lora-core export` wrote.
         device: such as "cpu" or "cuda"; None: CUDA where there is a device. An ONNX file chooses for itself.
         max_tokens: most positions of a batch, padding included; None: what suits the device.
+        backend: what computes: "torch", "torch-bf16", "onnx", "openvino", "openvino-bf16", or "auto", what `lora-core
+            bench` found to be the fastest; of a run ONNX needs what `lora-core export` wrote. None: ONNX Runtime for an
+            ONNX file, torch for all else.
         options: for "ner", ``aggregation_strategy`` and ``strict``, see `TokenPipeline`; for the others, ``top_k`` and
             ``threshold``, see `ClassificationPipeline`.
 
@@ -55,7 +60,7 @@ def pipeline(
         raise ValueError(f"no pipeline for {task!r}; there are {', '.join([*ALIASES, *PIPELINES])}.")
     if not model:
         raise ValueError("model is missing: a run folder, a model folder, a hub id, or an ONNX file.")
-    return pipeline_for(load_served(model, name, device), max_tokens=max_tokens, **options)
+    return pipeline_for(load_served(model, name, device, backend=backend), max_tokens=max_tokens, **options)
 
 
 def pipeline_for(served: Served, *, max_tokens: int | None = None, **options: Any) -> Pipeline:

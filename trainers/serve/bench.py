@@ -1,29 +1,37 @@
-"""`lora-core bench`: a finished run in PyTorch against its ONNX exports, each measured in a process of its own."""
+"""`lora-core bench`: a finished run in PyTorch against its ONNX exports on the backends that are installed, each
+measured in a process of its own; and which of them is the fastest at equal quality.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import onnxruntime
 import torch
 
 from lora_core.export import read_metadata
+from lora_core.export.openvino_engine import package
 from lora_core.export.session import activations_of
 from lora_core.files import read_json_object, write_json
 from trainers.data.splits import take
 from trainers.finished import FinishedRun
 from trainers.run_folder import RunFolder
+from trainers.serve.backends import Backend, Finding, Way, best_line, digests_of, this_machine, write_finding
 from trainers.serve.bench_worker import WORK_FILE, Work
-from trainers.serve.export import export_run, file_size, is_exported
+from trainers.serve.export import POINTS_LOST, export_run, file_size, is_exported
 from trainers.show import COLOURS, blank_figure, fitted_table, plain_axes, save_figure, score_text
+
+logger = logging.getLogger("trainers")
 
 CUDA = "CUDAExecutionProvider"
 COMPARED = 500
@@ -40,6 +48,7 @@ class Variant:
     source: Path
     """The run folder, or an ONNX file."""
     device: str
+    backend: Backend
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,10 @@ class Measured:
     scores: dict[str, float]
     identical: int
     """Of the compared examples, those with exactly PyTorch's predictions."""
+    backend: str = ""
+    """What `--backend` calls it; "" in files of earlier versions."""
+    file: str = ""
+    """The ONNX file's name; "" for PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,8 @@ class Comparison:
     cuda_provider: bool
     """Whether ONNX Runtime has its CUDA provider here."""
     variants: tuple[Measured, ...]
+    finding: str = ""
+    """Which is the fastest at equal quality, in a line."""
 
 
 def bench_run(
@@ -100,8 +115,12 @@ def bench_run(
     timed: int = 500,
     rounds: int = 3,
     threads: int | None = None,
+    points_lost: float = POINTS_LOST,
 ) -> Comparison:
     """Measure a finished run in PyTorch and as ONNX, exporting it first where `is_exported` does not hold.
+
+    What is installed is tried: PyTorch in fp32, and in bf16 where the CPU computes it; ONNX Runtime; OpenVINO. Which is
+    the fastest at equal quality is kept in the run's folder, where ``--backend auto`` finds it.
 
     Args:
         split: the data to score and to time on.
@@ -109,6 +128,7 @@ def bench_run(
         timed: speed is measured on the first so many examples.
         rounds: passes over them, of which the fastest counts.
         threads: of each process; None: as many as torch takes.
+        points_lost: most points of the metric that a variant may lose against PyTorch and still be of equal quality.
 
     Raises:
         ValueError: the run is not finished, has no such split, or its export fails the checks.
@@ -136,11 +156,21 @@ def bench_run(
     reference: list[np.ndarray] = []
     compared = min(COMPARED, scored)
     for variant in variants:
-        figures, predictions = _in_own_process(variant, work)
+        try:
+            figures, predictions = _in_own_process(variant, work)
+        except ValueError as error:
+            if not variant.backend.startswith("openvino"):
+                raise
+            logger.warning("%s is left out: %s", variant.name, error)  # not every model is for OpenVINO
+            continue
         reference = reference or predictions
         same = same_predictions(predictions, reference)
         size = weights if variant.source == folder else file_size(variant.source)
-        measured.append(Measured(variant.name, variant.device, size, identical=sum(same[:compared]), **figures))
+        file = "" if variant.source == folder else variant.source.name
+        given = {"identical": sum(same[:compared]), "backend": variant.backend, "file": file}
+        measured.append(Measured(variant.name, variant.device, size, **given, **figures))
+    finding = _finding(finished, split, work.threads, measured, points_lost)
+    write_finding(finding, finished.files)
     return Comparison(
         finished.run.name,
         Path(config.data).name,
@@ -152,7 +182,27 @@ def bench_run(
         work.threads,
         CUDA in onnxruntime.get_available_providers(),
         tuple(measured),
+        best_line(finding),
     )
+
+
+def _finding(
+    finished: FinishedRun, split: str, threads: int, measured: Sequence[Measured], points_lost: float
+) -> Finding:
+    """The measured ways, to be kept with what their speed and results depend on."""
+    metric = finished.guarded_metric
+    reference = measured[0].scores[metric]
+    ways = [
+        Way(
+            cast(Backend, each.backend),
+            each.file,
+            each.device,
+            (reference - each.scores[metric]) * 100,
+            each.examples_per_second_sorted,
+        )
+        for each in measured
+    ]
+    return Finding(this_machine(), threads, digests_of(finished.files), split, metric, points_lost, tuple(ways))
 
 
 def same_predictions(predictions: list[np.ndarray], reference: list[np.ndarray]) -> list[bool]:
@@ -207,7 +257,7 @@ def bench_table(comparison: Comparison) -> str:
         "batches of 16. "
         "Scores in percent."
     )
-    return f"{fitted_table(rows)}\n{notes}"
+    return "\n".join([fitted_table(rows), notes, *([comparison.finding] if comparison.finding else [])])
 
 
 def read_bench(path: str | Path) -> Comparison:
@@ -234,16 +284,35 @@ def write_bench(comparison: Comparison, folder: str | Path) -> list[Path]:
 
 def _variants(folder: Path) -> list[Variant]:
     files = RunFolder(folder)
+    int8 = f"int8 {activations_of(read_metadata(files.int8_onnx))}"
     variants = [
-        Variant("PyTorch", folder, "cpu"),
-        Variant("ONNX fp32", files.onnx, "cpu"),
-        Variant(f"ONNX int8 {activations_of(read_metadata(files.int8_onnx))}", files.int8_onnx, "cpu"),
+        Variant("PyTorch", folder, "cpu", "torch"),
+        Variant("ONNX fp32", files.onnx, "cpu", "onnx"),
+        Variant(f"ONNX {int8}", files.int8_onnx, "cpu", "onnx"),
     ]
+    capabilities = _openvino_capabilities()
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        variants.append(Variant("PyTorch bf16", folder, "cpu", "torch-bf16"))
+    if capabilities:
+        variants.append(Variant("OpenVINO fp32", files.onnx, "cpu", "openvino"))
+        variants.append(Variant(f"OpenVINO {int8}", files.int8_onnx, "cpu", "openvino"))
+    if "BF16" in capabilities:
+        variants.append(Variant("OpenVINO bf16", files.onnx, "cpu", "openvino-bf16"))
+        variants.append(Variant(f"OpenVINO {int8}, bf16", files.int8_onnx, "cpu", "openvino-bf16"))
     if torch.cuda.is_available():
-        variants.append(Variant("PyTorch", folder, "cuda"))
+        variants.append(Variant("PyTorch", folder, "cuda", "torch"))
     if CUDA in onnxruntime.get_available_providers():
-        variants.append(Variant("ONNX fp32", files.onnx, "cuda"))
+        variants.append(Variant("ONNX fp32", files.onnx, "cuda", "onnx"))
     return variants
+
+
+def _openvino_capabilities() -> list[str]:
+    """What OpenVINO computes on this CPU; nothing where it is not installed, which is said."""
+    try:
+        return list(package().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    except ValueError as error:
+        logger.info("not measured: %s", error)
+        return []
 
 
 def _in_own_process(variant: Variant, work: Work) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -252,6 +321,7 @@ def _in_own_process(variant: Variant, work: Work) -> tuple[dict[str, Any], list[
         with (folder / WORK_FILE).open("wb") as file:
             pickle.dump(work, file)
         command = [sys.executable, "-m", "trainers.serve.bench_worker", name, str(variant.source), variant.device]
+        command.append(variant.backend)
         # In a session of its own Ctrl-C does not reach it: it is ended by the one that waits for it.
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, start_new_session=True)
         if done.returncode != 0:
@@ -279,12 +349,13 @@ def plot_bench(comparison: Comparison, path: str | Path | IO[bytes], noun: str =
             "{:.2f}",
         ),
     ]
-    figure = blank_figure(11.0, 5.6)
+    figure = blank_figure(11.0, 5.6 if len(variants) < 5 else 7.5)
     names = [variant.name if variant.device == "cpu" else f"{variant.name}\n{variant.device}" for variant in variants]
     names = [name.replace("int8 ", "int8\n") for name in names]  # in two lines, to stay below its own bar
     for axes, (title, values, label) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         bars = axes.bar(names, values, color=[SHADES[place % len(SHADES)] for place in range(len(values))])
         axes.bar_label(bars, [label.format(value) for value in values], padding=2)
+        axes.tick_params("x", rotation=90 if len(names) > 4 else 0)
         axes.set_title(title, fontsize="medium")
         axes.set_ylim(0, 1.15 * max(values, default=1) or 1)
         plain_axes(axes, grid=None)

@@ -1,8 +1,8 @@
 """One measurement of `lora-core bench`, in a process of its own: `python -m trainers.serve.bench_worker FOLDER
-MODEL DEVICE`.
+MODEL DEVICE BACKEND`.
 
-FOLDER holds work.pickle, which bench.py wrote; MODEL is a run folder or an ONNX file. The result goes to standard
-output as JSON, the predictions to FOLDER.
+FOLDER holds work.pickle, which bench.py wrote; MODEL is a run folder or an ONNX file; BACKEND what --backend takes.
+The result goes to standard output as JSON, the predictions to FOLDER.
 """
 
 import json
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from trainers.config import RunConfig
 from trainers.data.batches import Data, evaluation_batches
 from trainers.loop import predict
 from trainers.processes.distributed import World
+from trainers.serve.backends import Backend
 from trainers.serve.pipeline import MAX_TOKENS
 from trainers.serve.served import load_served
 from trainers.tasks.task import Task
@@ -50,17 +51,22 @@ class Work:
 
 
 def main(arguments: Sequence[str]) -> None:
-    folder, source, device = Path(arguments[0]), arguments[1], arguments[2]
+    folder, (source, device, backend) = Path(arguments[0]), arguments[1:]
     with (folder / WORK_FILE).open("rb") as file:
         work: Work = pickle.load(file)  # written by the process that started this one, into a folder of its own
     torch.set_num_threads(work.threads)
-    figures, predictions = measure(work, source, device)
+    try:
+        figures, predictions = measure(work, source, device, cast(Backend, backend))
+    except ValueError as error:
+        sys.exit(str(error))
     np.savez(folder / "predictions.npz", *predictions)
     print(json.dumps(figures))
 
 
 @torch.inference_mode()
-def measure(work: Work, source: str, device: str) -> tuple[dict[str, Any], list[np.ndarray]]:
+def measure(
+    work: Work, source: str, device: str, backend: Backend | None = None
+) -> tuple[dict[str, Any], list[np.ndarray]]:
     """The figures of one model, and its predictions for every scored example."""
     host = torch.device("cpu")
     reset_peak_memory(host)
@@ -70,7 +76,7 @@ def measure(work: Work, source: str, device: str) -> tuple[dict[str, Any], list[
     else:
         import trainers.experiment  # noqa: F401
     started = time.perf_counter()
-    served = load_served(source, device=device)
+    served = load_served(source, device=device, backend=backend, threads=work.threads)
     load_seconds = time.perf_counter() - started
     model = served.model
     if source.endswith(".onnx"):

@@ -24,7 +24,6 @@ from lora_core.export import (
 )
 from lora_core.export.session import activations_of
 from lora_core.export.write import move, remove
-from lora_core.files import sha256_of_file
 from lora_core.models.task_model import TaskModel
 from trainers.data.batches import Data, evaluation_batches
 from trainers.data.images.processing import PREPROCESSOR_FILE
@@ -32,6 +31,7 @@ from trainers.data.labels import DECISION_FILE
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE
 from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.finished import FinishedRun
+from trainers.serve.backends import origin_of
 from trainers.show import fitted_table
 
 logger = logging.getLogger("trainers")
@@ -182,7 +182,7 @@ def is_exported(finished: FinishedRun) -> bool:
     paths = [finished.files.onnx, finished.files.int8_onnx]
     if not all(path.is_file() for path in paths):
         return False
-    origin = _origin(finished)
+    origin = origin_of(finished.files)
     return all("parity" in facts and origin.items() <= facts.items() for facts in map(read_metadata, paths))
 
 
@@ -219,15 +219,8 @@ def _metadata(finished: FinishedRun) -> dict[str, str]:
         raise ValueError(f"{finished.weights_folder} holds neither {' nor '.join(PREPROCESSING)}: the run is damaged.")
     if TOKENIZER_FILE in texts:
         texts[TEXT_PROCESSING_FILE] = finished.text_processing.to_json()
-    return {**texts, **_origin(finished), "run": finished.run.name, "base_model": Path(finished.config.model).name,
-            "data": Path(finished.config.data).name}  # fmt: skip
-
-
-def _origin(finished: FinishedRun) -> dict[str, str]:
-    """What tells this run, trained as it is now, from any other."""
-    (weights,) = finished.weights_folder.glob("*.safetensors")
-    return {"run_config_sha256": sha256_of_file(finished.run.files.settings),
-            "run_weights_sha256": sha256_of_file(weights)}  # fmt: skip
+    return {**texts, **origin_of(finished.files), "run": finished.run.name,
+            "base_model": Path(finished.config.model).name, "data": Path(finished.config.data).name}  # fmt: skip
 
 
 def _parity_batches(model: TaskModel, data: Data) -> list[Mapping[str, Tensor]]:

@@ -9,15 +9,16 @@ import logging
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from trainers.data.labels import DECISION_FILE, Decision
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.run_folder import RunFolder
+from trainers.serve.backends import ONNX_SUFFIX, Chosen, choose
 from trainers.serve.served_model import Served, longest_input
 
 logger = logging.getLogger(__name__)
 
-ONNX_SUFFIX = ".onnx"
 CONFIG_FILE = "config.json"
 
 
@@ -29,6 +30,7 @@ def load_served(
     spinning: bool = True,
     threads: int | None = None,
     shared: Path | None = None,
+    backend: Chosen | None = None,
 ) -> Served:
     """Load a model to predict with.
 
@@ -42,19 +44,24 @@ def load_served(
         threads: of the model's arithmetic; None: `usual_threads()` of an ONNX file, and what torch has of others.
         shared: where the processes of a service keep the weights of ONNX files (`OnnxSession`).
         spinning: whether the threads of an ONNX file wait for work at full load (`OnnxModel`).
+        backend: what computes; "auto" is what `lora-core bench` found to be the fastest (`choose`). None: onnxruntime
+            for an ONNX file, torch for all else.
 
     Raises:
         ValueError, OSError: there is no such model, it is damaged, or does another task (the message says which).
     """
-    path = _onnx_file(Path(source).expanduser())
+    chosen = choose(_onnx_file(Path(source).expanduser()), backend, device, threads)
+    path, device = chosen.path, chosen.device
     if path.suffix == ONNX_SUFFIX:
-        served = _load_onnx(path, device, spinning, threads, shared)
+        served = _load_onnx(path, device, spinning, threads, shared, chosen.backend)
     elif RunFolder(path).metrics.is_file():
         served = _with_torch(source).load_run(path, device, threads)
     elif (path / "adapter_config.json").is_file():
         served = _with_torch(source).load_adapter(path, device, threads)
     else:
         served = _with_torch(source).load_checkpoint(source, task, device, threads)
+    if chosen.backend == "torch-bf16":
+        served = _with_torch(source).in_bfloat16(served)
     if task is not None and served.task != task:
         raise ValueError(f"{source} does {served.task}, not {task}.")
     return served
@@ -83,7 +90,9 @@ def _with_torch(source: str | Path) -> ModuleType:
     return served_torch
 
 
-def _load_onnx(path: Path, device: str | None, spinning: bool, threads: int | None, shared: Path | None) -> Served:
+def _load_onnx(
+    path: Path, device: str | None, spinning: bool, threads: int | None, shared: Path | None, backend: Any
+) -> Served:
     from lora_core.export.session import CPU, CUDA, OnnxSession
 
     if not path.is_file():
@@ -95,7 +104,7 @@ def _load_onnx(path: Path, device: str | None, spinning: bool, threads: int | No
             "CUDA_VISIBLE_DEVICES names."
         )
     providers = None if place is None else [CPU] if place[1] == "cpu" else [CUDA, CPU]
-    model = OnnxSession(path, threads=threads, spinning=spinning, providers=providers, shared=shared)
+    model = OnnxSession(path, threads=threads, spinning=spinning, providers=providers, shared=shared, backend=backend)
     if model.activations == "dynamic":
         logger.info("%s is int8 with dynamic scales: scores depend a little on the batch, unless max_tokens is 1", path)
     settings = model.metadata.get(TEXT_PROCESSING_FILE, "{}")

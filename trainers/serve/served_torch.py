@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,26 @@ class Logits:
                 "this process was forked after its pipeline was made: torch computes with one thread here. For more, "
                 "make the pipeline in each process, or start them with the method spawn."
             )
+
+
+class InBfloat16(nn.Module):
+    """A model whose weights and activations are bfloat16, for inputs and logits in fp32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.to(torch.bfloat16)
+
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """The logits in float32."""
+        halved = {name: given.to(torch.bfloat16) if given.is_floating_point() else given
+                  for name, given in inputs.items()}  # fmt: skip
+        return self.model(**halved).float()
+
+
+def in_bfloat16(served: Served) -> Served:
+    """The same with torch in bfloat16."""
+    model = InBfloat16(served.model)
+    return replace(served, model=model, logits=Logits(model, torch.device(served.device)))
 
 
 def load_run(folder: Path, device: str | None, threads: int | None) -> Served:

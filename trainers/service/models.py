@@ -70,7 +70,12 @@ class ServedModel:
         self.source = source
         shared = folder / "weights" if settings.workers > 1 else None
         served = load_served(
-            source, device=settings.device, spinning=False, threads=settings.threads_of_each, shared=shared
+            source,
+            device=settings.device,
+            spinning=False,
+            threads=settings.threads_of_each,
+            shared=shared,
+            backend=settings.backend,
         )
         self.served = _Served(**{each.name: getattr(served, each.name) for each in dataclasses.fields(served)})
         self.adapters: dict[str, Adapter] = {}

@@ -2,9 +2,12 @@
 
 import os
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
+
+Chosen = Literal["auto", "torch", "torch-bf16", "onnx", "openvino", "openvino-bf16"]
+"""That of serve/backends.py, whose room is too heavy for the command line's start."""
 
 TOKEN_VARIABLE = "LORA_CORE_SERVE_TOKEN"
 """The environment variable with the token of those who may load and remove adapters."""
@@ -32,6 +35,8 @@ class ServiceSettings:
     base must fit the new one."""
     device: str | None = None
     """Such as cpu or cuda."""
+    backend: Chosen | None = None
+    """What computes, as for predict: auto is what lora-core bench found to be the fastest with so many threads."""
     max_tokens: int | None = None
     """Most positions of one forward pass, padding included (by default what suits the device); 1 runs each input alone,
     so that with an int8 file of dynamic scales its result does not depend on its neighbours."""

@@ -25,14 +25,16 @@ def run(finished, tmp_path_factory):
 
 @pytest.fixture
 def in_one_process(monkeypatch):
-    """Measures in this process, which is faster; which variants were measured, and what they got."""
+    """Measures in this process, which is faster, without OpenVINO, which test_backends.py has; which variants were
+    measured, and what they got."""
     seen = []
 
     def here(variant, work):
         seen.append((variant, work))
-        return measure(work, str(variant.source), variant.device)
+        return measure(work, str(variant.source), variant.device, variant.backend)
 
     monkeypatch.setattr(trainers.serve.bench, "_in_own_process", here)
+    monkeypatch.setattr(trainers.serve.bench, "_openvino_capabilities", list)
     return seen
 
 
@@ -83,7 +85,7 @@ def test_examples_with_other_predictions_are_counted(run, monkeypatch):
 
     monkeypatch.setattr(trainers.serve.bench, "_in_own_process", fake)
     monkeypatch.setattr(
-        trainers.serve.bench, "_variants", lambda folder: [Variant(name, folder, "cpu") for name in "abc"]
+        trainers.serve.bench, "_variants", lambda folder: [Variant(name, folder, "cpu", "torch") for name in "abc"]
     )
     monkeypatch.setattr(trainers.serve.bench, "COMPARED", 3)
     comparison = bench_run(run, limit=4, timed=2)
@@ -93,7 +95,7 @@ def test_examples_with_other_predictions_are_counted(run, monkeypatch):
 
 def test_a_process_of_its_own_gives_the_same_predictions(run, monkeypatch):
     monkeypatch.setattr(
-        trainers.serve.bench, "_variants", lambda folder: [Variant("ONNX", folder / "model.onnx", "cpu")]
+        trainers.serve.bench, "_variants", lambda folder: [Variant("ONNX", folder / "model.onnx", "cpu", "onnx")]
     )
     collected = []
     real = trainers.serve.bench._in_own_process
@@ -131,7 +133,7 @@ def test_exports_of_other_weights_or_without_a_passed_check_are_made_again(finis
 def test_an_onnx_file_gets_its_inputs_on_the_cpu_whatever_computes(run, in_one_process, monkeypatch):
     bench_run(run, timed=2, limit=2, rounds=1)
     here = monkeypatch.setattr
-    here(trainers.serve.bench_worker, "load_served", lambda source, device: load_served(source, device="cpu"))
+    here(trainers.serve.bench_worker, "load_served", lambda source, **_: load_served(source, device="cpu"))
     figures, _ = measure(in_one_process[0][1], str(run / "model.onnx"), "cuda")
     assert figures["device_memory_bytes"] is None
 
