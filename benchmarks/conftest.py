@@ -13,25 +13,45 @@ import pytest
 import torch
 
 TABLES = Path(__file__).with_name("tables")
+FINISHED = pytest.StashKey[set[str]]()
+"""The tests of a file that ran to an end, however they ended."""
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Note each test that ran, or that its setup skipped or failed."""
+    if call.when == "call" or (call.when == "setup" and call.excinfo is not None):
+        file = item.getparent(pytest.Module)
+        assert file is not None
+        file.stash.setdefault(FINISHED, set()).add(item.nodeid)
 
 
 @pytest.fixture(scope="module")
-def publish(request: pytest.FixtureRequest) -> Callable[[list[str]], None]:
-    """Prints the lines of a table past pytest's capture, and writes them to tables/FILE.txt under a line that says
-    what was measured where; not for the small sizes of a trial."""
+def publish(request: pytest.FixtureRequest) -> Iterator[Callable[[list[str]], None]]:
+    """Prints the lines of a table past pytest's capture; at the end of the file they are written to tables/FILE.txt,
+    under a line that says what was measured where. A part of the file's tests, or a run that stopped before its end,
+    replaces no table, nor do the small sizes of a trial."""
     capture: Any = request.config.pluginmanager.getplugin("capturemanager")
     lines: list[str] = []
 
-    def write(text: list[str]) -> None:
+    def say(text: str) -> None:
         with capture.global_and_fixture_disabled():
-            print("\n" + "\n".join(text))
-        lines.extend([*text, ""])
-        if os.environ.get("LORA_BENCHMARK_SIZE") != "small":
-            TABLES.mkdir(exist_ok=True)
-            content = "\n".join([provenance(), "", *lines]).rstrip() + "\n"
-            (TABLES / f"{request.path.stem.removeprefix('test_')}.txt").write_text(content, encoding="utf-8")
+            print(f"\n{text}")
 
-    return write
+    def write(text: list[str]) -> None:
+        say("\n".join(text))
+        lines.extend([*text, ""])
+
+    yield write
+    if not lines or os.environ.get("LORA_BENCHMARK_SIZE") == "small":
+        return
+    file = request.node
+    path = TABLES / f"{request.path.stem.removeprefix('test_')}.txt"
+    missing = {item.nodeid for item in file.collect()} - file.stash.get(FINISHED, set())
+    if missing:
+        say(f"{path.name} is not written: {len(missing)} tests of {request.path.name} did not run; run the whole file")
+        return
+    TABLES.mkdir(exist_ok=True)
+    path.write_text("\n".join([provenance(), "", *lines]).rstrip() + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -128,18 +128,12 @@ class Graph:
         return self.op("Add", y, self.op("MatMul", self.op("MatMul", x, update[0]), update[1]))
 
     def dense(self, x: str, layers: Layers) -> str:
-        """``layers`` with the biases they have; of a `table` that is a constant, unless adapters may change it."""
-        if x in self.known:
-            if not self._replaceable(layers):
-                matrix = np.concatenate([self.array(layer) for layer in _each(layers)])
-                bias = np.concatenate([self._bias_or_zero(layer) for layer in _each(layers)])
-                return self.weight(f"{x} by {self._name(layers)}", self.known[x] @ matrix.T + bias)
-            self.weight(x, self.known[x])
+        """``layers`` with the biases they have."""
         y = self.linear(x, layers)
         return self.op("Add", y, self.bias(layers)) if any(map(self._has_bias, _each(layers))) else y
 
     def table(self, table: nn.Module, norm: Any = None) -> str:
-        """All rows (R, H) of an embedding table, normalised, as an input of `dense`."""
+        """All rows (R, H) of an embedding table, normalised, for `projected_table`."""
         if self._replaceable([table] if norm is None else [table, norm]):
             rows = self.parameter(table)
             return rows if norm is None else self.normalise(rows, norm)
@@ -150,6 +144,18 @@ class Graph:
             bias = torch.from_numpy(self._bias_or_zero(norm))
             self.known[name] = F.layer_norm(tensors[0], tensors[1].shape, tensors[1], bias, norm.eps).numpy()
         return name
+
+    def projected_table(self, table: str, layer: nn.Module, heads: int) -> str:
+        """The rows (R, H) of a `table` through a linear layer, by head: (N, R, D). A constant, unless adapters may
+        change it."""
+        if table in self.known:
+            if not self._replaceable(layer):
+                rows = self.known[table] @ self.array(layer).T + self._bias_or_zero(layer)
+                by_head = rows.reshape(len(rows), heads, -1).transpose(1, 0, 2)
+                return self.weight(f"{table} by {self.path(layer)}", by_head)
+            self.weight(table, self.known[table])
+        split = self.op("Reshape", self.dense(table, layer), self.constant([0, heads, -1]))
+        return self.op("Transpose", split, perm=[1, 0, 2])
 
     def label_layer(self, x: str, layer: nn.Module) -> str:
         """A linear layer whose outputs are the labels; where adapters replace it, each may have a number of its own."""

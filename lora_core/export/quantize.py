@@ -2,6 +2,7 @@
 
 Weights are signed, symmetric, with a scale per output column (per row of the word embeddings), over the whole range
 -127 to 127: what VNNI and later instructions compute exactly. (AVX2 alone adds products in 16 bits and may saturate.)
+Tables of projected positions, which are constants, have a scale for each row of each head.
 
 Activations are unsigned, with one scale and zero point for each tensor. The file's metadata says which (`activations`):
 
@@ -105,6 +106,8 @@ class _Quantiser:
         settable = {value.name for value in graph.input}
         self.weights = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in settable}
         self.token_ids = {node.output[0] for node in graph.node if node.op_type == "Cast" and "input_ids" in node.input}
+        self.position_rows = self._position_rows()
+        """The nodes that look up rows of constant tables for products with queries and keys, by their outputs."""
         self.added: dict[str, TensorProto] = {}
         self.ranges: Mapping[str, Range] | None = None
         """Of the activations, for static scales; None: dynamic ones."""
@@ -112,6 +115,7 @@ class _Quantiser:
         """The int8 activations that there are."""
         self.rules: dict[str, Callable[[NodeProto], Iterable[NodeProto]]] = {
             "MatMul": self._mat_mul,
+            "FusedMatMul": self._position_product,
             "Attention": self._attention,
             "SkipLayerNormalization": self._skip_layer_norm,
             "EmbedLayerNormalization": self._embeddings,
@@ -120,7 +124,11 @@ class _Quantiser:
 
     def activations(self) -> list[str]:
         """Names of what is quantised on the way: the inputs of products with int8 weights."""
-        nodes = [node for node in self.graph.node if node.op_type == "Attention" or self._is_layer_product(node)]
+        nodes = [
+            node
+            for node in self.graph.node
+            if node.op_type == "Attention" or self._is_layer_product(node) or self._is_position_product(node)
+        ]
         return list(dict.fromkeys(node.input[0] for node in nodes))
 
     def run(self) -> None:
@@ -150,6 +158,15 @@ class _Quantiser:
         """Whether it multiplies by a weight of one of the encoder's layers."""
         return node.op_type == "MatMul" and node.input[1] in self.weights and bool(LAYER.search(node.input[1]))
 
+    def _is_position_product(self, node: NodeProto) -> bool:
+        """Whether it multiplies queries or keys by rows of a constant table of projected positions."""
+        return node.op_type == "FusedMatMul" and node.input[1] in self.position_rows
+
+    def _position_rows(self) -> dict[str, NodeProto]:
+        used = {node.input[1] for node in self.graph.node if node.op_type == "FusedMatMul"}
+        lookups = [node for node in self.graph.node if node.op_type == "Gather" and node.output[0] in used]
+        return {node.output[0]: node for node in lookups if node.input[0] in self.weights}
+
     def _quantise(self, x: str) -> tuple[list[NodeProto], tuple[str, str, str]]:
         """Nodes that quantise an activation, and the names of its int8 values, scale and zero point."""
         values, scale, zero_point = names = (f"{x}_int8", f"{x}_scale", f"{x}_zero_point")
@@ -172,6 +189,29 @@ class _Quantiser:
         quantise, (x, scale, zero_point) = self._quantise(node.input[0])
         inputs = [x, weight[0], scale, weight[1], zero_point]
         return [*quantise, _node("MatMulIntegerToFloat", inputs, node.output, node.name)]
+
+    def _position_product(self, node: NodeProto) -> Iterable[NodeProto]:
+        """(B, N, T, D) times W rows of a table (N, R, D), each with a scale of its own in each head."""
+        if not self._is_position_product(node):
+            return [node]
+        name, (table, index) = node.name, self.position_rows[node.input[1]].input
+        value, scale = quantised(numpy_helper.to_array(self.weights[table]), 2)  # (N, R, D), (N, R)
+        alpha = next(entry.f for entry in node.attribute if entry.name == "alpha")
+        values = self._constant(f"{table}.int8", value)
+        scales = self._constant(f"{table}.scale", scale[:, None] * np.float32(alpha))
+        quantise, (x, x_scale, zero_point) = self._quantise(node.input[0])
+        return [
+            *quantise,
+            _node("Gather", [values, index], [f"{name}_rows"], f"{name}_rows", "", axis=1),  # (N, W, D)
+            _node("Transpose", [f"{name}_rows"], [f"{name}_columns"], f"{name}_columns", "", perm=[0, 2, 1]),
+            _node("Gather", [scales, index], [f"{name}_scales"], f"{name}_scales", "", axis=2),  # (N, 1, W)
+            _node(
+                "MatMulIntegerToFloat",
+                [x, f"{name}_columns", x_scale, f"{name}_scales", zero_point],
+                node.output,
+                name,
+            ),
+        ]
 
     def _attention(self, node: NodeProto) -> Iterable[NodeProto]:
         values, scales = self._int8(node.input[1], 0)
@@ -220,7 +260,10 @@ class _Quantiser:
         ]
 
     def _gather(self, node: NodeProto) -> Iterable[NodeProto]:
-        """Word embeddings that stand alone, of encoders whose positions are elsewhere."""
+        """Word embeddings that stand alone, of encoders whose positions are elsewhere. Rows of positions are looked up
+        in int8, beside their product."""
+        if node.output[0] in self.position_rows:
+            return []
         words, ids = node.input
         if ids not in self.token_ids or words not in self.weights or len(self.weights[words].dims) != 2:
             return [node]

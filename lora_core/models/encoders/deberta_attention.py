@@ -22,7 +22,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from lora_core.dropout import Dropout
-from lora_core.models.layers import MASKED, GraphBuilder, MultiHeadAttention, Project
+from lora_core.models.layers import MASKED, MICROSOFT, GraphBuilder, MultiHeadAttention, Project
 
 ROWS = 32
 """Rows of distances are taken in multiples: few different shapes, for which oneDNN keeps a program each."""
@@ -168,57 +168,48 @@ class DisentangledSelfAttention(MultiHeadAttention):
         return x.unflatten(-1, (self.num_heads, -1)).permute(2, 0, 1, 3).contiguous()
 
     def onnx(self, graph: GraphBuilder, x: str, query_key_value: Sequence[nn.Module], mask: str, *shared: str) -> str:
-        names = [f"{graph.path(self)}.{part}" for part in ("query", "key", "value")]
-        graph.op("Split", graph.dense(x, query_key_value), outputs=names, axis=-1, num_outputs=3)
-        query, key, value = (self._onnx_by_head(graph, name) for name in names)  # (B, N, T, D)
-        query = graph.op("Mul", query, graph.constant(self.scale, np.float32))
-        scores = graph.op("MatMul", query, graph.op("Transpose", key, perm=[0, 1, 3, 2]))  # (B, N, T, T)
-        if shared:
-            table, falling, rising, length, shape = shared
-            projected = [graph.dense(table, layer) for layer in self.position_layers()]
+        query, key, value = (f"{graph.path(self)}.{part}" for part in ("query", "key", "value"))
+        graph.op("Split", graph.dense(x, query_key_value), outputs=[query, key, value], axis=-1, num_outputs=3)
+        layers, added = list(self.position_layers()), ""
+        if shared and layers:
+            table, falling, rising, shape, places = shared
+            scores = []  # (B, N, T, T) each
             if self.to_position:
-                keys = self._onnx_positions(graph, projected.pop(0), falling)
-                products = graph.op("MatMul", query, keys)  # (B, N, T, W)
-                scores = graph.op("Add", scores, _onnx_shifted(graph, products, length, shape))
+                products = self._onnx_products(graph, query, table, layers.pop(0), falling)
+                scores.append(_onnx_shifted(graph, products, shape, places))
             if self.from_position:
-                queries = self._onnx_positions(graph, projected.pop(0), rising)
-                scaled = graph.op("Mul", queries, graph.constant(self.scale, np.float32))
-                products = _onnx_shifted(graph, graph.op("MatMul", key, scaled), length, shape)
-                scores = graph.op("Add", scores, graph.op("Transpose", products, perm=[0, 1, 3, 2]))
-        real = graph.op("Unsqueeze", graph.cast(mask, np.bool_), graph.constant([1, 2]))  # (B, 1, 1, T)
-        masked = graph.op("Where", real, graph.constant(0, np.float32), graph.constant(MASKED, np.float32))
-        weights = graph.op("Softmax", graph.op("Add", scores, masked), axis=-1)
-        context = graph.op("Transpose", graph.op("MatMul", weights, value), perm=[0, 2, 1, 3])
-        return graph.op("Reshape", context, graph.constant([0, 0, -1]))
+                products = self._onnx_products(graph, key, table, layers.pop(0), rising)
+                scores.append(graph.op("Transpose", _onnx_shifted(graph, products, shape, places), perm=[0, 1, 3, 2]))
+            added = graph.op("Add", *scores) if len(scores) > 1 else scores[0]
+        options = {"num_heads": self.num_heads, "scale": self.scale, "mask_filter_value": MASKED}
+        return graph.op("MultiHeadAttention", query, key, value, "", mask, added, domain=MICROSOFT, **options)
 
-    def _onnx_by_head(self, graph: GraphBuilder, x: str) -> str:
+    def _onnx_products(self, graph: GraphBuilder, x: str, table: str, layer: nn.Module, index: str) -> str:
+        """Rows (B, T, H) times the projected distances of an index (W,), scaled: (B, N, T, W)."""
         split = graph.op("Reshape", x, graph.constant([0, 0, self.num_heads, -1]))
-        return graph.op("Transpose", split, perm=[0, 2, 1, 3])
-
-    def _onnx_positions(self, graph: GraphBuilder, rows: str, index: str) -> str:
-        """Projected distances (2 S, H) -> (N, D, W)."""
-        split = graph.op("Reshape", rows, graph.constant([0, self.num_heads, -1]))
-        by_head = graph.op("Transpose", split, perm=[1, 0, 2])  # (N, 2 S, D); of a constant: computed once
-        return graph.op("Transpose", graph.op("Gather", by_head, index, axis=1), perm=[0, 2, 1])
+        by_head = graph.op("Transpose", split, perm=[0, 2, 1, 3])  # (B, N, T, D)
+        rows = graph.op("Gather", graph.projected_table(table, layer, self.num_heads), index, axis=1)  # (N, W, D)
+        return graph.op("FusedMatMul", by_head, rows, domain=MICROSOFT, transB=1, alpha=self.scale)
 
 
 def onnx_positions(graph: GraphBuilder, ids: str, rows: Tensor) -> tuple[str, str, str, str]:
-    """What the graphs of all layers share beside the table: the rows of distances from T to 1 - T and from -T to T - 1
-    (2 T,), the length T (1,), and the shape of scores after the shift.
+    """What the graphs of all layers share beside the table: the rows of distances from T to -T and from -T to T,
+    (2 T + 1,) each, and for `_onnx_shifted` a shape and the places (T,).
 
     Args:
         ids: (B, T).
         rows: `distance_rows` of the longest text.
     """
     most = len(rows) // 2
-    index = graph.derived("distances.rows", rows.numpy(), [])
     length = graph.op("Shape", ids, start=1, end=2)
     first = graph.op("Sub", graph.constant([most]), length)
-    rising = graph.op("Slice", index, first, graph.op("Add", graph.constant([most]), length))
+    end = graph.op("Add", graph.constant([most + 1]), length)
+    rising = graph.op("Slice", graph.derived("distances.rows", rows.numpy(), []), first, end)
     flipped = graph.derived("distances.rows_falling", rows.flip(0).numpy(), [])
-    falling = graph.op("Slice", flipped, first, graph.op("Add", graph.constant([most]), length))
-    shape = graph.op("Concat", graph.constant([0, 0]), length, graph.constant([-1]), axis=0)
-    return falling, rising, length, shape
+    falling = graph.op("Slice", flipped, first, end)
+    shape = graph.op("Concat", graph.constant([0, 0, -1]), length, axis=0)
+    odd = graph.derived("distances.places", np.arange(1, 2 * most, 2), [])
+    return falling, rising, shape, graph.op("Slice", odd, graph.constant([0]), length)
 
 
 def _products(rows: Tensor, positions: Tensor) -> Tensor:
@@ -228,9 +219,11 @@ def _products(rows: Tensor, positions: Tensor) -> Tensor:
     return (rows.flatten(1, 2) @ positions[:, 0].mT).unflatten(1, rows.shape[1:3])
 
 
-def _onnx_shifted(graph: GraphBuilder, scores: str, length: str, shape: str) -> str:
-    """`shifted` as a graph: (B, N, T, 2 T) -> (B, N, T, T)."""
-    flat = graph.op("Reshape", scores, graph.constant([0, 0, -1]))
-    end, last = graph.constant([np.iinfo(np.int64).max]), graph.constant([-1])
-    rows = graph.op("Reshape", graph.op("Slice", flat, length, end, last), shape)  # (B, N, T, 2 T - 1)
-    return graph.op("Slice", rows, graph.constant([0]), length, last)
+def _onnx_shifted(graph: GraphBuilder, scores: str, shape: str, places: str) -> str:
+    """`shifted` as a graph: (B, N, T, 2 T + 1) -> (B, N, T, T), entry (a, b) is entry (a, b - a + T).
+
+    In memory that is T + 2 T a + b, so row a is row 2 a + 1 of the same memory in rows of T: whole rows are copied, by
+    all threads, where slices are copied by one.
+    """
+    rows = graph.op("Reshape", scores, shape)  # (B, N, 2 T + 1, T)
+    return graph.op("Gather", rows, places, axis=2)

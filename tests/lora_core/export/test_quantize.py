@@ -67,6 +67,25 @@ def test_word_embeddings_that_stand_alone_are_int8(make, batch, tmp_path):
     assert errors.square().mean().sqrt() < 0.05 * logits[real].std()
 
 
+def test_projected_positions_are_int8_with_a_scale_for_each_row_of_a_head(make, tmp_path):
+    source = export_onnx(make("deberta-v2", "token-classification"), tmp_path / "model.onnx")
+    path = quantize_onnx(source, tmp_path / "int8.onnx")
+    assert fused_counts(source)["attention"] == fused_counts(path)["attention"] == 2
+    fp32, int8 = (
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(str(file)).graph.initializer}
+        for file in (source, path)
+    )
+    tables = [name for name in fp32 if name.startswith("deberta.encoder.rel_embeddings")]
+    assert len(tables) == 4  # of two layers, for queries and for keys
+    for name in tables:
+        assert name not in int8
+        values, scale = int8[f"{name}.int8"], int8[f"{name}.scale"]
+        assert (values.dtype, values.shape, scale.shape) == (np.int8, (3, 8, 8), (3, 1, 8))
+        assert (np.abs(values).max(2) == 127).all()
+        scale = scale[:, 0, :, None] * np.float32((3 * 8) ** 0.5)  # it holds that of the scores too
+        assert (np.abs(values * scale - fp32[name]) <= scale / 2 * 1.001).all()
+
+
 def test_weights_are_signed_symmetric_and_per_column_of_the_whole_range(make, tmp_path):
     model = make("distilbert", "token-classification")
     path = quantize_onnx(export_onnx(model, tmp_path / "model.onnx"), tmp_path / "int8.onnx")

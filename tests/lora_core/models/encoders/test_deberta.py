@@ -411,6 +411,32 @@ def test_exported_graphs_equal_the_model(tmp_path, task, fields):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("buckets", "most", "share", "terms"),
+    [
+        (256, -1, True, ["p2c", "c2p"]),  # as published
+        (8, 24, False, ["c2p"]),
+        (320, 650, False, ["p2c"]),
+        (-1, 20, True, ["p2c", "c2p"]),
+        (-1, -1, False, ["p2c", "c2p"]),
+    ],
+)
+def test_graphs_at_every_length_equal_transformers(tmp_path, buckets, most, share, terms):
+    fields = {"position_buckets": buckets, "max_relative_positions": most, "share_att_key": share}
+    reference = oracle(max_position_embeddings=600, pos_att_type=terms, **fields)
+    source = export_onnx(same_weights(reference, "token-classification"), tmp_path / "model.onnx")
+    fp32, int8 = OnnxModel(source), OnnxModel(quantize_onnx(source, tmp_path / "int8.onnx"))
+    generator = torch.Generator().manual_seed(0)
+    for tokens in (1, 2, 3, 31, 64, 257, 600):
+        input_ids = torch.randint(5, 60, (3, tokens), generator=generator)
+        mask = (torch.arange(tokens) < torch.tensor([[tokens], [tokens // 2 + 1], [max(1, tokens - 1)]])).long()
+        expected = reference(input_ids, mask).logits[mask.bool()]
+        found = fp32(input_ids, mask)[mask.bool()]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+        assert (int8(input_ids, mask)[mask.bool()] - expected).norm() < 0.05 * expected.norm()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("task", TASKS)
 def test_pairs_of_texts_are_exported_with_their_segments(tmp_path, task):
     reference = oracle(task, **V2)
