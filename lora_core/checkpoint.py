@@ -161,13 +161,15 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, 
     tensors = {key: tensor * 2 if counts_twice(key) else tensor for key, tensor in tensors.items()}
     try:
         config, layers = without_idle_patterns(model, modules, dataclasses.replace(config, modules_to_save=names))
-        _refuse_excess(model, config, layers, tensors)
+        _refuse_excess({path: modules[path] for path in layers}, model, config, tensors)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     return config, tensors
 
 
-def _refuse_excess(model: nn.Module, config: LoRAConfig, layers: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
+def _refuse_excess(
+    layers: Mapping[str, nn.Module], model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]
+) -> None:
     """Check the ranks of a file's config for its ``layers`` before memory is taken for them: no adapter is larger than
     its model, or than the file that holds it.
 
@@ -176,8 +178,7 @@ def _refuse_excess(model: nn.Module, config: LoRAConfig, layers: Iterable[str], 
     """
     held = sum(tensor.numel() for tensor in tensors.values())
     wanted = 0
-    for path in layers:
-        layer = model.get_submodule(path)
+    for path, layer in layers.items():
         host = host_class(layer)
         weight = None if host is None else getattr(layer, host.weight_name)
         r = config.rank_of(path)

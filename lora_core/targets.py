@@ -68,12 +68,12 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     Raises:
         ValueError: a pattern (of targets, exclusions, ranks, alphas or layer indices) matches nothing.
     """
-    return _targets(model, dict(model_modules(model)), config)
+    modules = dict(model_modules(model))
+    return _targets(model, modules, _adaptable(modules), config)
 
 
-def _targets(model: nn.Module, modules: Modules, config: LoRAConfig) -> list[str]:
+def _targets(model: nn.Module, modules: Modules, adaptable: list[str], config: LoRAConfig) -> list[str]:
     """`find_targets` in a model of these modules."""
-    adaptable = _adaptable(modules)
     if not adaptable:
         kinds = ", ".join(cls.__name__ for cls in HOSTS)
         raise ValueError(f"{type(model).__name__} has no layer that LoRA can adapt ({kinds}).")
@@ -123,7 +123,7 @@ def without_idle_patterns(model: nn.Module, modules: Modules, config: LoRAConfig
         rank_pattern={},
         alpha_pattern={},
     )
-    layers = list(split_thirds(_targets(model, modules, kept), _fused(modules)))
+    layers = list(split_thirds(_targets(model, modules, paths, kept), _fused(modules)))
     ranks = {key: r for key, r in config.rank_pattern.items() if Pattern.at_end(key).matches_any(layers)}
     alphas = {key: alpha for key, alpha in config.alpha_pattern.items() if Pattern.at_end(key).matches_any(layers)}
     return dataclasses.replace(kept, rank_pattern=ranks, alpha_pattern=alphas), layers
@@ -335,7 +335,7 @@ def _kind(layer: nn.Module) -> type[nn.Module] | None:
 def _own_forward(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether ``layer`` computes something else than the kind of layer it descends from."""
     changed = type(layer).forward is not kind.forward
-    return changed or "forward" in vars(layer) or hasattr(layer, "parametrizations")
+    return changed or "forward" in vars(layer) or "parametrizations" in layer._modules
 
 
 def is_fused_qkv(path: str, module: nn.Module) -> bool:
