@@ -79,7 +79,8 @@ def fused_counts(path: str | Path) -> dict[str, int]:
     """How often each kind of fused operator stands in the file, next to the number of layers and of all nodes.
 
     In fp32 every layer has one attention and, normalised after or before each half, two skip_layer_norm; one
-    bias_gelu if its activation is a GELU. In int8 skip_layer_norm is written as layer_norm (see quantize.py).
+    bias_gelu if its activation is a GELU. In int8 skip_layer_norm is written as layer_norm, and bias_gelu as gelu, for
+    the product before it adds the bias (see quantize.py).
     """
     file = read_file(path)
     count = file.op_types
@@ -89,6 +90,7 @@ def fused_counts(path: str | Path) -> dict[str, int]:
         "skip_layer_norm": count["SkipLayerNormalization"],
         "layer_norm": count["LayerNormalization"],
         "bias_gelu": count["BiasGelu"] + count["FastGelu"],
+        "gelu": count["Gelu"] + count["FastGelu"],
         "embedding": count["EmbedLayerNormalization"],
         "int8": count["QAttention"] + count["DynamicQuantizeMatMul"] + count["MatMulIntegerToFloat"],
         "nodes": count.total(),
