@@ -116,6 +116,8 @@ class _Quantiser:
         self.added: dict[str, TensorProto] = {}
         self.ranges: Mapping[str, Range] | None = None
         """Of the activations, for static scales; None: dynamic ones."""
+        self.masks: set[str] = set()
+        """The masks that are there as numbers to add."""
         self.quantised: set[str] = set()
         """The int8 activations that there are."""
         self.rules: dict[str, Callable[[NodeProto], Iterable[NodeProto]]] = {
@@ -153,8 +155,8 @@ class _Quantiser:
             self.added[scales] = numpy_helper.from_array(scale, scales)
         return values, scales
 
-    def _constant(self, name: str, value: np.ndarray) -> str:
-        self.added[name] = numpy_helper.from_array(value, name)
+    def _constant(self, name: str, value: np.ndarray | np.generic) -> str:
+        self.added[name] = numpy_helper.from_array(np.asarray(value), name)
         return name
 
     def _is_layer_product(self, node: NodeProto) -> bool:
@@ -163,16 +165,19 @@ class _Quantiser:
 
     def _quantise(self, x: str) -> tuple[list[NodeProto], tuple[str, str, str]]:
         """Nodes that quantise an activation, and the names of its int8 values, scale and zero point."""
-        values, scale, zero_point = names = (f"{x}_int8", f"{x}_scale", f"{x}_zero_point")
+        values, _, _ = names = (f"{x}_int8", f"{x}_scale", f"{x}_zero_point")
         if values in self.quantised:
             return [], names
         self.quantised.add(values)
         if self.ranges is None:
             return [_node("DynamicQuantizeLinear", [x], names, f"{x}_quantise", "")], names
+        return [_node("QuantizeLinear", [x, *self._scale(x)], [values], f"{x}_quantise", "")], names
+
+    def _scale(self, x: str) -> tuple[str, str]:
+        """Names of an activation's static scale and zero point."""
+        assert self.ranges is not None
         step, zero = scale_and_zero_point(*self.ranges[x])
-        self._constant(scale, np.array(step))
-        self._constant(zero_point, np.array(zero))
-        return [_node("QuantizeLinear", [x, scale, zero_point], [values], f"{x}_quantise", "")], names
+        return self._constant(f"{x}_scale", np.array(step)), self._constant(f"{x}_zero_point", np.array(zero))
 
     def _mat_mul(self, node: NodeProto) -> Iterable[NodeProto]:
         if not self._is_layer_product(node):
@@ -209,11 +214,62 @@ class _Quantiser:
         return [_node(kind, node.input[:1], node.output, node.name)]
 
     def _attention(self, node: NodeProto) -> Iterable[NodeProto]:
-        values, scales = self._int8(node.input[1], 0)
-        quantise, (x, scale, zero_point) = self._quantise(node.input[0])
-        inputs = [x, values, node.input[2], scale, scales, *(node.input[3:] or [""]), zero_point]
+        """Attention in its parts: one int8 product for queries, keys and values of all tokens, which come token by
+        token, (T, B, ...), so that the products of the heads (N of them, of width D) read them where they are."""
+        name, output = node.name, node.output[0]
+        x, weight, bias, *mask = node.input
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        return [*quantise, _node("QAttention", inputs, node.output, node.name, **attributes)]
+        heads, hidden = attributes["num_heads"], self.weights[bias].dims[0] // 3
+        width = hidden // heads
+        quantise, (values, scale, zero_point) = self._quantise(x)
+        weights, weight_scales = self._int8(weight, 0)
+        inputs = [f"{name}_turned", weights, scale, weight_scales, zero_point, "", bias]
+        by_head = self._constant(f"shape_{heads}_{width}", np.array([0, 0, heads, width], np.int64))
+        flat, parts = ([f"{name}_{part}{end}" for part in ("query", "key", "value")] for end in ("", "_by_head"))
+        nodes = [
+            *quantise,
+            _node("Transpose", [values], inputs[:1], inputs[0], "", perm=(1, 0, 2)),  # (T, B, H)
+            _node("MatMulIntegerToFloat", inputs, [f"{name}_product"], f"{name}_product"),  # (T, B, 3 H)
+            _node("Split", [f"{name}_product"], flat, f"{name}_split", "", axis=-1, num_outputs=3),
+            *(_node("Reshape", [a, by_head], [b], b, "") for a, b in zip(flat, parts, strict=True)),  # (T, B, N, D)
+        ]
+        query, key, value = parts
+        scores, attended = f"{name}_scores", f"{name}_attended"
+        product = {"transBatchA": 1, "transBatchB": 1, "transB": 1, "alpha": width**-0.5}
+        nodes.append(_node("FusedMatMul", [query, key], [scores], scores, **product))  # (B, N, T, T)
+        if mask:
+            nodes += self._added_mask(mask[0], attributes["mask_filter_value"])
+            nodes.append(_node("Add", [scores, f"{mask[0]}_added"], [f"{scores}_masked"], f"{scores}_masked", ""))
+            scores = f"{scores}_masked"
+        nodes.append(_node("Softmax", [scores], [f"{name}_shares"], f"{name}_shares", "", axis=-1))
+        inputs = [f"{name}_shares", value]
+        nodes.append(_node("FusedMatMul", inputs, [attended], attended, transBatchB=1))  # (B, N, T, D)
+        if self.ranges is not None and all(map(self._is_layer_product, self.readers[output])):
+            inputs, attended = [attended, *self._scale(output)], f"{attended}_int8"
+            nodes.append(_node("QuantizeLinear", inputs, [attended], attended, ""))  # a quarter of the bytes to turn
+            output = f"{output}_int8"
+            self.quantised.add(output)
+        joined = self._constant(f"shape_{hidden}", np.array([0, 0, hidden], np.int64))
+        return [
+            *nodes,
+            _node("Transpose", [attended], [f"{name}_tokens"], f"{name}_tokens", "", perm=(0, 2, 1, 3)),  # (B, T, N, D)
+            _node("Reshape", [f"{name}_tokens", joined], [output], name, ""),  # (B, T, H)
+        ]
+
+    def _added_mask(self, mask: str, value: float) -> list[NodeProto]:
+        """`{mask}_added`, (B, 1, 1, T): 0 at real tokens, ``value`` at padding; for all layers once."""
+        added = f"{mask}_added"
+        if added in self.masks:
+            return []
+        self.masks.add(added)
+        one, axes = self._constant("mask_one", np.float32(1)), self._constant("mask_axes", np.array([1, 2], np.int64))
+        factor = self._constant("mask_factor", np.float32(-value))
+        return [
+            _node("Cast", [mask], [f"{mask}_real"], f"{mask}_real", "", to=TensorProto.FLOAT),  # (B, T)
+            _node("Sub", [f"{mask}_real", one], [f"{mask}_padding"], f"{mask}_padding", ""),
+            _node("Mul", [f"{mask}_padding", factor], [f"{mask}_values"], f"{mask}_values", ""),
+            _node("Unsqueeze", [f"{mask}_values", axes], [added], added, ""),
+        ]
 
     def _skip_layer_norm(self, node: NodeProto) -> Iterable[NodeProto]:
         """LayerNorm(x + skip), or of x + bias + skip; the sum is the fourth output."""
