@@ -29,11 +29,8 @@ from lora_core.layers import model_modules
 from lora_core.patterns import Pattern
 from lora_core.targets import (
     attention_outputs,
-    find_targets,
-    fused_layers,
     host_class,
     preset_of,
-    split_thirds,
     without_idle_patterns,
 )
 from lora_core.updates import ThirdsUpdate
@@ -158,48 +155,49 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, 
         ValueError: a file is missing or damaged, or holds an adapter of another kind.
     """
     config, tensors = LoRAConfig.load(folder), read_weights(folder)
-    tensors, config = in_names_of((path for path, _ in model_modules(model)), tensors, config)
-    names = saved_modules(model, config.modules_to_save or _heads_of_task(model, config, tensors), tensors)
+    modules = dict(model_modules(model))
+    tensors, config = in_names_of(modules, tensors, config)
+    names = saved_modules(modules, config.modules_to_save or _heads_of_task(modules, config, tensors), tensors)
     tensors = {key: tensor * 2 if counts_twice(key) else tensor for key, tensor in tensors.items()}
     try:
-        config = without_idle_patterns(model, dataclasses.replace(config, modules_to_save=names))
-        _refuse_excess(model, config, tensors)
+        config, layers = without_idle_patterns(model, modules, dataclasses.replace(config, modules_to_save=names))
+        _refuse_excess({path: modules[path] for path in layers}, model, config, tensors)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     return config, tensors
 
 
-def _refuse_excess(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Check the ranks of a file's config before memory is taken for them: no adapter is larger than its model, or than
-    the file that holds it.
+def _refuse_excess(
+    layers: Mapping[str, nn.Module], model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Check the ranks of a file's config for its ``layers`` before memory is taken for them: no adapter is larger than
+    its model, or than the file that holds it.
 
     Raises:
         ValueError: this one is.
     """
     held = sum(tensor.numel() for tensor in tensors.values())
-    limit = max(held, sum(parameter.numel() for parameter in model.parameters()))
     wanted = 0
-    for path in split_thirds(find_targets(model, config), fused_layers(model)):
-        layer = model.get_submodule(path)
+    for path, layer in layers.items():
         host = host_class(layer)
         weight = None if host is None else getattr(layer, host.weight_name)
         r = config.rank_of(path)
         wanted += r * sum(weight.shape[:2]) if weight is not None else 0
-        if wanted > limit:
+        if wanted > held and wanted > sum(parameter.numel() for parameter in model.parameters()):
             raise ValueError(
                 f"{path} has the rank {r}, with which the adapter would have {wanted:,} numbers or more, but "
                 f"{WEIGHTS_FILE} holds {held:,}: r or rank_pattern is wrong. Copy or save the adapter again."
             )
 
 
-def _heads_of_task(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _heads_of_task(paths: Iterable[str], config: LoRAConfig, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The heads that an adapter holds without saying so.
 
     PEFT before 0.11 saved "classifier" and "score" for these two tasks and left modules_to_save empty.
     """
     if config.task_type not in ("SEQ_CLS", "TOKEN_CLS"):
         return ()
-    ends = [path for path, _ in model_modules(model) if path.endswith(("classifier", "score"))]
+    ends = [path for path in paths if path.endswith(("classifier", "score"))]
     return tuple(path for path in ends if any(key.startswith(f"{PREFIX}{path}.") for key in tensors))
 
 
@@ -317,17 +315,16 @@ def counts_twice(key: str) -> bool:
     return ".base_layer.out_proj.lora_B." in key
 
 
-def saved_modules(model: nn.Module, names: Sequence[str], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """A file's modules_to_save in this model's terms.
+def saved_modules(paths: Iterable[str], names: Sequence[str], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """A file's modules_to_save in the terms of a model with modules at ``paths``.
 
     PEFT adds "classifier" and "score" for a task whether the model has both or not, and its names match the end
     of a path's text, so "classifier" also takes DistilBERT's pre_classifier. A name without a module is dropped
     here; had the file tensors under it, they are reported as unknown.
     """
-    paths = [path for path, _ in model_modules(model) if path]
     found = []
     for name in names:
-        ends = [path for path in paths if path.endswith(name)]
+        ends = [path for path in paths if path and path.endswith(name)]
         exact = [path for path in ends if Pattern((name,)).matches(path)]
         found += [name] if exact else []
         for path in ends:

@@ -5,6 +5,7 @@ mean, patterns.py says. The package begins here; updates.py is next.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -318,9 +319,12 @@ def check_types(settings: Any) -> None:
     Raises:
         ValueError: a field holds something else; the message names it, its value and what it should be.
     """
-    for name, hint in typing.get_type_hints(type(settings)).items():
+    for name, hint in _type_hints(type(settings)).items():
         if typing.get_origin(hint) is not ClassVar and not _fits(getattr(settings, name), hint):
             raise ValueError(f"{name} is {shown(getattr(settings, name))}, but it should be {_describe(hint)}.")
+
+
+_type_hints = functools.cache(typing.get_type_hints)  # evaluating annotations takes longer than the checks
 
 
 def _fits(value: Any, hint: Any) -> bool:

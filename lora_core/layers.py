@@ -335,10 +335,9 @@ def model_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         seen.add(module)
         yield path, module
+        if not module._modules:
+            continue
         prefix, is_host = f"{path}." if path else "", isinstance(module, LoRALayer)
-        children = [
-            (prefix + name, child)
-            for name, child in module._modules.items()
-            if child is not None and not (is_host and name == "lora")
-        ]
-        waiting += reversed(children)
+        for name, child in reversed(module._modules.items()):
+            if child is not None and not (is_host and name == "lora"):
+                waiting.append((prefix + name, child))

@@ -38,6 +38,7 @@ class Pattern:
     def __init__(self, names: str | Iterable[str] | None) -> None:
         self._parsed = _parse(names) if isinstance(names, str) else None
         self._ends = frozenset() if names is None or isinstance(names, str) else frozenset(names)
+        self._after_dot = tuple(f".{end}" for end in self._ends)
 
     @classmethod
     def at_end(cls, expression: str) -> "Pattern":
@@ -51,7 +52,7 @@ class Pattern:
             ValueError: the expression takes too many steps.
         """
         if self._parsed is None:
-            return any(end in self._ends for end in ends_of(path))
+            return path in self._ends or path.endswith(self._after_dot)
         machine = _Machine(path)
         return bool(machine.after(self._parsed, machine.start) & machine.end)
 

@@ -50,6 +50,9 @@ _HEAD_NAMES = ("classifier", "pre_classifier", "score", "qa_outputs", "head", "h
 _FUSED_NAMES = ("qkv", "Wqkv")
 """Names of layers that hold query, key and value projections one after the other: timm, ModernBERT."""
 
+Modules = dict[str, nn.Module]
+"""What is in a model, by path, as `model_modules` gives it."""
+
 HOSTS: dict[type[nn.Module], type[LoRALayer]] = {
     nn.Linear: LoRALinear,
     nn.Embedding: LoRAEmbedding,
@@ -65,17 +68,22 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     Raises:
         ValueError: a pattern (of targets, exclusions, ranks, alphas or layer indices) matches nothing.
     """
-    adaptable = _adaptable(model)
+    modules = dict(model_modules(model))
+    return _targets(model, modules, _adaptable(modules), config)
+
+
+def _targets(model: nn.Module, modules: Modules, adaptable: list[str], config: LoRAConfig) -> list[str]:
+    """`find_targets` in a model of these modules."""
     if not adaptable:
         kinds = ", ".join(cls.__name__ for cls in HOSTS)
         raise ValueError(f"{type(model).__name__} has no layer that LoRA can adapt ({kinds}).")
     saved = Pattern(_saved_names(model, config))
-    refused = _refused(model, config, saved)
+    refused = _refused(modules, config, saved)
     if refused:
         raise ValueError(f"target_modules: {refused}")
-    targets = [path for path in _matches(model, adaptable, config.target_modules) if not saved.contains(path)]
+    targets = [path for path in _matches(model, modules, adaptable, config.target_modules) if not saved.contains(path)]
     if config.exclude_modules is not None:
-        odd = [path for path, module in model_modules(model) if refusal(path, module)]
+        odd = [path for path, module in modules.items() if refusal(path, module)]
         excluded = set(_named("exclude_modules", config.exclude_modules, [*adaptable, *odd]))
         targets = [path for path in targets if path not in excluded]
     if config.layers_to_transform is not None:
@@ -84,7 +92,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
         raise ValueError(
             f"exclude_modules {shown(config.exclude_modules)} and modules_to_save leave no layer to adapt."
         )
-    layers = split_thirds(targets, fused_layers(model))
+    layers = split_thirds(targets, _fused(modules))
     for field in ("rank_pattern", "alpha_pattern"):
         for key in getattr(config, field):
             if not Pattern.at_end(key).matches_any(layers):
@@ -92,12 +100,12 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
     return targets
 
 
-def without_idle_patterns(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
-    """``config`` less what matches nothing in ``model``, for a config from a file.
+def without_idle_patterns(model: nn.Module, modules: Modules, config: LoRAConfig) -> tuple[LoRAConfig, list[str]]:
+    """``config`` less what matches nothing in ``model``, for a config from a file; and the layers that it adapts.
 
     PEFT writes such names, and whether the file fits is told by its tensors. Targets of which none matches stay.
     """
-    paths = _adaptable(model)
+    paths = _adaptable(modules)
     ends = {end for path in paths for end in ends_of(path)}
     parts = {part for path in paths for part in path.split(".")}
 
@@ -115,17 +123,17 @@ def without_idle_patterns(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
         rank_pattern={},
         alpha_pattern={},
     )
-    layers = split_thirds(find_targets(model, kept), fused_layers(model))
+    layers = list(split_thirds(_targets(model, modules, paths, kept), _fused(modules)))
     ranks = {key: r for key, r in config.rank_pattern.items() if Pattern.at_end(key).matches_any(layers)}
     alphas = {key: alpha for key, alpha in config.alpha_pattern.items() if Pattern.at_end(key).matches_any(layers)}
-    return dataclasses.replace(kept, rank_pattern=ranks, alpha_pattern=alphas)
+    return dataclasses.replace(kept, rank_pattern=ranks, alpha_pattern=alphas), layers
 
 
-def _adaptable(model: nn.Module) -> list[str]:
+def _adaptable(modules: Modules) -> list[str]:
     """Paths that targets can name: adaptable layers, and the thirds of fused ones."""
-    outputs = set(attention_outputs(model).values())
+    outputs = set(_outputs(modules).values())
     paths = []
-    for path, module in model_modules(model):
+    for path, module in modules.items():
         if path and host_class(module) is not None and path not in outputs:
             paths.append(path)
             if is_fused_qkv(path, module):
@@ -133,16 +141,16 @@ def _adaptable(model: nn.Module) -> list[str]:
     return paths
 
 
-def _refused(model: nn.Module, config: LoRAConfig, saved: Pattern) -> str | None:
+def _refused(modules: Modules, config: LoRAConfig, saved: Pattern) -> str | None:
     """Why a layer that the targets name and nothing excludes cannot be adapted; None when all can."""
-    outputs = {output: path for path, output in attention_outputs(model).items()}
+    outputs = {output: path for path, output in _outputs(modules).items()}
     excluded, named = Pattern(config.exclude_modules), Pattern(config.target_modules)
-    for path, module in model_modules(model):
-        if saved.contains(path) or excluded.matches(path):
+    for path, module in modules.items():
+        why = refusal(path, module)
+        if (why is None and path not in outputs) or saved.contains(path) or excluded.matches(path):
             continue
         if path in outputs and not _is_preset(config.target_modules) and named.matches(path):
             return f"{path} is never called by its nn.MultiheadAttention. Target {outputs[path]}, which adapts both."
-        why = refusal(path, module)
         wanted = config.target_modules == "all-linear" and isinstance(module, nn.Linear)
         if why is not None and (wanted or named.matches(path)):
             return why
@@ -153,12 +161,11 @@ def _is_preset(names: Names) -> bool:
     return names is None or (isinstance(names, str) and names in PRESETS)
 
 
-def _matches(model: nn.Module, adaptable: list[str], targets: Names) -> list[str]:
+def _matches(model: nn.Module, modules: Modules, adaptable: list[str], targets: Names) -> list[str]:
     preset = preset_of(targets, adaptable)
     if preset is None:
         assert targets is not None
         return _named("target_modules", targets, adaptable)
-    modules = dict(model_modules(model))
     linear = [path for path in adaptable if _is_linear(modules.get(path))]
     if preset == "all-linear":
         heads = Pattern(head_names(model))
@@ -168,7 +175,7 @@ def _matches(model: nn.Module, adaptable: list[str], targets: Names) -> list[str
         if all(Pattern((name,)).matches_any(linear) for name in names):
             projections = Pattern(names)
             return [path for path in linear if projections.matches(path)]
-    fused = fused_layers(model) & set(adaptable)
+    fused = _fused(modules) & set(adaptable)
     if fused:
         thirds = {f"{path}.{third}" for path in fused for third in ("q", "v" if preset == "qv" else "k", "v")}
         outputs = Pattern(FUSED_OUTPUTS if preset == "attention" else ())
@@ -282,28 +289,37 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
 
 def fused_layers(model: nn.Module) -> set[str]:
     """Paths of the layers that hold query, key and value in one."""
-    return {path for path, module in model_modules(model) if is_fused_qkv(path, module)}
+    return _fused(dict(model_modules(model)))
+
+
+def _fused(modules: Modules) -> set[str]:
+    return {path for path, module in modules.items() if is_fused_qkv(path, module)}
 
 
 def attention_outputs(model: nn.Module) -> dict[str, str]:
     """{path of an nn.MultiheadAttention: path of its output projection, which is adapted with it}."""
-    return {path: f"{path}.out_proj" for path, m in model_modules(model) if isinstance(m, nn.MultiheadAttention)}
+    return _outputs(dict(model_modules(model)))
+
+
+def _outputs(modules: Modules) -> dict[str, str]:
+    return {path: f"{path}.out_proj" for path, m in modules.items() if isinstance(m, nn.MultiheadAttention)}
 
 
 def host_class(layer: nn.Module) -> type[LoRALayer] | None:
     """The host of ``layer``; None when there is none for what it computes."""
     if isinstance(layer, LoRALayer):
         return type(layer)
-    if _own_forward(layer):
+    kind = _kind(layer)
+    if kind is not None and _own_forward(layer, kind):
         return None
     if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf") and getattr(layer, "weight", None) is not None:
         return LoRAConv1D  # transformers', known by its looks so that transformers need not be there
-    return next((host for kind, host in HOSTS.items() if isinstance(layer, kind)), None)
+    return None if kind is None else HOSTS[kind]
 
 
 def refusal(path: str, layer: nn.Module) -> str | None:
     """Why a layer that looks adaptable is not; None when it is, or does not look so."""
-    if host_class(layer) is not None or not isinstance(layer, tuple(HOSTS)):
+    if _kind(layer) is None or host_class(layer) is not None:
         return None
     return (
         f"{path} is a {type(layer).__name__} with a computation of its own, which an adapter would bypass. "
@@ -311,11 +327,15 @@ def refusal(path: str, layer: nn.Module) -> str | None:
     )
 
 
-def _own_forward(layer: nn.Module) -> bool:
+def _kind(layer: nn.Module) -> type[nn.Module] | None:
+    """Which of the adaptable kinds of layer ``layer`` descends from."""
+    return next((kind for kind in HOSTS if isinstance(layer, kind)), None)
+
+
+def _own_forward(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether ``layer`` computes something else than the kind of layer it descends from."""
-    kind = next((kind for kind in HOSTS if isinstance(layer, kind)), None)
-    changed = kind is not None and type(layer).forward is not kind.forward
-    return changed or "forward" in vars(layer) or hasattr(layer, "parametrizations")
+    changed = type(layer).forward is not kind.forward
+    return changed or "forward" in vars(layer) or "parametrizations" in layer._modules
 
 
 def is_fused_qkv(path: str, module: nn.Module) -> bool:

@@ -112,7 +112,7 @@ def package() -> ModuleType:
 
 def without_fused_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     """The int8 ``model``, changed in place, with plain operators on dequantised values instead of fused int8 ones."""
-    nodes = list(_Plain().nodes(model.graph.node))
+    nodes = list(_Plain({tensor.name for tensor in model.graph.initializer}).nodes(model.graph.node))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return model
@@ -121,9 +121,13 @@ def without_fused_int8(model: onnx.ModelProto) -> onnx.ModelProto:
 class _Plain:
     """One pass over the nodes of an int8 graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: set[str]) -> None:
+        self.weights = weights
+        """Names of constants."""
         self.dynamic: dict[str, str] = {}
-        """What was quantised on the way, by the name of its int8 values."""
+        """In fp32: what was quantised on the way, and what was moved about, by the name of its int8 values."""
+        self.static: dict[str, list[str]] = {}
+        """Scale and zero point of what is quantised with constant ones."""
         self.written: set[str] = set()
 
     def nodes(self, nodes: Sequence[NodeProto]) -> Iterator[NodeProto]:
@@ -132,21 +136,28 @@ class _Plain:
             if node.op_type == "DynamicQuantizeLinear":
                 self.dynamic[node.output[0]] = node.input[0]
             elif node.op_type == "DynamicQuantizeMatMul":
-                x, weight, scale = inputs
-                yield from self._weight(weight, scale)
-                yield _node(node, "MatMul", [x, _wide(weight)])
+                x, weight, scale, *rest = inputs
+                yield from self._product(node, x, weight, scale, rest)
             elif node.op_type == "MatMulIntegerToFloat":
-                x, weight, x_scale, scale, zero_point = inputs
+                x, weight, x_scale, scale, zero_point, *rest = inputs
                 yield from self._activation(x, x_scale, zero_point)
-                yield from self._weight(weight, scale)
-                yield _node(node, "MatMul", [self._name(x), _wide(weight)])
+                yield from self._product(node, self._name(x), weight, scale, rest)
             elif node.op_type == "QAttention":
                 x, weight, bias, x_scale, scale, mask, zero_point = inputs
                 yield from self._activation(x, x_scale, zero_point)
                 yield from self._weight(weight, scale)
                 inputs = [self._name(x), _wide(weight), bias, *([mask] if mask else [])]
-                attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-                yield _node(node, "Attention", inputs, MICROSOFT, **attributes)
+                yield _node(node, "Attention", inputs, MICROSOFT, **_attributes(node))
+            elif node.op_type == "FusedMatMul" and not {"transBatchA", "transBatchB"}.isdisjoint(_attributes(node)):
+                yield from self._product_of_heads(node)
+            elif node.op_type == "QuantizeLinear":
+                self.static[node.output[0]] = inputs[1:]
+                yield node
+            elif inputs and (inputs[0] in self.dynamic or inputs[0] in self.static):  # moves int8 values about
+                x = inputs[0]
+                yield from self._activation(x, *self.static.get(x, ("", "")))
+                node.input[0], self.dynamic[node.output[0]] = self._name(x), node.output[0]
+                yield node
             else:
                 yield node
 
@@ -157,14 +168,49 @@ class _Plain:
         if x not in self.dynamic:
             yield from self._dequantised(x, [x, scale, zero_point])
 
+    def _product(self, node: NodeProto, x: str, weight: str, scale: str, rest: Sequence[str]) -> Iterator[NodeProto]:
+        """x times a weight, and the bias that may follow the weight's zero point, of which there is none."""
+        yield from self._weight(weight, scale)
+        bias = rest[1] if len(rest) > 1 else ""
+        if not bias:
+            yield _node(node, "MatMul", [x, _wide(weight)])
+            return
+        product = f"{node.output[0]}_product"
+        yield helper.make_node("MatMul", [x, _wide(weight)], [product], name=product)
+        yield _node(node, "Add", [product, bias])
+
+    def _product_of_heads(self, node: NodeProto) -> Iterator[NodeProto]:
+        """A product of factors of which some come token by token, (T, B, N, D), turned to (B, N, T, D)."""
+        attributes, factors = _attributes(node), []
+        for number, (factor, side) in enumerate(zip(node.input, "AB", strict=True)):
+            order = [1, 2, 0, 3] if attributes.get(f"transBatch{side}", 0) else [0, 1, 2, 3]
+            if attributes.get(f"trans{side}", 0):
+                order[2:] = reversed(order[2:])
+            factors.append(f"{node.output[0]}_factor_{number}")
+            yield helper.make_node("Transpose", [factor], factors[-1:], name=factors[-1], perm=order)
+        product, scale = f"{node.output[0]}_unscaled", f"{node.output[0]}_alpha"
+        yield helper.make_node("MatMul", factors, [product], name=product)
+        yield helper.make_node("Constant", [], [scale], name=scale, value_float=attributes.get("alpha", 1.0))
+        yield _node(node, "Mul", [product, scale])
+
     def _weight(self, weight: str, scale: str) -> Iterator[NodeProto]:
-        """A scale for each column."""
-        yield from self._dequantised(weight, [weight, scale], axis=1)
+        """A matrix with a scale for each column; rows that were looked up in a table come with scales that fit them."""
+        if weight in self.weights:
+            yield from self._dequantised(weight, [weight, scale], axis=1)
+        elif weight not in self.written:
+            self.written.add(weight)
+            numbers = f"{weight}_numbers"
+            yield helper.make_node("Cast", [weight], [numbers], name=numbers, to=onnx.TensorProto.FLOAT)
+            yield helper.make_node("Mul", [numbers, scale], [_wide(weight)], name=_wide(weight))
 
     def _dequantised(self, x: str, inputs: Sequence[str], **attributes: Any) -> Iterator[NodeProto]:
         if x not in self.written:
             self.written.add(x)
             yield helper.make_node("DequantizeLinear", inputs, [_wide(x)], name=_wide(x), **attributes)
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def _wide(x: str) -> str:

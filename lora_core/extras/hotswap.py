@@ -59,8 +59,8 @@ def hotswap_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "d
     config, tensors = read_adapter(inner, folder)
     refuse_non_finite(tensors, f"{folder} was not loaded")
     owner = {output: path for path, output in attention_outputs(inner).items()}
-    names = file_keys(inner, adapter_name, [f"{path}.{name}" for path, slot in slots.items() for name in slot.own])
-    names |= file_keys(inner, adapter_name, record.saved)
+    own = [f"{path}.{name}" for path, slot in slots.items() for name in slot.own]
+    names = file_keys(inner, adapter_name, [*own, *record.saved])
     found: dict[str, dict[str, Tensor]] = {}
     problems = [f"unknown: {key}" for key in sorted(tensors.keys() - names.values())]
     for path, slot in slots.items():

@@ -24,7 +24,7 @@ from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.serve.rows import InputRows
 from trainers.serve.served_model import Served
 
-MAX_TOKENS = {"cpu": 1024, "cuda": 16_384}
+MAX_TOKENS = {"cpu": 512, "cuda": 16_384}
 """Positions of a batch, padding included: work enough for the device; on a CPU more would leave its caches."""
 
 

@@ -27,8 +27,8 @@ def test_int8_is_close_and_every_layer_is_int8(make, batch, tmp_path, family, ta
     source = export_onnx(model, tmp_path / "model.onnx", metadata={"tokenizer.json": "{}"})
     path = quantize_onnx(source, tmp_path / "model.int8.onnx")
     counts = fused_counts(path)
-    assert (counts["attention"], counts["bias_gelu"], counts["int8"]) == (2, 2, 8)
-    assert (counts["skip_layer_norm"], counts["embedding"]) == (0, 0)
+    assert (counts["attention"], counts["gelu"], counts["int8"]) == (2, 2, 8)
+    assert (counts["skip_layer_norm"], counts["bias_gelu"], counts["embedding"]) == (0, 0, 0)
     assert counts["layer_norm"] == 5
     onnx_model = OnnxModel(path)
     errors, scale = [], []
@@ -44,6 +44,21 @@ def test_int8_is_close_and_every_layer_is_int8(make, batch, tmp_path, family, ta
     assert int8["fp32_sha256"] == fp32["graph_sha256"] != int8["graph_sha256"]
     same = ("labels", "task", "model_type", "weights_sha256", "tokenizer.json")
     assert {name: int8[name] for name in same} == {name: fp32[name] for name in same}
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "modernbert", "dinov2"])
+def test_products_add_their_biases(make, tmp_path, family):
+    """Nothing but a product adds the bias of an encoder's layer; one without a bias adds none."""
+    model = make(family, "image-classification" if family == "dinov2" else "text-classification")
+    path = quantize_onnx(export_onnx(model, tmp_path / "model.onnx"), tmp_path / "int8.onnx")
+    nodes = onnx.load(str(path)).graph.node
+    products = {node.input[1]: node for node in nodes if node.op_type == "DynamicQuantizeMatMul"}
+    for weight, node in products.items():
+        bias = f"{weight.removesuffix('.weight.int8')}.bias"
+        added = [each.op_type for each in nodes if bias in each.input]
+        assert added in ([], ["DynamicQuantizeMatMul"])
+        assert (bias in node.input) == bool(added)
+    assert any(len(node.input) > 4 for node in products.values()) == (family != "modernbert")
 
 
 def test_size_of_a_model_whose_embeddings_are_half_of_it(make, tmp_path):

@@ -11,11 +11,8 @@ from torch import nn
 
 import lora_core
 from lora_core.kernels.fused import FusedStack, fuse, obstacle, unfuse
-<<<<<<< HEAD
 from lora_core.kernels.linear import Products
-=======
 from lora_core.kernels.native.build import ops
->>>>>>> native
 from lora_core.kernels.packing import Layout
 from lora_core.kernels.transformer_layer import run_layer
 from lora_core.models import load_pretrained, save_pretrained
