@@ -10,7 +10,7 @@ from lora_core.kernels.native.build import ops
 from lora_core.kernels.residual import add_norm
 
 native = ops()
-pytestmark = pytest.mark.skipif(native is None, reason="the C++ kernels cannot be built here; a warning says why")
+pytestmark = pytest.mark.skipif(native is None, reason="no C++ kernels here: no compiler, or LORA_CORE_NATIVE=0")
 
 
 def trained(width, affine=True, bias=True):
