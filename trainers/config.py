@@ -66,6 +66,9 @@ class TrainConfig(Settings):
     """LoRA: what is trained in full, the head above all, learns at this many times the learning rate."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices; biases, norms and other vectors have none."""
+    ema_decay: float = 0.0
+    """Score and keep an average of the weights over the steps, an exponential one of this decay such as 0.999, which
+    reaches over the last ninth of the steps at first. Takes memory as the trained weights do. 0: no average."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 switches clipping off."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -117,7 +120,7 @@ class TrainConfig(Settings):
         self._at_least(1, "batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens", "group_by_length")
         self._at_least(1, "keep_checkpoints", "checkpoint_steps", "patience", "timeout")
         self._at_least(0, "epochs", "weight_decay", "max_grad_norm", "workers", "checkpoint_minutes")
-        self._share("warmup")
+        self._share("warmup", "ema_decay")
         if self.parallel == "fsdp" and (self.precision == "fp16" or self.adversarial != "none"):
             raise ValueError(
                 f"parallel fsdp does not go with precision {self.precision} and adversarial {self.adversarial}: take "

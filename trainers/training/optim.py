@@ -75,6 +75,7 @@ def take_step(state: TrainState, max_grad_norm: float, world: World, folder: Pat
     before, state.loss_scale = state.loss_scale, scaler.get_scale()
     if state.loss_scale >= before:
         state.scheduler.step()
+        state.average.update(state.scheduler.last_epoch)  # the number of steps that were taken
         state.skipped_in_row = 0
     else:
         count_skip(state, world, folder)
