@@ -34,6 +34,7 @@ ORDER = (
     ("trainers.data.tokens",),
     ("trainers.data.texts", "trainers.data.images"),
     ("trainers.convert", "trainers.model", "trainers.training"),
+    ("trainers.recipes",),
     ("trainers.tasks",),
     ("trainers.monitor",),
     ("trainers.loop", "trainers.inputs"),

@@ -2,7 +2,6 @@
 that start from nothing, with their vocabulary.
 """
 
-import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from lora_core.models.crf import CRFHead
 from lora_core.models.heads import AttentionPooling
 from lora_core.models.pretrained.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
-from trainers.config import LEARNING_RATES, UNTRAINED_RATE, RunConfig
+from trainers.config import RunConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
 from trainers.data.images.processing import ImageProcessing
 from trainers.data.texts.dataset import TextDataset
@@ -192,14 +191,6 @@ def _token_ids(config: RunConfig) -> list[int]:
             ", ".join(left_out[:SHOWN]),
         )
     return found
-
-
-def with_learning_rate(config: RunConfig) -> RunConfig:
-    """The settings with the learning rate that they leave to the method."""
-    if config.learning_rate is not None:
-        return config
-    rate = UNTRAINED_RATE if is_scratch(config) else LEARNING_RATES[config.method]
-    return dataclasses.replace(config, learning_rate=rate)
 
 
 def is_scratch(config: RunConfig) -> bool:

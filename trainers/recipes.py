@@ -1,0 +1,85 @@
+"""What a run takes where its settings leave it open, by method and task: learning rate, warmup, and LoRA's layers.
+
+A learning rate is that of an encoder 384 wide, as MiniLM-L6 is, or narrower. A wider one takes a lower rate in inverse
+proportion, as suits Adam (Yang et al. 2022, "Tensor Programs V"): half of it at 768, which is what BERT-base and
+RoBERTa-base are usually given. LoRA takes ten to twenty times the rate of full fine-tuning, and layers of every kind
+rather than a higher rank (Schulman et al., "LoRA Without Regret", 2025).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from lora_core.models import config_from_dict
+from lora_core.models.pretrained.source import read_config, resolve
+from trainers.config import RunConfig
+from trainers.model import is_scratch
+from trainers.run_folder import RunFolder
+
+MEASURED_WIDTH = 384
+"""Of the encoder that the learning rates were measured with."""
+OPEN = ("learning_rate", "warmup", "target_modules")
+"""Settings that a recipe fills in."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a method takes for a task."""
+
+    learning_rate: float
+    """Of an encoder 384 wide, or narrower."""
+    warmup: float = 0.06
+    target_modules: tuple[str, ...] = ()
+    """LoRA's."""
+
+
+RECIPES = {
+    ("lora", "token-classification"): Recipe(2e-3, target_modules=("all-linear",)),
+    ("lora", "text-classification"): Recipe(1e-3, target_modules=("all-linear",)),
+    ("lora", "image-classification"): Recipe(2e-3, target_modules=("all-linear",)),
+    ("full", "token-classification"): Recipe(1e-4),
+    ("full", "text-classification"): Recipe(1e-4),
+    ("full", "image-classification"): Recipe(1e-4),
+    ("head", "token-classification"): Recipe(1e-3, warmup=0.0),
+    ("head", "text-classification"): Recipe(1e-3, warmup=0.0),
+    ("head", "image-classification"): Recipe(1e-3, warmup=0.0),
+}
+"""By method and task."""
+UNTRAINED = Recipe(1e-3, warmup=0.0)
+"""Of a model that starts untrained, however wide."""
+
+
+def with_recipe(config: RunConfig) -> RunConfig:
+    """The settings with what they leave open: as the run in their folder has it, if they go on with it; else by the
+    recipe.
+
+    Raises:
+        ValueError, OSError: the model's config.json cannot be read.
+    """
+    folder = RunFolder(config.output_dir)
+    if config.resume and not config.overwrite and folder.settings.is_file():
+        begun = folder.read_settings()
+        own = {name: begun[name] for name in _left_open(config) if begun.get(name) is not None}
+        config = dataclasses.replace(config, **{n: tuple(v) if isinstance(v, list) else v for n, v in own.items()})
+    left_open = _left_open(config)
+    if not left_open:
+        return config
+    recipe = recipe_of(config) if "learning_rate" in left_open else _by_method(config)
+    return dataclasses.replace(config, **{name: getattr(recipe, name) for name in left_open})
+
+
+def recipe_of(config: RunConfig) -> Recipe:
+    """The recipe of a run's method, task and model."""
+    recipe = _by_method(config)
+    if is_scratch(config):
+        return recipe
+    width = config_from_dict(read_config(resolve(config.model))).hidden_size  # type: ignore[attr-defined]  # all have it
+    rate = recipe.learning_rate * min(1, MEASURED_WIDTH / width)
+    return dataclasses.replace(recipe, learning_rate=float(f"{rate:.2g}"))
+
+
+def _by_method(config: RunConfig) -> Recipe:
+    return UNTRAINED if is_scratch(config) else RECIPES[config.method, config.task]
+
+
+def _left_open(config: RunConfig) -> list[str]:
+    return [name for name in OPEN if getattr(config, name) in (None, ())]
