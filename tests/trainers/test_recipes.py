@@ -70,7 +70,9 @@ def test_the_plan_tells_a_default_rate_from_one_that_was_given(tiny, checkpoint,
                  "--dry-run"]  # fmt: skip
     main(arguments)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "learning rate 0.002 (default of method lora for token-classification), linear after a warmup over 6%" in shown
+    assert (
+        "learning rate 0.002 (default of method lora for token-classification), linear after a warmup over 6%" in shown
+    )
     assert "on all-linear and the head" in shown
     main([*arguments, "--learning-rate", "0.001", "--warmup", "0"])
     assert "learning rate 0.001, linear; the best epoch" in " ".join(capsys.readouterr().out.split())
