@@ -18,7 +18,8 @@ from trainers.data.tokens.windows import TokenWindows, encode_tokens
 from trainers.experiment import run
 from trainers.finished import evaluate_run
 from trainers.loop import evaluate
-from trainers.model import build, load_model, with_learning_rate
+from trainers.model import build, load_model
+from trainers.recipes import with_recipe
 from trainers.run_folder import read_predictions, read_run
 from trainers.tasks.token import TokenClassification, encode
 
@@ -297,12 +298,12 @@ def test_a_run_is_begun_anew_where_one_lies_and_nothing_else_is_touched(config, 
 
 
 def test_the_learning_rate_follows_what_is_trained(config):
-    rates = {method: with_learning_rate(dataclasses.replace(config, method=method)).learning_rate for method in METHODS}
-    assert rates == {"lora": 5e-4, "full": 5e-5, "head": 1e-3}
+    rates = {method: with_recipe(dataclasses.replace(config, method=method)).learning_rate for method in METHODS}
+    assert rates == {"lora": 2e-3, "full": 1e-4, "head": 1e-3}
     scratch = dataclasses.replace(config, method="full", model="lstm")
-    assert with_learning_rate(scratch).learning_rate == 1e-3
-    assert with_learning_rate(dataclasses.replace(config, learning_rate=3e-5)).learning_rate == 3e-5
-    assert run(dataclasses.replace(config, epochs=0)).config["learning_rate"] == 5e-4
+    assert with_recipe(scratch).learning_rate == 1e-3
+    assert with_recipe(dataclasses.replace(config, learning_rate=3e-5)).learning_rate == 3e-5
+    assert run(dataclasses.replace(config, epochs=0)).config["learning_rate"] == 2e-3
 
 
 def test_a_run_that_finds_nothing_is_told_so_after_its_first_epoch_and_its_last(config, caplog, monkeypatch):
@@ -311,7 +312,7 @@ def test_a_run_that_finds_nothing_is_told_so_after_its_first_epoch_and_its_last(
     first, last = [message for message in caplog.messages if "the validation f1 is 0" in message]
     assert first.startswith("After the first epoch")
     assert last.startswith("At the end of training")
-    assert "than 0.0005 (--learning-rate)" in first
+    assert "than 0.002 (--learning-rate)" in first
 
 
 def test_resume_from_a_path_outside_the_run(config, finished):
