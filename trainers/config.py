@@ -152,6 +152,10 @@ class TrainConfig(Settings):
         return 4 * (most or examples * max(1, -(-int(lengths.sum()) // max(1, len(lengths)))))
 
 
+SCRATCH = ("lstm", "bilstm-attention")
+"""Names of the models that start from nothing, which are their model_type too."""
+
+
 @dataclass(frozen=True)
 class ModelSettings(Settings):
     """The model and its head."""
@@ -228,7 +232,7 @@ class LoRASettings(Settings):
     lora_dropout: float = 0.1
     """LoRA: dropout on the adapters' input."""
     target_modules: tuple[str, ...] = ()
-    """LoRA: a preset (qv, qkv, attention, all-linear) or suffixes of layer names; none: the recipe's, all-linear."""
+    """LoRA: a preset (qv, qkv, attention, all-linear) or suffixes of layer names; none: all-linear, of images qkv."""
     modules_to_save: tuple[str, ...] = ()
     """LoRA: modules trained in full beside the head and saved with the adapter, such as LayerNorm or word_embeddings:
     suffixes of their names."""

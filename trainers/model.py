@@ -17,19 +17,18 @@ from lora_core.models.crf import CRFHead
 from lora_core.models.heads import AttentionPooling
 from lora_core.models.pretrained.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
-from trainers.config import RunConfig
+from trainers.config import SCRATCH, RunConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
 from trainers.data.images.processing import ImageProcessing
 from trainers.data.texts.dataset import TextDataset
 from trainers.data.tokenizer import PAD, build_vocabulary, for_words, load_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
 from trainers.data.tokens.reader import TokenDataset
+from trainers.recipes import layers_of
 from trainers.run_folder import RunFolder
 
 logger = logging.getLogger("trainers")
 
-SCRATCH = ("lstm", "bilstm-attention")
-"""Names of the models that start from nothing, which are their model_type too."""
 LONGEST = 512
 """Their longest input in tokens, where the run does not say."""
 SHOWN = 10
@@ -75,7 +74,7 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
             r=config.r,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
-            target_modules=config.target_modules,
+            target_modules=layers_of(config),
             modules_to_save=config.modules_to_save or None,  # () would leave out the head
             bias=config.bias,
             init_lora_weights="gaussian" if config.init_lora_weights == "eva" else config.init_lora_weights,

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from lora_core.models import config_from_dict
 from lora_core.models.pretrained.source import read_config, resolve
-from trainers.config import RunConfig
-from trainers.model import is_scratch
+from trainers.config import SCRATCH, RunConfig
 from trainers.run_folder import RunFolder
 
 MEASURED_WIDTH = 384
@@ -35,7 +34,7 @@ class Recipe:
 RECIPES = {
     ("lora", "token-classification"): Recipe(2e-3, target_modules=("all-linear",)),
     ("lora", "text-classification"): Recipe(1e-3, target_modules=("all-linear",)),
-    ("lora", "image-classification"): Recipe(2e-3, target_modules=("all-linear",)),
+    ("lora", "image-classification"): Recipe(2e-3, target_modules=("qkv",)),
     ("full", "token-classification"): Recipe(1e-4),
     ("full", "text-classification"): Recipe(1e-4),
     ("full", "image-classification"): Recipe(1e-4),
@@ -70,15 +69,20 @@ def with_recipe(config: RunConfig) -> RunConfig:
 def recipe_of(config: RunConfig) -> Recipe:
     """The recipe of a run's method, task and model."""
     recipe = _by_method(config)
-    if is_scratch(config):
+    if config.model in SCRATCH:
         return recipe
     width = config_from_dict(read_config(resolve(config.model))).hidden_size  # type: ignore[attr-defined]  # all have it
     rate = recipe.learning_rate * min(1, MEASURED_WIDTH / width)
     return dataclasses.replace(recipe, learning_rate=float(f"{rate:.2g}"))
 
 
+def layers_of(config: RunConfig) -> tuple[str, ...]:
+    """The layers that LoRA adapts: those of the settings, or of the recipe."""
+    return config.target_modules or _by_method(config).target_modules
+
+
 def _by_method(config: RunConfig) -> Recipe:
-    return UNTRAINED if is_scratch(config) else RECIPES[config.method, config.task]
+    return UNTRAINED if config.model in SCRATCH else RECIPES[config.method, config.task]
 
 
 def _left_open(config: RunConfig) -> list[str]:
