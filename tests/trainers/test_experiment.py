@@ -43,8 +43,8 @@ def test_what_a_method_trains(config, tiny, checkpoint, method):
     everything = {name for name, _ in load_pretrained(checkpoint, "token-classification").named_parameters()}
     if method == "lora":
         assert head < trainable
-        assert all(".query." in name or ".value." in name for name in trainable - head)
-        assert len(trainable - head) == 2 * 2 * 2  # A and B, of query and value, in two layers
+        assert all(".lora_" in name for name in trainable - head)
+        assert len(trainable - head) == 2 * 6 * 2  # A and B, of all linear layers: four of attention, two behind it
         assert all(3 in parameter.shape for name, parameter in model.named_parameters() if name in trainable - head)
     else:
         assert trainable == (everything if method == "full" else head)
