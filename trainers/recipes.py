@@ -47,18 +47,22 @@ UNTRAINED = Recipe(1e-3, warmup=0.0)
 """Of a model that starts untrained, however wide."""
 
 
+def as_begun(config: RunConfig) -> RunConfig:
+    """The settings of a run that goes on, with what they leave open as it was when the run was begun."""
+    folder = RunFolder(config.output_dir)
+    if not config.resume or config.overwrite or not folder.settings.is_file():
+        return config
+    begun = folder.read_settings()
+    own = {name: begun[name] for name in _left_open(config) if begun.get(name) is not None}
+    return dataclasses.replace(config, **{n: tuple(v) if isinstance(v, list) else v for n, v in own.items()})
+
+
 def with_recipe(config: RunConfig) -> RunConfig:
-    """The settings with what they leave open: as the run in their folder has it, if they go on with it; else by the
-    recipe.
+    """The settings with what they leave open as the recipe says.
 
     Raises:
         ValueError, OSError: the model's config.json cannot be read.
     """
-    folder = RunFolder(config.output_dir)
-    if config.resume and not config.overwrite and folder.settings.is_file():
-        begun = folder.read_settings()
-        own = {name: begun[name] for name in _left_open(config) if begun.get(name) is not None}
-        config = dataclasses.replace(config, **{n: tuple(v) if isinstance(v, list) else v for n, v in own.items()})
     left_open = _left_open(config)
     if not left_open:
         return config
