@@ -60,7 +60,7 @@ class TrainConfig(Settings):
     many as fit its memory, found by trying before training begins."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW. None: by method, task and the encoder's width, as the plan shows. At a width of 384
-    and for words, texts, images: LoRA 2e-3, 1e-3, 2e-3; full 1e-4; in inverse proportion for wider ones. A head alone,
+    and for words, texts, images: LoRA 2e-3, 5e-4, 2e-3; full 1e-4; in inverse proportion for wider ones. A head alone,
     or a model that starts untrained: 1e-3."""
     lora_plus_ratio: float = 1.0
     """LoRA+: B learns at this many times the learning rate; 16 is its authors' choice, at a lower learning rate."""

@@ -33,7 +33,7 @@ class Recipe:
 
 RECIPES = {
     ("lora", "token-classification"): Recipe(2e-3, target_modules=("all-linear",)),
-    ("lora", "text-classification"): Recipe(1e-3, target_modules=("all-linear",)),
+    ("lora", "text-classification"): Recipe(5e-4, target_modules=("all-linear",)),
     ("lora", "image-classification"): Recipe(2e-3, target_modules=("qkv",)),
     ("full", "token-classification"): Recipe(1e-4),
     ("full", "text-classification"): Recipe(1e-4),
@@ -42,7 +42,14 @@ RECIPES = {
     ("head", "text-classification"): Recipe(1e-3, warmup=0.0),
     ("head", "image-classification"): Recipe(1e-3, warmup=0.0),
 }
-"""By method and task."""
+"""By method and task. Where they are from, all with MiniLM-L6 unless said otherwise:
+
+LoRA, words: BioNLP2004, 3 epochs, the table in examples/README.md. Texts: examples/study_texts_small.toml, where 1e-3
+and 2e-3 on all linear layers were 2 to 4 points of validation accuracy behind 5e-4 and full fine-tuning (one or two
+seeds, 111 texts); at 2e-3 other short texts have ended in one class for all. Images: examples/study_pneumonia.toml, a
+ViT 64 wide, where all linear layers at 2e-3 were 1.5 points behind (one seed, 270 images). In full: the same tables for
+words and texts, and for images what pretrained ViTs are usually given.
+"""
 UNTRAINED = Recipe(1e-3, warmup=0.0)
 """Of a model that starts untrained, however wide."""
 
