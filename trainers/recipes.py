@@ -45,7 +45,7 @@ RECIPES = {
 """By method and task. Where they are from, all with MiniLM-L6 unless said otherwise:
 
 LoRA, words: BioNLP2004, 3 epochs, the table in examples/README.md. Texts: examples/study_texts_small.toml, where 1e-3
-and 2e-3 on all linear layers were 2 to 4 points of validation accuracy behind 5e-4 and full fine-tuning (one or two
+and 2e-3 on all linear layers were 3 points of validation accuracy behind full fine-tuning and 5e-4 half a point (two
 seeds, 111 texts); at 2e-3 other short texts have ended in one class for all. Images: examples/study_pneumonia.toml, a
 ViT 64 wide, where all linear layers at 2e-3 were 1.5 points behind (one seed, 270 images). In full: the same tables for
 words and texts, and for images what pretrained ViTs are usually given.
