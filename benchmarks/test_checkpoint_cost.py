@@ -104,7 +104,9 @@ def main(folder: Path) -> None:
     agreements = timed(CheckpointSchedule, "after_step")
     saves = timed(checkpoint_schedule, "save_checkpoint")
     every = max(2, STEPS // 4)
-    config = RunConfig(epochs=1, batch_size=BATCH, bias="all", metric="loss", checkpoint_steps=every)
+    config = RunConfig(
+        epochs=1, batch_size=BATCH, target_modules=("qv",), bias="all", metric="loss", checkpoint_steps=every
+    )
     with distributed() as world:
         model, data = build(config, LABELS), windows(BATCH * STEPS)
         state = fit(model, TokenClassification(LABELS), data, windows(2), config, world, folder)

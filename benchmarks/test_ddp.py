@@ -106,7 +106,7 @@ def launch(processes: int) -> dict[str, dict[str, float]]:
 
 
 def train(method: str, world: World, folder: Path) -> dict[str, float]:
-    config = RunConfig(method=method, epochs=1, batch_size=BATCH, bias="all", metric="loss")  # type: ignore[arg-type]
+    config = RunConfig(method=method, epochs=1, batch_size=BATCH, target_modules=("qv",), bias="all", metric="loss")  # type: ignore[arg-type]
     model = build(config, LABELS)
     counting = CountingWorld(world.rank, world.size, world.device)
     state = fit(model, TokenClassification(LABELS), windows(BATCH * STEPS), windows(2), config, counting, folder)

@@ -39,7 +39,7 @@ class NerConfig(RunConfig):
 
 
 SAMPLE_RECIPE = NerConfig(data=SAMPLE, output_dir=Path("runs/ner_bionlp"), resume="auto", epochs=12, batch_size=16,
-                          learning_rate=2e-3, full_learning_rate=3e-4, target_modules=("all-linear",),
+                          learning_rate=2e-3, full_learning_rate=3e-4, warmup=0.0, target_modules=("all-linear",),
                           bias="all")  # fmt: skip
 
 

@@ -29,7 +29,7 @@ ORDER = (
     ("trainers.other_names",),
     ("trainers.config", "trainers.show"),
     ("trainers.run_folder",),
-    ("trainers.data",),
+    ("trainers.data", "trainers.recipes"),
     ("trainers.data.spans",),
     ("trainers.data.tokens",),
     ("trainers.data.texts", "trainers.data.images"),

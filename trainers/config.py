@@ -34,8 +34,9 @@ class Settings:
     def _share(self, *names: str) -> None:
         """Raise ValueError for a field of these that is no share of a whole."""
         for name in names:
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a share, at least 0 and below 1, but it is {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} is a share, at least 0 and below 1, but it is {value}.")
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,25 @@ class TrainConfig(Settings):
     least 768 (ViT: the images that have so many), unless micro_batch_size is given; else no limit. auto, on a GPU: as
     many as fit its memory, found by trying before training begins."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW. None: by what is trained, 5e-5 for a pretrained model in full, 5e-4 for LoRA, 1e-3
-    for a head alone or a model that starts untrained."""
+    """Peak learning rate of AdamW. None: by method, task and the encoder's width, as the plan shows. At a width of 384
+    and for words, texts, images: LoRA 2e-3, 5e-4, 2e-3; full 1e-4; in inverse proportion for wider ones. A head alone,
+    or a model that starts untrained: 1e-3."""
     lora_plus_ratio: float = 1.0
     """LoRA+: B learns at this many times the learning rate; 16 is its authors' choice, at a lower learning rate."""
     head_rate_ratio: float = 1.0
     """LoRA: what is trained in full, the head above all, learns at this many times the learning rate."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices; biases, norms and other vectors have none."""
+    ema_decay: float = 0.0
+    """Score and keep an average of the weights over the steps, an exponential one of this decay such as 0.999, which
+    reaches over the last ninth of the steps at first. Takes memory as the trained weights do. 0: no average."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 switches clipping off."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Course of the learning rate after warmup, down to zero at the last step."""
-    warmup: float = 0.0
-    """Share of all steps in which the learning rate rises from zero."""
+    warmup: float | None = None
+    """Share of all steps in which the learning rate rises from zero. None: the recipe's, 0.06 for a pretrained model
+    in full and for LoRA, else 0."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of matrix products: fp16 (with loss scaling) for V100, bf16 for newer GPUs and AVX512-bf16 CPUs."""
     frozen: Literal["int8"] | None = None
@@ -121,7 +127,7 @@ class TrainConfig(Settings):
         self._at_least(1, "batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens", "group_by_length")
         self._at_least(1, "keep_checkpoints", "checkpoint_steps", "patience", "timeout")
         self._at_least(0, "epochs", "weight_decay", "max_grad_norm", "workers", "checkpoint_minutes")
-        self._share("warmup")
+        self._share("warmup", "ema_decay")
         if self.parallel == "fsdp" and (self.precision == "fp16" or self.adversarial != "none"):
             raise ValueError(
                 f"parallel fsdp does not go with precision {self.precision} and adversarial {self.adversarial}: take "
@@ -155,11 +161,8 @@ class TrainConfig(Settings):
         return 4 * (most or examples * max(1, -(-int(lengths.sum()) // max(1, len(lengths)))))
 
 
-LEARNING_RATES = {"full": 5e-5, "lora": 5e-4, "head": 1e-3}
-"""By method, where the settings say none. LoRA takes about ten times the rate of full fine-tuning (Schulman et al.,
-"LoRA Without Regret", 2025)."""
-UNTRAINED_RATE = 1e-3
-"""Of a model that starts untrained."""
+SCRATCH = ("lstm", "bilstm-attention")
+"""Names of the models that start from nothing, which are their model_type too."""
 
 
 @dataclass(frozen=True)
@@ -237,8 +240,8 @@ class LoRASettings(Settings):
     """LoRA: numerator of the scaling alpha / r; None means r."""
     lora_dropout: float = 0.1
     """LoRA: dropout on the adapters' input."""
-    target_modules: tuple[str, ...] = ("qv",)
-    """LoRA: a preset (qv, qkv, attention, all-linear) or suffixes of layer names."""
+    target_modules: tuple[str, ...] = ()
+    """LoRA: a preset (qv, qkv, attention, all-linear) or suffixes of layer names; none: all-linear, of images qkv."""
     modules_to_save: tuple[str, ...] = ()
     """LoRA: modules trained in full beside the head and saved with the adapter, such as LayerNorm or word_embeddings:
     suffixes of their names."""

@@ -20,7 +20,7 @@ from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.data.labels import Decision
 from trainers.inputs import check_processes, check_unchanged, inputs_of
 from trainers.loop import fit, predict
-from trainers.model import build, image_size, is_scratch, start_from_inputs, with_learning_rate, write_vocabulary
+from trainers.model import build, image_size, is_scratch, start_from_inputs, write_vocabulary
 from trainers.monitor.monitor import Monitor
 from trainers.monitor.plan import plan_of
 from trainers.monitor.preview import preview
@@ -30,6 +30,7 @@ from trainers.processes import interrupt
 from trainers.processes.distributed import World, distributed
 from trainers.processes.fsdp import copy_tensors, is_sharded, whole
 from trainers.processes.run_lock import locked
+from trainers.recipes import as_begun, with_recipe
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions, set_aside
 from trainers.sharing.alone import AdapterHead
 from trainers.sharing.card import CARD, write_card
@@ -74,7 +75,7 @@ def dry_run(config: RunConfig, datasets: Mapping[str, Any] | None = None) -> Non
     check_settings(config)
     check_trackers(config.track)
     with distributed(config.timeout) as world, TemporaryDirectory() as scratch:
-        given = with_learning_rate(config)
+        given = world.from_main(lambda: with_recipe(as_begun(config)))
         apart = dataclasses.replace(given, cache=False)
         if is_scratch(given):  # its vocabulary is made from the data, and has to lie somewhere
             apart = dataclasses.replace(apart, output_dir=Path(scratch))
@@ -169,19 +170,19 @@ def _run(
 ) -> Run:
     check_settings(config)
     check_trackers(config.track)
-    config = with_learning_rate(config)
     begun = f"run in {config.output_dir.absolute()}"
     if world.from_main(lambda: world.remembers(begun)):
         config = dataclasses.replace(config, resume="auto", overwrite=False)
         if world.is_main:
             logger.warning("torchrun has started the run again: it continues from its newest checkpoint.")
+    config = world.from_main(lambda: as_begun(config))
     start = world.from_main(lambda: _where_to_begin(config))
     start = dataclasses.replace(start, ends=ends or start.ends)
     checkpoint = start.checkpoint
     if start.finished:
         logger.warning("The run in %s is finished; nothing is left to do.", config.output_dir)
         return read_run(config.output_dir)
-    given = config
+    config = given = world.from_main(lambda: with_recipe(config))
     prepared = _prepared(config, datasets, world, fresh=checkpoint is None)
     inputs = inputs_of(prepared.config, prepared.labels, prepared.data)
     check_processes(inputs, world)

@@ -29,6 +29,7 @@ from trainers.run_folder import MetricsLog
 from trainers.show import progress_bar
 from trainers.tasks.task import Task
 from trainers.training.adversarial import build_adversary
+from trainers.training.averaging import WeightAverage
 from trainers.training.batch_plan import BatchPlan
 from trainers.training.checkpoint_schedule import CheckpointSchedule
 from trainers.training.checkpoints import load_checkpoint, restore_best, save_best
@@ -101,7 +102,8 @@ def fit(
     plan = BatchPlan(train, config, world, micro_batch_tokens(model, config))
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, plan.total_steps)
-    state = TrainState(model, optimizer, grad_scaler(config.precision, world.device), scheduler)
+    scaler, average = grad_scaler(config.precision, world.device), WeightAverage(model, config.ema_decay)
+    state = TrainState(model, optimizer, scaler, scheduler, average)
     if resume_from is not None:
         load_checkpoint(state, resume_from, world)
     checkpoints = CheckpointSchedule(state, plan, config, folder, world)
@@ -130,7 +132,7 @@ def fit(
                 monitor.step()
                 checkpoints.after_step()
 
-        with checkpoints.before_evaluation():
+        with checkpoints.before_evaluation(), average.in_model():
             scores = evaluate(model, task, validation, config, world)
         state.end_epoch()
         improved = state.record_score(scores, config.metric)
@@ -149,6 +151,8 @@ def fit(
     check_some_step(state)
     if state.best_epoch:
         restore_best(state, folder, world)
+    else:
+        average.exchange()
     checkpoints.after_training()
     return state
 

@@ -2,7 +2,6 @@
 that start from nothing, with their vocabulary.
 """
 
-import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,19 +17,18 @@ from lora_core.models.crf import CRFHead
 from lora_core.models.heads import AttentionPooling
 from lora_core.models.pretrained.source import read_config, resolve
 from lora_core.models.task_model import TaskModel
-from trainers.config import LEARNING_RATES, UNTRAINED_RATE, RunConfig
+from trainers.config import SCRATCH, RunConfig
 from trainers.data.batches import Data, evaluation_batches, load_batches
 from trainers.data.images.processing import ImageProcessing
 from trainers.data.texts.dataset import TextDataset
 from trainers.data.tokenizer import PAD, build_vocabulary, for_words, load_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
 from trainers.data.tokens.reader import TokenDataset
+from trainers.recipes import layers_of
 from trainers.run_folder import RunFolder
 
 logger = logging.getLogger("trainers")
 
-SCRATCH = ("lstm", "bilstm-attention")
-"""Names of the models that start from nothing, which are their model_type too."""
 LONGEST = 512
 """Their longest input in tokens, where the run does not say."""
 SHOWN = 10
@@ -76,7 +74,7 @@ def build(config: RunConfig, labels: tuple[str, ...]) -> TaskModel:
             r=config.r,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
-            target_modules=config.target_modules,
+            target_modules=layers_of(config),
             modules_to_save=config.modules_to_save or None,  # () would leave out the head
             bias=config.bias,
             init_lora_weights="gaussian" if config.init_lora_weights == "eva" else config.init_lora_weights,
@@ -192,14 +190,6 @@ def _token_ids(config: RunConfig) -> list[int]:
             ", ".join(left_out[:SHOWN]),
         )
     return found
-
-
-def with_learning_rate(config: RunConfig) -> RunConfig:
-    """The settings with the learning rate that they leave to the method."""
-    if config.learning_rate is not None:
-        return config
-    rate = UNTRAINED_RATE if is_scratch(config) else LEARNING_RATES[config.method]
-    return dataclasses.replace(config, learning_rate=rate)
 
 
 def is_scratch(config: RunConfig) -> bool:

@@ -22,7 +22,7 @@ from trainers.training.state import trained_tensors
 TRAIN, VALIDATION = tiny.windows(45), tiny.windows(23, seed=1)
 CONFIG = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, warmup=0.2, weight_decay=0.1, max_grad_norm=0.5,
                      group_by_length=3, micro_batch_tokens=40, metric="loss", seed=7, keep_checkpoints=2,
-                     parallel="fsdp")  # fmt: skip
+                     ema_decay=0.7, parallel="fsdp")  # fmt: skip
 METHODS = {"lora": True, "full": False}
 STEPS = 6  # of an epoch
 TASK = TokenClassification(tiny.LABELS)

@@ -18,7 +18,8 @@ from trainers.data.tokens.windows import TokenWindows, encode_tokens
 from trainers.experiment import run
 from trainers.finished import evaluate_run
 from trainers.loop import evaluate
-from trainers.model import build, load_model, with_learning_rate
+from trainers.model import build, load_model
+from trainers.recipes import with_recipe
 from trainers.run_folder import read_predictions, read_run
 from trainers.tasks.token import TokenClassification, encode
 
@@ -42,8 +43,8 @@ def test_what_a_method_trains(config, tiny, checkpoint, method):
     everything = {name for name, _ in load_pretrained(checkpoint, "token-classification").named_parameters()}
     if method == "lora":
         assert head < trainable
-        assert all(".query." in name or ".value." in name for name in trainable - head)
-        assert len(trainable - head) == 2 * 2 * 2  # A and B, of query and value, in two layers
+        assert all(".lora_" in name for name in trainable - head)
+        assert len(trainable - head) == 2 * 6 * 2  # A and B, of all linear layers: four of attention, two behind it
         assert all(3 in parameter.shape for name, parameter in model.named_parameters() if name in trainable - head)
     else:
         assert trainable == (everything if method == "full" else head)
@@ -252,7 +253,7 @@ def test_other_settings_than_the_run_was_begun_with(finished):
     with pytest.raises(ValueError, match="begun with other settings") as error:
         run(config)
     assert "epochs was 3, now 9" in str(error.value)
-    assert "target_modules was ['qv'], now ['key']" in str(error.value)
+    assert "target_modules was [], now ['key']" in str(error.value)
     assert "learning_rate" not in str(error.value)
 
 
@@ -297,12 +298,12 @@ def test_a_run_is_begun_anew_where_one_lies_and_nothing_else_is_touched(config, 
 
 
 def test_the_learning_rate_follows_what_is_trained(config):
-    rates = {method: with_learning_rate(dataclasses.replace(config, method=method)).learning_rate for method in METHODS}
-    assert rates == {"lora": 5e-4, "full": 5e-5, "head": 1e-3}
+    rates = {method: with_recipe(dataclasses.replace(config, method=method)).learning_rate for method in METHODS}
+    assert rates == {"lora": 2e-3, "full": 1e-4, "head": 1e-3}
     scratch = dataclasses.replace(config, method="full", model="lstm")
-    assert with_learning_rate(scratch).learning_rate == 1e-3
-    assert with_learning_rate(dataclasses.replace(config, learning_rate=3e-5)).learning_rate == 3e-5
-    assert run(dataclasses.replace(config, epochs=0)).config["learning_rate"] == 5e-4
+    assert with_recipe(scratch).learning_rate == 1e-3
+    assert with_recipe(dataclasses.replace(config, learning_rate=3e-5)).learning_rate == 3e-5
+    assert run(dataclasses.replace(config, epochs=0)).config["learning_rate"] == 2e-3
 
 
 def test_a_run_that_finds_nothing_is_told_so_after_its_first_epoch_and_its_last(config, caplog, monkeypatch):
@@ -311,7 +312,7 @@ def test_a_run_that_finds_nothing_is_told_so_after_its_first_epoch_and_its_last(
     first, last = [message for message in caplog.messages if "the validation f1 is 0" in message]
     assert first.startswith("After the first epoch")
     assert last.startswith("At the end of training")
-    assert "than 0.0005 (--learning-rate)" in first
+    assert "than 0.002 (--learning-rate)" in first
 
 
 def test_resume_from_a_path_outside_the_run(config, finished):

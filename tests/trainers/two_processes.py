@@ -78,7 +78,7 @@ def exchanged_elements(world):
 
 def resume_equals_straight(world, root):
     """Bit for bit, with a dropout of its own on each process; whether this process's weights and files agree."""
-    config = TrainConfig(**{**vars(CONFIG), "epochs": 2, "keep_checkpoints": 2})
+    config = TrainConfig(**{**vars(CONFIG), "epochs": 2, "keep_checkpoints": 2, "ema_decay": 0.7})
     task = TokenClassification(tiny.LABELS)
     straight = tiny.build(dropout=0.2, lora=True)
     fit(straight, task, TRAIN, VALIDATION, config, world, root / "straight")

@@ -11,6 +11,8 @@ def study(
     output_dir: Path = Path("runs/study"),
     processes: int = 1,
     threads: int | None = None,
+    recipes: tuple[str, ...] = (),
+    seeds: int | None = None,
     test: tuple[str, ...] = (),
 ) -> None:
     """Train recipes with the same seeds and compare them: one table with paired intervals, and a picture.
@@ -20,21 +22,25 @@ def study(
     with more recipes or seeds.
 
         lora-core study study.toml --output-dir runs/study --processes 2
-        lora-core study study.toml --output-dir runs/study --test lora
+        lora-core study study.toml --output-dir runs/study --recipes lora lora-plus --seeds 3
+        lora-core study study.toml --output-dir runs/study --recipes lora --seeds 5 --test lora
 
     Args:
         file: the recipes.
         output_dir: where the runs go, RECIPE/seed-N, with study.validation.md, .json and .png.
         processes: runs at a time.
         threads: of each; by default the cores shared out.
+        recipes: some of the file's, beside the baseline: the best of the round before, for more seeds; none: all.
+        seeds: by default as many as the file says.
         test: when the choice is made, the recipes to score on test data, beside the baseline.
     """
     from trainers.series.study import Study, run_study, study_results, study_table, write_study
 
-    recipes = Study.read(file)
-    failed = run_study(recipes, output_dir, processes=processes, threads=threads)
+    chosen = Study.read(file).part(recipes, seeds)
+    chosen.check_names(test)
+    failed = run_study(chosen, output_dir, processes=processes, threads=threads)
     split = "test" if test else "validation"
-    results = study_results(recipes, output_dir, split, test)
+    results = study_results(chosen, output_dir, split, test)
     print(study_table(results, split))
     for path in write_study(results, output_dir, split):
         print(path)

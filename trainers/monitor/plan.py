@@ -15,6 +15,7 @@ from trainers.data.images.batches import ImageBatches
 from trainers.data.tokens.bio import OUTSIDE, entity_types
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
 from trainers.processes.distributed import World
+from trainers.recipes import recipe_of
 from trainers.show import table_width
 from trainers.training.batch_plan import BatchPlan
 
@@ -68,11 +69,19 @@ def plan_of(
         "device": f"{_device(world)}, {config.precision}"
         + (f", frozen weights in {config.frozen}" if config.frozen else ""),
         "training": f"{steps:,} step{_s(steps)} in {config.epochs} epoch{_s(config.epochs)}; {size} a step; learning "
-        f"rate {config.learning_rate:g}, {config.schedule}; the best epoch is that of the best {config.metric}",
+        f"rate {_rate(config)}; the best epoch is that of the best {config.metric}",
         "output": str(config.output_dir),
     }
     scored = [data[split].lengths.sum() for split in ("validation", "test") if split in data]
     return Plan(tuple(lines.items()), unit, int(sum(scored)))
+
+
+def _rate(config: RunConfig) -> str:
+    """The learning rate and its course, and whether it is what the recipe says."""
+    usual = recipe_of(config).learning_rate == config.learning_rate
+    whose = f" (default of method {config.method} for {config.task})" if usual else ""
+    rise = f" after a warmup over {config.warmup:.0%} of the steps" if config.warmup else ""
+    return f"{config.learning_rate:g}{whose}, {config.schedule}{rise}"
 
 
 def _count(data: Any) -> int:

@@ -15,7 +15,8 @@ A TOML file names them:
     learning_rate = 2e-3
 
 Recipes are chosen by validation scores. Test scores are shown for the recipes that are named for it, and should be
-asked for once, when the choice is made. Each run is a process of its own with a folder and a log; what is finished is
+asked for once, when the choice is made. A search goes in rounds: all recipes with one seed, the best of them with more
+(`Study.part`), in one folder. Each run is a process of its own with a folder and a log; what is finished is
 not repeated, so a study can be interrupted, and extended by recipes and seeds.
 """
 
@@ -87,6 +88,28 @@ class Study:
         if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
             raise ValueError(f"{path}: seeds is {seeds!r}, expected how many, at least 1.")
         return cls(recipes, seeds, baseline)
+
+    def part(self, recipes: Sequence[str], seeds: int | None = None) -> "Study":
+        """The study of some recipes beside the baseline, with more or fewer seeds: the next round of a search.
+
+        Args:
+            recipes: their names; none: all.
+            seeds: None: as the study has.
+
+        Raises:
+            ValueError: a name is no recipe's, or there are no seeds.
+        """
+        self.check_names(recipes)
+        if seeds is not None and seeds < 1:
+            raise ValueError(f"seeds must be at least 1, but it is {seeds}.")
+        kept = {name: one for name, one in self.recipes.items() if not recipes or name in (*recipes, self.baseline)}
+        return dataclasses.replace(self, recipes=kept, seeds=seeds or self.seeds)
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise ValueError for a name that is no recipe's."""
+        unknown = [name for name in names if name not in self.recipes]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no recipe of the study; there are {', '.join(self.recipes)}.")
 
     def runs(self, folder: Path) -> list[RunConfig]:
         """The settings of all runs, seed after seed, so that early results cover all recipes."""
@@ -163,9 +186,7 @@ def study_results(
     Raises:
         ValueError: no run is finished, or a name is no recipe's.
     """
-    unknown = [name for name in only if name not in study.recipes]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is no recipe of the study; there are {', '.join(study.recipes)}.")
+    study.check_names(only)
     runs: dict[str, dict[int, Run]] = {}
     for config in study.runs(folder):
         name = config.output_dir.parent.name
@@ -192,9 +213,7 @@ def _result(name: str, runs: dict[int, Run], base: dict[int, Run], split: str) -
         difference=float(np.mean(differences)) if differences else None,
         over_seeds=paired_interval(differences) if differences else None,
         over_examples=_over_examples([runs[s] for s in shared], [base[s] for s in shared], split) if shared else None,
-        collapsed=sum(
-            sign_of_failure(run.epochs, run.config["metric"]) is not None for run in runs.values() if run.epochs
-        ),
+        collapsed=sum(map(_has_collapsed, runs.values())),
         seconds=float(np.mean([run.result["seconds"] for run in runs.values()])),
         tokens_per_second=float(np.mean([run.result["tokens_per_second"] for run in runs.values()])),
         peak_memory_bytes=max(run.result["peak_memory_bytes"] for run in runs.values()),
@@ -238,10 +257,7 @@ def study_table(results: Sequence[RecipeResult], split: str) -> str:
             f"{100 * result.score:.2f}"
             + (f" ± {100 * result.half_width:.2f}" if result.half_width is not None else ""),
             "" if result.difference is None else f"{result.difference:+.2f}",
-            *(
-                "" if pair is None else "{:+.2f} to {:+.2f}".format(*pair)
-                for pair in (result.over_seeds, result.over_examples)
-            ),
+            *map(_shown, (result.over_seeds, result.over_examples)),
             str(result.collapsed),
             duration(result.seconds),
             f"{result.tokens_per_second:,.0f}",

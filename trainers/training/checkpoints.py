@@ -197,10 +197,11 @@ def set_aside_later(files: RunFolder, step: int) -> None:
 
 
 def save_best(state: TrainState, folder: Path, world: World) -> None:
-    """Keep the trained weights of the best epoch so far, in `checkpoints/best-EPOCH`."""
-    tensors = whole(trained_tensors(state.model))
-    if world.is_main:
-        _write(RunFolder(folder), f"best-{state.best_epoch}", tensors, {})
+    """Keep the trained weights of the best epoch so far, averaged ones where there are, in `checkpoints/best-EPOCH`."""
+    with state.average.in_model():
+        tensors = whole(trained_tensors(state.model))
+        if world.is_main:
+            _write(RunFolder(folder), f"best-{state.best_epoch}", tensors, {})
     world.barrier()
 
 

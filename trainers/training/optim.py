@@ -9,11 +9,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lora_core.adapters import hosts
 from lora_core.extras.lora_plus import lora_plus_groups
-from trainers.config import LEARNING_RATES, TrainConfig
+from trainers.config import TrainConfig
 from trainers.processes.distributed import World
 from trainers.processes.fsdp import whole
 from trainers.training.numbers import count_skip, not_finite
 from trainers.training.state import TrainState
+
+USUAL_RATES = {"lora": 5e-4, "full": 5e-5}
+"""Where who calls the loop gives none; a run has its recipe's."""
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -22,7 +25,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     Of a model with adapters, B and what is trained in full may learn at other rates than A (LoRA+).
     """
     adapted = any(hosts(model))
-    rate = config.learning_rate or LEARNING_RATES["lora" if adapted else "full"]
+    rate = config.learning_rate or USUAL_RATES["lora" if adapted else "full"]
     if adapted and (config.lora_plus_ratio, config.head_rate_ratio) != (1, 1):
         head_rate = rate * config.head_rate_ratio
         return torch.optim.AdamW(
@@ -40,7 +43,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -> LambdaLR:
     """Linear warmup, then linear or cosine decay to zero at ``total_steps``, or a constant rate."""
-    warmup_steps = round(config.warmup * total_steps)
+    warmup_steps = round((config.warmup or 0) * total_steps)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -75,6 +78,7 @@ def take_step(state: TrainState, max_grad_norm: float, world: World, folder: Pat
     before, state.loss_scale = state.loss_scale, scaler.get_scale()
     if state.loss_scale >= before:
         state.scheduler.step()
+        state.average.update(state.scheduler.last_epoch)  # the number of steps that were taken
         state.skipped_in_row = 0
     else:
         count_skip(state, world, folder)

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from trainers.processes.distributed import World
 from trainers.processes.fsdp import copy_tensors, part_like, whole
+from trainers.training.averaging import WeightAverage
 
 logger = logging.getLogger("trainers")
 
@@ -33,6 +34,8 @@ class TrainState:
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     scheduler: LRScheduler
+    average: WeightAverage
+    """What is scored and kept; of no weights, where the settings want no average."""
     epoch: int = 0
     """Epochs finished."""
     batch: int = 0
@@ -127,11 +130,13 @@ class TrainState:
         return patience is not None and self.epoch - self.best_epoch >= patience
 
     def tensors(self) -> dict[str, Tensor]:
-        """Trained weights and optimiser moments, by parameter name, whole. All processes must call it together."""
+        """Trained weights, optimiser moments and the average, by parameter name, whole. All processes must call it
+        together."""
         tensors = {f"model.{name}": tensor for name, tensor in trained_tensors(self.model).items()}
         for name, parameter in self.model.named_parameters():
             for slot, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
         return whole(tensors)
 
     def progress(self) -> dict[str, Any]:
@@ -156,6 +161,8 @@ class TrainState:
                 "Resume with the settings of the first run."
             )
         copy_tensors(stored, trained)
+        average = {key.removeprefix("average."): value for key, value in tensors.items() if key.startswith("average.")}
+        self.average.restore(average)
         for name, parameter in self.model.named_parameters():
             slots = {
                 key.split(".")[1]: value

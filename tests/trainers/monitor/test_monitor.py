@@ -16,6 +16,7 @@ from trainers.monitor.monitor import Monitor
 from trainers.processes.distributed import World
 from trainers.run_folder import RunFolder, read_run
 from trainers.tasks.token import TokenClassification
+from trainers.training.averaging import WeightAverage
 from trainers.training.state import TrainState
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -157,7 +158,7 @@ def started(tiny):
     model = tiny.build()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    return TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), scheduler)
+    return TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), scheduler, WeightAverage(model, 0))
 
 
 def test_the_loop_alone_shows_rows_too(tiny, alone, tmp_path, capsys):

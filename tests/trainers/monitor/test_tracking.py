@@ -64,7 +64,7 @@ def uninterrupted(checkpoint, data, tmp_path_factory):
 
 def test_a_tracker_is_told_start_figures_and_end(uninterrupted):
     (_, run_id, name, rate), *_, last = uninterrupted.told
-    assert (name, rate, last, len(run_id)) == ("run", 5e-4, ("finish", "finished"), 12)
+    assert (name, rate, last, len(run_id)) == ("run", 2e-3, ("finish", "finished"), 12)
     steps = [step for step, _ in uninterrupted.figures]
     of_epoch = steps[1]
     assert steps == [20, of_epoch, 40, 2 * of_epoch, 2 * of_epoch]

@@ -99,6 +99,23 @@ def test_the_table_and_the_picture(done):
     assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_next_round_of_a_search_is_of_some_recipes_with_more_seeds(study_file, tmp_path):
+    whole = Study.read(study_file)
+    both = whole.part(["lora"], 3)
+    assert [(config.output_dir.parent.name, config.seed) for config in both.runs(tmp_path)] == [
+        (name, seed) for seed in (42, 43, 44) for name in ("full", "lora")
+    ]
+    assert [config.output_dir for config in whole.runs(tmp_path)] == [
+        config.output_dir for config in both.runs(tmp_path) if config.seed < 44
+    ]
+    assert list(whole.part(["full"]).recipes) == ["full"]
+    assert whole.part([]) == whole
+    with pytest.raises(ValueError, match="'lore' is no recipe of the study; there are full, lora"):
+        whole.part(["lore"])
+    with pytest.raises(ValueError, match="seeds must be at least 1, but it is 0"):
+        whole.part([], 0)
+
+
 def test_a_run_that_fails_is_named_and_the_others_are_made(study_file, tmp_path):
     path = tmp_path / "study.toml"
     text = study_file.read_text().replace("epochs = 2", "epochs = 0").replace("seeds = 2", "seeds = 1")

@@ -201,7 +201,7 @@ def test_files_are_trained_evaluated_exported_and_measured(tiny, checkpoint, tmp
         folder = tmp_path / problem_type
         flags = ["train", "--task", "text-classification", "--model", str(checkpoint), "--data", str(data),
                  "--output-dir", str(folder), "--epochs", "6", "--batch-size", "8", "--learning-rate", "0.01",
-                 "--fresh-head", "--problem-type", problem_type]  # fmt: skip
+                 "--fresh-head", "--target-modules", "qv", "--warmup", "0", "--problem-type", problem_type]  # fmt: skip
         capsys.readouterr()
         main(flags)
         printed = capsys.readouterr().out

@@ -21,6 +21,7 @@ from trainers.config import TrainConfig
 from trainers.finished import FinishedRun
 from trainers.loop import fit
 from trainers.tasks.token import TokenClassification
+from trainers.training.averaging import WeightAverage
 from trainers.training.checkpoints import (
     damage,
     load_checkpoint,
@@ -320,7 +321,7 @@ def state(tiny):
     model = tiny.build()
     optimizer = build_optimizer(model, CONFIG)
     scheduler = build_scheduler(optimizer, CONFIG, 10)
-    return TrainState(model, optimizer, grad_scaler("fp32", torch.device("cpu")), scheduler)
+    return TrainState(model, optimizer, grad_scaler("fp32", torch.device("cpu")), scheduler, WeightAverage(model, 0))
 
 
 def names(folder):

@@ -16,6 +16,7 @@ from trainers.config import RunConfig, TrainConfig
 from trainers.experiment import run
 from trainers.run_folder import MetricsLog, RunFolder, set_aside
 from trainers.training import checkpoints
+from trainers.training.averaging import WeightAverage
 from trainers.training.checkpoints import load_checkpoint, newest_checkpoint, save_best, save_checkpoint, unusable
 from trainers.training.optim import build_optimizer, build_scheduler
 from trainers.training.precision import grad_scaler
@@ -69,7 +70,11 @@ def state(tiny):
 def new_state(model):
     optimizer = build_optimizer(model, CONFIG)
     return TrainState(
-        model, optimizer, grad_scaler("fp32", torch.device("cpu")), build_scheduler(optimizer, CONFIG, 10)
+        model,
+        optimizer,
+        grad_scaler("fp32", torch.device("cpu")),
+        build_scheduler(optimizer, CONFIG, 10),
+        WeightAverage(model, 0),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from trainers.config import TrainConfig
 from trainers.processes.distributed import World
+from trainers.training.averaging import WeightAverage
 from trainers.training.optim import build_optimizer, build_scheduler
 from trainers.training.precision import grad_scaler
 from trainers.training.state import TrainState, random_state
@@ -21,7 +22,9 @@ def new_state(tiny):
     def new():
         model = tiny.build()
         optimizer = build_optimizer(model, CONFIG)
-        return TrainState(model, optimizer, grad_scaler("fp32", CPU), build_scheduler(optimizer, CONFIG, 10))
+        return TrainState(
+            model, optimizer, grad_scaler("fp32", CPU), build_scheduler(optimizer, CONFIG, 10), WeightAverage(model, 0)
+        )
 
     return new
 

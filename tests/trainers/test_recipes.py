@@ -1,0 +1,87 @@
+"""What a run takes where its settings leave it open is by its method, task and model; what they say stands."""
+
+import dataclasses
+import json
+
+import pytest
+
+from lora_core.models import build_model, config_from_dict, save_pretrained
+from trainers.cli import main
+from trainers.config import GROUPS, RunConfig
+from trainers.experiment import run
+from trainers.recipes import RECIPES, recipe_of, with_recipe
+from trainers.run_folder import RunFolder
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """The folder of an encoder of a width."""
+
+    def write(width):
+        config = config_from_dict({"model_type": "bert", "vocab_size": 9, "hidden_size": width, "num_hidden_layers": 1,
+                                   "num_attention_heads": 2, "intermediate_size": 8})  # fmt: skip
+        save_pretrained(build_model(config, "token-classification", ["O", "B-DNA"]), tmp_path / f"{width}")
+        return str(tmp_path / f"{width}")
+
+    return write
+
+
+def test_every_method_has_a_recipe_for_every_task_and_lora_names_its_layers():
+    fields = {field.name: field.type for group in GROUPS.values() for field in dataclasses.fields(group)}
+    for method in fields["method"].__args__:
+        for task in fields["task"].__args__:
+            recipe = RECIPES[method, task]
+            assert bool(recipe.target_modules) == (method == "lora")
+            given = with_recipe(RunConfig(method=method, task=task))
+            assert (given.learning_rate, given.warmup) == (recipe.learning_rate, recipe.warmup)
+            assert given.target_modules == recipe.target_modules
+
+
+@pytest.mark.parametrize(("width", "rate"), [(16, 2e-3), (384, 2e-3), (768, 1e-3), (1024, 7.5e-4)])
+def test_a_wider_encoder_takes_a_lower_rate(wide, width, rate):
+    assert recipe_of(RunConfig(model=wide(width))).learning_rate == rate
+
+
+def test_what_the_settings_say_stands():
+    said = RunConfig(learning_rate=0.125, warmup=0.0, target_modules=("key",))
+    assert with_recipe(said) == said
+    assert with_recipe(RunConfig(warmup=0.0)).warmup == 0
+    assert with_recipe(RunConfig(warmup=0.0)).learning_rate == RECIPES["lora", "token-classification"].learning_rate
+    scratch = with_recipe(RunConfig(model="lstm", method="full"))
+    assert (scratch.learning_rate, scratch.warmup, scratch.target_modules) == (1e-3, 0, ())
+
+
+def test_a_run_goes_on_with_the_recipe_that_it_was_begun_with(tiny, checkpoint, data, tmp_path, capsys):
+    """Also where the recipes have changed since: the settings that its command leaves open are its own."""
+    folder = tmp_path / "run"
+    config = RunConfig(model=str(checkpoint), data=str(data), output_dir=folder, epochs=1, batch_size=8)
+    run(dataclasses.replace(config, learning_rate=0.03, warmup=0.5, target_modules=("key",)))
+    before = json.loads(RunFolder(folder).settings.read_text())
+    assert run(dataclasses.replace(config, resume="auto")).config == before
+    assert (before["learning_rate"], before["warmup"], before["target_modules"]) == (0.03, 0.5, ["key"])
+    anew = run(dataclasses.replace(config, overwrite=True)).config
+    recipe = RECIPES["lora", "token-classification"]
+    assert (anew["learning_rate"], anew["target_modules"]) == (recipe.learning_rate, list(recipe.target_modules))
+    assert "(default of method lora for token-classification)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_plan_tells_a_default_rate_from_one_that_was_given(tiny, checkpoint, data, tmp_path, capsys):
+    arguments = ["train", "--model", str(checkpoint), "--data", str(data), "--output-dir", str(tmp_path / "run"),
+                 "--dry-run"]  # fmt: skip
+    main(arguments)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "learning rate 0.002 (default of method lora for token-classification), linear after a warmup over 6%" in shown
+    )
+    assert "on all-linear and the head" in shown
+    main([*arguments, "--learning-rate", "0.001", "--warmup", "0"])
+    assert "learning rate 0.001, linear; the best epoch" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_help_names_the_rates(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    rates = [f"{RECIPES['lora', f'{task}-classification'].learning_rate:.0e}".replace("e-0", "e-")
+             for task in ("token", "text", "image")]  # fmt: skip
+    assert f"LoRA {', '.join(rates)}; full 1e-4" in shown
