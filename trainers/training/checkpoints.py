@@ -25,6 +25,7 @@ from lora_core.files import discard, make_folder, read_json_object, replacing, s
 from trainers.processes.distributed import World
 from trainers.processes.fsdp import copy_tensors, whole
 from trainers.run_folder import RunFolder, set_aside
+from trainers.training.precision import dropout_drawn_by
 from trainers.training.state import TrainState, random_state, trained_tensors
 
 logger = logging.getLogger("trainers")
@@ -37,6 +38,10 @@ LARGEST_MANIFEST = 1 << 16
 """Bytes; two digests take some 200."""
 RUN = "run"
 """The entry of state.json that tells whose it is: RunFolder.run_id; older versions wrote none."""
+
+
+DROPOUT = "dropout"
+"""The entry that tells what drew the masks of dropout; older versions wrote none."""
 
 
 class Damaged(ValueError):
@@ -53,6 +58,13 @@ def load_checkpoint(state: TrainState, checkpoint: Path, world: World) -> None:
     check_checkpoint(checkpoint)
     progress = _read_progress(checkpoint)
     progress.pop(RUN, None)
+    drawn_by = dropout_drawn_by(state.model)
+    if progress.pop(DROPOUT, drawn_by) != drawn_by and world.is_main:
+        logger.warning(
+            "The run began with other masks of dropout than %s draws, with which it goes on: it will be as good, but "
+            "not equal bit for bit (lora_core/README.md on the C++ kernels).",
+            drawn_by,
+        )
     try:
         state.restore(load_file(checkpoint / TENSORS), progress, world)
     except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError, SafetensorError) as error:
@@ -83,7 +95,12 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int, world: World) ->
     tensors = state.tensors()
     if world.is_main:
         files = RunFolder(folder)
-        progress = {**state.progress(), "random": randoms, "epoch_losses": losses}
+        progress = {
+            **state.progress(),
+            "random": randoms,
+            "epoch_losses": losses,
+            DROPOUT: dropout_drawn_by(state.model),
+        }
         _write(files, f"step-{state.step}", tensors | random_tensors, progress)
         remove_older(files, state.step, keep)
     world.barrier()

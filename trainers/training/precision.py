@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lora_core.kernels.fused import fuse, product_dtype, stacks, unfuse
+from lora_core.kernels.native.build import ops
 from lora_core.models.encoder import Encoder
 from lora_core.models.layers import LayerStack
 from trainers.config import TrainConfig
@@ -70,6 +71,12 @@ def compile_layers(model: nn.Module, config: TrainConfig, backend: str | Callabl
 
 def _layer_stacks(model: nn.Module) -> list[LayerStack]:
     return [module for module in model.modules() if isinstance(module, LayerStack)]
+
+
+def dropout_drawn_by(model: nn.Module) -> str:
+    """What draws the masks of dropout in training: fused layers on a CPU have a generator in C++, where it is built."""
+    cpu = next(model.parameters()).device.type == "cpu"
+    return "C++" if cpu and product_dtype(model) is not None and ops() is not None else "torch"
 
 
 def micro_batch_tokens(model: nn.Module, config: TrainConfig) -> int | None:

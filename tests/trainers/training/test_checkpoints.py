@@ -21,6 +21,7 @@ from trainers.config import TrainConfig
 from trainers.finished import FinishedRun
 from trainers.loop import fit
 from trainers.tasks.token import TokenClassification
+from trainers.training import checkpoints
 from trainers.training.averaging import WeightAverage
 from trainers.training.checkpoints import (
     damage,
@@ -345,6 +346,17 @@ def test_retention_keeps_the_newest_and_the_best_weights_they_refer_to(state, tm
         {"step-40", "step-50", "best-4"},
         {"step-50", "step-60", "best-4"},
     ]
+
+
+def test_other_masks_of_dropout_than_the_run_began_with_are_said(state, tmp_path, alone, monkeypatch, caplog):
+    monkeypatch.setattr(checkpoints, "dropout_drawn_by", lambda model: "C++")
+    save_checkpoint(state, tmp_path, 1, alone)
+    load_checkpoint(state, newest_checkpoint(tmp_path), alone)
+    assert not caplog.records
+    monkeypatch.setattr(checkpoints, "dropout_drawn_by", lambda model: "torch")
+    load_checkpoint(state, newest_checkpoint(tmp_path), alone)
+    (record,) = caplog.records
+    assert "other masks of dropout than torch draws" in record.getMessage()
 
 
 def test_later_checkpoints_do_not_push_out_the_new_one(state, tmp_path, alone):
