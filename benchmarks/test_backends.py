@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from lora_core.export import OnnxSession, export_onnx, quantize_onnx
+from lora_core.export.openvino_engine import computes_bf16
 from lora_core.models import load_pretrained, resolve
 from lora_core.models.task_model import TaskModel
 from trainers.data.batches import evaluation_batches
@@ -115,7 +116,7 @@ def ways(model: TaskModel, files: dict[str, Path], threads: int) -> dict[str, Ru
         found[f"ONNX Runtime {name}"] = OnnxSession(path, threads=threads).run
     for name, path in files.items():
         found[f"OpenVINO {name}"] = OnnxSession(path, threads=threads, backend="openvino").run
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if computes_bf16():
         for name in ("fp32", "int8 static"):
             title = "bf16" if name == "fp32" else f"{name}, bf16"
             found[f"OpenVINO {title}"] = OnnxSession(files[name], threads=threads, backend="openvino-bf16").run

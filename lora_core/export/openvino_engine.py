@@ -13,6 +13,7 @@ Shapes: B texts or images, T tokens (padded), L labels.
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,8 +57,7 @@ class OpenVino:
         openvino = package()
         if "base_sha256" in metadata:
             raise ValueError(f"{path} is a base for adapters, which OpenVINO cannot exchange: use --backend onnx")
-        core = openvino.Core()
-        if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if bf16 and not computes_bf16():
             raise ValueError("this CPU has no bfloat16 for OpenVINO: use --backend openvino, which computes in fp32")
         settings = {
             "INFERENCE_NUM_THREADS": threads,
@@ -67,7 +67,7 @@ class OpenVino:
             "CPU_RUNTIME_CACHE_CAPACITY": SHAPES_KEPT,
         }
         try:
-            self._compiled = core.compile_model(core.read_model(_source(path, metadata)), "CPU", settings)
+            self._compiled = core().compile_model(core().read_model(_source(path, metadata)), "CPU", settings)
         except RuntimeError as error:
             raise ValueError(
                 f"OpenVINO {openvino.__version__} cannot run {path} ({_reason(error)}); use --backend onnx"
@@ -108,6 +108,21 @@ def package() -> ModuleType:
     except ModuleNotFoundError as error:
         raise ValueError(f"OpenVINO is not installed: {INSTALL}") from error
     return openvino
+
+
+@lru_cache
+def core() -> Any:
+    """OpenVINO's Core, one for as long as the process lives.
+
+    Each Core gives the thread that makes it another stack for signals and takes it away at its end. Of two that do not
+    end in the reverse order one leaves a stack behind that is gone, and the next signal ends the process.
+    """
+    return package().Core()
+
+
+def computes_bf16() -> bool:
+    """Whether OpenVINO has bfloat16 on this CPU."""
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def without_fused_int8(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -20,7 +20,7 @@ import onnxruntime
 import torch
 
 from lora_core.export import read_metadata
-from lora_core.export.openvino_engine import package
+from lora_core.export.openvino_engine import core
 from lora_core.export.session import activations_of
 from lora_core.files import read_json_object, write_json
 from trainers.data.splits import take
@@ -309,7 +309,7 @@ def _variants(folder: Path) -> list[Variant]:
 def _openvino_capabilities() -> list[str]:
     """What OpenVINO computes on this CPU; nothing where it is not installed, which is said."""
     try:
-        return list(package().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        return list(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     except ValueError as error:
         logger.info("not measured: %s", error)
         return []

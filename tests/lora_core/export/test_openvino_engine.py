@@ -1,6 +1,7 @@
 """OpenVINO against onnxruntime on the same files: what it reads, what it refuses, and the check before it serves."""
 
 import multiprocessing
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -83,7 +84,7 @@ def test_the_dequantised_graph_is_the_file_in_fp32_arithmetic(files, batch, tmp_
 
 def test_bfloat16_rounds(openvino, files, batch):
     model, path, *_ = files("bert", TOKEN)
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if not openvino_engine.computes_bf16():
         with pytest.raises(ValueError, match="this CPU has no bfloat16"):
             OnnxSession(path, backend="openvino-bf16")
         return
@@ -140,6 +141,34 @@ def test_threads_share_a_session_and_have_the_number_that_is_set(openvino, files
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda each: session.run(**each), inputs))
     assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+SIGNALS = """
+import gc, mmap, signal, subprocess, sys
+from lora_core.export import OnnxSession
+caught = []
+signal.signal(signal.SIGUSR1, lambda *_: caught.append(1))
+first = OnnxSession(sys.argv[1], threads=1, backend="openvino")
+for _ in range(3):  # models come and go, the older one first
+    second = OnnxSession(sys.argv[1], threads=1, backend="openvino")
+    first = second
+    del second
+    gc.collect()
+del first
+gc.collect()
+taken = [mmap.mmap(-1, 4096) for _ in range(200)]
+for each in taken:
+    each.close()
+subprocess.run(["true"])
+signal.raise_signal(signal.SIGUSR1)
+print("alive", caught)
+"""
+
+
+def test_signals_are_survived_when_models_have_come_and_gone(openvino, files):
+    _, path, *_ = files("bert", TOKEN)
+    done = subprocess.run([sys.executable, "-c", SIGNALS, str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive [1]\n"), done.stderr
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
