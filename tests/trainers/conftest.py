@@ -93,7 +93,11 @@ def finished(tiny, checkpoint, data, tmp_path_factory):
     """Folders of finished runs, by method; tests leave them as they are."""
     root = tmp_path_factory.mktemp("finished")
     for method in ("lora", "full", "head"):
-        main(tiny.arguments(checkpoint, data, root / method, "--method", method))
+        main(
+            tiny.arguments(
+                checkpoint, data, root / method, "--method", method, "--target-modules", "qv", "--warmup", "0"
+            )
+        )
     return {folder.name: folder for folder in root.iterdir()}
 
 
