@@ -9,7 +9,7 @@ pip has no way to leave out a dependency, so lora-core is installed without any,
 import re
 from importlib.metadata import requires
 
-TRAINING = {"torch", "onnx", "scipy", "scikit-learn", "safetensors", "huggingface_hub", "jinja2"}
+TRAINING = {"torch", "ninja", "onnx", "scipy", "scikit-learn", "safetensors", "huggingface_hub", "jinja2"}
 """What `lora-core serve FILE.onnx` and `lora-core predict FILE.onnx` never import."""
 
 
