@@ -16,8 +16,8 @@ def test_every_other_name_leads_to_a_setting(other):
     assert name in FIELDS
     assert other not in FIELDS or value == []
     for text in value:
-        kind = type(RunConfig.__dataclass_fields__[name.replace("-", "_")].default)
-        RunConfig(**{name.replace("-", "_"): kind(text)})
+        default = RunConfig.__dataclass_fields__[name.replace("-", "_")].default
+        RunConfig(**{name.replace("-", "_"): text if default is None else type(default)(text)})
     assert meant(other.replace("-", "_").upper(), FIELDS) == OURS[other]
 
 

@@ -41,7 +41,7 @@ RUN = "run"
 
 
 DROPOUT = "dropout"
-"""The entry that tells what drew the masks of dropout; older versions wrote none."""
+"""The entry that tells what drew the masks of dropout; older versions wrote none, for which torch did."""
 
 
 class Damaged(ValueError):
@@ -59,7 +59,7 @@ def load_checkpoint(state: TrainState, checkpoint: Path, world: World) -> None:
     progress = _read_progress(checkpoint)
     progress.pop(RUN, None)
     drawn_by = dropout_drawn_by(state.model)
-    if progress.pop(DROPOUT, drawn_by) != drawn_by and world.is_main:
+    if progress.pop(DROPOUT, "torch") != drawn_by and world.is_main:
         logger.warning(
             "The run began with other masks of dropout than %s draws, with which it goes on: it will be as good, but "
             "not equal bit for bit (lora_core/README.md on the C++ kernels).",
