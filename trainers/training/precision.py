@@ -2,6 +2,7 @@
 loss scaler.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -9,10 +10,13 @@ import torch
 from torch import nn
 
 from lora_core.kernels.fused import fuse, product_dtype, stacks, unfuse
+from lora_core.kernels.linear import is_plain
 from lora_core.kernels.native.build import ops
 from lora_core.models.encoder import Encoder
 from lora_core.models.layers import LayerStack
 from trainers.config import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FUSED_ON = {("cpu", "fp32"), ("cpu", "bf16"), ("cuda", "fp32"), ("cuda", "bf16"), ("cuda", "fp16")}
@@ -35,6 +39,12 @@ def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) 
         unfuse(model)
     elif config.kernels == "fused" and (device.type, config.precision) in FUSED_ON and stacks(model):
         fuse(model, DTYPES[config.precision], config.frozen and torch.int8)
+        if config.frozen is not None and not _has_frozen_products(model):
+            logger.warning(
+                "--frozen %s changes nothing here: every weight of the layers is trained, or its adapter is not LoRA's "
+                "plain form (DoRA, PiSSA), for which layers run as they are.",
+                config.frozen,
+            )
     elif config.frozen is not None:
         why = "this model has none" if not stacks(model) else f"{config.precision} on {device.type} has none"
         raise ValueError(f"frozen {config.frozen} is for the fused layers, but {why}. Leave out --frozen.")
@@ -67,6 +77,12 @@ def compile_layers(model: nn.Module, config: TrainConfig, backend: str | Callabl
     for stack in found:
         for layer in stack:
             layer.compile(backend=backend, dynamic=True)
+
+
+def _has_frozen_products(model: nn.Module) -> bool:
+    """Whether a layer of the fused stacks multiplies by a frozen weight in the kernels."""
+    layers = (layer for stack in stacks(model) for layer in stack.modules())
+    return any(is_plain(layer) and not layer.weight.requires_grad for layer in layers)
 
 
 def _layer_stacks(model: nn.Module) -> list[LayerStack]:

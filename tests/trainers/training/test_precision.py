@@ -47,6 +47,12 @@ def test_frozen_weights_are_computed_in_int8_beside_either_precision(tiny):
         assert [stack.products for stack in stacks(model)] == [Products(dtype)]
 
 
+@pytest.mark.parametrize(("lora", "said"), [(True, 0), (False, 1)])
+def test_int8_without_frozen_weights_is_said(tiny, caplog, lora, said):
+    choose_kernels(tiny.build(lora=lora), TrainConfig(frozen="int8"), CPU)
+    assert caplog.text.count("--frozen int8 changes nothing here") == said
+
+
 @pytest.mark.parametrize("settings", [{"kernels": "plain"}, {"compile": True}, {"parallel": "fsdp"}])
 def test_int8_needs_the_fused_layers(settings):
     with pytest.raises(ValueError, match="frozen int8 is for the fused layers: leave out --kernels plain"):
