@@ -253,7 +253,7 @@ def test_other_settings_than_the_run_was_begun_with(finished):
     with pytest.raises(ValueError, match="begun with other settings") as error:
         run(config)
     assert "epochs was 3, now 9" in str(error.value)
-    assert "target_modules was [], now ['key']" in str(error.value)
+    assert "target_modules was ['qv'], now ['key']" in str(error.value)
     assert "learning_rate" not in str(error.value)
 
 
