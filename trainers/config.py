@@ -222,6 +222,9 @@ class DataSettings(Settings):
     """Encoding of text files, such as utf-8 or cp1252; by default what the content says."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a damaged row of the data: stop and name it, or count and report it."""
+    score_test: bool = True
+    """Score the test split, where there is one, when training has ended. If not, it is left alone until the same
+    command with --resume auto asks for it."""
     cache: bool = True
     """Keep pre-processed data in $LORA_CACHE_DIR, or ~/.cache/lora-core, for the next run."""
 
@@ -415,6 +418,7 @@ RESUME_MAY_CHANGE = (
     "output_dir",
     "resume",
     "overwrite",
+    "score_test",
     "checkpoint_steps",
     "checkpoint_minutes",
     "keep_checkpoints",

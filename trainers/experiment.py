@@ -44,6 +44,8 @@ from trainers.training.state import trained_tensors
 logger = logging.getLogger("trainers")
 
 RECIPE_HEAD = "# To train such a run again: lora-core train --config THIS_FILE --output-dir ANOTHER_FOLDER\n"
+OF_TRAINING = ("peak_memory_bytes", "memory", "processes", "device", "torch")
+"""Figures of a result that stay those of the process that trained, where a later one writes or scores again."""
 
 
 def run(config: RunConfig, datasets: Mapping[str, Any] | None = None, trackers: Sequence[Tracker] = ()) -> Run:
@@ -150,6 +152,8 @@ def _prepared(config: RunConfig, datasets: Mapping[str, Any] | None, world: Worl
         if split not in datasets:
             raise ValueError(f"{config.data or 'The data'} has no {split} split; it has {', '.join(datasets)}.")
     config, datasets = settle(config, datasets)
+    if not config.score_test:
+        datasets = {split: dataset for split, dataset in datasets.items() if split != "test"}
     labels = datasets["train"].labels
     datasets = {split: dataset.with_labels(labels) for split, dataset in datasets.items()}
     if is_scratch(config) and fresh:
@@ -237,6 +241,7 @@ def _trained(prepared: Prepared, start: "Start", world: World, monitor: Monitor,
         "labels": list(labels),
         **task.decision.to_dict(),
         **scores,
+        **({} if config.score_test else {"score_test": False}),
         "trainable": trainable,
         "total": total,
         "best_epoch": state.best_epoch,
@@ -251,6 +256,8 @@ def _trained(prepared: Prepared, start: "Start", world: World, monitor: Monitor,
         "torch": torch.__version__,
         "files": {},
     }
+    trained_before = folder.result() or {}
+    result |= {name: trained_before[name] for name in OF_TRAINING if name in trained_before}
     if world.is_main:
         for path in start.changed:
             logger.warning("%s was changed after the run: it is kept as %s.", path, set_aside(path))
@@ -316,8 +323,13 @@ def _where_to_begin(config: RunConfig) -> Start:
                 "choose another --output-dir."
             )
         _check_unchanged(folder.read_settings(), config)
-        if folder.is_finished():
+        if folder.is_finished(config.score_test):
             return _after_the_end(folder, config)
+        if folder.is_finished() and not folder.saved("step"):
+            raise ValueError(
+                f"The run in {folder.path} has not scored its test split, and has no checkpoint to do it from. "
+                f"Score it with lora-core evaluate {folder.path}, or train again with --overwrite."
+            )
         if config.resume == "auto":
             return Start(newest_checkpoint(folder.path))
         check_checkpoint(Path(config.resume))

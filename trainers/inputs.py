@@ -98,9 +98,12 @@ def check_unchanged(folder: RunFolder, inputs: dict[str, Any]) -> None:
             f"{folder.path} was begun with other inputs: {'; '.join(changed)}. Restore them, begin anew with "
             "--overwrite, or choose another --output-dir."
         )
-    if old["data"].get(MAY_CHANGE) != inputs["data"].get(MAY_CHANGE):
-        tests = (_count(values["data"].get(MAY_CHANGE)) for values in (old, inputs))
-        logger.warning("The test split is another than when the run began (%s, now %s): the new one is scored.", *tests)
+    tests = [values["data"].get(MAY_CHANGE) for values in (old, inputs)]
+    if tests[0] != tests[1]:
+        if tests[0]:  # else it was not to be scored
+            was, now = map(_count, tests)
+            logger.warning("The test split is another than when the run began (%s, now %s): the new one is scored.",
+                           was, now)  # fmt: skip
         folder.write_inputs({**inputs, "run": old["run"]})
 
 

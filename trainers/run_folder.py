@@ -157,15 +157,20 @@ class RunFolder:
         return event if event.get("event") == "result" else None
 
     def epochs(self) -> list[dict[str, Any]]:
-        """The `epoch` events of metrics.jsonl so far, of a run that may still write."""
+        """The `epoch` events of metrics.jsonl so far, of a run that may still write; torn lines are left out."""
         if not self.metrics.is_file():
             return []
         lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
         return [event for line in lines if (event := _event(line)).get("event") == "epoch"]
 
-    def is_finished(self) -> bool:
-        """Whether the run came to its end."""
-        return self.result() is not None
+    def is_finished(self, score_test: bool = False) -> bool:
+        """Whether the run came to its end.
+
+        Args:
+            score_test: whether that includes the scores of its test split, where it has one.
+        """
+        result = self.result()
+        return result is not None and (not score_test or result.get("score_test", True))
 
     def written(self, method: str, splits: Iterable[str]) -> dict[str, str]:
         """sha256 of each file that a run leaves behind: what it trained with what inference needs, and predictions.
@@ -258,13 +263,6 @@ class RunFolder:
         if not self.tracking.exists():
             return {}
         return read_json_object(self.tracking, "Restore it, or delete it to track the run under a new id.")
-
-    def epoch_events(self) -> list[dict[str, Any]]:
-        """The `epoch` events of metrics.jsonl as far as the run has come; torn lines are left out."""
-        if not self.metrics.is_file():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [event for event in map(_event, lines) if event.get("event") == "epoch"]
 
     def run_id(self) -> str:
         """What tells this run's checkpoints from those of runs with other settings or inputs; empty: nothing does."""

@@ -273,6 +273,28 @@ def test_settings_that_do_not_change_the_result_may_change(finished, change):
     run(dataclasses.replace(settings(finished, "head"), resume="auto", **change))
 
 
+def test_a_test_split_is_scored_when_it_is_asked_for(config, finished):
+    config = dataclasses.replace(settings(finished, "full"), output_dir=config.output_dir, score_test=False)
+    left = run(config).result
+    assert "test" not in left
+    assert "test" not in config.output_dir.joinpath("inputs.json").read_text()
+    assert run(dataclasses.replace(config, resume="auto")).result == left
+    scored = run(dataclasses.replace(config, resume="auto", score_test=True)).result
+    expected = read_run(finished["full"]).result
+    assert scored["test"] == expected["test"]
+    assert scored["files"] == expected["files"]
+    shutil.rmtree(config.output_dir / "checkpoints")
+    assert run(dataclasses.replace(config, resume="auto", score_test=True)).result == scored
+
+
+def test_a_test_split_that_can_no_longer_be_scored(config, finished):
+    config = dataclasses.replace(settings(finished, "full"), output_dir=config.output_dir, score_test=False)
+    run(config)
+    shutil.rmtree(config.output_dir / "checkpoints")
+    with pytest.raises(ValueError, match=r"has not scored its test split, and has no checkpoint.*lora-core evaluate"):
+        run(dataclasses.replace(config, resume="auto", score_test=True))
+
+
 def test_a_run_folder_may_be_moved(finished, tmp_path):
     moved = shutil.copytree(finished["head"], tmp_path / "moved")
     again = run(dataclasses.replace(settings(finished, "head"), resume="auto", output_dir=moved))

@@ -18,8 +18,8 @@ def study(
     """Train recipes with the same seeds and compare them: one table with paired intervals, and a picture.
 
     The file is TOML: `seeds`, `baseline`, [settings] of all runs and [recipes.NAME] with those of each. Recipes are
-    compared on validation data. What is finished is not repeated: the same command goes on after an interruption, and
-    with more recipes or seeds.
+    compared on validation data; no run touches test data until --test names its recipe. What is finished is not
+    repeated: the same command goes on after an interruption, and with more recipes or seeds.
 
         lora-core study study.toml --output-dir runs/study --processes 2
         lora-core study study.toml --output-dir runs/study --recipes lora lora-plus --seeds 3
@@ -38,7 +38,7 @@ def study(
 
     chosen = Study.read(file).part(recipes, seeds)
     chosen.check_names(test)
-    failed = run_study(chosen, output_dir, processes=processes, threads=threads)
+    failed = run_study(chosen, output_dir, processes=processes, threads=threads, test=test)
     split = "test" if test else "validation"
     results = study_results(chosen, output_dir, split, test)
     print(study_table(results, split))

@@ -88,7 +88,7 @@ class Tracking:
         name = config.output_dir.resolve().name
         for tracker in tuple(self._trackers):
             self._ask(tracker, lambda one: one.start(self.run_id, name, config.to_dict()))
-        for event in self._files.epoch_events():
+        for event in self._files.epochs():
             self.epoch(event)
 
     def __bool__(self) -> bool:

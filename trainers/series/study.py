@@ -14,8 +14,8 @@ A TOML file names them:
     target_modules = ["all-linear"]
     learning_rate = 2e-3
 
-Recipes are chosen by validation scores. Test scores are shown for the recipes that are named for it, and should be
-asked for once, when the choice is made. A search goes in rounds: all recipes with one seed, the best of them with more
+Recipes are chosen by validation scores. The test split is left alone until recipes are named to be scored on it, once,
+when the choice is made. A search goes in rounds: all recipes with one seed, the best of them with more
 (`Study.part`), in one folder. Each run is a process of its own with a folder and a log; what is finished is
 not repeated, so a study can be interrupted, and extended by recipes and seeds.
 """
@@ -44,7 +44,7 @@ from trainers.training.learning_signs import sign_of_failure
 KEYS = {"seeds", "baseline", "settings", "recipes"}
 POLL = 0.2
 """Seconds between two looks at the processes."""
-OF_THE_STUDY = ("seed", "output_dir", "resume", "overwrite")
+OF_THE_STUDY = ("seed", "output_dir", "resume", "overwrite", "score_test")
 """Settings that the study sets itself."""
 
 
@@ -111,29 +111,41 @@ class Study:
         if unknown:
             raise ValueError(f"{unknown[0]!r} is no recipe of the study; there are {', '.join(self.recipes)}.")
 
-    def runs(self, folder: Path) -> list[RunConfig]:
-        """The settings of all runs, seed after seed, so that early results cover all recipes."""
+    def runs(self, folder: Path, test: Sequence[str] = ()) -> list[RunConfig]:
+        """The settings of all runs, seed after seed, so that early results cover all recipes.
+
+        Args:
+            test: the recipes to score on test data too, beside the baseline; none: not even that.
+        """
         return [
             dataclasses.replace(
-                config, seed=config.seed + number, output_dir=folder / name / f"seed-{config.seed + number}"
+                config,
+                seed=config.seed + number,
+                output_dir=folder / name / f"seed-{config.seed + number}",
+                score_test=bool(test) and name in (*test, self.baseline),
             )
             for number in range(self.seeds)
             for name, config in self.recipes.items()
         ]
 
 
-def run_study(study: Study, folder: Path, *, processes: int = 1, threads: int | None = None) -> list[str]:
+def run_study(
+    study: Study, folder: Path, *, processes: int = 1, threads: int | None = None, test: Sequence[str] = ()
+) -> list[str]:
     """Run what is not finished, so many processes at a time; return what failed, one line each.
 
     Args:
         folder: it holds RECIPE/seed-N, and beside each its settings and a log of what it printed.
         threads: of each process; None: the cores shared out among them.
+        test: the recipes to score on test data too, beside the baseline.
 
     Raises:
         KeyboardInterrupt: a signal has ended the study; the runs have written checkpoints.
     """
     threads = threads_for(processes, threads)
-    waiting = [config for config in study.runs(folder) if not RunFolder(config.output_dir).is_finished()]
+    waiting = [
+        config for config in study.runs(folder, test) if not RunFolder(config.output_dir).is_finished(config.score_test)
+    ]
     running: list[RunProcess] = []
     failed: list[str] = []
     with stopped_at_the_end(running), progress_bar("runs", len(waiting), unit="run") as progress:
@@ -190,7 +202,7 @@ def study_results(
     runs: dict[str, dict[int, Run]] = {}
     for config in study.runs(folder):
         name = config.output_dir.parent.name
-        if RunFolder(config.output_dir).is_finished() and (not only or name in (*only, study.baseline)):
+        if RunFolder(config.output_dir).is_finished(split == "test") and (not only or name in (*only, study.baseline)):
             runs.setdefault(name, {})[config.seed] = read_run(config.output_dir)
     if not runs:
         raise ValueError(f"{folder} holds no finished run of this study yet.")

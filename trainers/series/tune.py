@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 KEYS = {"settings", "ranges"}
 RANGE_KEYS = {"low", "high", "log", "step", "values"}
-OF_THE_SEARCH = ("output_dir", "resume", "overwrite")
+OF_THE_SEARCH = ("output_dir", "resume", "overwrite", "score_test")
 """Settings that the search sets itself."""
 POLL = 0.5
 """Seconds between two looks at the trials."""
@@ -268,7 +268,7 @@ class _Watch:
             self.trial.set_user_attr(FOLDER, f"trial-{self.trial.number}")
         chosen = {name: one.suggest(self.trial, name) for name, one in search.ranges.items()}
         place = folder / self.trial.user_attrs[FOLDER]
-        return RunProcess(dataclasses.replace(search.config(chosen), output_dir=place), threads)
+        return RunProcess(dataclasses.replace(search.config(chosen), output_dir=place, score_test=False), threads)
 
     def look(self, process: RunProcess) -> Any:
         """Report the epochs that have ended, end a weak trial early; the trial's state if it has ended, else None."""

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,10 +94,34 @@ def test_the_table_and_the_picture(done):
     table = study_table(study_results(study, folder), "validation")
     assert re.search(r"lora +\| +2 \|", table)
     assert "All together: 4 runs" in table
-    paths = write_study(study_results(study, folder, "test", ["lora"]), folder, "test")
-    assert [path.name for path in paths] == ["study.test.md", "study.test.json", "study.test.png"]
+    paths = write_study(study_results(study, folder), folder, "validation")
+    assert [path.name for path in paths] == ["study.validation.md", "study.validation.json", "study.validation.png"]
     assert {entry["recipe"] for entry in json.loads(paths[1].read_text())} == {"full", "lora"}
     assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_test_data_is_left_alone_until_recipes_are_named(done, tmp_path):
+    study, folder = done[0], shutil.copytree(done[1], tmp_path / "runs")
+    before = {name: read_run(folder / name / "seed-42") for name in study.recipes}
+    for run in before.values():
+        assert "test" not in run.result
+        assert not run.files.predictions("test").exists()
+    with pytest.raises(ValueError, match="holds no finished run"):
+        study_results(study, folder, "test", ["full"])
+    assert run_study(study, folder, test=["full"]) == []
+    (full,) = study_results(study, folder, "test")
+    assert full.recipe == "full"
+    after = {name: read_run(folder / name / "seed-42") for name in study.recipes}
+    assert after["lora"].result == before["lora"].result
+    assert full.score == pytest.approx(
+        np.mean([read_run(folder / "full" / f"seed-{seed}").result["test"]["f1"] for seed in (42, 43)])
+    )
+    for name in ("validation", "seconds", "tokens_per_second", "peak_memory_bytes", "memory"):
+        assert after["full"].result[name] == before["full"].result[name]
+    weights = "best/model.safetensors"
+    assert after["full"].result["files"][weights] == before["full"].result["files"][weights]
+    assert run_study(study, folder, test=["full"]) == []  # nothing is left to do
+    assert read_run(folder / "full" / "seed-42").result == after["full"].result
 
 
 def test_the_next_round_of_a_search_is_of_some_recipes_with_more_seeds(study_file, tmp_path):
@@ -135,6 +160,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(study_file, tmp_path)
         ("seeds = 2", "seeds = 0", "seeds is 0, expected how many"),
         ('baseline = "full"', 'baseline = "fill"', "the baseline 'fill' is no recipe; there are full, lora"),
         ("epochs = 2", "epoch = 2", "recipes.full: unknown setting 'epoch'. Did you mean 'epochs'"),
+        ("epochs = 2", "score_test = true", "recipes.full: score_test is set by the study"),
         ("epochs = 2", "seed = 2", "recipes.full: seed is set by the study"),
         ("[settings]", "[setting]", "unknown entry 'setting'; a study has baseline, recipes, seeds, settings"),
         ("learning_rate = 1e-2", "learning_rate = ", "is not TOML"),
