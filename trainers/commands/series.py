@@ -9,7 +9,7 @@ import tyro
 def study(
     file: Annotated[Path, tyro.conf.Positional],
     output_dir: Path = Path("runs/study"),
-    processes: int = 1,
+    processes: int | None = None,
     threads: int | None = None,
     recipes: tuple[str, ...] = (),
     seeds: int | None = None,
@@ -21,14 +21,14 @@ def study(
     compared on validation data; no run touches test data until --test names its recipe. What is finished is not
     repeated: the same command goes on after an interruption, and with more recipes or seeds.
 
-        lora-core study study.toml --output-dir runs/study --processes 2
+        lora-core study study.toml --output-dir runs/study
         lora-core study study.toml --output-dir runs/study --recipes lora lora-plus --seeds 3
         lora-core study study.toml --output-dir runs/study --recipes lora --seeds 5 --test lora
 
     Args:
         file: the recipes.
         output_dir: where the runs go, RECIPE/seed-N, with study.validation.md, .json and .png.
-        processes: runs at a time.
+        processes: runs at a time; by default one for each core, or one where there is a GPU.
         threads: of each; by default the cores shared out.
         recipes: some of the file's, beside the baseline: the best of the round before, for more seeds; none: all.
         seeds: by default as many as the file says.

@@ -37,7 +37,7 @@ from trainers.results.significance import (
     paired_interval,
 )
 from trainers.run_folder import Run, RunFolder, read_predictions, read_run
-from trainers.series.run_process import RunProcess, read_plan, stopped_at_the_end, threads_for
+from trainers.series.run_process import RunProcess, read_plan, stopped_at_the_end, threads_for, usual_processes
 from trainers.show import COLOURS, blank_figure, duration, markdown_table, plain_axes, progress_bar, save_figure
 from trainers.training.learning_signs import sign_of_failure
 
@@ -130,22 +130,25 @@ class Study:
 
 
 def run_study(
-    study: Study, folder: Path, *, processes: int = 1, threads: int | None = None, test: Sequence[str] = ()
+    study: Study, folder: Path, *, processes: int | None = None, threads: int | None = None, test: Sequence[str] = ()
 ) -> list[str]:
     """Run what is not finished, so many processes at a time; return what failed, one line each.
 
     Args:
         folder: it holds RECIPE/seed-N, and beside each its settings and a log of what it printed.
+        processes: None: one for each core, or one where there is a GPU.
         threads: of each process; None: the cores shared out among them.
         test: the recipes to score on test data too, beside the baseline.
 
     Raises:
         KeyboardInterrupt: a signal has ended the study; the runs have written checkpoints.
     """
-    threads = threads_for(processes, threads)
     waiting = [
         config for config in study.runs(folder, test) if not RunFolder(config.output_dir).is_finished(config.score_test)
     ]
+    if processes is None:
+        processes = usual_processes(len(waiting))
+    threads = threads_for(processes, threads)
     running: list[RunProcess] = []
     failed: list[str] = []
     with stopped_at_the_end(running), progress_bar("runs", len(waiting), unit="run") as progress:

@@ -12,20 +12,19 @@ from lora_core.extras.lora_plus import lora_plus_groups
 from trainers.config import TrainConfig
 from trainers.processes.distributed import World
 from trainers.processes.fsdp import whole
+from trainers.recipes import RECIPES
 from trainers.training.numbers import count_skip, not_finite
 from trainers.training.state import TrainState
-
-USUAL_RATES = {"lora": 5e-4, "full": 5e-5}
-"""Where who calls the loop gives none; a run has its recipe's."""
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; vectors (biases, norms) are not decayed.
 
+    A learning rate that is left open is that of texts, the most cautious; a run has its own recipe's by then.
     Of a model with adapters, B and what is trained in full may learn at other rates than A (LoRA+).
     """
     adapted = any(hosts(model))
-    rate = config.learning_rate or USUAL_RATES["lora" if adapted else "full"]
+    rate = config.learning_rate or RECIPES["lora" if adapted else "full", "text-classification"].learning_rate
     if adapted and (config.lora_plus_ratio, config.head_rate_ratio) != (1, 1):
         head_rate = rate * config.head_rate_ratio
         return torch.optim.AdamW(

@@ -15,6 +15,7 @@ from lora_core.kernels.native.build import ops
 from lora_core.models.encoder import Encoder
 from lora_core.models.layers import LayerStack
 from trainers.config import TrainConfig
+from trainers.processes.failure import is_main
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) 
         unfuse(model)
     elif config.kernels == "fused" and (device.type, config.precision) in FUSED_ON and stacks(model):
         fuse(model, DTYPES[config.precision], config.frozen and torch.int8)
-        if config.frozen is not None and not _has_frozen_products(model):
+        if config.frozen is not None and is_main() and not _has_frozen_products(model):
             logger.warning(
                 "--frozen %s changes nothing here: every weight of the layers is trained, or its adapter is not LoRA's "
                 "plain form (DoRA, PiSSA), for which layers run as they are.",
