@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from lora_core.kernels.attention import attend
+from lora_core.kernels.attention import attend, attend_short, is_short
 from lora_core.kernels.linear import Products, is_plain, project
 from lora_core.kernels.native.build import ops
 from lora_core.kernels.packed_attention import attend_packed
@@ -75,7 +75,11 @@ def attention(
     if x.device.type != "cpu" and type(own).attend is MultiHeadAttention.attend:
         context = attend_packed(query, key, value, layout, own.num_heads, own.dropout.p if drops else 0.0)
         return project(context, (parts.attention_output,), products)[0]
-    if query.dtype == torch.bfloat16 and not drops and type(own).attend is MultiHeadAttention.attend:
+    usual = not drops and type(own).attend is MultiHeadAttention.attend
+    if usual and native is not None and is_short(query, layout, own.num_heads):
+        context = attend_short(query, key, value, layout, own.num_heads, native)
+        return project(context, (parts.attention_output,), products)[0]
+    if usual and query.dtype == torch.bfloat16:
         context = attend(query, key, value, layout, own.num_heads, native)
         return project(context, (parts.attention_output,), products)[0]
     query, key, value = (layout.pad(t) for t in (query, key, value))  # (B, T, H)

@@ -1,4 +1,4 @@
-"""Builds and loads the operators of ops.cpp: `ops()`.
+"""Builds and loads the operators of the .cpp files beside it: `ops()`.
 
 torch's own loader of extensions compiles them, in a folder that one process has for itself; the finished library is
 then moved to its place in one step. So a library is whole or not there, processes that start together wait for the
@@ -131,7 +131,7 @@ def _build(name: str, folder: Path, library: Path) -> None:
         logger.info("Building the C++ kernels for this CPU, once; they are kept in %s.", library.parent)
         cpp_extension.load(
             name,
-            [str(SOURCES / "ops.cpp")],
+            [str(path) for path in sorted(SOURCES.glob("*.cpp"))],
             extra_cflags=COMPILE,
             build_directory=str(folder),
             is_python_module=False,

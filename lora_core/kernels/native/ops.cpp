@@ -3,8 +3,6 @@
 //
 // Shapes: N rows, H, I and O their widths; B sentences, T tokens (padded), A attention heads, D = H / A. `keep` is what
 // tells which elements dropout keeps (random.h): int64 (2,), the seed and how many of 65536 values drop an element.
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -16,44 +14,12 @@
 #include "numbers.h"
 #include "quantise.h"
 #include "random.h"
+#include "tensors.h"
 
 namespace lora_core {
 namespace {
 
 using at::Tensor;
-
-// Fewer numbers than this are not worth another thread.
-constexpr int64_t GRAIN = 16384;
-
-void check(const Tensor& x, at::ScalarType dtype, const char* name) {
-  TORCH_CHECK(x.device().is_cpu() && x.is_contiguous() && x.scalar_type() == dtype,
-              name, " must be a contiguous CPU tensor of ", dtype, ", not ", x.scalar_type());
-}
-
-template <class T>
-T* data(const Tensor& x) {
-  return static_cast<T*>(x.data_ptr());
-}
-
-// Calls `work` with a null pointer to the type that x holds, fp32 or bf16.
-template <class F>
-void with_type(const Tensor& x, const char* name, const F& work) {
-  TORCH_CHECK(x.device().is_cpu() && x.is_contiguous(), name, " must be a contiguous CPU tensor");
-  if (x.scalar_type() == at::kFloat) {
-    work(static_cast<float*>(nullptr));
-  } else {
-    TORCH_CHECK(x.scalar_type() == at::kBFloat16, name, " must be float32 or bfloat16, not ", x.scalar_type());
-    work(static_cast<bfloat16*>(nullptr));
-  }
-}
-
-// Calls work(row) for each row.
-template <class F>
-void over_rows(int64_t rows, int64_t width, const F& work) {
-  at::parallel_for(0, rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, width)), [&](int64_t from, int64_t to) {
-    for (int64_t row = from; row < to; row++) work(row);
-  });
-}
 
 // x (N, I) -> its rows as uint8 (N, I) around 128, and their scales (N,)
 std::tuple<Tensor, Tensor> quantize_rows(const Tensor& x) {

