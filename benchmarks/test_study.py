@@ -45,7 +45,7 @@ class Figures(NamedTuple):
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     generator = random.Random(0)
-    words = ["the", "of", "cells", "protein", "report", "market", "shares", "team", "season", "game", "software", "users"]
+    words = ["the", "of", "cells", "protein", "report", "market", "shares", "team", "season", "game", "software"]
     rows = (
         f"{number % 4},{' '.join(generator.choices(words, k=generator.randint(15, 60)))}" for number in range(TEXTS)
     )
