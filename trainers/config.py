@@ -222,11 +222,20 @@ class DataSettings(Settings):
     """Encoding of text files, such as utf-8 or cp1252; by default what the content says."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a damaged row of the data: stop and name it, or count and report it."""
+    train_examples: int | None = None
+    """Train on so many examples only, of each label its share where each has one, and select the epoch on a validation
+    split that is smaller in proportion. The choice does not depend on the seed. None: all."""
+    test_examples: int | None = None
+    """The same for the test split."""
     score_test: bool = True
     """Score the test split, where there is one, when training has ended. If not, it is left alone until the same
     command with --resume auto asks for it."""
     cache: bool = True
     """Keep pre-processed data in $LORA_CACHE_DIR, or ~/.cache/lora-core, for the next run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(1, "train_examples", "test_examples")
 
 
 @dataclass(frozen=True)
@@ -283,7 +292,7 @@ class LossSettings(Settings):
 
 @dataclass(frozen=True)
 class TextSettings(Settings):
-    """Texts: how long ones are cut, how many are taken, how they are changed."""
+    """Texts: how long ones are cut, how they are changed."""
 
     max_length: int | None = None
     """Longest window in tokens; None: the model's limit, or what its tokenizer_config.json says (model_max_length), up
@@ -291,11 +300,6 @@ class TextSettings(Settings):
     long_text: Literal["head", "head_tail", "windows"] = "head"
     """Texts longer than max_length: keep the beginning, or half from each end; or cut them into windows, whose logits
     are averaged."""
-    train_examples: int | None = None
-    """Texts: train on so many only, of each label its share, and select the epoch on a validation split that is smaller
-    in proportion. The choice does not depend on the seed. None: all."""
-    test_examples: int | None = None
-    """Texts: the same for the test split."""
     text_augment: Literal["none", "eda"] = "none"
     """Texts: random changes of the training texts: words swapped, deleted, or inserted a second time."""
     augment_share: float = 0.1
@@ -303,7 +307,6 @@ class TextSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(1, "train_examples", "test_examples")
         if not 0 < self.augment_share < 1:
             raise ValueError(f"augment_share is a share, above 0 and below 1, but it is {self.augment_share}.")
 

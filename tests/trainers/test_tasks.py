@@ -13,7 +13,7 @@ from trainers.tasks import KINDS, check_settings, kind_of, load
     [
         ({"text_augment": "eda"}, "text-classification"),
         ({"augment": "flip", "task": "text-classification"}, "image-classification"),
-        ({"test_examples": 5}, "text-classification"),
+        ({"long_text": "windows"}, "text-classification"),
         ({"max_length": 9, "task": "image-classification"}, "token-classification and text-classification"),
         ({"image_size": 32}, "image-classification"),
         ({"crf_constraints": True, "task": "text-classification"}, "token-classification"),

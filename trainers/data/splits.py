@@ -7,7 +7,7 @@ and the shares are shares of labels. N examples, S splits, E entities or other l
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -89,14 +89,12 @@ def sample(dataset: AnySized, limit: int, seed: int) -> AnySized:
     return take(dataset, np.sort(np.random.default_rng(seed).choice(len(dataset), limit, replace=False)))
 
 
-def stratified(dataset: AnyDataset, targets: np.ndarray, limit: int, seed: int = 0) -> AnyDataset:
+def stratified(dataset: AnyLabelled, limit: int, seed: int = 0) -> AnyLabelled:
     """At most ``limit`` examples, drawn at random and left in order, in which each label has its share to one example.
 
     Examples with several labels, or a number, are drawn without regard to these.
-
-    Args:
-        targets: (N,) the examples' label ids, or what else `LabelledDataset` has.
     """
+    targets = dataset.targets
     if len(targets) <= limit:
         return dataset
     if problem_type_of(targets) != "single_label_classification":
@@ -111,6 +109,27 @@ def stratified(dataset: AnyDataset, targets: np.ndarray, limit: int, seed: int =
     for label, size in zip(labels, sizes, strict=True):
         chosen.append(generator.choice(np.flatnonzero(targets == label), size, replace=False))
     return take(dataset, np.sort(np.concatenate(chosen)))
+
+
+def limited(
+    datasets: Mapping[str, AnySized],
+    train: int | None,
+    test: int | None,
+    draw: Callable[[AnySized, int], AnyDataset],
+) -> dict[str, AnySized | AnyDataset]:
+    """The splits with at most so many examples for training and for testing; None: all.
+
+    The validation split becomes smaller in proportion to the training split.
+
+    Args:
+        draw: at most so many examples of a data set, the same ones every time.
+    """
+    limits = {"train": train, "test": test}
+    if train is not None and {"train", "validation"} <= datasets.keys():
+        share = train / len(datasets["train"])
+        limits["validation"] = max(1, round(share * len(datasets["validation"])))
+    limit_of = {split: limit for split, limit in limits.items() if limit is not None}
+    return {split: draw(data, limit_of[split]) if split in limit_of else data for split, data in datasets.items()}
 
 
 def hold_out(

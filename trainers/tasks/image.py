@@ -14,6 +14,7 @@ from trainers.data.images.batches import ImageBatches, ImageDataset
 from trainers.data.images.processing import PREPROCESSOR_FILE, ImageProcessing
 from trainers.data.images.reader import load_image_datasets
 from trainers.data.reading import Reading
+from trainers.data.splits import limited, stratified
 from trainers.model import image_size
 from trainers.tasks.classification import Classification
 from trainers.tasks.label_scores import LABEL_METRICS, label_counts
@@ -28,8 +29,9 @@ PROBLEM_TYPES: tuple[ProblemType, ...] = ("single_label_classification",)
 
 
 def load(config: RunConfig) -> dict[str, ImageDataset]:
-    """The splits of the run's data."""
-    return load_image_datasets(config.data, on_bad_row=config.on_bad_row, reading=Reading.of(config))
+    """The splits of the run's data, or as much of them as the settings want."""
+    datasets = load_image_datasets(config.data, on_bad_row=config.on_bad_row, reading=Reading.of(config))
+    return limited(datasets, config.train_examples, config.test_examples, stratified)
 
 
 def encode(dataset: ImageDataset, model: TaskModel, config: RunConfig, saved: Path | None = None) -> ImageBatches:

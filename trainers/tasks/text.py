@@ -14,12 +14,11 @@ from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.labels import problem_type_of
 from trainers.data.reading import Reading
-from trainers.data.splits import sample, stratified
+from trainers.data.splits import limited, stratified
 from trainers.data.texts.augment import WordAugmentation
 from trainers.data.texts.dataset import TextDataset
 from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts
 from trainers.data.texts.reader import load_text_datasets
-from trainers.data.texts.targets import SINGLE
 from trainers.tasks.classification import TASKS, Classification
 from trainers.tasks.label_scores import METRICS_OF, label_counts
 from trainers.tasks.token import save_preprocessing, tokenizer_and_length
@@ -30,7 +29,7 @@ __all__ = ["encode", "load", "save_preprocessing", "task"]
 logger = logging.getLogger("trainers")
 
 SETTINGS = frozenset(
-    {"max_length", "long_text", "train_examples", "test_examples", "text_augment", "augment_share", "head", "tokenizer"}
+    {"max_length", "long_text", "text_augment", "augment_share", "head", "tokenizer"}
     | {"confusing_words", "confusing_penalty"}
     | {"text_column", "pair_column", "label_column", "delimiter", "encoding", "problem_type"}
 )
@@ -51,16 +50,7 @@ def load(config: RunConfig) -> dict[str, TextDataset]:
         reading=Reading.of(config),
         problem_type=config.problem_type,
     )
-    limits = {"train": config.train_examples, "test": config.test_examples}
-    if config.train_examples is not None and {"train", "validation"} <= datasets.keys():
-        share = config.train_examples / len(datasets["train"])
-        limits["validation"] = max(1, round(share * len(datasets["validation"])))
-    for split, limit in limits.items():
-        if limit is not None and split in datasets:
-            dataset = datasets[split]
-            single = dataset.problem_type == SINGLE
-            datasets[split] = stratified(dataset, dataset.targets, limit) if single else sample(dataset, limit, 0)
-    return datasets
+    return limited(datasets, config.train_examples, config.test_examples, stratified)
 
 
 def encode(dataset: TextDataset, model: TaskModel, config: RunConfig, saved: Path | None = None) -> EncodedTexts:

@@ -19,6 +19,7 @@ from lora_core.models.task_model import TaskModel
 from trainers.config import RunConfig
 from trainers.data.labels import Decision
 from trainers.data.reading import AS_FOUND, Reading
+from trainers.data.splits import limited
 from trainers.data.texts.encode import TextProcessing
 from trainers.data.tokenizer import StatedLimits, check_vocabulary, load_tokenizer, save_tokenizer
 from trainers.data.tokens.bio import iob2_transitions
@@ -113,9 +114,10 @@ def labelled(labels: Tensor) -> Tensor:
     return on_both(lambda ids: ids != IGNORED_LABEL, labels)
 
 
-def load(config: RunConfig) -> dict[str, TokenFile]:
-    """The splits of the run's data, the missing ones drawn."""
-    return completed(token_files(config.data, reading=Reading.of(config)))
+def load(config: RunConfig) -> dict[str, TokenFile | TokenDataset]:
+    """The splits of the run's data, the missing ones drawn; in memory, where the settings want a part of them."""
+    files = completed(token_files(config.data, reading=Reading.of(config)))
+    return limited(files, config.train_examples, config.test_examples, lambda file, limit: file.drawn(limit, seed=0))
 
 
 def encode(dataset: Sentences, model: TaskModel, config: RunConfig, saved: Path | None = None) -> TokenWindows:

@@ -29,13 +29,13 @@ def test_a_sample_keeps_the_order_and_depends_on_the_seed_alone():
 def test_a_stratified_sample_keeps_the_labels_shares():
     targets = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [60, 30, 11]))
     dataset = TextDataset([str(number) for number in range(101)], targets, ("a", "b", "c"), "there")
-    found = stratified(dataset, targets, 20)
+    found = stratified(dataset, 20)
     assert np.bincount(found.targets).tolist() == [12, 6, 2]
     assert found.targets.tolist() == [targets[int(text)] for text in found.texts]
     assert list(map(int, found.texts)) == sorted(set(map(int, found.texts)))
-    assert found.texts == stratified(dataset, targets, 20).texts != stratified(dataset, targets, 20, seed=1).texts
-    assert len(stratified(dataset, targets, 7)) == 7
-    assert stratified(dataset, targets, 101) is dataset
+    assert found.texts == stratified(dataset, 20).texts != stratified(dataset, 20, seed=1).texts
+    assert len(stratified(dataset, 7)) == 7
+    assert stratified(dataset, 101) is dataset
 
 
 def numbered(count, labels="ab", distinct=1000):

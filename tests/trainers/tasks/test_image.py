@@ -128,6 +128,12 @@ def test_a_preprocessor_config_for_other_channels(data, tmp_path):
         image.encode(image.load(config)["test"], built, config)
 
 
+def test_a_part_of_the_data(model, data, tmp_path):
+    part = image.load(settings(model, data, tmp_path, train_examples=12, test_examples=3))
+    assert {split: np.bincount(images.targets).tolist() for split, images in part.items()} == {
+        "train": [6, 6], "validation": [2, 2], "test": [2, 1]}  # fmt: skip
+
+
 def test_the_kind_is_registered():
     assert kind_of("image-classification") is image
     assert image.task(("a", "b"), RunConfig()).labels == ("a", "b")

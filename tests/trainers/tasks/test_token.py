@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from torch.nn import functional as F
 
 from trainers.config import RunConfig
 from trainers.data.tokens.windows import IGNORED_LABEL, TokenWindows
+from trainers.tasks import token
 from trainers.tasks.entity_scores import ner_metrics
 from trainers.tasks.token import CRFTokenClassification, TokenClassification, task
 
@@ -17,9 +20,9 @@ def test_loss_is_the_sum_over_labelled_positions():
     labels = torch.tensor([[-100, 0, 1, 2, -100], [-100, 2, -100, -100, -100], [-100] * 5])
     expected = torch.zeros(())
     for window in range(3):
-        for token in range(5):
-            if labels[window, token] >= 0:
-                expected = expected - F.log_softmax(logits[window, token], dim=0)[labels[window, token]]
+        for place in range(5):
+            if labels[window, place] >= 0:
+                expected = expected - F.log_softmax(logits[window, place], dim=0)[labels[window, place]]
     loss = TASK.loss_sum(logits, labels)
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -80,3 +83,19 @@ def test_metrics_count_each_scored_word_of_a_sentence_once():
     assert TASK.metrics(predictions, data) == ner_metrics(
         [["B-DNA", "I-DNA", "O"], ["B-DNA", "I-DNA"]], [["B-DNA", "I-DNA", "I-DNA"], ["B-DNA", "O"]]
     )
+
+
+def test_a_part_of_the_data(data):
+    whole = token.load(RunConfig(data=str(data)))
+    count = {split: len(file) for split, file in whole.items()}
+    config = RunConfig(data=str(data), train_examples=count["train"] // 2, test_examples=1)
+    part, again = token.load(config), token.load(dataclasses.replace(config, seed=7))
+    assert len(part["train"]) == count["train"] // 2
+    assert len(part["validation"]) == round(count["validation"] * (count["train"] // 2) / count["train"])
+    assert len(part["test"]) == 1
+    assert part == again
+    for split, dataset in part.items():
+        sentences = whole[split].in_memory().words
+        assert [words for words in sentences if words in dataset.words] == dataset.words
+        assert dataset.labels == whole[split].labels
+    assert token.load(dataclasses.replace(config, train_examples=10**6, test_examples=None))["test"] == whole["test"]

@@ -200,6 +200,10 @@ class TokenFile:
         bad_rows.report()
         return dataset
 
+    def __len__(self) -> int:
+        """Usable sentences; the files are read to count them."""
+        return sum(1 for _ in self.sentences(BadRows("skip")))
+
     def drawn(self, limit: int, seed: int) -> TokenDataset:
         """At most ``limit`` usable sentences in memory, drawn at random and left in order.
 
