@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lora_core.dropout import Dropout
 from lora_core.models.checks import check_input
-from lora_core.models.encoder import Encoder, EncoderConfig
-from lora_core.models.encoders.bert import BertEmbeddings
+from lora_core.models.encoder import Encoder
+from lora_core.models.encoders.bert import BertEmbeddings, BertLikeConfig
 from lora_core.models.heads import TokenClassifier
 from lora_core.models.layers import (
     GraphBuilder,
@@ -29,13 +29,10 @@ from lora_core.models.task_model import TextModel
 
 
 @dataclass(frozen=True)
-class AlbertConfig(EncoderConfig):
+class AlbertConfig(BertLikeConfig):
     """Sizes of an ALBERT encoder; the defaults are transformers' (albert-base-v2 states its own)."""
 
     model_type = "albert"
-    activation_field = "hidden_act"
-    attention_dropout_field = "attention_probs_dropout_prob"
-    hidden_dropout_field = "hidden_dropout_prob"
 
     vocab_size: int = 30000
     """Rows of the word embeddings."""
@@ -61,30 +58,13 @@ class AlbertConfig(EncoderConfig):
     """Dropout of the attention weights."""
     classifier_dropout_prob: float = 0.1
     """Dropout before the classifier."""
-    max_position_embeddings: int = 512
-    """Rows of the position embeddings."""
     type_vocab_size: int = 2
     """Rows of the token type (segment) embeddings."""
-    initializer_range: float = 0.02
-    """Standard deviation of new weights."""
-    layer_norm_eps: float = 1e-12
-    """Added to the variance in each LayerNorm."""
-    pad_token_id: int = 0
-    """Id of the padding token."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
         if self.num_hidden_groups != 1:
             raise ValueError(f"num_hidden_groups is {self.num_hidden_groups}; only 1 is implemented")
-
-    @property
-    def max_tokens(self) -> int:
-        """Longest input, special tokens included."""
-        return self.max_position_embeddings
 
     @property
     def head_dropout(self) -> float:

@@ -27,10 +27,9 @@ from lora_core.models.task_model import TextModel
 
 
 @dataclass(frozen=True)
-class BertConfig(EncoderConfig):
-    """Sizes of a BERT encoder; the defaults are bert-base-uncased."""
+class BertLikeConfig(EncoderConfig):
+    """What the configs of BERT and of its relatives share; the defaults are bert-base-uncased."""
 
-    model_type = "bert"
     activation_field = "hidden_act"
     attention_dropout_field = "attention_probs_dropout_prob"
     hidden_dropout_field = "hidden_dropout_prob"
@@ -51,12 +50,8 @@ class BertConfig(EncoderConfig):
     """Dropout after the embeddings and after each dense layer that ends in a residual sum."""
     attention_probs_dropout_prob: float = 0.1
     """Dropout of the attention weights."""
-    classifier_dropout: float | None = None
-    """Dropout before the classifier; None means hidden_dropout_prob."""
     max_position_embeddings: int = 512
     """Rows of the position embeddings."""
-    type_vocab_size: int = 2
-    """Rows of the token type (segment) embeddings."""
     initializer_range: float = 0.02
     """Standard deviation of new weights."""
     layer_norm_eps: float = 1e-12
@@ -75,6 +70,18 @@ class BertConfig(EncoderConfig):
     def max_tokens(self) -> int:
         """Longest input, special tokens included."""
         return self.max_position_embeddings
+
+
+@dataclass(frozen=True)
+class BertConfig(BertLikeConfig):
+    """Sizes of a BERT encoder; the defaults are bert-base-uncased."""
+
+    model_type = "bert"
+
+    type_vocab_size: int = 2
+    """Rows of the token type (segment) embeddings."""
+    classifier_dropout: float | None = None
+    """Dropout before the classifier; None means hidden_dropout_prob."""
 
     @property
     def head_dropout(self) -> float:

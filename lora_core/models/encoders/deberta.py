@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lora_core.dropout import Dropout
 from lora_core.models.checks import check_input
-from lora_core.models.encoder import Encoder, EncoderConfig
-from lora_core.models.encoders.bert import BertIntermediate, BertOutput
+from lora_core.models.encoder import Encoder
+from lora_core.models.encoders.bert import BertIntermediate, BertLikeConfig, BertOutput
 from lora_core.models.encoders.deberta_attention import (
     ROWS,
     DisentangledSelfAttention,
@@ -39,13 +39,10 @@ POSITION_TERMS = ("c2p", "p2c")
 
 
 @dataclass(frozen=True)
-class DebertaV2Config(EncoderConfig):
+class DebertaV2Config(BertLikeConfig):
     """Sizes of a DeBERTa encoder; the defaults are transformers', and describe none of the published models."""
 
     model_type = "deberta-v2"
-    activation_field = "hidden_act"
-    attention_dropout_field = "attention_probs_dropout_prob"
-    hidden_dropout_field = "hidden_dropout_prob"
     least: ClassVar[Mapping[str, int]] = {
         "pad_token_id": 0,
         "type_vocab_size": 0,
@@ -65,18 +62,12 @@ class DebertaV2Config(EncoderConfig):
     """Attention heads a layer; divides hidden_size."""
     intermediate_size: int = 6144
     """Width of the feed-forward layers."""
-    hidden_act: str = "gelu"
-    """Activation of the feed-forward layers."""
     hidden_dropout_prob: float = 0.1
     """Dropout after the embeddings, of the distances' embeddings, and after each dense layer that ends in a sum."""
-    attention_probs_dropout_prob: float = 0.1
-    """Dropout of the attention weights."""
     max_position_embeddings: int = 512
     """Longest input, and the rows of the position embeddings if there are any."""
     type_vocab_size: int = 0
     """Rows of the token type (segment) embeddings; 0: there are none."""
-    initializer_range: float = 0.02
-    """Standard deviation of new weights."""
     layer_norm_eps: float = 1e-7
     """Added to the variance in each LayerNorm."""
     relative_attention: bool = False
@@ -93,8 +84,6 @@ class DebertaV2Config(EncoderConfig):
     """"layer_norm" normalises the distances' embeddings."""
     position_biased_input: bool = True
     """Whether position embeddings are added to the words'."""
-    pad_token_id: int = 0
-    """Id of the padding token."""
     pooler_dropout: float = 0.0
     """Dropout before the pooler of the text classifier."""
     pooler_hidden_act: str = "gelu"
@@ -128,10 +117,6 @@ class DebertaV2Config(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
         unknown = [term for term in self.position_terms if term not in POSITION_TERMS]
         if unknown:
             raise ValueError(f"pos_att_type is {self.pos_att_type!r}; implemented are {' and '.join(POSITION_TERMS)}")
@@ -163,11 +148,6 @@ class DebertaV2Config(EncoderConfig):
     def embedding_width(self) -> int:
         """`embedding_size`, where it is not set hidden_size."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
-
-    @property
-    def max_tokens(self) -> int:
-        """Longest input, special tokens included."""
-        return self.max_position_embeddings
 
     @property
     def head_dropout(self) -> float:

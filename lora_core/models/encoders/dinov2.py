@@ -26,37 +26,16 @@ class Dinov2Config(ImageConfig):
     """Sizes of a DINOv2 encoder; the defaults are transformers' (dinov2-base states image_size 518)."""
 
     model_type = "dinov2"
-    activation_field = "hidden_act"
-    attention_dropout_field = "attention_probs_dropout_prob"
-    hidden_dropout_field = "hidden_dropout_prob"
     above_one = frozenset({"layerscale_value"})
 
-    hidden_size: int = 768
-    """Width H of the hidden states."""
-    num_hidden_layers: int = 12
-    """Transformer layers."""
-    num_attention_heads: int = 12
-    """Attention heads a layer; divides hidden_size."""
     mlp_ratio: int = 4
     """Width F of the feed-forward layers in hidden sizes (of gated ones two thirds of it)."""
-    hidden_act: str = "gelu"
-    """Activation of the feed-forward layers."""
     hidden_dropout_prob: float = 0.0
     """Dropout after the embeddings."""
-    attention_probs_dropout_prob: float = 0.0
-    """Dropout of the attention weights."""
-    initializer_range: float = 0.02
-    """Standard deviation of new weights."""
     layer_norm_eps: float = 1e-6
     """Added to the variance in each LayerNorm."""
-    image_size: int | tuple = 224
-    """Pixels of an image: the side of a square, or (height, width). Multiples of patch_size."""
     patch_size: int = 14
     """Side of a patch in pixels."""
-    num_channels: int = 3
-    """Channels C of an image."""
-    qkv_bias: bool = True
-    """Whether query, key and value projections have a bias."""
     layerscale_value: float = 1.0
     """What new scales of the half layers' outputs begin with."""
     drop_path_rate: float = 0.0

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lora_core.dropout import Dropout
 from lora_core.models.checks import check_input
-from lora_core.models.encoder import Encoder, EncoderConfig
-from lora_core.models.encoders.bert import BertIntermediate, BertOutput
+from lora_core.models.encoder import Encoder
+from lora_core.models.encoders.bert import BertIntermediate, BertLikeConfig, BertOutput
 from lora_core.models.encoders.roberta import (
     RobertaClassificationHead,
     counted_positions,
@@ -37,47 +37,20 @@ BUCKETS, FARTHEST = 32, 128
 
 
 @dataclass(frozen=True)
-class MPNetConfig(EncoderConfig):
+class MPNetConfig(BertLikeConfig):
     """Sizes of an MPNet encoder; the defaults are mpnet-base."""
 
     model_type = "mpnet"
-    activation_field = "hidden_act"
-    attention_dropout_field = "attention_probs_dropout_prob"
-    hidden_dropout_field = "hidden_dropout_prob"
 
     vocab_size: int = 30527
     """Rows of the word embeddings."""
-    hidden_size: int = 768
-    """Width H of the hidden states."""
-    num_hidden_layers: int = 12
-    """Transformer layers."""
-    num_attention_heads: int = 12
-    """Attention heads N a layer; divides hidden_size."""
-    intermediate_size: int = 3072
-    """Width F of the feed-forward layers."""
-    hidden_act: str = "gelu"
-    """Activation of the feed-forward layers."""
-    hidden_dropout_prob: float = 0.1
-    """Dropout after the embeddings, before each residual sum and in the heads."""
-    attention_probs_dropout_prob: float = 0.1
-    """Dropout of the attention weights."""
-    max_position_embeddings: int = 512
-    """Rows of the position embeddings."""
     relative_attention_num_buckets: int = BUCKETS
     """Numbers that tell relative positions apart; 32 is what is implemented, here and in transformers."""
-    initializer_range: float = 0.02
-    """Standard deviation of new weights."""
-    layer_norm_eps: float = 1e-12
-    """Added to the variance in each LayerNorm."""
     pad_token_id: int = PADDING
     """Id of the padding token; 1 is what is implemented, here and in transformers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
         for name, only in (("pad_token_id", PADDING), ("relative_attention_num_buckets", BUCKETS)):
             if getattr(self, name) != only:
                 raise ValueError(f"{name} is {getattr(self, name)}; only {only} is implemented")

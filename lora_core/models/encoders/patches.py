@@ -5,6 +5,7 @@ Shapes: B images, C channels, P patches, S special tokens, T = S + P tokens, H h
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,15 +19,38 @@ from lora_core.models.encoder import Config, EncoderConfig
 from lora_core.models.layers import GraphBuilder
 
 
+@dataclass(frozen=True)
 class ImageConfig(EncoderConfig):
-    """What the configs of image encoders share besides the fields that each declares."""
+    """What the configs of image encoders share; the defaults are vit-base-patch16-224."""
 
-    hidden_size: int
-    hidden_dropout_prob: float
-    num_attention_heads: int
-    image_size: int | tuple
-    patch_size: int
-    num_channels: int
+    activation_field = "hidden_act"
+    attention_dropout_field = "attention_probs_dropout_prob"
+    hidden_dropout_field = "hidden_dropout_prob"
+
+    hidden_size: int = 768
+    """Width H of the hidden states."""
+    num_hidden_layers: int = 12
+    """Transformer layers."""
+    num_attention_heads: int = 12
+    """Attention heads a layer; divides hidden_size."""
+    hidden_act: str = "gelu"
+    """Activation of the feed-forward layers."""
+    hidden_dropout_prob: float = 0.0
+    """Dropout after the embeddings and before each residual sum."""
+    attention_probs_dropout_prob: float = 0.0
+    """Dropout of the attention weights."""
+    initializer_range: float = 0.02
+    """Standard deviation of new weights."""
+    layer_norm_eps: float = 1e-12
+    """Added to the variance in each LayerNorm."""
+    image_size: int | tuple = 224
+    """Pixels of an image: the side of a square, or (height, width). Multiples of patch_size."""
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    num_channels: int = 3
+    """Channels C of an image."""
+    qkv_bias: bool = True
+    """Whether query, key and value projections have a bias."""
 
     @classmethod
     def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:

@@ -40,36 +40,9 @@ class ViTConfig(ImageConfig):
     """Sizes of a ViT encoder; the defaults are vit-base-patch16-224."""
 
     model_type = "vit"
-    activation_field = "hidden_act"
-    attention_dropout_field = "attention_probs_dropout_prob"
-    hidden_dropout_field = "hidden_dropout_prob"
 
-    hidden_size: int = 768
-    """Width H of the hidden states."""
-    num_hidden_layers: int = 12
-    """Transformer layers."""
-    num_attention_heads: int = 12
-    """Attention heads a layer; divides hidden_size."""
     intermediate_size: int = 3072
     """Width F of the feed-forward layers."""
-    hidden_act: str = "gelu"
-    """Activation of the feed-forward layers."""
-    hidden_dropout_prob: float = 0.0
-    """Dropout after the embeddings and before each residual sum."""
-    attention_probs_dropout_prob: float = 0.0
-    """Dropout of the attention weights."""
-    initializer_range: float = 0.02
-    """Standard deviation of new weights."""
-    layer_norm_eps: float = 1e-12
-    """Added to the variance in each LayerNorm."""
-    image_size: int | tuple = 224
-    """Pixels of an image: the side of a square, or (height, width). Multiples of patch_size."""
-    patch_size: int = 16
-    """Side of a patch in pixels."""
-    num_channels: int = 3
-    """Channels C of an image."""
-    qkv_bias: bool = True
-    """Whether query, key and value projections have a bias."""
 
 
 class ViTSelfAttention(MultiHeadAttention):

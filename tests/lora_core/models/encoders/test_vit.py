@@ -198,7 +198,11 @@ def test_transformers_reads_a_bare_encoder(tmp_path):
     ],
 )
 def test_images_that_do_not_fit_are_refused(pixels, message):
-    model = build_model(ViTConfig(24, 1, 3, 40, image_size=64), "image-classification", LABELS)
+    model = build_model(
+        ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, image_size=64),
+        "image-classification",
+        LABELS,
+    )
     with pytest.raises(ValueError, match=message):
         model(pixels)
 
@@ -248,7 +252,9 @@ def test_texts_are_not_for_vit():
 
 
 def test_new_weights_are_distributed_as_in_transformers():
-    config = ViTConfig(240, 1, 2, 400, image_size=64, initializer_range=0.9)
+    config = ViTConfig(
+        hidden_size=240, num_hidden_layers=1, num_attention_heads=2, image_size=64, initializer_range=0.9
+    )
     model = build_model(config, "image-classification", LABELS)
     for part in (model.vit.embeddings.cls_token, model.vit.embeddings.position_embeddings):
         assert part.abs().max() <= 2
