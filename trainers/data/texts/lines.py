@@ -64,6 +64,18 @@ def is_fasttext(line: bytes) -> bool:
     return _FASTTEXT.search(line) is not None
 
 
+def _decoded(path: Path, lines: Lines, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines that are not blank, without the blanks around them."""
+    for number, line in lines:
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            bad_rows.add(path, number, f"not UTF-8 ({error})")
+            continue
+        if text:
+            yield number, text
+
+
 @dataclass(frozen=True)
 class _FastText:
     """Lines such as `__label__pos A fine film.`; one with several labels has a list of them."""
@@ -72,14 +84,8 @@ class _FastText:
     lines: Lines
 
     def __call__(self, columns: Collection[str], bad_rows: BadRows) -> Iterator[Row]:
-        for number, line in self.lines:
-            if not line.strip():
-                continue
-            try:
-                words = line.decode("utf-8").strip().split(" ")
-            except UnicodeDecodeError as error:
-                bad_rows.add(self.path, number, f"not UTF-8 ({error})")
-                continue
+        for number, line in _decoded(self.path, self.lines, bad_rows):
+            words = line.split(" ")
             labels = [word.removeprefix(FASTTEXT_LABEL) for word in words if word.startswith(FASTTEXT_LABEL)]
             text = " ".join(word for word in words if not word.startswith(FASTTEXT_LABEL))
             yield number, {"text": text, "label": labels if len(labels) > 1 else "".join(labels)}
@@ -93,19 +99,12 @@ class _LabelFirst:
     lines: Lines
 
     def __call__(self, columns: Collection[str], bad_rows: BadRows) -> Iterator[Row]:
-        for number, line in self.lines:
-            if not line.strip():
-                continue
-            try:
-                label, _, text = line.decode("utf-8").strip().partition(" ")
-                if not _LABEL_FIRST.match(line.strip()):
-                    raise ValueError(f"expected a label, a blank and a text, got {short(f'{label} {text}')}")
-            except UnicodeDecodeError as error:
-                bad_rows.add(self.path, number, f"not UTF-8 ({error})")
-            except ValueError as problem:
-                bad_rows.add(self.path, number, str(problem))
-            else:
+        for number, line in _decoded(self.path, self.lines, bad_rows):
+            if _LABEL_FIRST.match(line.encode()):
+                label, _, text = line.partition(" ")
                 yield number, {"text": text, "label": label}
+            else:
+                bad_rows.add(self.path, number, f"expected a label, a blank and a text, got {short(line)}")
 
 
 @dataclass(frozen=True)
