@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -256,8 +256,7 @@ def _trained(prepared: Prepared, start: "Start", world: World, monitor: Monitor,
         "torch": torch.__version__,
         "files": {},
     }
-    trained_before = folder.result() or {}
-    result |= {name: trained_before[name] for name in OF_TRAINING if name in trained_before}
+    result |= start.figures
     if world.is_main:
         for path in start.changed:
             logger.warning("%s was changed after the run: it is kept as %s.", path, set_aside(path))
@@ -305,6 +304,8 @@ class Start:
     """Whether the run was ended before all its epochs, and learns nothing more."""
     changed: tuple[Path, ...] = ()
     """Folders of what a finished run wrote that hold something else now, which is not to be lost."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """Of the result of a finished run: those that say how it was trained."""
 
 
 def _where_to_begin(config: RunConfig) -> Start:
@@ -323,13 +324,8 @@ def _where_to_begin(config: RunConfig) -> Start:
                 "choose another --output-dir."
             )
         _check_unchanged(folder.read_settings(), config)
-        if folder.is_finished(config.score_test):
+        if folder.is_finished():
             return _after_the_end(folder, config)
-        if folder.is_finished() and not folder.saved("step"):
-            raise ValueError(
-                f"The run in {folder.path} has not scored its test split, and has no checkpoint to do it from. "
-                f"Score it with lora-core evaluate {folder.path}, or train again with --overwrite."
-            )
         if config.resume == "auto":
             return Start(newest_checkpoint(folder.path))
         check_checkpoint(Path(config.resume))
@@ -355,24 +351,28 @@ def _go_on(folder: RunFolder, checkpoint: Path, inputs: dict[str, Any]) -> None:
 
 
 def _after_the_end(folder: RunFolder, config: RunConfig) -> Start:
-    """Nothing to do where all that a finished run wrote is as it was; else its last checkpoint, to write it again."""
-    lost = folder.lost(config.method)
-    if not lost:
+    """Nothing to do where all that a finished run wrote is as it was, and its test split is scored if it should be;
+    else its last checkpoint, to write or score it again."""
+    lost, scored = folder.lost(config.method), folder.is_finished(config.score_test)
+    if not lost and scored:
         return Start(finished=True)
-    listed = ", ".join(f"{name} is {what}" for name, what in lost.items())
+    listed = ", ".join(f"{name} is {what}" for name, what in lost.items()) or "its test split is not scored"
+    remedy = "copy it back" if lost else f"score it with lora-core evaluate {folder.path}"
+    to_do, is_done = ("write it again", "it is written again") if lost else ("do that", "that is done")
     try:
         checkpoint = newest_checkpoint(folder.path)
     except ValueError as error:
-        raise ValueError(f"The run in {folder.path} is finished, but {listed}: copy it back. {error}") from error
+        raise ValueError(f"The run in {folder.path} is finished, but {listed}: {remedy}. {error}") from error
     if checkpoint is None:
         raise ValueError(
-            f"The run in {folder.path} is finished, but {listed}, and there is no checkpoint to write it again from. "
-            "Copy it back, train again with --overwrite, or choose another --output-dir."
+            f"The run in {folder.path} is finished, but {listed}, and there is no checkpoint to {to_do} from. "
+            f"{remedy[0].upper()}{remedy[1:]}, train again with --overwrite, or choose another --output-dir."
         )
-    logger.warning("The run in %s is finished, but %s: it is written again from %s.", folder.path, listed, checkpoint)
+    logger.warning("The run in %s is finished, but %s: %s from %s.", folder.path, listed, is_done, checkpoint)
     changed = {folder.path / name.split("/")[0] for name, what in lost.items() if what == "changed"}
-    ends = bool((folder.result() or {}).get("ended_early"))
-    return Start(checkpoint, ends=ends, changed=tuple(sorted(changed)))
+    result = folder.result() or {}
+    figures = {name: result[name] for name in OF_TRAINING if name in result}
+    return Start(checkpoint, ends=bool(result.get("ended_early")), changed=tuple(sorted(changed)), figures=figures)
 
 
 def _check_unchanged(old: dict[str, Any], config: RunConfig) -> None:

@@ -291,7 +291,7 @@ def test_a_test_split_that_can_no_longer_be_scored(config, finished):
     config = dataclasses.replace(settings(finished, "full"), output_dir=config.output_dir, score_test=False)
     run(config)
     shutil.rmtree(config.output_dir / "checkpoints")
-    with pytest.raises(ValueError, match=r"has not scored its test split, and has no checkpoint.*lora-core evaluate"):
+    with pytest.raises(ValueError, match=r"test split is not scored, and there is no checkpoint.*lora-core evaluate"):
         run(dataclasses.replace(config, resume="auto", score_test=True))
 
 

@@ -12,6 +12,7 @@ Shapes: N examples (sentences, texts or images), K entity types or labels.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -75,20 +76,35 @@ def difference(
     return Difference(100 * low, 100 * high, only, only_other, mcnemar(only, only_other))
 
 
-def counts_of_run(run: Run) -> Counts:
-    """What F1 of a run's task is made of.
+def counts_of_run(run: Run, score: Literal["f1", "accuracy"] = "f1") -> Counts:
+    """What a run's score is made of; accuracy as an F1 of one kind, which it is where each item has one label.
 
     Raises:
-        ValueError: it learned numbers, which have no F1.
+        ValueError: it learned numbers, which have neither.
     """
     problem_type = run.result.get("problem_type")
     if problem_type == "regression":
         raise ValueError(
             f"{run.folder} did regression: it has no F1 to compare. Its scores are in {run.files.metrics}."
         )
+    task = kind_of(run.config.get("task", RunConfig().task))
+    if score == "accuracy":
+        return right_examples if task.ONE_LABEL else right_words
     if problem_type == "multi_label_classification":
         return multi_label_counts
-    return kind_of(run.config.get("task", RunConfig().task)).counts
+    return task.counts
+
+
+def right_examples(predicted: list[np.ndarray], gold: list[np.ndarray], labels: Sequence[str]) -> np.ndarray:
+    """(N, 1, 3): 1 if all of an example is right, else 0, and twice 1."""
+    right = list(map(np.array_equal, predicted, gold))
+    return np.stack([right, np.ones(len(gold)), np.ones(len(gold))], axis=1)[:, None].astype(np.int64)
+
+
+def right_words(predicted: list[np.ndarray], gold: list[np.ndarray], labels: Sequence[str]) -> np.ndarray:
+    """(N, 1, 3): how many of a sentence's words have their label, and twice how many there are."""
+    right = [np.sum(guess == truth) for guess, truth in zip(predicted, gold, strict=True)]
+    return np.stack([right, *[list(map(len, gold))] * 2], axis=1)[:, None].astype(np.int64)
 
 
 def bootstrap_interval(

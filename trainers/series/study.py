@@ -179,7 +179,7 @@ class RecipeResult:
     over_seeds: tuple[float, float] | None
     """95% t interval of that difference; it knows the chance of a seed."""
     over_examples: tuple[float, float] | None
-    """95% interval of the paired bootstrap of the examples; it knows the chance in their choice. Only of F1."""
+    """95% interval of the paired bootstrap of the examples; it knows the chance in their choice. Of F1 and accuracy."""
     collapsed: int
     """Runs that ended with a score of 0, one class for everything, or a loss that has not fallen."""
     seconds: float
@@ -253,9 +253,10 @@ def _score(run: Run, split: str) -> float:
 
 
 def _over_examples(ones: list[Run], others: list[Run], split: str) -> tuple[float, float] | None:
-    if _score_name(ones[0]) != "f1":
+    score = _score_name(ones[0])
+    if score not in ("f1", "accuracy"):
         return None
-    count, labels = counts_of_run(ones[0]), ones[0].result["labels"]
+    count, labels = counts_of_run(ones[0], score), ones[0].result["labels"]
     one, other = ([count(*read_predictions(run.folder, split), labels) for run in runs] for runs in (ones, others))
     low, high = mean_bootstrap_interval(one, other, macro=one[0].shape[1] > 1)
     return 100 * low, 100 * high

@@ -2,20 +2,23 @@
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 from seqeval.metrics import f1_score as seqeval_f1
+from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as sklearn_f1
 
 from trainers.results.significance import (
     bootstrap_interval,
     compare_predictions,
-    f1_score,
+    counts_of_run,
     mcnemar,
 )
 from trainers.run_folder import Run, save_predictions
 from trainers.tasks.entity_scores import entity_counts
+from trainers.tasks.intervals import f1_score
 from trainers.tasks.label_scores import label_counts
 
 LABELS = ("O", "B-X", "I-X", "B-Y", "I-Y")
@@ -98,3 +101,19 @@ def test_other_examples_are_refused(tmp_path):
     other = saved_run(tmp_path / "other", predicted[1:], gold[1:])
     with pytest.raises(ValueError, match="predicted other examples of the test split"):
         compare_predictions(one, other, "test")
+
+
+@pytest.mark.parametrize("task", ["token-classification", "text-classification"])
+def test_accuracy_of_the_counts(task):
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 6, 40) if task.startswith("token") else np.ones(40, dtype=int)
+    gold, predicted = ([generator.integers(0, 3, length) for length in lengths] for _ in range(2))
+    run = Run(Path(), "run", {"task": task}, [], {"labels": list("abc")})
+    counts = counts_of_run(run, "accuracy")(predicted, gold, list("abc"))
+    assert f1_score(counts.sum(0), macro=False) == accuracy_score(np.concatenate(gold), np.concatenate(predicted))
+
+
+def test_an_example_with_several_labels_is_right_as_a_whole():
+    run = Run(Path(), "run", {"task": "text-classification"}, [], {"problem_type": "multi_label_classification"})
+    gold, predicted = [np.array([1, 0]), np.array([1, 1])], [np.array([1, 0]), np.array([1, 0])]
+    assert counts_of_run(run, "accuracy")(predicted, gold, ["a", "b"]).tolist() == [[[1, 1, 1]], [[0, 1, 1]]]
