@@ -60,10 +60,11 @@ class TrainConfig(Settings):
     many as fit its memory, found by trying before training begins."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW. None: by method, task and the encoder's width, as the plan shows. At a width of 384
-    and for words, texts, images: LoRA 2e-3, 5e-4, 2e-3; full 1e-4; in inverse proportion for wider ones. A head alone,
-    or a model that starts untrained: 1e-3."""
-    lora_plus_ratio: float = 1.0
-    """LoRA+: B learns at this many times the learning rate; 16 is its authors' choice, at a lower learning rate."""
+    and for words, texts, images: LoRA 2e-3, 1e-4 (8 times that for B), 2e-3; full 1e-4; in inverse proportion for wider
+    ones. A head alone, or a model that starts untrained: 1e-3."""
+    lora_plus_ratio: float | None = None
+    """LoRA+: B learns at this many times the learning rate; 16 is its authors' choice, at a lower learning rate. None:
+    8 with the learning rate of LoRA for texts, else 1."""
     head_rate_ratio: float = 1.0
     """LoRA: what is trained in full, the head above all, learns at this many times the learning rate."""
     weight_decay: float = 0.01
@@ -367,7 +368,7 @@ class RunConfig(
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("lora_plus_ratio", "head_rate_ratio"):
-            if self.method != "lora" and getattr(self, name) != 1:
+            if self.method != "lora" and getattr(self, name) not in (None, 1):
                 raise ValueError(
                     f"{name} is {getattr(self, name)} with method {self.method}: it is for lora. Leave it out."
                 )

@@ -33,7 +33,8 @@ def test_every_method_has_a_recipe_for_every_task_and_lora_names_its_layers():
             recipe = RECIPES[method, task]
             assert bool(recipe.target_modules) == (method == "lora")
             given = with_recipe(RunConfig(method=method, task=task))
-            assert (given.learning_rate, given.warmup) == (recipe.learning_rate, recipe.warmup)
+            for name in ("learning_rate", "lora_plus_ratio", "warmup"):
+                assert getattr(given, name) == getattr(recipe, name)
             assert given.target_modules == recipe.target_modules
 
 
@@ -43,10 +44,13 @@ def test_a_wider_encoder_takes_a_lower_rate(wide, width, rate):
 
 
 def test_what_the_settings_say_stands():
-    said = RunConfig(learning_rate=0.125, warmup=0.0, target_modules=("key",))
+    said = RunConfig(learning_rate=0.125, lora_plus_ratio=2.0, warmup=0.0, target_modules=("key",))
     assert with_recipe(said) == said
     assert with_recipe(RunConfig(warmup=0.0)).warmup == 0
     assert with_recipe(RunConfig(warmup=0.0)).learning_rate == RECIPES["lora", "token-classification"].learning_rate
+    texts = RunConfig(task="text-classification")
+    assert with_recipe(texts).lora_plus_ratio == 8
+    assert with_recipe(dataclasses.replace(texts, learning_rate=1e-3)).lora_plus_ratio == 1  # another rate's ratio
     scratch = with_recipe(RunConfig(model="lstm", method="full"))
     assert (scratch.learning_rate, scratch.warmup, scratch.target_modules) == (1e-3, 0, ())
 

@@ -80,8 +80,9 @@ def _rate(config: RunConfig) -> str:
     """The learning rate and its course, and whether it is what the recipe says."""
     usual = recipe_of(config).learning_rate == config.learning_rate
     whose = f" (default of method {config.method} for {config.task})" if usual else ""
+    faster = f" ({config.lora_plus_ratio:g} times that for B)" if config.lora_plus_ratio not in (None, 1) else ""
     rise = f" after a warmup over {config.warmup:.0%} of the steps" if config.warmup else ""
-    return f"{config.learning_rate:g}{whose}, {config.schedule}{rise}"
+    return f"{config.learning_rate:g}{faster}{whose}, {config.schedule}{rise}"
 
 
 def _count(data: Any) -> int:

@@ -24,12 +24,13 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     Of a model with adapters, B and what is trained in full may learn at other rates than A (LoRA+).
     """
     adapted = any(hosts(model))
-    rate = config.learning_rate or RECIPES["lora" if adapted else "full", "text-classification"].learning_rate
-    if adapted and (config.lora_plus_ratio, config.head_rate_ratio) != (1, 1):
+    rate, ratio = config.learning_rate, config.lora_plus_ratio or 1.0
+    if rate is None:
+        cautious = RECIPES["lora" if adapted else "full", "text-classification"]
+        rate, ratio = cautious.learning_rate, config.lora_plus_ratio or cautious.lora_plus_ratio
+    if adapted and (ratio, config.head_rate_ratio) != (1, 1):
         head_rate = rate * config.head_rate_ratio
-        return torch.optim.AdamW(
-            lora_plus_groups(model, rate, config.lora_plus_ratio, head_rate, config.weight_decay), fused=True
-        )
+        return torch.optim.AdamW(lora_plus_groups(model, rate, ratio, head_rate, config.weight_decay), fused=True)
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("The model has no trainable parameter. Inject LoRA, or set requires_grad on what to train.")
