@@ -174,8 +174,8 @@ void attend_head(const T* query, int64_t q_step, const T* key, int64_t k_step, c
   write_rows(w.out, w.asked, 1.0f, out, o_step, w);
 }
 
-// The gradients. With P the weights, which are computed again, and dP = dout value^T:
-//   dvalue = P^T dout,  dS = P (dP - sum_j P dP),  dquery = scale dS key,  dkey = scale dS^T query
+// The gradients. With P the weights, which are computed again, and dP = grad value^T:
+//   dvalue = P^T grad,  dS = P (dP - sum_j P dP),  dquery = scale dS key,  dkey = scale dS^T query
 template <class T>
 void attend_head_backward(const T* grad, int64_t g_step, const T* query, int64_t q_step, const T* key, int64_t k_step,
                           const T* value, int64_t v_step, const Softmax* found, int64_t heads, float scale,
