@@ -86,6 +86,8 @@ def test_the_help_names_the_rates(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    rates = [f"{RECIPES['lora', f'{task}-classification'].learning_rate:.0e}".replace("e-0", "e-")
-             for task in ("token", "text", "image")]  # fmt: skip
+    words, texts, images = (RECIPES["lora", f"{task}-classification"] for task in ("token", "text", "image"))
+    rates = [f"{recipe.learning_rate:.0e}".replace("e-0", "e-") for recipe in (words, texts, images)]
+    rates[1] += f" ({texts.lora_plus_ratio:g} times that for B)"
+    assert words.lora_plus_ratio == images.lora_plus_ratio == 1
     assert f"LoRA {', '.join(rates)}; full 1e-4" in shown
