@@ -2,7 +2,7 @@
 
 - `attend_short`: a C++ kernel that works on packed rows, a head of a sentence at a time. torch's flash attention takes
   padded sentences, whose heads have to be copied apart and together again, and works in blocks that are too large for
-  short ones: forwards and backwards it takes 1.4 to 2.6 times as long up to 40 tokens in fp32, as long at 256.
+  short ones: forwards and backwards it takes 1.3 to 2.6 times as long up to 40 tokens in fp32, as long at 256.
 - `attend`, in bf16 with softmax in fp32: torch's flash attention is slow there (its backward pass seven times slower
   than in fp32), while batched products of bf16 matrices are four times faster than those of fp32. So attention is
   computed as it is written, a few sentences at a time. The attention weights are kept for the backward pass where they
