@@ -51,6 +51,12 @@ def main() -> None:
     if given.seeds < 2:
         raise ValueError(f"--seeds is {given.seeds}: an interval takes two at least.")
     config = with_recipe(dataclasses.replace(read_toml(given.config, RunConfig()), resume="auto", quiet=True))
+    if (config.lora_plus_ratio, config.head_rate_ratio) != (1, 1):
+        raise ValueError(
+            f"{given.config}: PEFT's side has one learning rate for all, but lora_plus_ratio is "
+            f"{config.lora_plus_ratio:g} and head_rate_ratio {config.head_rate_ratio:g}. Name a learning_rate and "
+            "leave both out."
+        )
     ours, theirs = [], []
     for seed in range(config.seed, config.seed + given.seeds):
         one = dataclasses.replace(config, seed=seed, output_dir=given.output_dir / "ours" / f"seed-{seed}")

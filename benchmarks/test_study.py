@@ -73,10 +73,10 @@ def test_side_by_side(study, table, tmp_path):
         for name, way in ways.items():
             found[name].append(measured(way, study, tmp_path / f"{name}-{number}"))
     table.append(f"{'LoRA on MiniLM-L6, four learning rates':<40}{'seconds':>9}{'tokens/s':>10}{'MB, PSS':>9}")
-    best = {name: sorted(figures)[len(figures) // 2] for name, figures in found.items()}
-    for name, figures in best.items():
+    medians = {name: sorted(figures)[len(figures) // 2] for name, figures in found.items()}
+    for name, figures in medians.items():
         table.append(f"{name:<40}{figures.seconds:>9.1f}{figures.tokens:>10,.0f}{figures.megabytes:>9,.0f}")
-    one, other = best.values()
+    one, other = medians.values()
     table.append(f"{'ratio':<40}{one.seconds / other.seconds:>9.2f}{other.tokens / one.tokens:>10.2f}"
                  f"{other.megabytes / one.megabytes:>9.2f}")  # fmt: skip
 
@@ -112,7 +112,11 @@ def watched(most: list[float]) -> Iterator[None]:
 
 def children(pid: int) -> list[int]:
     """A process's children, theirs, and so on."""
-    found = [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+    try:
+        lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:  # it has ended
+        return []
+    found = [int(child) for text in lists for child in text.split()]
     return found + [other for child in found for other in children(child)]
 
 

@@ -85,7 +85,8 @@ def stopped_at_the_end(running: Iterable[RunProcess]) -> Iterator[None]:
 def usual_processes(runs: int) -> int:
     """How many of ``runs`` go at a time where nobody says it: one for each core, or one where there is a GPU.
 
-    Two threads do 1.7 times the work of one in a small model's batch, so runs of one thread each end sooner together.
+    Two threads did 1.7 times the work of one with MiniLM's batches, so that runs of one thread each lose less. Each
+    takes the memory of a run.
     """
     return 1 if torch.cuda.is_available() else max(1, min(runs, len(os.sched_getaffinity(0))))
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from scipy.stats import ttest_rel
 
 from trainers.results.significance import mean_bootstrap_interval, paired_interval
 from trainers.run_folder import read_run
+from trainers.series.run_process import RunProcess
 from trainers.series.study import Study, _score_name, run_study, study_results, study_table, write_study
 
 pytestmark = pytest.mark.timeout(300)  # real processes, each of which imports torch
@@ -87,6 +89,17 @@ def test_the_results_are_those_of_the_runs(done):
     assert lora.over_examples[0] <= lora.over_examples[1]
     assert results["full"].difference is None
     assert lora.collapsed == 0
+
+
+def test_side_by_side_a_run_is_what_it_is_alone(done, tmp_path):
+    study, folder = done
+    config = dataclasses.replace(study.runs(folder)[-1], output_dir=tmp_path / "alone")
+    process = RunProcess(config, 1)
+    while process.status is None:
+        time.sleep(0.05)
+    assert process.failure is None
+    beside = read_run(study.runs(folder)[-1].output_dir).result
+    assert read_run(config.output_dir).result["files"] == beside["files"]
 
 
 def test_the_table_and_the_picture(done):
