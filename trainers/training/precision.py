@@ -3,6 +3,7 @@ loss scaler.
 """
 
 import logging
+import timeit
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -24,6 +25,9 @@ FUSED_ON = {("cpu", "fp32"), ("cpu", "bf16"), ("cuda", "fp32"), ("cuda", "bf16")
 """Devices and precisions that the fused layers are for."""
 FUSED_TOKENS = 384
 """Tokens of a training pass of fused layers for each thread; 512 are up to 4% faster and take 20 to 30% more memory."""
+
+SLOWER = 0.9
+"""Relative speed below which a precision is called slower; a busy machine blurs it."""
 
 
 def choose_kernels(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
@@ -123,7 +127,7 @@ def autocast(model: nn.Module, precision: str, device: torch.device) -> Abstract
 
 
 def slow_precision(precision: str, device: str, capability: tuple[int, int] | None = None) -> str | None:
-    """What is said of a precision that a device has no arithmetic for; None where there is nothing to say.
+    """What is said of a precision that is slower than another on a device; None where there is nothing to say.
 
     Args:
         device: its type, "cpu" or "cuda".
@@ -132,7 +136,12 @@ def slow_precision(precision: str, device: str, capability: tuple[int, int] | No
     if precision == "fp16" and device == "cpu":
         return (
             "--precision fp16 on a CPU takes about 15 times as long as fp32, which is the better choice here; so is "
-            "bf16 on CPUs with AVX512-bf16 or AMX. fp16 is for GPUs."
+            "bf16 on CPUs with AMX, or some with AVX512-bf16. fp16 is for GPUs."
+        )
+    if precision == "bf16" and device == "cpu" and (speed := bf16_speed()) < SLOWER:
+        return (
+            f"--precision bf16: this CPU multiplies matrices in bf16 at {speed:.2f} times its speed in fp32. Use "
+            "--precision fp32."
         )
     if precision == "bf16" and capability is not None and capability < (8, 0):
         return (
@@ -140,6 +149,19 @@ def slow_precision(precision: str, device: str, capability: tuple[int, int] | No
             "its tensor cores, slower than fp32. Use --precision fp16."
         )
     return None
+
+
+def bf16_speed() -> float:
+    """How fast this CPU multiplies matrices in bf16, as a multiple of its speed in fp32.
+
+    It is measured, in a tenth of a second: AVX512-bf16 without AMX doubles the speed of some CPUs and halves that of
+    others, and what is emulated is slower still.
+    """
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        rows, weight = torch.ones(512, 384, dtype=dtype), torch.ones(1536, 384, dtype=dtype)
+        seconds[dtype] = min(timeit.repeat(lambda x=rows, w=weight: nn.functional.linear(x, w), number=1, repeat=8))
+    return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
 def grad_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

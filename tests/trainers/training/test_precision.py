@@ -7,8 +7,10 @@ from lora_core.kernels.fused import fuse, product_dtype, stacks
 from lora_core.kernels.linear import Products
 from lora_core.models import build_model, config_from_dict
 from trainers.config import TrainConfig
+from trainers.training import precision as precision_of_training
 from trainers.training.precision import (
     autocast,
+    bf16_speed,
     choose_kernels,
     compile_layers,
     grad_scaler,
@@ -192,7 +194,6 @@ def test_fp16_gradients_below_its_range_survive():
     ("precision", "device", "capability", "said"),
     [
         ("fp32", "cpu", None, None),
-        ("bf16", "cpu", None, None),
         ("fp16", "cpu", None, "15 times as long as fp32"),
         ("fp16", "cuda", (7, 0), None),
         ("bf16", "cuda", (7, 0), r"capability 7\.0\) .* Use --precision fp16"),
@@ -201,6 +202,19 @@ def test_fp16_gradients_below_its_range_survive():
         ("fp32", "cuda", (7, 0), None),
     ],
 )
-def test_a_precision_that_a_device_has_no_arithmetic_for_is_said(precision, device, capability, said):
+def test_a_precision_that_is_slower_than_another_is_said(precision, device, capability, said):
     found = slow_precision(precision, device, capability)
     assert found is None if said is None else re.search(said, found or "")
+
+
+@pytest.mark.parametrize(("speed", "said"), [(1.9, False), (0.95, False), (0.5, True)])
+def test_bf16_that_is_slower_than_fp32_on_this_cpu_is_said(monkeypatch, speed, said):
+    monkeypatch.setattr(precision_of_training, "bf16_speed", lambda: speed)
+    found = slow_precision("bf16", "cpu")
+    assert (found is not None and f"{speed:.2f} times its speed in fp32. Use --precision fp32" in found) == said
+
+
+def test_the_speed_of_bf16_is_measured_and_draws_no_random_number():
+    before = torch.random.get_rng_state()
+    assert 0.001 < bf16_speed() < 100
+    assert torch.equal(before, torch.random.get_rng_state())
