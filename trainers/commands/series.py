@@ -28,7 +28,8 @@ def study(
     Args:
         file: the recipes.
         output_dir: where the runs go, RECIPE/seed-N, with study.validation.md, .json and .png.
-        processes: runs at a time; by default one for each core, or one where there is a GPU.
+        processes: runs at a time; by default one for each core, as long as 3 GB of memory are free for each, or one
+            where there is a GPU.
         threads: of each; by default the cores shared out.
         recipes: some of the file's, beside the baseline: the best of the round before, for more seeds; none: all.
         seeds: by default as many as the file says.

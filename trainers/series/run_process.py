@@ -16,6 +16,10 @@ from trainers.config import RunConfig
 from trainers.processes import interrupt
 from trainers.processes.parent import end_with_parent
 from trainers.run_folder import RunFolder
+from trainers.training.memory import free_bytes
+
+MEMORY_OF_A_RUN = 3 * 10**9
+"""Bytes that must be free for each run at a time: MiniLM-L6 in full takes half of it, models like BERT-base all."""
 
 
 class RunProcess:
@@ -83,12 +87,15 @@ def stopped_at_the_end(running: Iterable[RunProcess]) -> Iterator[None]:
 
 
 def usual_processes(runs: int) -> int:
-    """How many of ``runs`` go at a time where nobody says it: one for each core, or one where there is a GPU.
+    """How many of ``runs`` go at a time where nobody says it: one where there is a GPU, else one for each core, as long
+    as there are `MEMORY_OF_A_RUN` for each.
 
-    Two threads did 1.7 times the work of one with MiniLM's batches, so that runs of one thread each lose less. Each
-    takes the memory of a run.
+    Two threads did 1.7 times the work of one with MiniLM's batches, so that runs of one thread each lose less.
     """
-    return 1 if torch.cuda.is_available() else max(1, min(runs, len(os.sched_getaffinity(0))))
+    if torch.cuda.is_available():
+        return 1
+    fit = free_bytes(torch.device("cpu")) // MEMORY_OF_A_RUN
+    return max(1, min(runs, len(os.sched_getaffinity(0)), fit))
 
 
 def threads_for(processes: int, threads: int | None) -> int:

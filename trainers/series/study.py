@@ -136,7 +136,7 @@ def run_study(
 
     Args:
         folder: it holds RECIPE/seed-N, and beside each its settings and a log of what it printed.
-        processes: None: one for each core, or one where there is a GPU.
+        processes: None: one for each core, as far as memory goes, or one where there is a GPU.
         threads: of each process; None: the cores shared out among them.
         test: the recipes to score on test data too, beside the baseline.
 

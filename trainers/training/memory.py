@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-_SYSTEM = Path("/proc/meminfo")
+_SYSTEM, _CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 class TooLittleMemoryError(MemoryError):
@@ -34,7 +34,7 @@ def memory_errors(device: torch.device, tokens: int) -> Iterator[None]:
             else "One example is too much for it: use --precision bf16, a shorter --max-length or a smaller model."
         )
         raise TooLittleMemoryError(
-            f"Out of memory on {device}: {needed}, {_free_bytes(device):,} bytes are free. {remedy}"
+            f"Out of memory on {device}: {needed}, {free_bytes(device):,} bytes are free. {remedy}"
         ) from error
 
 
@@ -46,11 +46,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
-def _free_bytes(device: torch.device) -> int:
-    """Bytes that could still be taken on a GPU, or by this process."""
+def free_bytes(device: torch.device) -> int:
+    """Bytes that could still be taken on a GPU; or by this process, of the machine or the container that it is in."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = _kilobytes(_SYSTEM, "MemAvailable") if _SYSTEM.exists() else sys.maxsize
+    container = _CONTROL_GROUP / "memory.max"  # version 2
+    if container.exists() and (limit := container.read_text().strip()) != "max":
+        used = int((_CONTROL_GROUP / "memory.current").read_text())
+        cache = dict(line.split() for line in (_CONTROL_GROUP / "memory.stat").read_text().splitlines())
+        free = min(free, max(0, int(limit) - used + int(cache["inactive_file"])))
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most != resource.RLIM_INFINITY and _STATUS.exists():
         free = min(free, max(0, most - _kilobytes(_STATUS, "VmSize")))

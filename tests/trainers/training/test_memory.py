@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainers.training import memory
-from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
+from trainers.training.memory import free_bytes, peak_memory, peak_memory_bytes, reset_peak_memory
 
 CPU = torch.device("cpu")
 SIZE = 64 * 2**20
@@ -49,3 +49,16 @@ def test_peaks_of_a_process_without_a_gpu():
     peaks = peak_memory(CPU)
     assert peaks.keys() == {"resident"}
     assert peaks["resident"] == pytest.approx(peak_memory_bytes(CPU), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("max", 5000 * 1024), ("4000000", 4000000 - 1500000 + 200000), ("1000", 0)]
+)
+def test_a_containers_memory_is_its_limit_less_what_it_holds(monkeypatch, tmp_path, limit, expected):
+    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  5000 kB\n")
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("1500000\n")
+    (tmp_path / "memory.stat").write_text("anon 1300000\ninactive_file 200000\nactive_file 0\n")
+    monkeypatch.setattr(memory, "_SYSTEM", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CONTROL_GROUP", tmp_path)
+    assert free_bytes(CPU) == expected
