@@ -98,8 +98,8 @@ def test_files_that_a_readme_names_exist(name):
 
 OTHERS = {"standalone", "nnodes", "nproc-per-node", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "max-restarts",
           "nodes", "ntasks-per-node", "gpus-per-node", "time", "signal", "requeue", "open-mode", "kill-on-bad-exit",
-          "kills", "only", "no-deps", "target"}  # fmt: skip
-"""Flags of torchrun, of SLURM, of benchmarks and of pip."""
+          "kills", "only", "no-deps", "target", "dist"}  # fmt: skip
+"""Flags of torchrun, of SLURM, of benchmarks, of pytest and of pip."""
 
 
 def test_settings_that_a_readme_names_are_settings():

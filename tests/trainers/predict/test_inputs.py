@@ -55,7 +55,7 @@ def parquet_bytes(rows):
         ("new.csv", CSV),
         ("new.csv", CSV.encode("utf-16")),
         ("NEW.CSV", "\ufeff" + CSV.replace("\n", "\r\n").replace(",\r\n", ",\n")),
-        ("new.csv.gz", gzip.compress(CSV.encode())),
+        ("new.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
         ("new.csv", CSV.replace("id,text", "id;text").replace("\n1,", "\n1;").replace("\n2,", "\n2;")
          .replace("\n3,", "\n3;")),
         ("new.parquet", parquet_bytes(ROWS)),
@@ -225,7 +225,7 @@ def from_stdin(finished_text, monkeypatch, capsysbinary):
 @pytest.mark.parametrize(
     "content",
     [
-        gzip.compress(b"il2 gene\njunb\n"),
+        gzip.compress(b"il2 gene\njunb\n", mtime=0),
         "il2 gene\njunb\n".encode("utf-16"),
         b'[{"text": "il2 gene"}, {"text": "junb"}]',
         b'[\n {"text": "il2 gene"},\n {"text": "junb"}\n]\n',
