@@ -80,7 +80,7 @@ class TrainConfig(Settings):
     """Share of all steps in which the learning rate rises from zero. None: the recipe's, 0.06 for a pretrained model
     in full and for LoRA, else 0."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of matrix products: fp16 (with loss scaling) for V100, bf16 for newer GPUs and for CPUs with AMX."""
+    """Arithmetic of matrix products: fp16 (with loss scaling) for V100, bf16 for newer GPUs and CPUs fast in it."""
     frozen: Literal["int8"] | None = None
     """Arithmetic of matrix products with frozen weights, on CPUs with AVX512-VNNI or AMX: int8 takes half the time of
     bf16, and rounds weights, activations and gradients, by about 1% of each product. What is trained stays in

@@ -19,7 +19,7 @@ from trainers.run_folder import RunFolder
 from trainers.training.memory import free_bytes
 
 MEMORY_OF_A_RUN = 3 * 10**9
-"""Bytes that must be free for each run at a time: MiniLM-L6 in full takes half of it, models like BERT-base all."""
+"""Bytes that must be free for each run at a time: MiniLM-L6 in full takes half of it."""
 
 
 class RunProcess:

@@ -51,11 +51,10 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = _kilobytes(_SYSTEM, "MemAvailable") if _SYSTEM.exists() else sys.maxsize
-    container = _CONTROL_GROUP / "memory.max"  # version 2
-    if container.exists() and (limit := container.read_text().strip()) != "max":
-        used = int((_CONTROL_GROUP / "memory.current").read_text())
+    with contextlib.suppress(OSError, ValueError, KeyError):  # no container (of control groups 2), or one without limit
+        limit, used = (int((_CONTROL_GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
         cache = dict(line.split() for line in (_CONTROL_GROUP / "memory.stat").read_text().splitlines())
-        free = min(free, max(0, int(limit) - used + int(cache["inactive_file"])))
+        free = min(free, max(0, limit - used + int(cache["inactive_file"])))
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most != resource.RLIM_INFINITY and _STATUS.exists():
         free = min(free, max(0, most - _kilobytes(_STATUS, "VmSize")))

@@ -136,7 +136,7 @@ def slow_precision(precision: str, device: str, capability: tuple[int, int] | No
     if precision == "fp16" and device == "cpu":
         return (
             "--precision fp16 on a CPU takes about 15 times as long as fp32, which is the better choice here; so is "
-            "bf16 on CPUs with AMX, or some with AVX512-bf16. fp16 is for GPUs."
+            "bf16 on CPUs with AMX and some with AVX512-bf16. fp16 is for GPUs."
         )
     if precision == "bf16" and device == "cpu" and (speed := bf16_speed()) < SLOWER:
         return (
