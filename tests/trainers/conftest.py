@@ -73,6 +73,12 @@ def device_watch():
 
 
 @pytest.fixture(scope="session")
+def meeting():
+    """The module meeting.py."""
+    return beside("meeting")
+
+
+@pytest.fixture(scope="session")
 def alone():
     """The world of a single process on the CPU."""
     return World(rank=0, size=1, device=torch.device("cpu"))

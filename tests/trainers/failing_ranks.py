@@ -7,13 +7,13 @@ of notes (faulty_rank.py) and a run folder, and report.json with exit statuses a
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
 from pathlib import Path
 
 import faulty_rank
+import meeting
 import tiny
 from tqdm import tqdm
 
@@ -42,13 +42,12 @@ WAVES = (
 TIMEOUT = 5
 
 
-def fork(rank, port, fault, faulty, arguments, notes):
+def fork(rank, place, fault, faulty, arguments, notes):
     """Start a process of a run; its number."""
     pid = os.fork()
     if pid:
         return pid
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank),
-                   "NOTES": str(notes)}  # fmt: skip
+    os.environ |= {**place, "RANK": str(rank), "NOTES": str(notes)}
     status = 3
     try:
         faulty_rank.run(fault, faulty, arguments)
@@ -65,12 +64,10 @@ def start(case, fault, faulty, checkpoint, data, root):
     """Start the two processes of a case; their numbers, in the order of ranks."""
     notes = root / case
     notes.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    place = meeting.place(2)
     timeout = ["--timeout", str(TIMEOUT)] if fault in ("pause", "stop") else []
     arguments = tiny.arguments(checkpoint, data, root / f"{case}, run", *timeout)
-    return [fork(rank, port, fault, faulty, arguments, notes) for rank in range(2)]
+    return [fork(rank, place, fault, faulty, arguments, notes) for rank in range(2)]
 
 
 def run(wave, checkpoint, data, root):

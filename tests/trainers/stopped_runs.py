@@ -1,19 +1,21 @@
 """Trains, is asked to stop by signals, and resumes: `python stopped_runs.py CHECKPOINT DATA FOLDER`.
 
-Every process is forked from this one and gets real signals at chosen points. FOLDER receives a run folder for each
-scenario, a copy of it as the signal left it, and report.json with how each process ended. A folder "SIGTERM to
+Every process is forked from this one and gets real signals at chosen points; one that hangs ends with a traceback.
+FOLDER receives a run folder for each scenario, a copy of it as the signal left it, and report.json with how each
+process ended. A folder "SIGTERM to
 torchrun" that is there already, of a run of kind "two", is resumed too.
 """
 
+import faulthandler
 import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
+import meeting
 import tiny
 from tqdm import tqdm
 
@@ -25,6 +27,8 @@ from trainers.training import checkpoints
 from trainers.training.state import TrainState
 
 EPOCH = 6  # steps
+HANGS = 120
+"""Seconds after which a process is taken to hang."""
 
 KINDS = {
     "one": (1, []),
@@ -184,17 +188,17 @@ def verbs(run, checkpoint, data, root):
     }
 
 
-def process(log_file, arguments, prepare=lambda: None, rank=0, processes=1, port=0):
+def process(log_file, arguments, prepare, rank, place):
     """Begin the command line in a process of its own, the leader of a group."""
     pid = os.fork()
     if pid == 0:
         os.setpgid(0, 0)
-        if processes > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+        if place:
+            os.environ |= {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         log = os.open(f"{log_file}.{rank}", os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        faulthandler.dump_traceback_later(HANGS, exit=True)
         status = 1
         try:
             prepare()
@@ -209,11 +213,13 @@ def process(log_file, arguments, prepare=lambda: None, rank=0, processes=1, port
 
 def together(log_file, arguments, processes, prepare=(lambda: None,) * 3):
     """Run the command line in so many processes; the exit status of each, or minus the signal that ended it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ids = [process(log_file, arguments, prepare[rank], rank, processes, port) for rank in range(processes)]
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ids]
+    place = meeting.place(processes) if processes > 1 else {}
+    ids = [process(log_file, arguments, prepare[rank], rank, place) for rank in range(processes)]
+    ended = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ids]
+    for log in log_file.parent.glob(f"{log_file.name}.*"):
+        if "Timeout (0:" in log.read_text():
+            raise TimeoutError(f"{log.name} ended after {HANGS} s:\n{log.read_text()}")
+    return ended
 
 
 def run_all(checkpoint, data, root):

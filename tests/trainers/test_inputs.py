@@ -5,9 +5,6 @@ import json
 import logging
 import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -271,24 +268,11 @@ def test_weights_in_several_files_have_a_digest_each(here):
 
 
 @pytest.mark.fault("one process reads other data", "ends before the first step; rank and split are named", "none")
-def test_a_process_with_other_data_is_named_before_the_first_step(here, tmp_path):
+def test_a_process_with_other_data_is_named_before_the_first_step(meeting, here, tmp_path):
     other = shutil.copytree(here, tmp_path / "other")
     lose_a_sentence(other)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-              "PYTHONPATH": str(HERE.parents[1])}  # fmt: skip
     arguments = ["train", "--model", "model", "--data", "data", "--output-dir", str(tmp_path / "new"), "--epochs", "1"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "trainers", *arguments], cwd=folder, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank, folder in enumerate((here, other))
-    ]  # fmt: skip
-    errors = [process.communicate(timeout=100)[1] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], "\n".join(errors)
+    errors = meeting.run_ranks("-m", "trainers", *arguments, folders=(here, other), status=2)
     expected = (
         "error: The processes do not have the same inputs. Rank 1 differs from rank 0: data of split train: "
         "on rank 0 21 examples, on rank 1 20 examples."

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -64,14 +63,8 @@ class Ranks:
         return [line for line in lines if line.strip() and not re.match(r" *(epoch|evaluate)|INFO|WARNING", line)]
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.fixture
-def start(tiny, checkpoint, data, tmp_path):
+def start(meeting, tiny, checkpoint, data, tmp_path):
     """Factory: start the two processes of a run into a folder; at the test's end none is left."""
     started = []
 
@@ -82,13 +75,13 @@ def start(tiny, checkpoint, data, tmp_path):
         command = [str(HERE / "faulty_rank.py"), fault, str(rank), *tiny.arguments(checkpoint, data, folder, *settings)]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "NOTES": str(notes),
                "LORA_CACHE_DIR": str(tmp_path / "cache")}  # fmt: skip
-        port = free_port()
         if torchrun is None:
-            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-            each = [([sys.executable, *command], {**meeting, "RANK": str(rank)}) for rank in range(2)]
+            place = meeting.place(2)
+            each = [([sys.executable, *command], {**place, "RANK": str(rank)}) for rank in range(2)]
         else:
+            endpoint = f"localhost:{meeting.free_port()}"
             where = ["--standalone"] if nodes == 1 else [
-                "--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]  # fmt: skip
+                "--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]  # fmt: skip
             agent = [
                 sys.executable,
                 "-m",

@@ -1,9 +1,6 @@
 """Two processes must compute what one process computes, with nothing said between them that is not needed."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,23 +17,10 @@ RUNS = ("full", "lora", "full, micro-batches", "lora, micro-batches", "lora, gra
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(meeting, tmp_path_factory):
     """The folder that two processes running two_processes.py fill."""
     root = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-              "PYTHONPATH": str(HERE.parents[1])}  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, HERE / "two_processes.py", root], stderr=subprocess.PIPE, text=True,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    meeting.run_ranks(HERE / "two_processes.py", root)
     return root
 
 

@@ -1,9 +1,6 @@
 """Two processes that share out every parameter must compute what two do that each have the whole model."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,33 +16,16 @@ from trainers.training.state import trained_tensors
 HERE = Path(__file__).resolve().parents[1]
 METHODS = ("lora", "full")
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(320)
 CPU = torch.device("cpu")
 needs_newer_torch = pytest.mark.skipif(not can_shard(CPU), reason="this torch shares out models on GPUs only")
 
 
-def together(*command):
-    """Run a command as two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
-              "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)], stderr=subprocess.PIPE, text=True, env={**shared, "RANK": str(rank)}
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=220)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-
-
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(meeting, tmp_path_factory):
     """The folder that two processes running fsdp_ranks.py fill."""
     root = tmp_path_factory.mktemp("two")
-    together(HERE / "fsdp_ranks.py", root)
+    meeting.run_ranks(HERE / "fsdp_ranks.py", root)
     return root
 
 
@@ -139,10 +119,10 @@ def test_one_process_may_take_over(two, worker, alone, tmp_path, caplog):
 
 
 @needs_newer_torch
-def test_a_whole_run_is_saved_scored_and_exported_as_any_other(tiny, checkpoint, data, tmp_path, capsys):
+def test_a_whole_run_is_saved_scored_and_exported_as_any_other(meeting, tiny, checkpoint, data, tmp_path, capsys):
     folder = tmp_path / "run"
     settings = ("--method", "lora", "--parallel", "fsdp", "--epochs", "1")
-    together("-m", "trainers", *tiny.arguments(checkpoint, data, folder, *settings))
+    meeting.run_ranks("-m", "trainers", *tiny.arguments(checkpoint, data, folder, *settings))
     result = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert result["processes"] == 2
     main(["evaluate", str(folder)])

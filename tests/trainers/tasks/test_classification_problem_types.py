@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -75,21 +72,8 @@ def test_parts_of_a_batch_add_up_to_the_whole(worker, kind, lora, tmp_path):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-def test_two_processes_train_and_score_as_one(worker, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-              "PYTHONPATH": str(HERE.parents[1])}  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, HERE / "two_processes_problem_types.py", tmp_path], stderr=subprocess.PIPE, text=True,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+def test_two_processes_train_and_score_as_one(meeting, worker, tmp_path):
+    meeting.run_ranks(HERE / "two_processes_problem_types.py", tmp_path)
     world = World(rank=0, size=1, device=torch.device("cpu"))
     for kind in KINDS:
         one = worker.train(kind, world, tmp_path / f"one {kind}", lora=True)

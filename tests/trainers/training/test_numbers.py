@@ -3,10 +3,7 @@
 import dataclasses
 import importlib
 import json
-import os
 import re
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -35,21 +32,8 @@ def poison(tiny):
 
 
 @pytest.mark.fault("an example that gives NaN, on one rank of two", "all stop; rank and examples named", "the epoch")
-def test_all_ranks_stop_and_name_the_rank_and_the_examples(poison, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-              "PYTHONPATH": str(HERE.parents[1])}  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, tmp_path], stderr=subprocess.PIPE, text=True,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+def test_all_ranks_stop_and_name_the_rank_and_the_examples(meeting, poison, tmp_path):
+    meeting.run_ranks(SCRIPT, tmp_path)
     reports = [json.loads((tmp_path / f"report-{rank}.json").read_text()) for rank in range(2)]
     assert reports[0] == reports[1]
     assert reports[0]["unchanged"]
