@@ -1,5 +1,6 @@
 """A run in a process of its own, with the settings and a log beside its folder."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from trainers.processes import interrupt
 from trainers.processes.parent import end_with_parent
 from trainers.run_folder import RunFolder
 from trainers.training.memory import free_bytes
+
+logger = logging.getLogger("trainers")
 
 MEMORY_OF_A_RUN = 3 * 10**9
 """Bytes that must be free for each run at a time: MiniLM-L6 in full takes half of it."""
@@ -94,8 +97,16 @@ def usual_processes(runs: int) -> int:
     """
     if torch.cuda.is_available():
         return 1
-    fit = free_bytes(torch.device("cpu")) // MEMORY_OF_A_RUN
-    return max(1, min(runs, len(os.sched_getaffinity(0)), fit))
+    wanted = min(runs, len(os.sched_getaffinity(0)))
+    free = free_bytes(torch.device("cpu"))
+    fit = max(1, free // MEMORY_OF_A_RUN)
+    if fit < wanted:
+        logger.warning(
+            "%d run%s at a time instead of %d: %.1f GB of memory are free, and each is given %.0f (--processes says "
+            "otherwise)",
+            fit, "" if fit == 1 else "s", wanted, free / 1e9, MEMORY_OF_A_RUN / 1e9,
+        )  # fmt: skip
+    return max(1, min(wanted, fit))
 
 
 def threads_for(processes: int, threads: int | None) -> int:

@@ -10,7 +10,12 @@ from pathlib import Path
 import torch
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-_SYSTEM, _CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_SYSTEM, _CONTROL_GROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+"""Of control groups 2 and 1: the limit, what is in use, and where it says how much of that is cache."""
 
 
 class TooLittleMemoryError(MemoryError):
@@ -51,10 +56,11 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = _kilobytes(_SYSTEM, "MemAvailable") if _SYSTEM.exists() else sys.maxsize
-    with contextlib.suppress(OSError, ValueError, KeyError):  # no container (of control groups 2), or one without limit
-        limit, used = (int((_CONTROL_GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        cache = dict(line.split() for line in (_CONTROL_GROUP / "memory.stat").read_text().splitlines())
-        free = min(free, max(0, limit - used + int(cache["inactive_file"])))
+    for limit, used, details, cache in _GROUP_FILES:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no container, or one without a limit
+            most, now, text = ((_CONTROL_GROUPS / name).read_text() for name in (limit, used, details))
+            reclaimable = int(dict(line.split() for line in text.splitlines())[cache])
+            free = min(free, max(0, int(most) - int(now) + reclaimable))
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most != resource.RLIM_INFINITY and _STATUS.exists():
         free = min(free, max(0, most - _kilobytes(_STATUS, "VmSize")))

@@ -54,11 +54,23 @@ def test_peaks_of_a_process_without_a_gpu():
 @pytest.mark.parametrize(
     ("limit", "expected"), [("max", 5000 * 1024), ("4000000", 4000000 - 1500000 + 200000), ("1000", 0)]
 )
-def test_a_containers_memory_is_its_limit_less_what_it_holds(monkeypatch, tmp_path, limit, expected):
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"memory.max": "{limit}", "memory.current": "1500000", "memory.stat": "anon 1300000\ninactive_file 200000"},
+        {
+            "memory/memory.limit_in_bytes": "{limit}",
+            "memory/memory.usage_in_bytes": "1500000",
+            "memory/memory.stat": "inactive_file 7\ntotal_inactive_file 200000",
+        },
+    ],
+    ids=["control groups 2", "control groups 1"],
+)
+def test_a_containers_memory_is_its_limit_less_what_it_holds(monkeypatch, tmp_path, files, limit, expected):
     (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  5000 kB\n")
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    (tmp_path / "memory.current").write_text("1500000\n")
-    (tmp_path / "memory.stat").write_text("anon 1300000\ninactive_file 200000\nactive_file 0\n")
+    (tmp_path / "memory").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text.format(limit=limit) + "\n")
     monkeypatch.setattr(memory, "_SYSTEM", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path)
     assert free_bytes(CPU) == expected
