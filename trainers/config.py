@@ -84,7 +84,8 @@ class TrainConfig(Settings):
     frozen: Literal["int8"] | None = None
     """Arithmetic of matrix products with frozen weights, on CPUs with AVX512-VNNI or AMX: int8 takes half the time of
     bf16, and rounds weights, activations and gradients, by about 1% of each product. What is trained stays in
-    `precision`, and so does what is saved. None: as `precision` says."""
+    `precision`, and so does what is saved. None: as `precision` says, and so it is, after a warning, on other
+    machines."""
     kernels: Literal["fused", "plain"] = "fused"
     """Fused layers compute what the plain ones do in less time and memory. They are for CUDA, where a small batch shows
     first that they do, and for the CPU in fp32 and bf16; elsewhere the plain ones are used."""

@@ -14,6 +14,7 @@ import torch
 
 import lora_core
 from lora_core.files import write_text
+from lora_core.kernels.int8 import unsupported
 from lora_core.models import save_pretrained
 from lora_core.models.task_model import TaskModel
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
@@ -179,7 +180,7 @@ def _run(
         config = dataclasses.replace(config, resume="auto", overwrite=False)
         if world.is_main:
             logger.warning("torchrun has started the run again: it continues from its newest checkpoint.")
-    config = world.from_main(lambda: as_begun(config))
+    config = world.from_main(lambda: _computable(as_begun(config), world.device))
     start = world.from_main(lambda: _where_to_begin(config))
     start = dataclasses.replace(start, ends=ends or start.ends)
     checkpoint = start.checkpoint
@@ -306,6 +307,21 @@ class Start:
     """Folders of what a finished run wrote that hold something else now, which is not to be lost."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """Of the result of a finished run: those that say how it was trained."""
+
+
+def _computable(config: RunConfig, device: torch.device) -> RunConfig:
+    """The settings without int8 where it is not computed in, so that no file of the run says that it was.
+
+    A run that was begun in int8 elsewhere goes on with its settings; the layers say how they compute.
+    """
+    if config.frozen is None or (why := unsupported(device.type)) is None:
+        return config
+    folder = RunFolder(config.output_dir)
+    goes_on = config.resume and not config.overwrite and folder.settings.is_file()
+    if goes_on and folder.read_settings().get("frozen") is not None:
+        return config
+    logger.warning("--frozen %s is left out: %s.", config.frozen, why)
+    return dataclasses.replace(config, frozen=None)
 
 
 def _where_to_begin(config: RunConfig) -> Start:

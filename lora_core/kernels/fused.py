@@ -121,7 +121,7 @@ class FusedStack(LayerStack):
         """How matrix products are computed there; says once why not in int8."""
         if self.products.frozen is None:
             return self.products
-        reason = unsupported() if device.type == "cpu" else f"the model is on {device.type}, int8 is for CPUs"
+        reason = unsupported(device.type)
         if reason is None:
             return self.products
         self.tell(f"Products with frozen weights are not computed in int8 but as the others: {reason}.")

@@ -100,8 +100,14 @@ class _Packed(NamedTuple):
 
 
 @lru_cache
-def unsupported() -> str | None:
-    """Why this machine does not compute products in int8 faster than in fp32; None: it does."""
+def unsupported(device: str = "cpu") -> str | None:
+    """Why this machine does not compute products in int8 faster than in fp32; None: it does.
+
+    Args:
+        device: the type of that which computes.
+    """
+    if device != "cpu":
+        return f"the model is on {device}, int8 is for CPUs"
     if not hasattr(torch.ops.onednn, "qlinear_pointwise"):
         return "this build of torch has no oneDNN"
     has = torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import lora_core
 from lora_core.kernels.fused import product_dtype
 from lora_core.models import load_pretrained
+from trainers import experiment
 from trainers.config import RunConfig
 from trainers.data.tokenizer import load_tokenizer
 from trainers.data.tokens.reader import load_token_datasets
@@ -193,6 +194,26 @@ def test_fused_layers_learn_what_the_plain_ones_do(config, method, precision):
         for split in ("validation", "test"):
             found, expected = (read_predictions(config.output_dir / k, split)[0] for k in ("fused", "plain"))
             assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_no_file_of_a_run_says_int8_where_it_was_not_computed(config, tmp_path, caplog, monkeypatch):
+    here = dataclasses.replace(config, method="lora", epochs=1, frozen="int8", resume="auto", output_dir=tmp_path / "a")
+    monkeypatch.setattr(experiment, "unsupported", lambda device: f"no int8 on this {device}")
+    run(here)
+    assert caplog.text.count("--frozen int8 is left out: no int8 on this cpu") == 1
+    assert read_run(here.output_dir).config["frozen"] is None
+    assert "int8" not in (here.output_dir / "adapter" / "README.md").read_text()
+    run(here)  # the same command again finds its run
+    assert "nothing is left to do" in caplog.text
+
+
+def test_a_run_in_int8_goes_on_where_it_is_not_computed(config, tmp_path, monkeypatch):
+    begun = dataclasses.replace(config, method="lora", epochs=1, frozen="int8", output_dir=tmp_path / "a")
+    monkeypatch.setattr(experiment, "unsupported", lambda device: None)
+    run(begun)
+    monkeypatch.setattr(experiment, "unsupported", lambda device: "no int8")
+    run(dataclasses.replace(begun, resume="auto"))
+    assert read_run(begun.output_dir).config["frozen"] == "int8"
 
 
 def test_evaluate_on_other_data_matches_labels_by_name(finished, tiny, data, tmp_path):

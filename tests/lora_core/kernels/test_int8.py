@@ -142,7 +142,7 @@ def test_an_adapter_is_saved_as_it_is(model, tmp_path):
 
 def test_says_once_where_there_is_no_int8(model, monkeypatch, caplog):
     expected = fuse(model.eval())(**batch())
-    monkeypatch.setattr(fused, "unsupported", lambda: "this CPU has neither AVX512-VNNI nor AMX")
+    monkeypatch.setattr(fused, "unsupported", lambda _: "this CPU has neither AVX512-VNNI nor AMX")
     fuse(unfuse(model), frozen=torch.int8)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(model(**batch()), expected)
