@@ -26,7 +26,6 @@ def gpu():
     del sys.modules["gpu"]
 
 
-@pytest.mark.timeout(300)  # seven processes, each of which imports torch, and two of them transformers
 def test_from_end_to_end_on_the_cpu(tmp_path):
     packages = tmp_path / "packages"
     packages.mkdir()

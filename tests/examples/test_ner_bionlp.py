@@ -55,7 +55,6 @@ def table(text):
     return [line for line in text.splitlines() if line.startswith("|")]
 
 
-@pytest.mark.timeout(300)
 def test_two_processes_train_twice_and_compare(first, flags):
     folder = Path(flags[3])
     assert [line.split("|")[1].strip(" -") for line in table(first)] == [
@@ -83,14 +82,12 @@ def test_two_processes_train_twice_and_compare(first, flags):
     assert runs["full"].config["learning_rate"] != runs["lora"].config["learning_rate"]
 
 
-@pytest.mark.timeout(300)
 def test_the_sample_is_called_a_sample_and_the_real_command_named(first):
     assert "This is the sample" in first.split("\n")[0]
     (command,) = re.findall(r"torchrun (examples/\S+) --config (\S+)", first.split("|")[0])
     assert all((ROOT / path).is_file() for path in command)
 
 
-@pytest.mark.timeout(300)
 def test_a_second_start_shows_the_table_again(first, flags, monkeypatch, capsys):
     log = Path(flags[3]) / "lora" / "metrics.jsonl"
     before = log.read_bytes()

@@ -54,7 +54,6 @@ def test_a_notebook_is_valid_and_has_no_outputs(path):
         assert cell["metadata"] == {}
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_runs(path, tmp_path):
     (tmp_path / "data").symlink_to(ROOT / "examples" / "data")

@@ -294,7 +294,7 @@ def test_a_reader_that_closes_the_pipe_early_is_no_error():
     process = subprocess.Popen([sys.executable, "-c", write], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(10)
     process.stdout.close()
-    assert process.wait(60) == 128 + signal.SIGPIPE
+    assert process.wait(200) == 128 + signal.SIGPIPE
     assert process.stderr.read() == b""
     process.stderr.close()
 

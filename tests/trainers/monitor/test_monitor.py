@@ -65,7 +65,7 @@ def test_a_reader_that_leaves_ends_no_run(tiny, checkpoint, data, tmp_path):
     process.stdout.close()
     error = process.stderr.read()
     process.stderr.close()
-    assert process.wait(60) == 128 + signal.SIGPIPE, error
+    assert process.wait(200) == 128 + signal.SIGPIPE, error
     assert b"Traceback" not in error
     assert RunFolder(tmp_path / "run").is_finished()
 

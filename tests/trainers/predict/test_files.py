@@ -165,7 +165,7 @@ def test_a_reader_that_has_enough_is_no_error(finished, tmp_path):
         first = json.loads(process.stdout.readline())
         process.stdout.close()
         errors = process.stderr.read()
-        assert process.wait(timeout=60) == 0, errors
+        assert process.wait(timeout=200) == 0, errors
     assert first["text"] == "il2 gene promoter"
     assert b"Broken" not in errors
     assert b"Traceback" not in errors

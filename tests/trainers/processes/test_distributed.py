@@ -65,7 +65,6 @@ def test_only_trainable_gradients_are_exchanged(reports):
         assert elements["exchanged"] == elements["trainable"] < elements["all"]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_equal_one(two, worker, alone, tmp_path, name):
     """Twenty steps over the same global batches; the last batch has fewer windows than there are places."""

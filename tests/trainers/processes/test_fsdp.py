@@ -16,7 +16,6 @@ from trainers.training.state import trained_tensors
 HERE = Path(__file__).resolve().parents[1]
 METHODS = ("lora", "full")
 
-pytestmark = pytest.mark.timeout(320)
 CPU = torch.device("cpu")
 needs_newer_torch = pytest.mark.skipif(not can_shard(CPU), reason="this torch shares out models on GPUs only")
 

@@ -15,8 +15,6 @@ from safetensors.torch import load_file
 from trainers.processes.distributed import World
 from trainers.processes.torchrun import meet
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

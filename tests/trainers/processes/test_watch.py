@@ -12,8 +12,6 @@ import pytest
 HERE = Path(__file__).resolve().parents[1]
 MORE_TIME = "If it only needs longer, raise --timeout; else --resume auto continues the run."
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture(scope="module")
 def failing(checkpoint, data, tmp_path_factory):

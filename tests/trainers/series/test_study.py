@@ -16,8 +16,6 @@ from trainers.run_folder import read_run
 from trainers.series.run_process import RunProcess
 from trainers.series.study import Study, _score_name, run_study, study_results, study_table, write_study
 
-pytestmark = pytest.mark.timeout(300)  # real processes, each of which imports torch
-
 FILE = """
 seeds = 2
 baseline = "full"
@@ -54,7 +52,7 @@ def done(study_file):
     while not any(folder.glob("*/seed-*/metrics.jsonl")) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert process.returncode != 0
     study = Study.read(study_file)
     unfinished = [config for config in study.runs(folder) if not _is_done(config)]

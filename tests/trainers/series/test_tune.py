@@ -14,7 +14,6 @@ from trainers.run_folder import read_run
 from trainers.series.tune import Search, best_settings, open_search, run_search, search_table, write_search
 
 optuna = pytest.importorskip("optuna")
-pytestmark = pytest.mark.timeout(300)  # real processes, each of which imports torch
 
 FILE = """
 [settings]

@@ -11,7 +11,6 @@ import pytest
 import trainers
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.timeout(300)  # a cluster of real processes, each of which imports torch
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "predict_ray.py"
 

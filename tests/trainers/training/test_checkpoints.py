@@ -109,7 +109,6 @@ def assert_same_run(one, other):
             assert without_times(one / path) == without_times(other / path), path
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.fault(
     "kill -9 at each named point of an epoch, a save and a removal",
     "--resume auto ends bit for bit as without it",

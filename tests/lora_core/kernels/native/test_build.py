@@ -32,7 +32,7 @@ def start(cache, **environment):
 
 
 def lines(process):
-    out, _ = process.communicate(timeout=100)
+    out, _ = process.communicate(timeout=200)
     assert process.returncode == 0
     return out.splitlines()
 
