@@ -25,6 +25,21 @@ def test_settings_of_another_task(settings, users):
         check_settings(RunConfig(**settings))
 
 
+@pytest.mark.parametrize(
+    ("detail", "value", "other", "on"),
+    [
+        ("adversarial_epsilon", 0.5, "adversarial", "fgm"),
+        ("augment_share", 0.2, "text_augment", "eda"),
+        ("confusing_penalty", 2.0, "confusing_words", "words.txt"),
+    ],
+)
+def test_a_setting_of_which_nothing_comes(detail, value, other, on):
+    config = RunConfig(task="text-classification", head="attention", **{detail: value})
+    with pytest.raises(ValueError, match=rf"^{detail} is {value}, but {other} is not set, .* or leave {detail} out"):
+        check_settings(config)
+    check_settings(dataclasses.replace(config, **{other: on}))
+
+
 def test_every_setting_that_a_task_names_is_one():
     fields = {field.name for field in dataclasses.fields(RunConfig)}
     for kind in KINDS.values():

@@ -20,6 +20,12 @@ from trainers.training.losses import regression_loss
 logger = logging.getLogger("trainers")
 
 KINDS: dict[str, Kind] = {"token-classification": token, "text-classification": text, "image-classification": image}
+DETAILS = {
+    "adversarial_epsilon": ("adversarial", "none"),
+    "augment_share": ("text_augment", "none"),
+    "confusing_penalty": ("confusing_words", ""),
+}
+"""Settings of which nothing comes while another has the value beside it."""
 
 
 def kind_of(task: str) -> Kind:
@@ -59,7 +65,8 @@ def _can_load(config: RunConfig, task: str) -> bool:
 
 
 def check_settings(config: RunConfig) -> None:
-    """Refuse what would be noticed late or never: a setting that the task does not use, a metric that it lacks.
+    """Refuse what would be noticed late or never: a setting that the task or the other settings do not use, a metric
+    that the task lacks.
 
     Raises:
         ValueError: with the names of the tasks that use the setting, or of the metrics that there are.
@@ -70,6 +77,12 @@ def check_settings(config: RunConfig) -> None:
         if value != getattr(default, name):
             users = " and ".join(task for task, other in KINDS.items() if name in other.SETTINGS)
             raise ValueError(f"{name} is {value} with task {config.task}: it is for {users}. Leave it out.")
+    for name, (other, off) in DETAILS.items():
+        if getattr(config, name) != getattr(default, name) and getattr(config, other) == off:
+            raise ValueError(
+                f"{name} is {getattr(config, name)}, but {other} is not set, so nothing uses it. Set {other}, or leave "
+                f"{name} out."
+            )
     if config.metric != "loss" and config.metric not in kind.METRICS:
         raise ValueError(f"metric is {config.metric!r}; {config.task} has {', '.join((*kind.METRICS, 'loss'))}.")
     if config.problem_type != "auto":
