@@ -2,15 +2,25 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from lora_core.export import OnnxModel, export_onnx, fused_counts, quantize_onnx, read_metadata
 from lora_core.export.quantize import quantised
+
+
+def largest_term(values, axis):
+    """The largest of the values along an axis, and of the sums of neighbours, which CPUs before VNNI form."""
+    values = values.astype(int)
+    even = values.shape[axis] // 2 * 2
+    pairs = values.take(range(0, even, 2), axis) + values.take(range(1, even, 2), axis)
+    return np.maximum(np.abs(values).max(axis), np.abs(pairs).max(axis, initial=0))
+
 
 CASES = [
     ("bert", "token-classification"),
@@ -38,7 +48,7 @@ def test_int8_is_close_and_every_layer_is_int8(make, batch, tmp_path, family, ta
             logits = model(**inputs)
         errors.append((onnx_model(**inputs) - logits).flatten())
         scale.append(logits.flatten())
-    assert torch.cat(errors).square().mean().sqrt() < 0.05 * torch.cat(scale).std()
+    assert torch.cat(errors).square().mean().sqrt() < 0.06 * torch.cat(scale).std()
     fp32, int8 = read_metadata(source), read_metadata(path)
     assert int8["precision"] == "int8"
     assert int8["fp32_sha256"] == fp32["graph_sha256"] != int8["graph_sha256"]
@@ -96,12 +106,12 @@ def test_projected_positions_are_int8_with_a_scale_for_each_row_of_a_head(make, 
         assert name not in int8
         values, scale = int8[f"{name}.int8"], int8[f"{name}.scale"]
         assert (values.dtype, values.shape, scale.shape) == (np.int8, (3, 8, 8), (3, 1, 8))
-        assert (np.abs(values).max(2) == 127).all()
+        assert (largest_term(values, 2) == 127).all()
         scale = scale[:, 0, :, None] * np.float32((3 * 8) ** 0.5)  # it holds that of the scores too
         assert (np.abs(values * scale - fp32[name]) <= scale / 2 * 1.001).all()
 
 
-def test_weights_are_signed_symmetric_and_per_column_of_the_whole_range(make, tmp_path):
+def test_weights_are_signed_symmetric_and_per_column(make, tmp_path):
     model = make("distilbert", "token-classification")
     path = quantize_onnx(export_onnx(model, tmp_path / "model.onnx"), tmp_path / "int8.onnx")
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(str(path)).graph.initializer}
@@ -109,7 +119,7 @@ def test_weights_are_signed_symmetric_and_per_column_of_the_whole_range(make, tm
     values, scale = weights[f"{layer}.weight.int8"], weights[f"{layer}.weight.scale"]
     original = model.get_submodule(layer).weight.detach().numpy().T
     assert (values.dtype, scale.shape) == (np.int8, (40,))
-    assert (np.abs(values).max(0) == 127).all()
+    assert (largest_term(values, 0) == 127).all()
     assert (np.abs(values * scale - original) <= scale / 2 * 1.001).all()
     embeddings = "distilbert.embeddings.word_embeddings.weight"
     assert weights[f"{embeddings}.scale"].shape == (50, 1)
@@ -120,12 +130,36 @@ def test_weights_are_signed_symmetric_and_per_column_of_the_whole_range(make, tm
 @given(
     arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=st.floats(-1e4, 1e4, width=32)),
     st.integers(0, 1),
+    st.booleans(),
 )
-def test_rounding(weight, axis):
-    values, scale = quantised(weight, axis)
+def test_rounding(weight, axis, of_product):
+    values, scale = quantised(weight, axis, of_product=of_product)
     restored = values * np.expand_dims(scale, axis)
     assert (np.abs(values.astype(int)) <= 127).all()
     assert (np.abs(restored - weight) <= np.expand_dims(scale, axis) * 0.501 + 1e-30).all()
+    if of_product:
+        assert (largest_term(values, axis) <= 128).all()
+
+
+@given(st.integers(1, 70), st.sampled_from([1, 3, 40]), st.booleans(), st.randoms(use_true_random=False))
+def test_products_are_exact_on_every_cpu(inner, rows, constant, random):
+    """Of the largest activations and of weights all near the largest, which without room for pairs overflow in 16 bits
+    on CPUs before VNNI."""
+    generator = np.random.default_rng(random.getrandbits(32))
+    values, _ = quantised(generator.choice([-1, 0.99, 1], (inner, 8)).astype(np.float32), 0)
+    x = generator.choice([0, 128, 254, 255], (rows, inner)).astype(np.uint8)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.UINT8, (rows, inner))]
+    weights = [numpy_helper.from_array(values, "w")] if constant else []
+    inputs += [] if constant else [helper.make_tensor_value_info("w", TensorProto.INT8, values.shape)]
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "w", "zero"], ["y"])], "product", inputs,
+        [helper.make_tensor_value_info("y", TensorProto.INT32, (rows, 8))],
+        [*weights, numpy_helper.from_array(np.uint8(128), "zero")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": x} if constant else {"x": x, "w": values})
+    np.testing.assert_array_equal(found, (x.astype(int) - 128) @ values.astype(int))
 
 
 def test_refusals(make, tmp_path):
