@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from lora_core.export import read_metadata
+from lora_core.export import PointsLost, read_metadata
 from lora_core.export.openvino_engine import core
 from lora_core.export.session import activations_of
 from lora_core.files import read_json_object, write_json
@@ -140,7 +140,10 @@ def bench_run(
     config, dataset = finished.config, finished.split(split).in_memory()
     scored, timed = min(limit or len(dataset), len(dataset)), min(timed, len(dataset))
     if not is_exported(finished):
-        export_run(folder)
+        try:
+            export_run(folder, points_lost=points_lost)
+        except PointsLost as error:
+            logger.warning("int8 is left out: %s", error)
     work = Work(
         config,
         finished.task,
@@ -284,21 +287,21 @@ def write_bench(comparison: Comparison, folder: str | Path) -> list[Path]:
 
 def _variants(folder: Path) -> list[Variant]:
     files = RunFolder(folder)
-    int8 = f"int8 {activations_of(read_metadata(files.int8_onnx))}"
-    variants = [
-        Variant("PyTorch", folder, "cpu", "torch"),
-        Variant("ONNX fp32", files.onnx, "cpu", "onnx"),
-        Variant(f"ONNX {int8}", files.int8_onnx, "cpu", "onnx"),
-    ]
+    variants = [Variant("PyTorch", folder, "cpu", "torch"), Variant("ONNX fp32", files.onnx, "cpu", "onnx")]
+    int8 = f"int8 {activations_of(read_metadata(files.int8_onnx))}" if files.int8_onnx.is_file() else ""
+    if int8:
+        variants.append(Variant(f"ONNX {int8}", files.int8_onnx, "cpu", "onnx"))
     capabilities = _openvino_capabilities()
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         variants.append(Variant("PyTorch bf16", folder, "cpu", "torch-bf16"))
     if capabilities:
         variants.append(Variant("OpenVINO fp32", files.onnx, "cpu", "openvino"))
-        variants.append(Variant(f"OpenVINO {int8}", files.int8_onnx, "cpu", "openvino"))
+        if int8:
+            variants.append(Variant(f"OpenVINO {int8}", files.int8_onnx, "cpu", "openvino"))
     if "BF16" in capabilities:
         variants.append(Variant("OpenVINO bf16", files.onnx, "cpu", "openvino-bf16"))
-        variants.append(Variant(f"OpenVINO {int8}, bf16", files.int8_onnx, "cpu", "openvino-bf16"))
+        if int8:
+            variants.append(Variant(f"OpenVINO {int8}, bf16", files.int8_onnx, "cpu", "openvino-bf16"))
     if torch.cuda.is_available():
         variants.append(Variant("PyTorch", folder, "cuda", "torch"))
     if CUDA in onnxruntime.get_available_providers():

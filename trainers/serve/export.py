@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,16 @@ def export_run(
         path = move(path, folder)
         files = [_exported(path, finished.guarded_metric, difference=difference)]
         if quantize:
-            files.append(_export_int8(finished, data, Path(scratch), points_lost, activations))
+            try:
+                files.append(_export_int8(finished, data, Path(scratch), points_lost, activations))
+            except PointsLost as error:
+                raise PointsLost(
+                    f"{finished.files.int8_onnx} is not written: int8 loses {error.points:.2f} points of "
+                    f"{finished.guarded_metric} on {len(data.lengths):,} validation examples, at most {points_lost:g} "
+                    f"may be lost. {path}, in fp32, is there and checked. --points-lost allows more: of few examples "
+                    "one alone is worth more than that.",
+                    error.points,
+                ) from error
     return files
 
 
@@ -146,8 +156,7 @@ def _export_int8(
         try:
             file = checked("dynamic")
         except PointsLost as dynamic:
-            message = f"{dynamic} (that is with dynamic scales; static ones lose {static.points:.2f})"
-            raise PointsLost(message, dynamic.points) from static
+            raise min(static, dynamic, key=lambda lost: (math.isnan(lost.points), lost.points)) from None
         logger.warning(
             "int8 has dynamic scales, which lose %.2f points of %s; static ones lose %.2f, at most %g are allowed. "
             "Scores depend a little on the batch then (predict: --max-tokens 1)",
@@ -194,7 +203,8 @@ def export_table(files: list[ExportedFile]) -> str:
             result = f"logits within {file.difference:.1e}"
         else:
             assert file.points_lost is not None
-            result = f"{file.metric} {-file.points_lost:+.2f} points on validation data, {file.activations} scales"
+            lost = f"loses {file.points_lost:.2f}" if file.points_lost > 0 else f"gains {-file.points_lost:.2f}"
+            result = f"{lost} points of {file.metric} on validation data, {file.activations} scales"
         rows.append((str(file.path), f"{file.size / 1e6:.1f}", str(file.nodes), result))
     return fitted_table(rows, left={0, 3})
 

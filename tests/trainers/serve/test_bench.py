@@ -7,7 +7,7 @@ import pytest
 
 import trainers.serve.bench
 import trainers.serve.bench_worker
-from lora_core.export import export_onnx, read_metadata
+from lora_core.export import PointsLost, export_onnx, read_metadata
 from trainers.cli import main
 from trainers.finished import FinishedRun
 from trainers.run_folder import read_run
@@ -71,6 +71,26 @@ def test_runs_of_texts_and_of_images(kind, request, tmp_path, in_one_process):
     assert (comparison.scored, comparison.timed, comparison.compared, comparison.metric) == (6, 5, 6, "f1")
     assert [variant.identical for variant in comparison.variants[:2]] == [6, 6]
     assert all(0 <= variant.scores["accuracy"] <= 1 for variant in comparison.variants)
+
+
+def test_int8_that_loses_too_much_is_left_out_and_the_rest_is_measured(
+    finished, tmp_path, monkeypatch, caplog, in_one_process
+):
+    run = shutil.copytree(finished["full"], tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(trainers.serve.export, "verify_score", lose_three_points)
+        comparison = bench_run(run, timed=2, limit=2, rounds=1)
+        assert "int8 is left out:" in caplog.text
+        assert "loses 3.00 points" in caplog.text
+        assert {variant.file for variant in comparison.variants} == {"", "model.onnx"}
+        comparison = bench_run(run, timed=2, limit=2, rounds=1, points_lost=3.5)
+    assert "model.int8.onnx" in {variant.file for variant in comparison.variants}
+
+
+def lose_three_points(path, score, reference, *, limit_points):
+    if limit_points < 3:
+        raise PointsLost("it loses 3 points", 3.0)
+    return 3.0
 
 
 def test_examples_with_other_predictions_are_counted(run, monkeypatch):
