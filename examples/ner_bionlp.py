@@ -9,7 +9,7 @@ Two runs, `full` (every parameter) and `lora`, then a comparison: a table here, 
 beside the run folders. Run it again and it continues where it was, or shows the table when both are finished.
 
 Without flags both runs train the embedded MiniLM-L6 on 363 sentences written for this project: about 3 minutes
-on 2 CPU cores; expect a test F1 of about 84 in full and 82 with LoRA, which says little about
+on 2 CPU cores; expect a test F1 of about 80 to 84 in full and 82 with LoRA, which says little about
 real data. For roberta-base on the real data its users report 0.809 without and 0.805 with LoRA.
 
 Flags are those of `lora-core train --help` and apply to both runs; --full-learning-rate is the rate of the run

@@ -119,6 +119,7 @@ def load_adapter(
     """
     folder = Path(folder)
     config, tensors = read_adapter(model, folder)
+    _refuse_head_of_another_task(model, config, folder)
     fresh = not hasattr(model, "lora_state")
     was_active = () if fresh else state_of(model).active
     with torch.random.fork_rng(devices=[]):  # the random start is overwritten and must not move the user's generator
@@ -165,6 +166,21 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, 
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     return config, tensors
+
+
+def _refuse_head_of_another_task(model: nn.Module, config: LoRAConfig, folder: Path) -> None:
+    """A head's rows mean something else to another task, even where they are as many.
+
+    Raises:
+        ValueError: the adapter brings one.
+    """
+    task = getattr(model, "task", None)
+    trained_for = next((name for name, short in TASK_TYPES.items() if short == config.task_type), None)
+    if config.modules_to_save and trained_for is not None and task in TASK_TYPES and task != trained_for:
+        raise ValueError(
+            f"{folder} holds a head for {trained_for}, but the model is for {task}. Load it into a model of its task: "
+            f"load_pretrained(..., {trained_for!r}, labels=...)."
+        )
 
 
 def _refuse_excess(

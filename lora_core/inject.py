@@ -5,9 +5,10 @@ In reading order: `inject_lora` and `add_adapter`, which build an adapter (`add_
 """
 
 import dataclasses
+import difflib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -32,6 +33,8 @@ from lora_core.updates import TokenRows, Update
 
 logger = logging.getLogger("lora_core")
 
+OTHER_NAMES = {"rank": "r", "lora_rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+"""What fields are called elsewhere."""
 _NAME = re.compile(r"[A-Za-z0-9_\-]+")
 
 
@@ -71,6 +74,7 @@ def inject_lora(
             the layers that could be adapted), an adapter of that name, or a value out of range. The model is
             unchanged then.
     """
+    _refuse_unknown(options)
     options |= {"target_modules": target_modules, "modules_to_save": modules_to_save}
     options |= {"bias": bias, "init_lora_weights": init_lora_weights}
     fields = LoRAConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, **options)
@@ -107,9 +111,20 @@ def add_adapter(
     """
     if config is not None and fields:
         raise ValueError(f"Give either config or single fields, not both; the fields are {sorted(fields)}.")
+    _refuse_unknown(fields)
     config = LoRAConfig(**fields) if config is None else config
     config = dataclasses.replace(config, modules_to_save=_with_head(model, config.modules_to_save))
     add_exactly(model, adapter_name, config, adapter_dtype=adapter_dtype, trainable=trainable)
+
+
+def _refuse_unknown(options: Mapping[str, object]) -> None:
+    """Raises TypeError for what is no field of LoRAConfig."""
+    fields = [field.name for field in dataclasses.fields(LoRAConfig)]
+    for name in options:
+        if name not in fields:
+            near = OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, fields, 1)), "")
+            meant = f": did you mean {near}?" if near else f"; there are {', '.join(fields)}."
+            raise TypeError(f"{name!r} is no field of LoRAConfig{meant}")
 
 
 def add_exactly(

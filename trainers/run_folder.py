@@ -322,7 +322,8 @@ def read_run(folder: str | Path) -> Run:
         reached = f"its last finished epoch is {max(epochs)}" if epochs else "it has finished no epoch"
         raise ValueError(
             f"The run in {folder} has not finished: {reached}, and {files.metrics} does not end with a result. Wait "
-            "for it; or if it was interrupted, repeat its command with --resume auto, which does what is left."
+            "for it; or if it was interrupted, repeat its command with --resume auto, which does what is left, or end "
+            f"it where it is: lora-core finish {folder}."
         )
     return Run(folder, folder.resolve().name, config, [epochs[number] for number in sorted(epochs)], events[-1])
 

@@ -328,9 +328,22 @@ def test_the_head_of_an_adapter_of_the_oldest_peft_is_found(task_type, make, pef
     save_adapter(model, tmp_path)
     config = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(config | {"modules_to_save": None, "task_type": task_type}))
-    again = load_adapter(make("ours", num_labels=5), tmp_path)
+    again = make("ours", num_labels=5)
+    again.task = {"TOKEN_CLS": "token-classification", "SEQ_CLS": "text-classification"}[task_type]
+    load_adapter(again, tmp_path)
     torch.testing.assert_close(run(again), run(model))
     assert record_of(again, "default").config.modules_to_save == ("classifier",)
+
+
+def test_a_head_of_another_task_is_refused(make, state, same, tmp_path):
+    """It would fit, if there are as many labels, and mean something else."""
+    save_adapter(inject_lora(make("ours", num_labels=5)), tmp_path)
+    other = make("ours", num_labels=5)
+    other.task = "text-classification"
+    before = state(other)
+    with pytest.raises(ValueError, match=r"holds a head for token-classification, but the model is for text-class"):
+        load_adapter(other, tmp_path)
+    assert same(state(other), before)
 
 
 def test_an_adapter_without_a_head_takes_that_of_the_model(make, run, randomise, tmp_path):

@@ -296,8 +296,11 @@ def test_a_refused_injection_changes_nothing(fields, make, state, same):
 
 
 def test_an_unknown_field_is_refused(make):
-    with pytest.raises(TypeError, match="lora_rank"):
-        inject_lora(make("bert"), lora_rank=4)
+    for name, meant in {"lora_rank": "r", "alpha": "lora_alpha", "use_rs_lora": "use_rslora"}.items():
+        with pytest.raises(TypeError, match=rf"'{name}' is no field of LoRAConfig: did you mean {meant}\?"):
+            inject_lora(make("bert"), **{name: 4})
+    with pytest.raises(TypeError, match=r"'zzz' is no field of LoRAConfig; there are r, lora_alpha, "):
+        inject_lora(make("bert"), zzz=4)
 
 
 def test_adding_to_a_merged_model_is_refused(make, state, same):

@@ -40,6 +40,11 @@ def test_a_setting_of_which_nothing_comes(detail, value, other, on):
     check_settings(dataclasses.replace(config, **{other: on}))
 
 
+def test_images_are_not_for_the_model_that_is_the_default():
+    with pytest.raises(ValueError, match=r"model is 'embedded', which reads texts\. Name a model of images"):
+        check_settings(RunConfig(task="image-classification"))
+
+
 def test_every_setting_that_a_task_names_is_one():
     fields = {field.name for field in dataclasses.fields(RunConfig)}
     for kind in KINDS.values():
@@ -49,9 +54,9 @@ def test_every_setting_that_a_task_names_is_one():
 @pytest.mark.parametrize("task", KINDS)
 def test_an_unknown_metric_names_those_that_there_are(task):
     for metric in (*kind_of(task).METRICS, "loss"):
-        check_settings(RunConfig(task=task, metric=metric))
+        check_settings(RunConfig(task=task, metric=metric, model="a-folder"))
     with pytest.raises(ValueError, match=rf"metric is 'f2'; {task} has f1, .*, loss\."):
-        check_settings(RunConfig(task=task, metric="f2"))
+        check_settings(RunConfig(task=task, metric="f2", model="a-folder"))
 
 
 def test_an_unknown_task():

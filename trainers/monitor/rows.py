@@ -82,7 +82,8 @@ def scores_table(scores: Mapping[str, Any], width: int | None = None) -> str:
     frequent = sorted(types, key=lambda name: -types[name]["support"])[:MOST_TYPES]
     rows = [["", "precision", "recall", "F1", "number"]]
     rows += [_type_row(name if len(name) <= 48 else f"{name[:47]}…", types[name]) for name in frequent]
-    rows.append(_type_row("all", {**scores, "support": sum(of["support"] for of in types.values())}))
+    name = "all" if "macro_f1" in scores else "macro"  # of one label each, they are means over the labels
+    rows.append(_type_row(name, {**scores, "support": sum(of["support"] for of in types.values())}))
     more = len(types) - len(frequent)
     table = fitted_table(rows, width=width)
     others = [f"{title} {score_text(name, scores[name])}" for name, title in OTHERS.items() if name in scores]

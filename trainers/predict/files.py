@@ -83,6 +83,8 @@ def predict_files(
         seconds = time.monotonic() - began
         said = output, written, duration(seconds), written / max(seconds, 1e-9)
         logger.info("%s: %d lines in %s, %.0f a second", *said)
+    if not written and not bad.count:
+        logger.warning("there was nothing to predict from: the input is empty")
     bad.report()
 
 

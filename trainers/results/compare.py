@@ -24,6 +24,7 @@ from trainers.results.significance import (
     SeedGroup,
     compare_predictions,
     counts_of_run,
+    p_text,
     seed_groups,
     seeds_rows,
 )
@@ -114,6 +115,11 @@ def compare_runs(runs: list[Run], baseline: int = 0) -> Comparison:
         counts_of_run(run)  # refuses what has no F1
     split = "test" if all(run.result.get("test") for run in runs) else "validation"
     notes = _check_same_data(runs, split)
+    notes += [
+        f"{name} was ended early, after {run.result['epochs']} of {run.config['epochs']} epochs."
+        for run, name in zip(runs, names, strict=True)
+        if run.result.get("ended_early")
+    ]
     baseline_f1 = _figure(runs[baseline], split, "f1")
     differences = [
         compare_predictions(run, runs[baseline], split)
@@ -240,7 +246,7 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
 def _certainty(difference: Difference | None) -> list[str]:
     if difference is None:
         return ["", ""]
-    p = f"{difference.p:.3f}" if difference.p >= 0.001 else "< 0.001"
+    p = p_text(difference.p)
     return [f"{difference.f1_low:+.2f} to {difference.f1_high:+.2f}", p]
 
 

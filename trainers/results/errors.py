@@ -178,7 +178,8 @@ def analyse(
     predicted = probabilities.argmax(-1)
     scores = classification_metrics(dataset.targets, predicted, run.labels)
     of_true = probabilities[np.arange(len(dataset)), dataset.targets]
-    hardest = np.argsort(of_true, kind="stable")[:worst]
+    wrong = np.flatnonzero(predicted != dataset.targets)
+    hardest = wrong[np.argsort(of_true[wrong], kind="stable")[:worst]]
     analysis = Analysis(
         str(run.run.folder),
         split,
@@ -188,10 +189,9 @@ def analyse(
         confused_pairs(
             dataset.texts, dataset.targets, predicted, run.labels, pairs=pairs, directions=directions, words=words
         ),
-        explain(run, take(dataset, hardest), predicted[hardest], of_true[hardest]),
+        explain(run, take(dataset, hardest), predicted[hardest], of_true[hardest]) if len(hardest) else [],
     )
-    wrong = int((predicted != dataset.targets).sum())
-    said = split, len(dataset), wrong, len(hardest), duration(time.monotonic() - began)
+    said = split, len(dataset), len(wrong), len(hardest), duration(time.monotonic() - began)
     logger.info("%s split: %d texts, %d of them wrong, %d explained, in %s", *said)
     return analysis
 

@@ -202,6 +202,11 @@ def welch_interval(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def p_text(p: float) -> str:
+    """A p value as people read it."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def half_width(values: Sequence[float] | np.ndarray) -> float | None:
     """Half the width of the 95% t interval of the mean of independent values; None for a single one."""
     from scipy.stats import sem, t

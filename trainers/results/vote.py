@@ -16,7 +16,7 @@ import numpy as np
 from lora_core.files import write_json, write_text
 from trainers.finished import FinishedRun
 from trainers.results.compare import distinct_names
-from trainers.results.significance import difference
+from trainers.results.significance import difference, p_text
 from trainers.show import markdown_table
 from trainers.tasks.label_scores import classification_metrics, label_counts
 
@@ -148,7 +148,7 @@ def vote_table(vote: Vote) -> str:
     for voter in vote.voters:
         scores = [f"{100 * of[split]:.2f}" for split in SPLITS for of in (voter.accuracy, voter.f1)]
         low, high = voter.interval or (0.0, 0.0)
-        against = ["best member", ""] if voter.p is None else [f"{low:+.2f} to {high:+.2f}", f"{voter.p:.3f}"]
+        against = ["best member", ""] if voter.p is None else [f"{low:+.2f} to {high:+.2f}", p_text(voter.p)]
         rows.append([voter.name, "" if voter.weight is None else f"{voter.weight:.3f}", *scores, *against])
     return (
         f"{markdown_table(header, rows)}\n\n{Path(vote.data).name}. Weights maximise the likelihood of the validation "

@@ -57,7 +57,8 @@ def pipeline(
     """
     name = ALIASES.get(task, task) if task is not None else None
     if name is not None and name not in PIPELINES:
-        raise ValueError(f"no pipeline for {task!r}; there are {', '.join([*ALIASES, *PIPELINES])}.")
+        place = f" Is it the model? Then pipeline(model={task!r})." if not model and Path(task or "").exists() else ""
+        raise ValueError(f"no pipeline for {task!r}; there are {', '.join([*ALIASES, *PIPELINES])}.{place}")
     if not model:
         raise ValueError("model is missing: a run folder, a model folder, a hub id, or an ONNX file.")
     return pipeline_for(load_served(model, name, device, backend=backend), max_tokens=max_tokens, **options)

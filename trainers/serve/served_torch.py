@@ -104,7 +104,8 @@ def load_adapter(folder: Path, device: str | None, threads: int | None) -> Serve
         return load_run(folder.parent, device, threads)
     raise ValueError(
         f"{folder} is an adapter without its run and without {HEAD_FILE}, which know the labels. "
-        "Give the run's folder, or merge the adapter and save the whole model."
+        "Give the run's folder; or load it into its model in Python and save that whole: load_adapter, merge_lora, "
+        "eject_lora, save_pretrained."
     )
 
 

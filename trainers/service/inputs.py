@@ -82,7 +82,8 @@ class RequestReader:
             Refusal: it is something else, or exceeds a limit.
         """
         if not isinstance(value, dict) or "inputs" not in value:
-            raise Refusal(422, f'expected a JSON object with "inputs", got {_kind(value)}')
+            keys = f" with {short(sorted(value))}" if isinstance(value, dict) else ""
+            raise Refusal(422, f'expected a JSON object with "inputs", got {_kind(value)}{keys}')
         unknown = sorted(set(value) - {"inputs", options_key})
         if unknown:
             raise Refusal(422, f'unknown field {short(unknown[0])}; expected "inputs" and "{options_key}"')

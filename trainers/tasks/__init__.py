@@ -83,6 +83,11 @@ def check_settings(config: RunConfig) -> None:
                 f"{name} is {getattr(config, name)}, but {other} is not set, so nothing uses it. Set {other}, or leave "
                 f"{name} out."
             )
+    if config.model == default.model and kind is image:
+        raise ValueError(
+            f"model is {config.model!r}, which reads texts. Name a model of images with --model: "
+            "google/vit-base-patch16-224, or a folder."
+        )
     if config.metric != "loss" and config.metric not in kind.METRICS:
         raise ValueError(f"metric is {config.metric!r}; {config.task} has {', '.join((*kind.METRICS, 'loss'))}.")
     if config.problem_type != "auto":

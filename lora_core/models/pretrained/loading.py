@@ -337,8 +337,9 @@ def save_pretrained(model: Encoder | TaskModel, folder: str | Path) -> None:
     differing = sorted(expected.state_dict().keys() ^ tensors.keys())
     if differing:
         raise ValueError(
-            f"the model has other parameters than its architecture, first {differing[0]}; merge and eject "
-            "adapters before saving the model, or save the adapter alone"
+            f"the model has other parameters than its architecture, first {differing[0]}; before saving it call "
+            "lora_core.merge_lora, if its adapters are to stay in the weights, and lora_core.eject_lora; or save the "
+            "adapter alone"
         )
     values = {"architectures": [architecture_name(model.config.model_type, model)], **model.config.to_dict()}
     if head != "default":

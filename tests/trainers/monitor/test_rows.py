@@ -3,7 +3,7 @@ import pytest
 
 from trainers.monitor.rows import EvaluationRows, clock_text, ending, scores_table, shown_scores
 from trainers.tasks.entity_scores import ner_metrics
-from trainers.tasks.label_scores import regression_metrics
+from trainers.tasks.label_scores import classification_metrics, regression_metrics
 
 EVENT = {"event": "epoch", "epoch": 2, "step": 46, "learning_rate": 2.5e-4, "train_loss": 0.89401, "seconds": 9.0,
          "tokens_per_second": 12345.6, "validation": {"loss": 0.7629, "precision": 0.184, "recall": 0.2472, "f1": 0.211,
@@ -47,6 +47,13 @@ def test_scores_by_entity_are_those_of_the_log():
     assert dna.split() == ["DNA", "50.00", "100.00", "66.67", "1"]
     assert total.split() == ["all", "66.67", "66.67", "66.67", "3"]
     assert below == "(accuracy 66.67, macro F1 66.67, strict F1 66.67; in percent)"
+
+
+def test_means_over_labels_are_called_so():
+    scores = classification_metrics(np.array([0, 0, 1]), np.array([0, 1, 1]), ("bad", "good"))
+    *_, total, below = scores_table(scores, 100).splitlines()
+    assert total.split() == ["macro", "75.00", "75.00", "66.67", "3"]
+    assert below == "(accuracy 66.67; in percent)"
 
 
 def test_139_types_of_long_names_fit_100_columns():

@@ -242,6 +242,14 @@ def test_what_another_tokenizer_cuts_is_told_by_its_labels(make_run, tmp_path):
         compare_runs([first, other])
 
 
+def test_a_run_that_was_ended_early_is_named(make_run):
+    whole, ended = make_run("runs/whole", epochs=9), make_run("runs/ended", epochs=9)
+    ended.result.update(ended_early=True, epochs=3)
+    comparison = compare_runs([whole, ended])
+    assert comparison.notes == ["ended was ended early, after 3 of 9 epochs."]
+    assert comparison.notes[0] in " ".join(comparison_text(comparison).split())
+
+
 @pytest.mark.parametrize("width", [60, 80, 100])
 def test_the_comparison_fits_the_terminal(make_run, width):
     scores = {"full": 0.72, "lora": 0.705, "head": 0.6}

@@ -66,9 +66,13 @@ def test_the_words_and_the_worst_texts(loaded, caplog):
     assert "90.00% right" in report
 
 
+def test_only_errors_are_explained(loaded):
+    assert len(analyse(loaded, worst=10).worst) == 2
+
+
 def test_no_errors(loaded):
     found = analyse(loaded, split="test", worst=1)
-    assert found.accuracy == 1
+    assert (found.accuracy, found.worst) == (1, [])
     assert "There are no errors." in analysis_report(found)
 
 

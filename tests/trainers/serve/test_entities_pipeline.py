@@ -179,7 +179,8 @@ def test_inputs_that_are_no_texts(inputs, message, ner):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("nre",), {}, "no pipeline for 'nre'"),
+        (("nre",), {}, r"no pipeline for 'nre'; there are [^.]*\.$"),
+        ((".",), {}, r"no pipeline for .*; there are .* Is it the model\? Then pipeline\(model=.*\)"),
         (("ner",), {}, "model is missing"),
         (("ner", "."), {"aggregation_strategy": "simple"}, "aggregation_strategy is 'simple'"),
         (("ner", "."), {"top_k": 2}, "no option 'top_k'; it has aggregation_strategy, strict"),

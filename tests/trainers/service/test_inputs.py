@@ -54,7 +54,7 @@ REFUSED = {
     "nested": ("ner", b"[" * 100_000, 400, "nested too deeply"),
     "a huge number": ("ner", b'{"inputs": [' + b"9" * 10_000 + b"]}", 400, "not JSON"),
     "a list": ("ner", [], 422, 'expected a JSON object with "inputs", got a list'),
-    "no inputs": ("ner", {"texts": []}, 422, "expected a JSON object"),
+    "no inputs": ("ner", {"texts": []}, 422, """expected a JSON object with "inputs", got an object with ['texts']"""),
     "another field": ("ner", {"inputs": [], "input": 1}, 422, "unknown field 'input'"),
     "one text": ("ner", {"inputs": "a"}, 422, '"inputs" is a text; expected a list'),
     "a number": ("ner", {"inputs": ["a", 7]}, 422, "input 1: a number; expected a text or a list of words"),
@@ -159,7 +159,7 @@ def test_a_body_that_does_not_arrive_is_refused(limited):
 
 @pytest.mark.fault("more requests than may wait", "429 with Retry-After; the others are answered", "nothing accepted")
 def test_a_full_queue_refuses(limited):
-    job = {"inputs": ["nfkb binds the promoter of il2 " * 20] * 24}
+    job = {"inputs": ["nfkb binds the promoter of il2 " * 3] * 24}
     with ThreadPoolExecutor(24) as pool:
         answers = list(pool.map(lambda _: limited.post("/v1/models/ner:predict", job), range(48)))
     refused = [answer for answer in answers if answer.status == 429]

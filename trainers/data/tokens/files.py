@@ -222,7 +222,8 @@ def _settled(heads: Sequence[Head], reading: Reading) -> list[TaggedFile]:
             )
         raise ValueError(
             f"{file}: no column holds tags of a known scheme (B-PER, I-PER, O; IOBES, BILOU; PER). It begins with "
-            f"{short(shown)}. Say which columns are the word and the tag: --columns 1,2."
+            f"{short(shown)}. Say which columns are the word and the tag: --columns 1,2. Or is it for "
+            "another --task, such as text-classification?"
         )
     if withheld:
         logger.warning("left out, because the words have no tags: %s", ", ".join(str(file) for file, _ in withheld))

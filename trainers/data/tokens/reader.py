@@ -73,6 +73,12 @@ class TokenDataset:
         if len(words) != len(tags) or not words:
             raise ValueError(f"{source}: {len(words)} sentences and {len(tags)} lists of tags, expected one for each.")
         if names is None:
+            ids_met = [tag for sentence in tags for tag in sentence if isinstance(tag, int)]
+            if ids_met:
+                raise ValueError(
+                    f"{source}: tags are ids, such as {ids_met[0]}, but nothing names them. Write the names in their "
+                    "place (B-X, I-X, O), give them in order (names=[...]), or give a datasets.Dataset that has them."
+                )
             occurring = {tag for sentence in tags for tag in sentence if isinstance(tag, str)}
             if wrong := sorted(tag for tag in occurring if not is_tag(tag)):
                 raise ValueError(

@@ -66,7 +66,7 @@ class TagIds:
             if self._declared is None:
                 raise UnnamedTags(
                     'the tags are ids, but nothing names them: put label.json ({"O": 0, "B-X": 1, ...}) into the '
-                    "folder of the data, or give a label file."
+                    "folder of the data."
                 )
             if min(tags) < 0 or max(tags) >= self._declared:
                 index, tag = next((index, tag) for index, tag in enumerate(tags) if not 0 <= tag < self._declared)

@@ -28,6 +28,12 @@ def test_ids_are_those_of_the_names():
         ([["a", 5]], [["O", "O"]], None, "sentence 0: token 1 is 5, expected a string"),
         (WORDS, [["O", "PER"], ["O", "O"]], None, r"the tag 'PER' is not in BIO\. Write B-PER"),
         (WORDS, [["O", "B-y"], ["O", "O"]], ["O", "B-x"], r"\('B-y',\) are not among the names \['O', 'B-x'\]"),
+        (
+            WORDS,
+            [[0, 1], [0, 0]],
+            None,
+            "tags are ids, such as 0, but nothing names them. Write the names in their place",
+        ),
         (WORDS, [[0, 7], [0, 0]], ["O", "B-x"], "sentence 0: tag 1 is 7, expected a label id from 0 to 1"),
     ],
 )
