@@ -75,6 +75,7 @@ def adapter_tensors(model: nn.Module, adapter_name: str = "default") -> dict[str
 def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "default") -> Path:
     """Write one adapter into ``folder``, in PEFT's format, and return the folder.
 
+    Its config names the base model if that is known: by the adapter's own config, or by what the model was loaded from.
     Files of an earlier save are replaced one by one, each as a whole, weights first.
 
     Raises:
@@ -86,8 +87,12 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
     config = record_of(model, adapter_name).config
     head = config.modules_to_save
     task_type = TASK_TYPES.get(getattr(model, "task", "")) if head else None  # PEFT adds a head by itself for a task
+    base = config.base_model_name_or_path or getattr(model, "name_or_path", None) or None  # as transformers has it too
     config = dataclasses.replace(
-        file_config(model, adapter_name), inference_mode=True, task_type=config.task_type or task_type
+        file_config(model, adapter_name),
+        inference_mode=True,
+        task_type=config.task_type or task_type,
+        base_model_name_or_path=base,
     )
     tensors, config = for_transformers(model, tensors, config)
     with replacing(folder / WEIGHTS_FILE, sum(tensor.nbytes for tensor in tensors.values())) as new:

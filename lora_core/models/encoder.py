@@ -123,6 +123,8 @@ class Encoder(nn.Module):
         self.config = config
         self.fresh_parameters: tuple[str, ...] = ()
         """Names of the parameters that the checkpoint lacked and that therefore start at random."""
+        self.name_or_path: str | None = None
+        """The hub id or folder it was loaded from, which a saved adapter names as its base."""
         self.pooler: nn.Module | None = None
 
     def add_pooler(self) -> None:

@@ -79,6 +79,8 @@ class TaskModel(Head, nn.Module):
         self.base_model_prefix = encoder.base_model_prefix
         self.fresh_parameters: tuple[str, ...] = ()
         """Names of the parameters that the checkpoint lacked and that therefore start at random."""
+        self.name_or_path: str | None = None
+        """The hub id or folder it was loaded from, which a saved adapter names as its base."""
         self.add_module(self.base_model_prefix, encoder)
 
     @classmethod

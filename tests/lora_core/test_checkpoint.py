@@ -13,6 +13,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -32,6 +33,7 @@ from lora_core import (
     set_adapter,
 )
 from lora_core.adapters import record_of
+from lora_core.models import load_pretrained
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -319,6 +321,17 @@ def test_a_task_model_writes_its_task(make, peft_load, run, randomise, tmp_path)
     theirs = make("bert")
     theirs.load_state_dict(eject_copy(model))
     torch.testing.assert_close(run(peft_load(theirs, tmp_path)), run(model), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+def test_a_saved_adapter_names_what_the_model_was_loaded_from(theirs, make, tmp_path):
+    make("bert").save_pretrained(tmp_path / "base")
+    source = str(tmp_path / "base")
+    model = transformers.AutoModelForTokenClassification.from_pretrained(source) if theirs else load_pretrained(source)
+    save_adapter(inject_lora(model), tmp_path / "adapter")
+    assert LoRAConfig.load(tmp_path / "adapter").base_model_name_or_path == source
+    save_adapter(inject_lora(make("ours")), tmp_path / "built")
+    assert LoRAConfig.load(tmp_path / "built").base_model_name_or_path is None
 
 
 @pytest.mark.parametrize("task_type", ["TOKEN_CLS", "SEQ_CLS"])

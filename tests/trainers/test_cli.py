@@ -268,6 +268,15 @@ def test_compare_prints_the_table_and_writes_the_files(capsys, tmp_path, finishe
     assert [row["name"] for row in rows] == ["full", "lora"]
 
 
+def test_an_earlier_comparison_is_kept(tmp_path, finished, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for first, second in (("full", "lora"), ("lora", "full"), ("full", "lora")):
+        main(["compare", str(finished[first]), str(finished[second])])
+    begun = [json.loads(Path("runs", name, "comparison.json").read_text())["rows"][0]["name"]
+             for name in ("comparison", "comparison-2", "comparison-3")]  # fmt: skip
+    assert begun == ["full", "lora", "full"]
+
+
 def test_compare_needs_two_finished_runs(capsys, tmp_path, finished):
     assert "at least two runs" in fails_in_one_line(capsys, "compare", finished["full"])
     assert "not the folder of a run" in fails_in_one_line(capsys, "compare", finished["full"], tmp_path)

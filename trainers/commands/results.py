@@ -1,5 +1,6 @@
 """Verbs that look at finished runs, and at data: evaluate, compare, report, vote, analysis, check-data."""
 
+import itertools
 import json
 import sys
 from functools import partial
@@ -40,9 +41,7 @@ def evaluate(
         print(f"Scores of {run} on the {split} split{f' of {data}' if data else ''}\n{scores_table(scores)}")
 
 
-def compare(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional], output_dir: Path = Path("runs/comparison")
-) -> None:
+def compare(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], output_dir: Path | None = None) -> None:
     """Compare finished runs: a table here, and comparison.md, .json and .png in a folder.
 
     The settings in which the runs differ are named, and runs that were scored on other data are refused. Runs that
@@ -52,14 +51,15 @@ def compare(
 
     Args:
         runs: run folders; differences are taken to the first.
-        output_dir: where the files go.
+        output_dir: where the files go; by default runs/comparison, or the first of runs/comparison-2, -3, ... that is
+            not there yet.
     """
     from trainers.results.compare import compare_runs, comparison_text, write_comparison
     from trainers.run_folder import read_run
 
     comparison = compare_runs([read_run(folder) for folder in runs])
     print(f"{comparison_text(comparison)}\n")
-    for path in write_comparison(comparison, output_dir):
+    for path in write_comparison(comparison, output_dir or _new(Path("runs/comparison"))):
         print(path)
 
 
@@ -94,7 +94,7 @@ def report(
     print(write_report(runs, Options(errors, examples, maps), output_dir))
 
 
-def vote(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], output_dir: Path = Path("runs/vote")) -> None:
+def vote(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], output_dir: Path | None = None) -> None:
     """Let finished classifiers vote, with weights that are fitted on validation data.
 
     A table of each member's scores and weight, of the uniform vote and the weighted one, and whether they beat the best
@@ -105,7 +105,8 @@ def vote(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], output_dir: Pa
 
     Args:
         runs: run folders of text or image classification, two or more.
-        output_dir: where vote.md and vote.json go.
+        output_dir: where vote.md and vote.json go; by default runs/vote, or the first of runs/vote-2, -3, ... that is
+            not there yet.
     """
     from trainers.finished import FinishedRun
     from trainers.results.vote import vote as count
@@ -113,7 +114,7 @@ def vote(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], output_dir: Pa
 
     found = count([FinishedRun.open_fast(folder) for folder in runs])
     print(vote_table(found))
-    for path in write_vote(found, output_dir):
+    for path in write_vote(found, output_dir or _new(Path("runs/vote"))):
         print(path)
 
 
@@ -156,7 +157,7 @@ def analysis(
 
 def check_data(
     data: Annotated[str, tyro.conf.Positional],
-    output_dir: Path = Path("runs/check-data"),
+    output_dir: Path | None = None,
     task: Literal["token-classification", "text-classification", "image-classification"] = "token-classification",
     label_file: str = "",
     on_bad_row: Literal["error", "skip"] = "error",
@@ -180,7 +181,8 @@ def check_data(
     Args:
         data: a file or folder of JSON lines, parquet, CoNLL or texts with spans; for images .npz, folders of pictures
             or tables of them; a name in $LORA_DATA_DIR; or a hub id.
-        output_dir: where the files go.
+        output_dir: where the files go; by default runs/check-data, or the first of runs/check-data-2, -3, ... that is
+            not there yet.
         task: what the data is for.
         label_file: words: names of the tag ids, where the data does not give them.
         on_bad_row: stop at a damaged row or picture and name it, or count and report it.
@@ -224,5 +226,11 @@ def check_data(
         table, write = statistics_table(counted), partial(write_statistics, counted)
     bad_rows.report()
     print(table)
-    for path in write(output_dir):
+    for path in write(output_dir or _new(Path("runs/check-data"))):
         print(path)
+
+
+def _new(folder: Path) -> Path:
+    """`folder`, or the first of `folder`-2, -3, ... that is not there: what stands there is kept."""
+    names = itertools.chain([folder], (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2)))
+    return next(path for path in names if not path.exists())

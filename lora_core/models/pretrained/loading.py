@@ -139,6 +139,7 @@ def load_pretrained(
         found = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in found.items()} | tensors
     lacking = _fill(model.to(dtype), found, folder)
     initialise(model, lacking, seed)
+    model.name_or_path = str(source)
     model.fresh_parameters = tuple(name for name, _ in model.named_parameters() if name in lacking)
     if isinstance(model, TaskModel):
         pretrained = (f"{model.base_model_prefix}.pooler", *model.pretrained_names)
