@@ -45,8 +45,8 @@ def pipeline(
         backend: what computes: "torch", "torch-bf16", "onnx", "openvino", "openvino-bf16", or "auto", what `lora-core
             bench` found to be the fastest; of a run ONNX needs what `lora-core export` wrote. None: ONNX Runtime for an
             ONNX file, torch for all else.
-        options: for "ner", ``aggregation_strategy`` and ``strict``, see `TokenPipeline`; for the others, ``top_k`` and
-            ``threshold``, see `ClassificationPipeline`.
+        options: for "ner", ``aggregation_strategy`` and ``strict``, see `TokenPipeline.choose`; for the others,
+            ``top_k`` and ``threshold``, see `ClassificationPipeline.choose`. A call takes them too, for itself.
 
     Returns:
         A callable. One input gives its result, a list of inputs a list of results in the same order, any other
@@ -66,10 +66,4 @@ def pipeline(
 
 def pipeline_for(served: Served, *, max_tokens: int | None = None, **options: Any) -> Pipeline:
     """The same for a model that is loaded already."""
-    chosen = PIPELINES[served.task]
-    unknown = sorted(set(options) - set(chosen.options))
-    if unknown:
-        raise ValueError(
-            f"a pipeline for {served.task} has no option {unknown[0]!r}; it has {', '.join(chosen.options)}."
-        )
-    return chosen(served, max_tokens=max_tokens, **options)
+    return PIPELINES[served.task](served, max_tokens=max_tokens, **options)

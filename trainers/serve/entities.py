@@ -97,38 +97,36 @@ class TokenPipeline(Pipeline):
     fields: ClassVar[tuple[str, ...]] = ("text", "tokens")
     result_name: ClassVar[str] = "entities"
 
-    def __init__(
-        self,
-        served: Served,
-        *,
-        aggregation_strategy: Strategy = "first",
-        strict: bool = False,
-        max_tokens: int | None = None,
-    ) -> None:
+    def __init__(self, served: Served, **options: Any) -> None:
+        self._in_sequence = getattr(served.model, "head_kind", None) == "crf"
+        super().__init__(served, **options)
+        tokenizer = served.tokenizer()
+        check_vocabulary(tokenizer, served.vocab_size)
+        self._table = WordTable(tokenizer, served.max_length)
+        self._tags = bio_labels(self.labels)
+        self._is_outside = np.array([tag == "O" for tag in self._tags])
+
+    def choose(self, *, aggregation_strategy: Strategy = "first", strict: bool = False) -> None:
         """
         Args:
             aggregation_strategy: which pieces decide a word's label: the `first`, on which training puts the label;
                 the `average` of all; or the one with the highest probability (`max`).
             strict: IOB2 by the letter: an `I-` that continues no entity of its type belongs to none. Otherwise it
                 opens one, as in the lenient scores.
+
+        Raises:
+            ValueError: another strategy, or one that the head does not take.
         """
         if aggregation_strategy not in get_args(Strategy):
             raise ValueError(
                 f"aggregation_strategy is {aggregation_strategy!r}; expected one of {', '.join(get_args(Strategy))}."
             )
-        super().__init__(served, max_tokens=max_tokens)
-        self._in_sequence = getattr(served.model, "head_kind", None) == "crf"
         if self._in_sequence and aggregation_strategy != "first":
             raise ValueError(
                 f"aggregation_strategy is {aggregation_strategy!r}, but the head crf labels whole words. Leave it out."
             )
         self.strategy: Strategy = aggregation_strategy
         self.strict = strict
-        tokenizer = served.tokenizer()
-        check_vocabulary(tokenizer, served.vocab_size)
-        self._table = WordTable(tokenizer, served.max_length)
-        self._tags = bio_labels(self.labels)
-        self._is_outside = np.array([tag == "O" for tag in self._tags])
 
     def is_one(self, inputs: Any) -> bool:
         return isinstance(inputs, str) or super().is_one(inputs)

@@ -2,6 +2,7 @@
 length, the forward pass), and those that give one label, or the best few, for each text or image.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
@@ -42,7 +43,14 @@ class Pipeline:
     result_name: ClassVar[str] = "labels"
     """What results are called in a JSON object."""
 
-    def __init__(self, served: Served, *, max_tokens: int | None = None) -> None:
+    def __init__(self, served: Served, *, max_tokens: int | None = None, **options: Any) -> None:
+        """
+        Args:
+            options: those of the subclass, see its `choose`.
+
+        Raises:
+            ValueError: max_tokens is below 1; an option is unknown or its value wrong.
+        """
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens={max_tokens}: expected at least 1.")
         self.served = served
@@ -50,13 +58,33 @@ class Pipeline:
         """Label names in the order of the logits."""
         self.max_tokens = max_tokens or MAX_TOKENS.get(served.device.partition(":")[0], MAX_TOKENS["cpu"])
         self._input_rows = InputRows(self.fields, AS_FOUND, served.reading)
+        self._options: dict[str, Any] = {}
+        self._take(options)
 
-    def __call__(self, inputs: Any) -> Any:
+    def _take(self, options: Mapping[str, Any]) -> None:
+        unknown = sorted(set(options) - set(self.options))
+        if unknown:
+            raise ValueError(
+                f"a pipeline for {self.served.task} has no option {unknown[0]!r}; it has {', '.join(self.options)}."
+            )
+        self._options = {**self._options, **options}
+        self.choose(**self._options)
+
+    def choose(self) -> None:
+        """Take up the options."""
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
         """The result of one input, a list of results for a list or a table, an iterator over those of another iterable.
+
+        Options are for this call alone; the others are the pipeline's.
 
         A table is a pandas or polars DataFrame, a datasets.Dataset or a dict of lists; a dict is a row. Of its columns
         those are read that the model was trained on, or that have usual names.
         """
+        if options:
+            once = copy.copy(self)
+            once._take(options)
+            return once(inputs)
         if is_table(inputs):
             rows, _ = rows_of(inputs, "the table")
             return list(self.stream(rows))
@@ -159,14 +187,7 @@ class ClassificationPipeline(Pipeline):
 
     options: ClassVar[tuple[str, ...]] = ("top_k", "threshold")
 
-    def __init__(
-        self,
-        served: Served,
-        *,
-        top_k: int | Literal["auto"] | None = "auto",
-        threshold: float | None = None,
-        max_tokens: int | None = None,
-    ) -> None:
+    def choose(self, *, top_k: int | Literal["auto"] | None = "auto", threshold: float | None = None) -> None:
         """
         Args:
             top_k: labels to give for each input; None: all of them; "auto": one, or for a multi-label model those above
@@ -177,9 +198,9 @@ class ClassificationPipeline(Pipeline):
         Raises:
             ValueError: top_k is below 1, or a threshold is no probability or not for this model.
         """
-        super().__init__(served, max_tokens=max_tokens)
         if isinstance(top_k, int) and top_k < 1:
             raise ValueError(f"top_k={top_k}: expected at least 1, or None for all labels.")
+        served = self.served
         several = served.problem_type == "multi_label_classification"
         if threshold is not None and not several:
             raise ValueError(
@@ -199,8 +220,10 @@ class ClassificationPipeline(Pipeline):
         self.top_k = min(top_k or len(self.labels), len(self.labels))
         self.single = top_k == 1 and self.thresholds is None
 
-    def __call__(self, inputs: Any) -> Any:
-        result = super().__call__(inputs)
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        result = super().__call__(inputs, **options)
+        if options:  # the pipeline that has them has seen to it
+            return result
         return [result] if self.single and self.is_one(inputs) else result
 
     def predict(self, inputs: Sequence[Any]) -> list[Any]:
@@ -313,8 +336,8 @@ class ImagePipeline(ClassificationPipeline):
         height, width = self.processing.size
         self._rows = max(1, self.max_tokens * PIXELS_PER_TOKEN // (height * width))
 
-    def __call__(self, inputs: Any) -> Any:
-        return super().__call__(list(inputs) if is_array(inputs) and inputs.ndim == 4 else inputs)
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        return super().__call__(list(inputs) if is_array(inputs) and inputs.ndim == 4 else inputs, **options)
 
     def is_one(self, inputs: Any) -> bool:
         return is_picture(inputs) or super().is_one(inputs)

@@ -81,6 +81,12 @@ def test_strategies_differ_on_these_texts(ner):
     assert len({str(ner[strategy](TEXTS)) for strategy in ner}) == 3
 
 
+def test_a_strategy_for_one_call(ner):
+    before = ner["first"](TEXTS)
+    assert ner["first"](TEXTS, aggregation_strategy="average") == ner["average"](TEXTS) != before
+    assert ner["first"](TEXTS) == before
+
+
 def test_the_entities_of_a_list_of_words_are_those_of_transformers(ner, oracle):
     words = ["Glucocorticoid", "receptors", "phosphorylation", "(", "NFkappaB", ")", "hypergammaglobulinemia", "."]
     (entities,) = ner["first"]([words])

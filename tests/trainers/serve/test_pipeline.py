@@ -86,6 +86,20 @@ def test_labels_of_texts_are_those_of_transformers(text_model):
         pipeline(None, text_model, top_k=0)
 
 
+def test_options_of_a_call_are_for_it_alone(text_model, image_model, pictures):
+    oracle = transformers.pipeline("text-classification", model=str(text_model), device="cpu")
+    classify = pipeline(model=text_model)
+    before = classify(TEXTS)
+    assert_same(classify(TEXTS[0], top_k=None), oracle(TEXTS[0], top_k=None))
+    streamed = list(classify(iter(TEXTS), top_k=2))
+    assert [len(labels) for labels in streamed] == [2] * len(TEXTS)
+    assert_same(streamed[1], oracle(TEXTS[1], top_k=2))
+    assert classify(TEXTS) == before
+    with pytest.raises(ValueError, match="no option 'topk'; it has top_k, threshold"):
+        classify(TEXTS[0], topk=2)
+    assert [len(labels) for labels in pipeline(model=image_model)(pictures, top_k=2)] == [2] * len(pictures)
+
+
 def test_labels_of_images_are_those_of_transformers(image_model, pictures):
     processor = transformers.ViTImageProcessor.from_pretrained(image_model)
     oracle = transformers.pipeline("image-classification", model=str(image_model), image_processor=processor,
