@@ -64,7 +64,12 @@ def test_every_call_of_the_table_runs(row, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     input_ids = torch.tensor([[101, 4962, 102]] * 3)
     names = {name: getattr(lora_core, name) for name in lora_core.__all__}
-    names |= {"torch": torch, "input_ids": input_ids, "batches": [{"input_ids": input_ids}] * 20}
+    names |= {
+        "lora_core": lora_core,
+        "torch": torch,
+        "input_ids": input_ids,
+        "batches": [{"input_ids": input_ids}] * 20,
+    }
     model = load_pretrained("embedded", "token-classification", labels=["O", "B-GENE", "I-GENE"])
     lora_core.inject_lora(model, r=8, adapter_name="a")
     lora_core.add_adapter(model, "b", r=4, target_modules="all-linear")
