@@ -261,7 +261,7 @@ def test_the_task_follows_the_settings_or_else_the_data(splits):
         ({"problem_type": "regression", "focal_gamma": 2.0}, r"focal_gamma is 2\.0, but the run learns numbers"),
         ({"problem_type": "regression", "metric": "accuracy"}, "metric is 'accuracy'; regression has pearson"),
         ({"problem_type": "single_label_classification", "metric": "r2"}, "metric is 'r2'; single_label_.* has f1"),
-        ({"task": "image-classification", "problem_type": "multi_label_classification"},
+        ({"task": "image-classification", "model": "vit", "problem_type": "multi_label_classification"},
          "problem_type is multi_label_classification, but image-classification is trained for single_label"),
         ({"task": "token-classification", "problem_type": "regression"},
          "problem_type is regression with task token-classification: it is for"),
