@@ -72,6 +72,14 @@ def test_a_label_file_names_the_ids(tmp_path, capsys):
     assert "| Rate                  |     1 |" in capsys.readouterr().out
 
 
+def test_a_file_too_small_to_be_cut_is_counted_whole(tmp_path, capsys):
+    (tmp_path / "few.csv").write_text("text,label\na fine film,good\na dull film,bad\nfine,good\n")
+    flags = ["--task", "text-classification", "--output-dir", str(tmp_path / "out")]
+    main(["check-data", str(tmp_path / "few.csv"), *flags])
+    assert "| good                | 2 (66.7%) |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "statistics.json").read_text())["splits"].keys() == {"all"}
+
+
 def test_a_table_without_a_header_is_checked_and_learned_by_the_numbers_of_its_columns(tmp_path, capsys, checkpoint):
     """CoLA's files: source, label, the author's mark, sentence."""
     words = ["nfkb", "binds", "the", "gene"]

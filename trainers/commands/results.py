@@ -204,9 +204,9 @@ def check_data(
     reading = Reading(columns, text_column, pair_column, label_column, delimiter, encoding, on_bad_row)
     if task == "text-classification":
         from trainers.corpus.texts import count_texts, texts_table, write_texts
-        from trainers.data.texts.reader import load_text_datasets
+        from trainers.data.texts.reader import read_text_splits
 
-        datasets = load_text_datasets(data, on_bad_row=on_bad_row, reading=reading, problem_type=problem_type)
+        datasets = read_text_splits(data, on_bad_row=on_bad_row, reading=reading, problem_type=problem_type)
         texts = count_texts(datasets, model)
         table, write = texts_table(texts), partial(write_texts, texts)
     elif task == "image-classification":

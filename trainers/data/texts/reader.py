@@ -87,6 +87,18 @@ def load_text_datasets(
         ValueError: there is no such data set, it is in another form, or with ``on_bad_row="error"`` a row cannot be
             used; the message names file, line and value.
     """
+    datasets = read_text_splits(source, on_bad_row=on_bad_row, reading=reading, problem_type=problem_type)
+    return completed(cut_in_three(datasets[UNSPLIT]) if UNSPLIT in datasets else datasets)
+
+
+def read_text_splits(
+    source: str | Path,
+    *,
+    on_bad_row: OnBadRow = "error",
+    reading: Reading | None = None,
+    problem_type: str = "auto",
+) -> dict[str, TextDataset]:
+    """The splits as they lie there, under UNSPLIT what has none: as `load_text_datasets`, but nothing is cut."""
     bad_rows, reading = BadRows(on_bad_row), reading or Reading()
     place = find_source(source, patterns(), "a file or folder")
     files = {UNSPLIT: [place]} if place.is_file() else split_files(place)
@@ -113,7 +125,7 @@ def load_text_datasets(
                          "--label-column.")  # fmt: skip
     datasets = _datasets(labelled, columns, declared, problem_type, bad_rows)
     bad_rows.report()
-    return completed(cut_in_three(datasets[UNSPLIT]) if UNSPLIT in datasets else datasets)
+    return datasets
 
 
 def _columns(tables: dict[str, list[Table]], reading: Reading) -> Columns:
