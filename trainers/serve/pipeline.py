@@ -3,6 +3,7 @@ length, the forward pass), and those that give one label, or the best few, for e
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
@@ -19,11 +20,13 @@ from trainers.data.labels import Decision
 from trainers.data.reading import AS_FOUND
 from trainers.data.rows import short
 from trainers.data.table import is_table, rows_of
-from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts
+from trainers.data.texts.encode import KEPT, KEPT_OF_PAIR, EncodedTexts, encode_pairs, encode_texts
 from trainers.data.tokenizer import check_vocabulary
 from trainers.data.tokens.windows import IGNORED_LABEL
 from trainers.serve.rows import InputRows
 from trainers.serve.served_model import Served
+
+logger = logging.getLogger(__name__)
 
 MAX_TOKENS = {"cpu": 512, "cuda": 16_384}
 """Positions of a batch, padding included: work enough for the device; on a CPU more would leave its caches."""
@@ -275,6 +278,7 @@ class TextPipeline(ClassificationPipeline):
         super().__init__(served, **options)
         self.tokenizer = served.tokenizer()
         check_vocabulary(self.tokenizer, served.vocab_size)
+        self._said_shortened = False
 
     def is_one(self, inputs: Any) -> bool:
         return isinstance(inputs, str) or _is_pair(inputs) or super().is_one(inputs)
@@ -295,7 +299,7 @@ class TextPipeline(ClassificationPipeline):
             raise ValueError(f"{self.served.source} was trained on {known}: give {wanted}.")
         texts, targets, served = [text for text, _ in given], np.zeros(len(given), dtype=np.int64), self.served
         if pairs:
-            return encode_pairs(
+            encoded = encode_pairs(
                 texts,
                 pairs,
                 targets,
@@ -305,7 +309,20 @@ class TextPipeline(ClassificationPipeline):
                 served.segments,
                 served.long_text,
             )
-        return encode_texts(texts, targets, self.tokenizer, served.max_length, served.pad_token_id, served.long_text)
+        else:
+            encoded = encode_texts(
+                texts, targets, self.tokenizer, served.max_length, served.pad_token_id, served.long_text
+            )
+        if encoded.shortened and not self._said_shortened:
+            self._said_shortened = True
+            kept = KEPT_OF_PAIR if pairs else KEPT.get(served.long_text, "")
+            logger.warning(
+                "%s reads at most %d tokens: of longer input, as here, %s is kept (said once)",
+                served.source,
+                served.max_length,
+                kept,
+            )
+        return encoded
 
     def batches(self, inputs: Sequence[Any]) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         texts = self.encode(inputs)

@@ -15,7 +15,7 @@ from trainers.data.labels import DECISION_FILE, Decision
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.run_folder import RunFolder
 from trainers.serve.backends import ONNX_SUFFIX, Chosen, choose
-from trainers.serve.served_model import Served, longest_input
+from trainers.serve.served_model import Served
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def _load_onnx(
         "cpu",
         None,
         model.metadata,
-        max_length=longest_input(str(path), processing, model.max_tokens),
+        max_length=processing.longest(model.max_tokens),
         pad_token_id=int(model.metadata.get("pad_token_id", 0)),
         vocab_size=model.vocab_size,
         long_text=processing.long_text,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainers.data.reading import AS_FOUND, Reading
-from trainers.data.texts.encode import TextProcessing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from lora_core.models.labels import ProblemType
     from trainers.data.texts.encode import LongText
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,13 +66,3 @@ class Served:
         tokenizer.no_padding()  # as `load_tokenizer`: a published tokenizer.json may pad every text, and so every word
         tokenizer.no_truncation()
         return tokenizer
-
-
-def longest_input(source: str, processing: TextProcessing, positions: int) -> int:
-    """Most tokens of an input; it is said where the model has room for more."""
-    longest = min(processing.max_length or positions, positions)
-    if longest < positions:
-        logger.info(
-            "%s reads at most %d tokens at a time, as it says; it has positions for %d", source, longest, positions
-        )
-    return longest

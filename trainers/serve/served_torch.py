@@ -23,7 +23,7 @@ from trainers.data.tokenizer import StatedLimits
 from trainers.finished import FinishedRun
 from trainers.processes.devices import usable
 from trainers.run_folder import RunFolder
-from trainers.serve.served_model import Served, longest_input
+from trainers.serve.served_model import Served
 from trainers.sharing.alone import HEAD_FILE, load_alone, moves_alone
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _of_model(source: str, model: TaskModel, folder: Path, device: torch.device,
         str(device),
         folder,
         {},
-        max_length=longest_input(source, processing, model.config.max_tokens) if reads_text else 0,
+        max_length=processing.longest(model.config.max_tokens) if reads_text else 0,
         pad_token_id=model.config.pad_token_id if reads_text else 0,
         vocab_size=model.config.vocab_size if reads_text else 0,
         long_text=processing.long_text,

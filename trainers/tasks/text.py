@@ -17,7 +17,7 @@ from trainers.data.reading import Reading
 from trainers.data.splits import limited, stratified
 from trainers.data.texts.augment import WordAugmentation
 from trainers.data.texts.dataset import TextDataset
-from trainers.data.texts.encode import EncodedTexts, encode_pairs, encode_texts
+from trainers.data.texts.encode import KEPT, KEPT_OF_PAIR, EncodedTexts, encode_pairs, encode_texts
 from trainers.data.texts.reader import load_text_datasets
 from trainers.tasks.classification import TASKS, Classification
 from trainers.tasks.label_scores import METRICS_OF, label_counts
@@ -39,7 +39,6 @@ PROBLEM_TYPES: tuple[ProblemType, ...] = tuple(METRICS_OF)
 
 LONG_TEXT = 1024
 """Tokens from which on a text alone takes so much memory that the user is told."""
-_KEPT = {"head": "the beginning", "head_tail": "half from each end"}
 
 
 def load(config: RunConfig) -> dict[str, TextDataset]:
@@ -59,7 +58,7 @@ def encode(dataset: TextDataset, model: TaskModel, config: RunConfig, saved: Pat
     if dataset.pairs is not None:
         segments, pad = model.base_model.segments, model.config.pad_token_id
         data = _encode_pairs(dataset, dataset.pairs, tokenizer, max_length, pad, segments, config)
-        _say_shortened(dataset, data, max_length, "of the longer text of each pair the beginning")
+        _say_shortened(dataset, data, max_length, KEPT_OF_PAIR)
         _say_long(dataset, data, max_length, config)
         return data
     eda = config.text_augment == "eda"
@@ -73,7 +72,7 @@ def encode(dataset: TextDataset, model: TaskModel, config: RunConfig, saved: Pat
         config.long_text,
         WordAugmentation(config.augment_share, config.seed, longest) if eda else None,
     )
-    _say_shortened(dataset, data, max_length, _KEPT.get(config.long_text, ""))
+    _say_shortened(dataset, data, max_length, KEPT.get(config.long_text, ""))
     _say_long(dataset, data, max_length, config)
     return data
 

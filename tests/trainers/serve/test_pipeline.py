@@ -86,6 +86,14 @@ def test_labels_of_texts_are_those_of_transformers(text_model):
         pipeline(None, text_model, top_k=0)
 
 
+def test_a_text_that_is_shortened_is_said_once(text_model, caplog):
+    classify = pipeline(model=text_model)
+    classify(["gene", "gene " * 600])
+    classify("gene " * 600)
+    (said,) = [record.message for record in caplog.records if "is kept" in record.message]
+    assert f"{text_model} reads at most {classify.served.max_length} tokens: of longer input, as here, the beginning is" in said
+
+
 def test_options_of_a_call_are_for_it_alone(text_model, image_model, pictures):
     oracle = transformers.pipeline("text-classification", model=str(text_model), device="cpu")
     classify = pipeline(model=text_model)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 LongText = Literal["head", "tail", "head_tail", "windows"]
 """What is kept of long texts. A run's settings have no "tail": some checkpoints ask for it."""
+KEPT: dict[str, str] = {"head": "the beginning", "tail": "the end", "head_tail": "half from each end"}
+"""What is kept of a text that is too long, in words."""
+KEPT_OF_PAIR = "the beginning of the longer text of each pair"
 Item = TypeVar("Item")
 
 TEXT_PROCESSING_FILE = "text_processing.json"
@@ -343,6 +346,10 @@ class TextProcessing:
     """Whether the model was trained on pairs of texts; None: it is not known."""
     reading: Reading = AS_FOUND
     """How the files that it was trained on were read: others of their form are read so too."""
+
+    def longest(self, positions: int) -> int:
+        """Most tokens of one input of a model with room for so many."""
+        return min(self.max_length or positions, positions)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of text_processing.json."""
