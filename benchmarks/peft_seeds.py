@@ -29,7 +29,7 @@ from trainers.config import RunConfig
 from trainers.data.batches import Data, evaluation_batches, total_steps
 from trainers.experiment import run
 from trainers.model import build
-from trainers.recipes import with_recipe
+from trainers.recipes import usual_epochs, with_recipe
 from trainers.results.significance import half_width, welch_interval
 from trainers.show import markdown_table
 from trainers.tasks import kind_of, settle
@@ -113,11 +113,12 @@ def _with_peft(config: RunConfig, path: Path) -> dict[str, Any]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trainable != lora_core.parameter_counts(like)[0]:
         raise ValueError(f"PEFT trains {trainable:,} parameters, we {lora_core.parameter_counts(like)[0]:,}.")
-    steps = total_steps(data["train"].lengths, epochs=config.epochs, batch_size=config.batch_size, seed=0)
+    in_one = total_steps(data["train"].lengths, epochs=1, batch_size=config.batch_size, seed=0)
+    epochs = usual_epochs(config, in_one) if config.epochs is None else config.epochs
     arguments = transformers.TrainingArguments(
-        str(path.parent / "trainer"), num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
+        str(path.parent / "trainer"), num_train_epochs=epochs, per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate or 0.0, lr_scheduler_type=config.schedule,
-        warmup_steps=round((config.warmup or 0) * steps),
+        warmup_steps=round((config.warmup or 0) * in_one * epochs),
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed,
         label_smoothing_factor=config.label_smoothing, remove_unused_columns=False, report_to=[], save_strategy="no",
         logging_strategy="no", disable_tqdm=True, use_cpu=not torch.cuda.is_available(),

@@ -31,13 +31,14 @@ from trainers.processes import interrupt
 from trainers.processes.distributed import World, distributed
 from trainers.processes.fsdp import copy_tensors, is_sharded, whole
 from trainers.processes.run_lock import locked
-from trainers.recipes import as_begun, with_recipe
+from trainers.recipes import EPOCHS, as_begun, with_recipe
 from trainers.run_folder import MetricsLog, Run, RunFolder, read_run, save_predictions, set_aside
 from trainers.sharing.alone import AdapterHead
 from trainers.sharing.card import CARD, write_card
 from trainers.show import hushed
 from trainers.tasks import check_settings, kind_of, load, settle
 from trainers.tasks.task import Task
+from trainers.training.batch_plan import BatchPlan
 from trainers.training.checkpoints import check_checkpoint, newest_checkpoint, set_aside_later
 from trainers.training.memory import peak_memory, peak_memory_bytes, reset_peak_memory
 from trainers.training.state import trained_tensors
@@ -161,6 +162,10 @@ def _prepared(config: RunConfig, datasets: Mapping[str, Any] | None, world: Worl
         world.from_main(lambda: write_vocabulary(config, datasets["train"]))
     model = build(config, labels)
     data = {split: kind.encode(dataset, model, config) for split, dataset in datasets.items()}
+    if config.epochs is None:
+        config = dataclasses.replace(config, epochs=BatchPlan(data["train"], config, world, None).epochs)
+        if world.is_main and config.epochs != EPOCHS:
+            logger.info("few training examples, so %d epochs (--epochs N takes others)", config.epochs)
     start_from_inputs(model, data["train"], config, world.device)
     return Prepared(config, labels, datasets, model, data, kind.task(labels, config, data["train"]))
 
@@ -189,6 +194,7 @@ def _run(
         return read_run(config.output_dir)
     config = given = world.from_main(lambda: with_recipe(config))
     prepared = _prepared(config, datasets, world, fresh=checkpoint is None)
+    config = given = dataclasses.replace(config, epochs=prepared.config.epochs)
     inputs = inputs_of(prepared.config, prepared.labels, prepared.data)
     check_processes(inputs, world)
     folder = RunFolder(config.output_dir)

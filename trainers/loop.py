@@ -113,7 +113,7 @@ def fit(
     monitor = monitor or Monitor(config, world)
     monitor.begin(state, plan, validation)
 
-    while not ends and state.epoch < config.epochs and not state.out_of_patience(config.patience):
+    while not ends and state.epoch < plan.epochs and not state.out_of_patience(config.patience):
         parallel.train()
         state.start_clock()
         with memory_errors(world.device, plan.pass_tokens), monitor.epoch(len(plan.batches(state.epoch))):
@@ -141,7 +141,7 @@ def fit(
         event = {**place, **state.pop_epoch(world), "validation": scores}
         log.write("epoch", **event)
         monitor.evaluated(event, best=improved)
-        ended = state.epoch == config.epochs or state.out_of_patience(config.patience)
+        ended = state.epoch == plan.epochs or state.out_of_patience(config.patience)
         peak_rate = float(max(scheduler.base_lrs))
         if world.is_main and (warning := warning_of(log.epochs(), config.metric, peak_rate, ended)):
             logger.warning(warning)

@@ -1,4 +1,5 @@
-"""What a run takes where its settings leave it open, by method and task: learning rate, warmup, and LoRA's layers.
+"""What a run takes where its settings leave it open: learning rate, warmup and LoRA's layers by method and task, epochs
+by how many examples there are.
 
 A learning rate is that of an encoder 384 wide, as MiniLM-L6 is, or narrower. A wider one takes a lower rate in inverse
 proportion, as suits Adam (Yang et al. 2022, "Tensor Programs V"): half of it at 768, which is what BERT-base and
@@ -11,13 +12,18 @@ from dataclasses import dataclass
 
 from lora_core.models import config_from_dict
 from lora_core.models.pretrained.source import read_config, resolve
-from trainers.config import SCRATCH, RunConfig
+from trainers.config import SCRATCH, RunConfig, TrainConfig
 from trainers.run_folder import RunFolder
 
 MEASURED_WIDTH = 384
 """Of the encoder that the learning rates were measured with."""
 OPEN = ("learning_rate", "lora_plus_ratio", "warmup", "target_modules")
 """Settings that a recipe fills in."""
+EPOCHS, MOST_EPOCHS = 3, 20
+"""What is usual, and the most that few examples take (Mosbach et al. 2021, "On the Stability of Fine-tuning BERT")."""
+LEAST_STEPS = {"token-classification": 1000, "text-classification": 200, "image-classification": 200}
+LEAST_STEPS_UNTRAINED = 1000
+"""Of a whole training: fewer teach too little, so few examples take more epochs (measured in examples/README.md)."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ def as_begun(config: RunConfig) -> RunConfig:
     if not config.resume or config.overwrite or not folder.settings.is_file():
         return config
     begun = folder.read_settings()
-    own = {name: begun[name] for name in _left_open(config) if begun.get(name) is not None}
+    left_open = [*_left_open(config), *(["epochs"] if config.epochs is None else [])]
+    own = {name: begun[name] for name in left_open if begun.get(name) is not None}
     return dataclasses.replace(config, **{n: tuple(v) if isinstance(v, list) else v for n, v in own.items()})
 
 
@@ -78,6 +85,14 @@ def with_recipe(config: RunConfig) -> RunConfig:
     recipe = _by_method(config)
     recipe = recipe_of(config) if "learning_rate" in left_open else dataclasses.replace(recipe, lora_plus_ratio=1.0)
     return dataclasses.replace(config, **{name: getattr(recipe, name) for name in left_open})
+
+
+def usual_epochs(config: TrainConfig, steps: int) -> int:
+    """Passes over training data of which one makes so many steps; where the task is not known, as for texts."""
+    enough = LEAST_STEPS["text-classification"]
+    if isinstance(config, RunConfig):
+        enough = LEAST_STEPS_UNTRAINED if config.model in SCRATCH else LEAST_STEPS[config.task]
+    return min(max(EPOCHS, -(-enough // max(1, steps))), MOST_EPOCHS)
 
 
 def recipe_of(config: RunConfig) -> Recipe:

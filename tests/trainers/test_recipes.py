@@ -4,12 +4,14 @@ import dataclasses
 import json
 
 import pytest
+import tomli
 
 from lora_core.models import build_model, config_from_dict, save_pretrained
+from trainers import recipes
 from trainers.cli import main
-from trainers.config import GROUPS, RunConfig
+from trainers.config import GROUPS, RunConfig, TrainConfig
 from trainers.experiment import run
-from trainers.recipes import RECIPES, recipe_of, with_recipe
+from trainers.recipes import RECIPES, recipe_of, usual_epochs, with_recipe
 from trainers.run_folder import RunFolder
 
 
@@ -41,6 +43,37 @@ def test_every_method_has_a_recipe_for_every_task_and_lora_names_its_layers():
 @pytest.mark.parametrize(("width", "rate"), [(16, 2e-3), (384, 2e-3), (768, 1e-3), (1024, 7.5e-4)])
 def test_a_wider_encoder_takes_a_lower_rate(wide, width, rate):
     assert recipe_of(RunConfig(model=wide(width))).learning_rate == rate
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "epochs"),
+    [
+        (RunConfig(), 1066, 3), (RunConfig(), 334, 3), (RunConfig(), 333, 4), (RunConfig(), 100, 10),
+        (RunConfig(), 2, 20), (RunConfig(), 0, 20), (RunConfig(task="text-classification"), 100, 3),
+        (RunConfig(task="text-classification"), 20, 10), (RunConfig(task="image-classification"), 1, 20),
+        (RunConfig(task="text-classification", model="lstm", method="full"), 100, 10), (TrainConfig(), 20, 10),
+    ],
+)  # fmt: skip
+def test_few_examples_take_more_epochs(config, steps, epochs):
+    assert usual_epochs(config, steps) == epochs
+
+
+def test_a_run_says_how_many_epochs_it_takes_and_keeps_to_them(
+    tiny, checkpoint, data, tmp_path, capsys, caplog, monkeypatch
+):
+    caplog.set_level("INFO")
+    config = RunConfig(model=str(checkpoint), data=str(data), output_dir=tmp_path / "run", batch_size=4)
+    monkeypatch.setitem(recipes.LEAST_STEPS, "token-classification", 24)  # an epoch of this data has 6
+    finished = run(config)
+    assert [event["epoch"] for event in finished.epochs] == [1, 2, 3, 4]
+    out = " ".join(capsys.readouterr().out.split())
+    assert "few training examples, so 4 epochs (--epochs N takes others)" in caplog.messages
+    assert "24 steps in 4 epochs" in out
+    assert finished.config["epochs"] == 4
+    assert tomli.loads((tmp_path / "run" / "run.toml").read_text())["epochs"] == 4
+    monkeypatch.undo()  # the rule has changed, as in another version: the run goes on as it was begun
+    assert run(dataclasses.replace(config, resume="auto")).config["epochs"] == 4
+    assert run(dataclasses.replace(config, overwrite=True, epochs=1)).config["epochs"] == 1
 
 
 def test_what_the_settings_say_stands():

@@ -61,9 +61,9 @@ class Monitor:
 
     def begin(self, state: TrainState, plan: BatchPlan, validation: Data) -> None:
         """Training begins, or goes on from where ``state`` is."""
-        self.state, self._steps = state, plan.total_steps
+        self.state, self._steps, self._epochs = state, plan.total_steps, plan.epochs
         tokens = int(plan.data.lengths.sum()), int(validation.lengths.sum())
-        self._forecast = Forecast(tokens[0], self.config.epochs, tokens[1], self._scored_at_end)
+        self._forecast = Forecast(tokens[0], self._epochs, tokens[1], self._scored_at_end)
         self._began = self._refreshed = self._forecast.now()
         self._loss_before = self._labels_before = 0.0
         if state.step and self.shown:
@@ -77,7 +77,7 @@ class Monitor:
         self._loss_before, self._labels_before = state.read_loss(), state.epoch_labels
         if self._left_epoch is not None:
             self._forecast.evaluated(self._forecast.now() - self._left_epoch)
-        name = f"epoch {state.epoch + 1}/{self.config.epochs}"
+        name = f"epoch {state.epoch + 1}/{self._epochs}"
         with progress_bar(name, steps, unit="step", shown=self.shown) as self._bar:
             self._bar.update(state.batch)
             yield
@@ -108,7 +108,7 @@ class Monitor:
             return
         metric = self.config.metric
         if self._rows is None:
-            self._rows = EvaluationRows(metric, event["validation"], self.config.epochs, self._steps, self.unit)
+            self._rows = EvaluationRows(metric, event["validation"], self._epochs, self._steps, self.unit)
             self.screen.say(LEGEND.format(metric=metric))
             self.screen.row(self._rows.header, self._rows.widths)
         elapsed = self._forecast.now() - self._began
@@ -126,7 +126,7 @@ class Monitor:
         loss = f"loss {state.local_loss(self.world):.4f}"
         self._bar.set_postfix_str(f"{loss}, ends {end}" if end else loss, refresh=False)
         self.screen.status(
-            f"epoch {state.epoch + 1}/{self.config.epochs}, step {state.step:,} of {self._steps:,}, {loss}, "
+            f"epoch {state.epoch + 1}/{self._epochs}, step {state.step:,} of {self._steps:,}, {loss}, "
             f"{clock_text(self._forecast.now() - self._began)}{f', ends {end}' if end else ''}"
         )
         left = self._forecast.left(state.epoch)

@@ -58,7 +58,8 @@ def plan_of(
     if config.method == "lora":
         how += f" of rank {config.r} on {', '.join(config.target_modules)}"
         how += " and the head" if config.train_head else ""
-    steps = BatchPlan(train, config, world, None).total_steps
+    batches = BatchPlan(train, config, world, None)
+    steps, epochs = batches.total_steps, batches.epochs
     size = f"{config.batch_tokens:,} tokens" if config.batch_tokens else f"{config.batch_size} {noun}"
     encoder = type(model.base_model).__name__.removesuffix("Model").removesuffix("Encoder")
     lines = {
@@ -68,7 +69,7 @@ def plan_of(
         f"trained ({trainable / total:.2%}): {how}",
         "device": f"{_device(world)}, {config.precision}"
         + (f", frozen weights in {config.frozen}" if config.frozen else ""),
-        "training": f"{steps:,} step{_s(steps)} in {config.epochs} epoch{_s(config.epochs)}; {size} a step; learning "
+        "training": f"{steps:,} step{_s(steps)} in {epochs} epoch{_s(epochs)}; {size} a step; learning "
         f"rate {_rate(config)}; the best epoch is that of the best {config.metric}",
         "output": str(config.output_dir),
     }

@@ -71,6 +71,11 @@ class RunProcess:
         """The `epoch` events so far."""
         return RunFolder(self.config.output_dir).epochs()
 
+    @property
+    def most_epochs(self) -> int:
+        """Epochs that it trains, if nothing ends it before; once it has begun to train."""
+        return RunFolder(self.config.output_dir).read_settings()["epochs"]
+
     def stop(self) -> None:
         """Ask it to end, with a checkpoint, and wait until it has."""
         if self.status is None:

@@ -283,7 +283,7 @@ class _Watch:
                 self._reported = event["epoch"]
                 self.trial.report(selecting_score(process.config, event["validation"]), self._reported)
         if status is None:
-            weak = bool(epochs) and self._reported < process.config.epochs and self.trial.should_prune()
+            weak = bool(epochs) and self._reported < process.most_epochs and self.trial.should_prune()
             if not weak:
                 return None
             process.stop()

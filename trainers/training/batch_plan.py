@@ -14,6 +14,7 @@ from torch import Tensor
 from trainers.config import TrainConfig
 from trainers.data.batches import Data, epoch_batches, load_batches, share, share_by_tokens, total_steps
 from trainers.processes.distributed import World
+from trainers.recipes import usual_epochs
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class BatchPlan:
             most_tokens: of one pass, padding included; None: `micro_batch_size` counts.
         """
         self.data, self.world, self.most_tokens = data, world, most_tokens
-        self.most_examples, self.workers, self.epochs = config.micro_batch_size, config.workers, config.epochs
+        self.most_examples, self.workers = config.micro_batch_size, config.workers
         self.in_step = config.parallel == "fsdp"  # the processes then exchange parameters in every pass
         self._recipe: dict[str, Any] = {
             "batch_size": config.batch_size,
@@ -62,6 +63,8 @@ class BatchPlan:
             "group": config.group_by_length,
             "batch_tokens": config.batch_tokens,
         }
+        in_one = total_steps(data.lengths, epochs=1, **self._recipe)
+        self.epochs = usual_epochs(config, in_one) if config.epochs is None else config.epochs
 
     @property
     def total_steps(self) -> int:

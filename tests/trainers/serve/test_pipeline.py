@@ -91,7 +91,10 @@ def test_a_text_that_is_shortened_is_said_once(text_model, caplog):
     classify(["gene", "gene " * 600])
     classify("gene " * 600)
     (said,) = [record.message for record in caplog.records if "is kept" in record.message]
-    assert f"{text_model} reads at most {classify.served.max_length} tokens: of longer input, as here, the beginning is" in said
+    assert (
+        f"{text_model} reads at most {classify.served.max_length} tokens: of longer input, as here, the beginning is"
+        in said
+    )
 
 
 def test_options_of_a_call_are_for_it_alone(text_model, image_model, pictures):
