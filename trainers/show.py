@@ -61,8 +61,26 @@ def progress_bar(
     return tqdm(desc=name, total=total, unit=unit, delay=delay, disable=hidden, leave=False, file=sys.stderr, **more)
 
 
+REPEATED = 600.0
+"""Seconds after which a line that says the same again says something new."""
+
+
 class LogHandler(logging.StreamHandler):
-    """Writes log lines to standard error, above a progress bar that stands there."""
+    """Writes log lines to standard error, above a progress bar that stands there, and not what it has just written:
+    several runs of one data set have the same to say of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
+        line = str((record.levelno, record.msg, record.args))
+        if record.exc_info is None and record.created - self._written.get(line, -REPEATED) < REPEATED:
+            return False
+        self._written = {said: when for said, when in self._written.items() if record.created - when < REPEATED}
+        self._written[line] = record.created
+        return super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm = sys.modules.get("tqdm")

@@ -89,6 +89,13 @@ def test_log_lines_stand_above_the_bar(monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("a line\n")
 
 
+def test_a_line_is_not_written_again_until_a_while_later(capsys):
+    handler = LogHandler()
+    for rows, when in [(3, 1.0), (4, 2.0), (3, 3.0), (3, 700.0)]:
+        handler.handle(logging.makeLogRecord({"msg": "%s rows", "args": (rows,), "created": when}))
+    assert capsys.readouterr().err == "3 rows\n4 rows\n3 rows\n"
+
+
 def test_bars_show_on_a_terminal_alone_and_not_when_hushed(monkeypatch, caplog):
     assert progress_bar("work", 3).disable  # a test's standard error is no terminal
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
