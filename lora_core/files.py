@@ -243,30 +243,30 @@ def read_json_object(path: str | Path, remedy: str) -> dict[str, Any]:
     if size > MOST_JSON:
         raise ValueError(f"{path} has {size:,} bytes, more than the {MOST_JSON:,} that are read as JSON. {remedy}")
     try:
-        return json_object(path.read_bytes())
+        return json_object(path.read_bytes(), str(path))
     except ValueError as error:
-        raise ValueError(f"{path} {error}. {remedy}") from error
+        raise ValueError(f"{error} {remedy}") from error
 
 
-def json_object(text: bytes | str) -> dict[str, Any]:
+def json_object(text: bytes | str, where: str = "it") -> dict[str, Any]:
     """The JSON object in a text, of which no key stands twice and nothing is nested without end.
 
     Raises:
-        ValueError: it is something else; the message goes on from the text's name.
+        ValueError: it is something else. The message begins with ``where``.
     """
     try:
         value = json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers or nesting without end
-        raise ValueError(f"is not JSON in UTF-8 ({error})") from error
+        raise ValueError(f"{where} is not JSON in UTF-8 ({error}).") from error
     if not isinstance(value, dict):
-        raise ValueError(f"holds {type(value).__name__} instead of a JSON object")
+        raise ValueError(f"{where} holds {type(value).__name__} instead of a JSON object.")
     level: list[Any] = [value]
     for _ in range(MOST_NESTED):
         inner = (item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer))
         level = [item for item in inner if isinstance(item, (dict, list))]
         if not level:
             return value
-    raise ValueError(f"is nested more than {MOST_NESTED} deep")
+    raise ValueError(f"{where} is nested more than {MOST_NESTED} deep.")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -293,11 +293,7 @@ class Decision:
         Raises:
             ValueError: it is damaged. The message begins with ``where``.
         """
-        try:
-            values = json_object(text)
-        except ValueError as error:
-            raise ValueError(f"{where} {error}.") from error
-        return cls._from_dict(values, where)
+        return cls._from_dict(json_object(text, where), where)
 
     @classmethod
     def _from_dict(cls, values: Mapping[str, Any], where: str) -> Decision:

@@ -197,10 +197,7 @@ class ImageProcessing:
         Raises:
             ValueError: as `from_dict`. The message begins with ``where``.
         """
-        try:
-            values = json_object(text)
-        except ValueError as error:
-            raise ValueError(f"{where} {error}.") from error
+        values = json_object(text, where)
         try:
             return cls.from_dict(values)
         except ValueError as error:

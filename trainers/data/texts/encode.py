@@ -372,11 +372,7 @@ class TextProcessing:
         Raises:
             ValueError: it is damaged. The message begins with ``where``.
         """
-        try:
-            values = json_object(text)
-        except ValueError as error:
-            raise ValueError(f"{where} {error}.") from error
-        return cls._from_dict(values, where)
+        return cls._from_dict(json_object(text, where), where)
 
     @classmethod
     def read(cls, folder: str | Path) -> TextProcessing:
