@@ -2,23 +2,25 @@
 
     python benchmarks/peft_seeds.py examples/peft_seeds_agnews.toml --seeds 5 --output-dir runs/peft_seeds
 
-The file has the settings of `lora-core train --config`, method lora, of texts or words. Both sides learn from the same
-tokens of the same examples, in orders of their own, with the same layers adapted, and are scored on the test split by
-the same code, with the weights of the epoch of the best validation score. Dropout of attention weights is ours on both
-sides. Seeds are independent here and there, so the interval of the difference of the means is Welch's. What is
-finished is not repeated.
+The file has the settings of `lora-core train --config`, method lora, of texts or words. Of each seed both sides learn
+from the same tokens of the same batches in the same order, with the same layers adapted and the same weights to start
+from, and are scored on the test split by the same code, with the weights of the epoch of the best validation score. So
+the interval is that of the paired differences. Where the settings have dropout, each side draws its own: without it,
+what is left is the libraries' arithmetic. What is finished is not repeated.
 """
 
 import argparse
 import dataclasses
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from conftest import provenance
+from torch.utils.data import DataLoader
 
 import lora_core
 from lora_core.adapters import hosts
@@ -26,14 +28,16 @@ from lora_core.files import read_json_object, write_json, write_text
 from lora_core.models import resolve
 from trainers.cli import exit_on_user_error, read_toml
 from trainers.config import RunConfig
-from trainers.data.batches import Data, evaluation_batches, total_steps
+from trainers.data.batches import Data, evaluation_batches
 from trainers.experiment import run
 from trainers.model import build
-from trainers.recipes import usual_epochs, with_recipe
-from trainers.results.significance import half_width, welch_interval
+from trainers.processes.distributed import World
+from trainers.recipes import with_recipe
+from trainers.results.significance import half_width, paired_interval
 from trainers.show import markdown_table
 from trainers.tasks import kind_of, settle
 from trainers.tasks.task import Task
+from trainers.training.batch_plan import BatchPlan
 
 AIM = 0.3
 """Points within which the interval of the difference should lie."""
@@ -73,13 +77,13 @@ def _table(config: RunConfig, ours: np.ndarray, theirs: np.ndarray) -> str:
         [name, f"{scores.mean():.2f} ± {half_width(scores):.2f}", *(f"{score:.2f}" for score in scores)]
         for name, scores in (("ours", ours), ("PEFT and Trainer", theirs))
     ]
-    low, high = welch_interval(ours, theirs)
+    low, high = paired_interval(list(ours - theirs)) or (float("-inf"), float("inf"))
     within = "within" if max(-low, high) <= AIM else "not within"
     header = ["", "mean of the seeds", *(str(config.seed + number) for number in range(len(ours)))]
     return (
         f"{markdown_table(header, rows)}\n\nTest {config.metric} of {config.data} in percent; the difference of the "
-        f"means is {ours.mean() - theirs.mean():+.2f} (Welch's 95% interval {low:+.2f} to {high:+.2f}), {within} {AIM} "
-        "points.\n"
+        f"means is {ours.mean() - theirs.mean():+.2f} (95% interval of the paired differences {low:+.2f} to "
+        f"{high:+.2f}), {within} {AIM} points.\n"
     )
 
 
@@ -101,8 +105,9 @@ def _with_peft(config: RunConfig, path: Path) -> dict[str, Any]:
     task = kind.task(labels, config, data["train"])
     class_name, task_type = CLASSES[config.task]
     model = getattr(transformers, class_name).from_pretrained(
-        resolve(config.model), num_labels=len(labels), attention_probs_dropout_prob=config.attention_dropout
-    )
+        resolve(config.model), num_labels=len(labels), attention_probs_dropout_prob=config.attention_dropout,
+        **({} if config.hidden_dropout is None else {"hidden_dropout_prob": config.hidden_dropout}),
+    )  # fmt: skip
     adapter = peft.LoraConfig(
         r=config.r, lora_alpha=config.lora_alpha or config.r,  # type: ignore[arg-type]  # a float serves too
         lora_dropout=config.lora_dropout, bias=config.bias,
@@ -113,12 +118,15 @@ def _with_peft(config: RunConfig, path: Path) -> dict[str, Any]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trainable != lora_core.parameter_counts(like)[0]:
         raise ValueError(f"PEFT trains {trainable:,} parameters, we {lora_core.parameter_counts(like)[0]:,}.")
-    in_one = total_steps(data["train"].lengths, epochs=1, batch_size=config.batch_size, seed=0)
-    epochs = usual_epochs(config, in_one) if config.epochs is None else config.epochs
+    begin = dict(lora_core.lora_state_dict(like))
+    unknown = peft.set_peft_model_state_dict(model, begin).unexpected_keys
+    if unknown or not begin:
+        raise ValueError(f"PEFT does not know {', '.join(unknown)}.")
+    plan = BatchPlan(data["train"], config, World(rank=0, size=1, device=torch.device("cpu")), None)
     arguments = transformers.TrainingArguments(
-        str(path.parent / "trainer"), num_train_epochs=epochs, per_device_train_batch_size=config.batch_size,
+        str(path.parent / "trainer"), num_train_epochs=plan.epochs, per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate or 0.0, lr_scheduler_type=config.schedule,
-        warmup_steps=round((config.warmup or 0) * in_one * epochs),
+        warmup_steps=round((config.warmup or 0) * plan.total_steps),
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed,
         label_smoothing_factor=config.label_smoothing, remove_unused_columns=False, report_to=[], save_strategy="no",
         logging_strategy="no", disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
@@ -129,14 +137,34 @@ def _with_peft(config: RunConfig, path: Path) -> dict[str, Any]:
         return {**{name: inputs[name] for name in INPUTS if name in inputs}, "labels": targets}
 
     best = _BestEpoch(model, task, data["validation"], config)
-    examples: Any = list(range(len(data["train"].lengths)))
-    trainer = transformers.Trainer(model, arguments, batch, examples, callbacks=[best.callback()])
+    examples: Any = range(len(data["train"].lengths))
+    loader = DataLoader(examples, batch_sampler=_Batches(plan), collate_fn=batch)
+
+    class Trainer(transformers.Trainer):
+        def get_train_dataloader(self) -> DataLoader:
+            return loader
+
+    trainer = Trainer(model, arguments, train_dataset=examples, callbacks=[best.callback()])
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     best.restore()
     scores = _scores(model, task, data["test"], config)
     write_json(path, scores)
     return scores
+
+
+class _Batches:
+    """The batches of our training, epoch after epoch, as a sampler of torch's DataLoader."""
+
+    def __init__(self, plan: BatchPlan) -> None:
+        self.plan, self.epoch = plan, 0
+
+    def __len__(self) -> int:
+        return len(self.plan.batches(0))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.epoch += 1  # now: Trainer takes as many batches as there are, and never learns that they have ended
+        return iter([indices.tolist() for indices in self.plan.batches(self.epoch - 1)])
 
 
 class _BestEpoch:
