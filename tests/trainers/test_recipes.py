@@ -49,8 +49,8 @@ def test_a_wider_encoder_takes_a_lower_rate(wide, width, rate):
     ("config", "steps", "epochs"),
     [
         (RunConfig(), 1066, 3), (RunConfig(), 334, 3), (RunConfig(), 333, 4), (RunConfig(), 100, 10),
-        (RunConfig(), 2, 20), (RunConfig(), 0, 20), (RunConfig(task="text-classification"), 100, 3),
-        (RunConfig(task="text-classification"), 20, 10), (RunConfig(task="image-classification"), 1, 20),
+        (RunConfig(), 2, 50), (RunConfig(), 0, 50), (RunConfig(task="text-classification"), 100, 3),
+        (RunConfig(task="text-classification"), 20, 10), (RunConfig(task="image-classification"), 1, 50),
         (RunConfig(task="text-classification", model="lstm", method="full"), 100, 10), (TrainConfig(), 20, 10),
     ],
 )  # fmt: skip
