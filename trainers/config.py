@@ -45,7 +45,7 @@ class TrainConfig(Settings):
 
     epochs: int | None = None
     """Passes over the training data; 0 scores the model as it is. None: 3, of few examples more, 50 at most: as many as
-    make 1,000 steps for words or a model that starts untrained, 200 for texts and images."""
+    make 2,000 steps for words or a model that starts untrained, 200 for texts and images."""
     batch_size: int = 16
     """Examples per optimiser step, over all processes: the recipe. How a step is split up does not change it."""
     batch_tokens: int | None = None

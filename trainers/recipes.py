@@ -21,8 +21,8 @@ OPEN = ("learning_rate", "lora_plus_ratio", "warmup", "target_modules")
 """Settings that a recipe fills in."""
 EPOCHS, MOST_EPOCHS = 3, 50
 """What is usual, and the most that few examples take."""
-LEAST_STEPS = {"token-classification": 1000, "text-classification": 200, "image-classification": 200}
-LEAST_STEPS_UNTRAINED = 1000
+LEAST_STEPS = {"token-classification": 2000, "text-classification": 200, "image-classification": 200}
+LEAST_STEPS_UNTRAINED = 2000
 """Of a whole training: fewer teach too little, so few examples take more epochs (measured in examples/README.md)."""
 
 

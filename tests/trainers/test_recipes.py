@@ -48,10 +48,10 @@ def test_a_wider_encoder_takes_a_lower_rate(wide, width, rate):
 @pytest.mark.parametrize(
     ("config", "steps", "epochs"),
     [
-        (RunConfig(), 1066, 3), (RunConfig(), 334, 3), (RunConfig(), 333, 4), (RunConfig(), 100, 10),
+        (RunConfig(), 1066, 3), (RunConfig(), 667, 3), (RunConfig(), 666, 4), (RunConfig(), 100, 20),
         (RunConfig(), 2, 50), (RunConfig(), 0, 50), (RunConfig(task="text-classification"), 100, 3),
         (RunConfig(task="text-classification"), 20, 10), (RunConfig(task="image-classification"), 1, 50),
-        (RunConfig(task="text-classification", model="lstm", method="full"), 100, 10), (TrainConfig(), 20, 10),
+        (RunConfig(task="text-classification", model="lstm", method="full"), 100, 20), (TrainConfig(), 20, 10),
     ],
 )  # fmt: skip
 def test_few_examples_take_more_epochs(config, steps, epochs):
