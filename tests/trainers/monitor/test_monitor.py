@@ -149,6 +149,7 @@ class FakePlan:
     """A plan of steps of which there is only the data."""
 
     total_steps = 2
+    epochs = 1
 
     def __init__(self, data):
         self.data = data
