@@ -58,7 +58,7 @@ class Load:
                 time.sleep(float(answer.headers.get("retry-after", 0)))
             except ConnectionRefusedError:  # the service is gone, and took nothing
                 return
-            except OSError as error:
+            except (OSError, http.client.IncompleteRead) as error:  # the second: killed between its head and its body
                 self.unanswered.append(repr(error))
 
     def end(self):
