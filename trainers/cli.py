@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tomli
 import tyro
 
+from lora_core.cores import limit_threads
 from trainers.commands import VERBS, train
 from trainers.commands.train import TrainSettings
 from trainers.config import GROUPS, Config, RunConfig
@@ -147,6 +148,7 @@ def exit_on_user_error(call: Callable[[], None]) -> None:
     A reader of the output that closes it early ends the command silently, as it would any other. A signal, such as
     that of Ctrl-C, ends it with one line and exit status 128 + the signal's number.
     """
+    limit_threads()
     try:
         with interrupt.raising():
             call()

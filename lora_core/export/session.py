@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime import AdapterFormat
 
+from lora_core.cores import usable_cores
 from lora_core.export.onnx_file import AGAIN, read_file, sha256_of
 from lora_core.files import json_object, regular_file
 from lora_core.models.checks import check_images, check_input
@@ -252,15 +253,13 @@ def activations_of(metadata: Mapping[str, str]) -> str:
 
 
 def usual_threads() -> int:
-    """Threads of an operator that nobody set: as many as torch uses where it is there, else OMP_NUM_THREADS or the
-    cores, as torch has it."""
+    """Threads of an operator that nobody set: as many as torch uses where it is there, else OMP_NUM_THREADS; not more
+    than `usable_cores()`, unless that variable says so."""
     torch = sys.modules.get("torch")
-    if torch is not None:
-        return torch.get_num_threads()
     stated = os.environ.get("OMP_NUM_THREADS", "")
     if stated.isdigit() and int(stated):
-        return int(stated)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return torch.get_num_threads() if torch is not None else int(stated)
+    return min(usable_cores(), torch.get_num_threads()) if torch is not None else usable_cores()
 
 
 def _available() -> list[str]:

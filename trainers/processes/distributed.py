@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.parallel import DistributedDataParallel
 
+from lora_core.cores import limit_threads
 from trainers.processes.devices import nccl_settings, placement, usable
 from trainers.processes.fsdp import is_sharded
 from trainers.processes.parent import end_with_parent
@@ -132,6 +133,7 @@ def distributed(timeout: float = TIMEOUT) -> Iterator[World]:
     if _open:
         yield _open[-1]
         return
+    limit_threads()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     place = placement(os.environ, gpus, has_nccl=dist.is_nccl_available())
     rank, size, device = place.rank, place.size, place.device

@@ -12,6 +12,7 @@ from typing import Any
 import tomli
 import torch
 
+from lora_core.cores import usable_cores
 from lora_core.files import make_folder, write_text
 from trainers.config import RunConfig
 from trainers.processes import interrupt
@@ -102,7 +103,7 @@ def usual_processes(runs: int) -> int:
     """
     if torch.cuda.is_available():
         return 1
-    wanted = min(runs, len(os.sched_getaffinity(0)))
+    wanted = min(runs, usable_cores())
     free = free_bytes(torch.device("cpu"))
     fit = max(1, free // MEMORY_OF_A_RUN)
     if fit < wanted:
@@ -122,7 +123,7 @@ def threads_for(processes: int, threads: int | None) -> int:
     """
     if processes < 1:
         raise ValueError(f"processes must be at least 1, but it is {processes}.")
-    return threads or max(1, len(os.sched_getaffinity(0)) // processes)
+    return threads or max(1, usable_cores() // processes)
 
 
 def read_plan(path: Path, kind: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lora_core.cores import limit_threads
 from trainers.data.labels import DECISION_FILE, Decision
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.run_folder import RunFolder
@@ -50,6 +51,7 @@ def load_served(
     Raises:
         ValueError, OSError: there is no such model, it is damaged, or does another task (the message says which).
     """
+    limit_threads()
     chosen = choose(_onnx_file(Path(source).expanduser()), backend, device, threads)
     path, device = chosen.path, chosen.device
     if path.suffix == ONNX_SUFFIX:

@@ -1,10 +1,11 @@
 """What whoever runs a service may set, and the refusals that its limits lead to."""
 
-import os
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
+
+from lora_core.cores import usable_cores
 
 Chosen = Literal["auto", "torch", "torch-bf16", "onnx", "openvino", "openvino-bf16"]
 """That of serve/backends.py, whose room is too heavy for the command line's start."""
@@ -83,12 +84,7 @@ class ServiceSettings:
     @property
     def threads_of_each(self) -> int:
         """Threads of one model's arithmetic in each process, so that the processes share the cores."""
-        return self.threads or max(1, _cores() // self.workers)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or max(1, usable_cores() // self.workers)
 
 
 class Refusal(Exception):
