@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tomli
 import tyro
 
-from lora_core.cores import limit_threads
+from lora_core.kernels.cores import limit_threads
 from trainers.commands import VERBS, train
 from trainers.commands.train import TrainSettings
 from trainers.config import GROUPS, Config, RunConfig

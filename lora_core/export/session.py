@@ -19,9 +19,9 @@ import numpy as np
 import onnxruntime
 from onnxruntime import AdapterFormat
 
-from lora_core.cores import usable_cores
 from lora_core.export.onnx_file import AGAIN, read_file, sha256_of
 from lora_core.files import json_object, regular_file
+from lora_core.kernels.cores import usable_cores
 from lora_core.models.checks import check_images, check_input
 from lora_core.models.labels import ProblemType, check_labels, problem_type_of_config
 

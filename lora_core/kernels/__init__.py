@@ -1,4 +1,4 @@
 """Fast forms of what training spends its time on, each equal to a plain one: start with `fuse` in fused.py.
 
-Knows lora_core and lora_core.models; lora_core.export does not use it, trainers do.
+Knows lora_core and lora_core.models; trainers use it, and lora_core.export of it cores.py alone.
 """

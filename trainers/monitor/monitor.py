@@ -4,10 +4,14 @@ It costs a counter a step; what must be read or written waits for the clock. Onl
 """
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
+from lora_core.kernels.cores import OtherWork
 from trainers.config import TrainConfig
 from trainers.data.batches import Data
 from trainers.monitor.forecast import Forecast
@@ -30,6 +34,8 @@ WORTH_TELLING = 10.0
 """Seconds that a run must still take for a line that says so."""
 TRACKED_STEPS = 20
 """Steps between two losses that are tracked within an epoch."""
+CROWD = 0.5
+"""Cores that others must use, and that must be lacking, for a line that says so."""
 LEGEND = "Losses in training and validation; scores in percent; * best {metric} so far."
 
 
@@ -65,6 +71,7 @@ class Monitor:
         tokens = int(plan.data.lengths.sum()), int(validation.lengths.sum())
         self._forecast = Forecast(tokens[0], self._epochs, tokens[1], self._scored_at_end)
         self._began = self._refreshed = self._forecast.now()
+        self._others = OtherWork()
         self._loss_before = self._labels_before = 0.0
         if state.step and self.shown:
             self.screen.say(f"Going on from step {state.step:,} of {self._steps:,}, in epoch {state.epoch + 1}.\n")
@@ -134,7 +141,21 @@ class Monitor:
             self._told = True
             memory = peak_memory_bytes(self.world.device) / 1e9
             patience = "" if self.config.patience is None else " at most"
-            self.screen.say(f"About {duration(left)} left{patience}, until {end}; memory {memory:.2f} GB so far.\n")
+            self.screen.say(
+                f"About {duration(left)} left{patience}, until {end}; memory {memory:.2f} GB so far.\n{self._crowd()}"
+            )
+
+    def _crowd(self) -> str:
+        """A line where other processes keep cores busy that the threads of this one count on."""
+        threads, others = torch.get_num_threads(), self._others.cores()
+        alone = self.world.size == 1 and not self.config.workers  # else the others are its own
+        crowded = threads > 1 and others >= CROWD and others + threads > (os.cpu_count() or 1) + CROWD
+        if self.world.device.type != "cpu" or not (alone and crowded):
+            return ""
+        return (
+            f"Other processes keep {others:.1f} of the {os.cpu_count()} cores busy, and threads wait for the slowest:\n"
+            "OMP_NUM_THREADS=1 may be several times as fast.\n"
+        )
 
     def _track_step(self) -> None:
         """Track the mean loss of the steps since the last time, as this process has them."""

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.parallel import DistributedDataParallel
 
-from lora_core.cores import limit_threads
+from lora_core.kernels.cores import limit_threads
 from trainers.processes.devices import nccl_settings, placement, usable
 from trainers.processes.fsdp import is_sharded
 from trainers.processes.parent import end_with_parent

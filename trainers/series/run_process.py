@@ -12,8 +12,8 @@ from typing import Any
 import tomli
 import torch
 
-from lora_core.cores import usable_cores
 from lora_core.files import make_folder, write_text
+from lora_core.kernels.cores import usable_cores
 from trainers.config import RunConfig
 from trainers.processes import interrupt
 from trainers.processes.parent import end_with_parent

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lora_core.cores import limit_threads
+from lora_core.kernels.cores import limit_threads
 from trainers.data.labels import DECISION_FILE, Decision
 from trainers.data.texts.encode import TEXT_PROCESSING_FILE, TextProcessing
 from trainers.run_folder import RunFolder

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lora_core.cores import usable_cores
+from lora_core.kernels.cores import usable_cores
 
 Chosen = Literal["auto", "torch", "torch-bf16", "onnx", "openvino", "openvino-bf16"]
 """That of serve/backends.py, whose room is too heavy for the command line's start."""

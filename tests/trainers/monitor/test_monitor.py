@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import subprocess
@@ -196,3 +197,25 @@ def test_a_dry_run_shows_plan_and_examples_and_writes_nothing(
     assert max(map(len, examples.splitlines())) <= 100
     with pytest.raises(ValueError, match="dry_run shows the plan"):
         run(RunConfig(data=given, output_dir=tmp_path / "run", dry_run=True))
+
+
+@pytest.mark.parametrize(
+    ("threads", "others", "workers", "told"),
+    [(2, 1.2, 0, True), (2, 0.3, 0, False), (1, 1.9, 0, False), (2, 1.2, 3, False)],
+)
+def test_threads_without_cores_are_told_of(tiny, alone, capsys, monkeypatch, threads, others, workers, told):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monitor, state = Monitor(TrainConfig(epochs=1, workers=workers), alone), started(tiny)
+    monitor.begin(state, FakePlan(tiny.windows(2000)), tiny.windows(4))
+    monkeypatch.setattr(monitor._others, "cores", lambda: others)
+    now = [0.0]
+    monitor._forecast._clock, monitor._refreshed = lambda: now[0], 0.0
+    with monitor.epoch(1000):
+        for _ in range(40):
+            state.end_step(labels=4, tokens=40)
+            now[0] += 0.5
+            state.epoch_seconds = now[0]
+            monitor.step()
+    line = f"Other processes keep {others} of the 2 cores busy, and threads wait for the slowest:\n"
+    assert capsys.readouterr().out.count(line) == told

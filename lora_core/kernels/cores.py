@@ -1,15 +1,17 @@
-"""How many cores a process may use: fewer than the machine has in a container, or where an administrator says so."""
+"""How many cores a process may use, which in a container are fewer than the machine has; and how busy others are."""
 
 import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 _OWN, _CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_STATISTICS = Path("/proc/stat")
 
 
 def usable_cores() -> int:
@@ -36,6 +38,26 @@ def limit_threads() -> None:
         "(OMP_NUM_THREADS says otherwise)",
         cores, "" if cores == 1 else "s", _visible_cores(),
     )  # fmt: skip
+
+
+class OtherWork:
+    """What other processes compute on this machine from when this is made, as Linux tells; elsewhere none is known."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def cores(self) -> float:
+        """How many cores they have kept busy on average. What runs at a lower priority (nice) does not count, nor do
+        this process and its children that have ended."""
+        (began, all_before, own_before), (now, all_now, own_now) = self._before, self._now()
+        return max(0.0, (all_now - all_before - (own_now - own_before)) / max(now - began, 1e-9))
+
+    def _now(self) -> tuple[float, float, float]:
+        """The time, and seconds of computation of all processes and of this one."""
+        if not _STATISTICS.exists():
+            return time.monotonic(), 0.0, 0.0
+        user, _nice, system = map(int, _STATISTICS.read_text().split(maxsplit=4)[1:4])
+        return time.monotonic(), (user + system) / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
 
 
 def _visible_cores() -> int:

@@ -4,13 +4,14 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from lora_core import cores
 from lora_core.export.session import usual_threads
+from lora_core.kernels import cores
 
 CPU_CONTROLLER = Path("/sys/fs/cgroup/cpu")
 
@@ -122,3 +123,29 @@ def test_a_real_group_of_one_core(real_group):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout == "1\n", done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs Linux")
+def test_the_work_of_others_is_that_of_a_busy_process():
+    """Others may be at work on this machine, too: only differences tell."""
+    spin = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    with subprocess.Popen(spin, stdout=subprocess.PIPE) as busy:
+        busy.stdout.readline()
+        work = cores.OtherWork()
+        time.sleep(2)
+        found = work.cores()
+        busy.kill()
+    assert 0.3 < found < (os.cpu_count() or 1) + 0.1
+
+
+def test_own_work_does_not_count(monkeypatch, tmp_path):
+    monkeypatch.setattr(cores, "_STATISTICS", tmp_path / "stat")
+    ticks = os.sysconf("SC_CLK_TCK")
+    times = iter([100.0, 110.0])
+    monkeypatch.setattr(cores.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(os, "times", lambda: (0.0, 0.0, 0.0, 0.0, 0.0))
+    (tmp_path / "stat").write_text(f"cpu  {1000 * ticks} 7 {200 * ticks} 9999 0 0 0 0 0 0\ncpu0 1 2 3\n")
+    work = cores.OtherWork()
+    monkeypatch.setattr(os, "times", lambda: (14.0, 1.0, 0.0, 0.0, 10.0))
+    (tmp_path / "stat").write_text(f"cpu  {1020 * ticks} 999999 {205 * ticks} 9999 0 0 0 0 0 0\ncpu0 1 2 3\n")
+    assert work.cores() == pytest.approx(1.0)
