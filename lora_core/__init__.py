@@ -5,6 +5,7 @@ Read the files of this folder in the order of their imports:
     config           what to adapt and how, and adapter_config.json
     updates          the low-rank arithmetic: one small module for each adapter and layer
     layers           the hosts: layers that hold updates
+    whole            heads and biases, trained in full
     adapters         several adapters on one model: set, disable, mix in a batch, delete
     targets          which layers a config means
     initialise       how A and B start
@@ -12,7 +13,7 @@ Read the files of this folder in the order of their imports:
     merge            put updates into the weights, take them out again
     checkpoint       adapters on disk, in PEFT's format
 
-What they share: patterns (which modules a name means), dropout, half_precision, files, vit_names. The rooms beside
+What they share: patterns (which modules a name means), dropout, files, vit_names. The rooms beside
 them: extras (what a reader who came for LoRA may skip), models, kernels, export. lora_core knows nothing of data or
 training.
 

@@ -1,15 +1,15 @@
 """Several adapters on one base model: add (inject.py), set, disable, mix in a batch, delete.
 
 An adapter owns updates inside the host layers and, as whole tensors, what it trains in full: the task head
-(modules_to_save) and bias vectors. Of those whole tensors the model holds just one at a time, in its usual place; the
-other adapters' and the base model's own wait in LoRAState and are put in place on a switch. So every count of
-parameters is true, and `disable_adapters` gives back the base model exactly.
+(modules_to_save) and bias vectors. Of those whole tensors just one is in its usual place at a time; the other adapters'
+and the base model's own wait beside it and are put in place on a switch (whole.py). So `disable_adapters` gives back
+the base model exactly.
 
 In reading order: what a model remembers of its adapters; the four verbs; single tensors in and out of a model; how
 whole tensors differ by row in a mixed batch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lora_core.config import LoRAConfig
-from lora_core.half_precision import in_own_dtype
 from lora_core.layers import LoRALayer, block_fast_paths, model_modules, restore_fast_paths
 from lora_core.patterns import Pattern
+from lora_core.whole import BASE, in_own_dtype, put_in_place, remove_waiting, whole_tensor
 
 STATE = "lora_state"
 """Attribute of an injected model that holds its LoRAState."""
@@ -34,8 +34,8 @@ class AdapterRecord:
     config: LoRAConfig
     targets: tuple[str, ...]
     """Paths of the adapted layers."""
-    saved: dict[str, Tensor] = field(default_factory=dict)
-    """Parameters and buffers owned in full, by their path in the model; they are there while the adapter acts."""
+    saved: tuple[str, ...] = ()
+    """Paths of the parameters and buffers that it owns in full; its own are there while it acts."""
     trainable: bool = True
     """Whether it is trained when it acts."""
 
@@ -46,8 +46,8 @@ class LoRAState:
 
     adapters: dict[str, AdapterRecord] = field(default_factory=dict)
     """Every adapter by name, in the order of their coming."""
-    base: dict[str, Tensor] = field(default_factory=dict)
-    """The base model's own tensor for every path that some adapter owns in full."""
+    places: dict[str, str] = field(default_factory=dict)
+    """For every path that some adapter owns in full, whose tensor is in place there: an adapter's name, or BASE."""
     active: tuple[str, ...] = ()
     """Names of the adapters that act."""
     fast_paths: dict[tuple[str, str], object] = field(default_factory=dict)
@@ -55,7 +55,9 @@ class LoRAState:
     was_trainable: dict[str, bool] = field(default_factory=dict)
     """requires_grad of the base model's parameters before the first injection."""
     bridges: dict[str, tuple[RemovableHandle, RemovableHandle]] = field(default_factory=dict)
-    """Hooks of the modules that are trained in fp32 in a half-precision model, by path (half_precision.py)."""
+    """Hooks of the modules that are trained in fp32 in a half-precision model, by path (whole.py)."""
+    disabled: bool = False
+    """Whether `disable_adapters` is under way."""
     by_rows: bool = False
     """Whether a mixed batch is under way in which heads or biases differ by row."""
 
@@ -72,6 +74,18 @@ def state_of(model: nn.Module) -> LoRAState:
             f"This {type(model).__name__} has no adapters. Call lora_core.inject_lora(model) or load_adapter(model, "
             "folder) first, and pass the same object here (not a part of it, nor a wrapper such as DDP)."
         )
+    return state
+
+
+def enabled_state_of(model: nn.Module) -> LoRAState:
+    """The same, for what changes adapters.
+
+    Raises:
+        ValueError: there are none, or they are disabled, and leaving that context would undo half of the change.
+    """
+    state = state_of(model)
+    if state.disabled:
+        raise ValueError("The adapters are disabled. Change them outside of lora_core.disable_adapters(model).")
     return state
 
 
@@ -94,6 +108,17 @@ def record_of(model: nn.Module, adapter_name: str) -> AdapterRecord:
     return adapters[adapter_name]
 
 
+def whole_tensors(model: nn.Module, owner: str) -> dict[str, Tensor]:
+    """By path, what an adapter (BASE: the base model) has of the tensors that adapters train in full.
+
+    Raises:
+        ValueError: there is no adapter of that name, or its tensors are gone with a module that was replaced.
+    """
+    places = state_of(model).places
+    return {key: whole_tensor(model, places, key, owner)
+            for key in (record_of(model, owner).saved if owner else places)}  # fmt: skip
+
+
 def set_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
     """Make one or several adapters act (their updates add up); only they are trained from now on.
 
@@ -104,7 +129,7 @@ def set_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
     names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
     if len(set(names)) < len(names):
         raise ValueError(f"Name each adapter once, not {list(names)}; combine_adapters gives an adapter a weight.")
-    state = state_of(model)
+    state = enabled_state_of(model)
     records = {name: record_of(model, name) for name in names}
     if len(names) > 1:
         _check_combination(records)
@@ -113,12 +138,12 @@ def set_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
         raise ValueError(f"Adapters {merged} are merged. Call lora_core.unmerge_lora(model) before another is set.")
     if merged:
         return  # they act already, and their merged biases must not be replaced
+    _put_owned(model, state, records)
     state.active = names
     for _, host in hosts(model):
         host.active_adapters = tuple(name for name in names if name in host.lora)
         for name, update in host.lora.items():
             update.requires_grad_(name in names and state.adapters[name].trainable)
-    _put_owned(model, state, records)
 
 
 @contextmanager
@@ -128,25 +153,26 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
     On leaving, by an exception too, everything is as it was before.
     """
     state = state_of(model)
-    by_rows, state.by_rows = state.by_rows, False
+    by_rows, disabled, placed = state.by_rows, state.disabled, dict(state.places)
     layers = [host for _, host in hosts(model)]
     before = [(host, host.active_adapters, host.merged_adapters, host.row_adapters) for host in layers]
+    whole_tensors(model, BASE)  # or it is refused, before anything is changed
+    state.by_rows, state.disabled = False, True
     for host in layers:
         host.active_adapters = host.merged_adapters = ()
         host.row_adapters = None
         exchange_frozen(host)
-    swapped = {key: get_tensor(model, key) for key in state.base}
     try:
-        for key, tensor in state.base.items():
-            put_tensor(model, key, tensor)
+        for key in placed:
+            put_in_place(model, state.places, key, BASE)
         yield
     finally:
-        for key, tensor in swapped.items():
-            put_tensor(model, key, tensor)
+        for key, owner in placed.items():
+            put_in_place(model, state.places, key, owner)
         for host, active, merged, rows in before:
             host.active_adapters, host.merged_adapters, host.row_adapters = active, merged, rows
             exchange_frozen(host)
-        state.by_rows = by_rows
+        state.by_rows, state.disabled = by_rows, disabled
 
 
 @contextmanager
@@ -174,15 +200,18 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
         if name in adapter_names
     }
     by_rows = [_ByRows(model, path, rows_of) for path in _modules_by_rows(model, records)] if len(rows_of) > 1 else []
-    placed = {key: get_tensor(model, key) for key in state.base}
-    tensors = [*placed.values(), *(tensor for record in records.values() for tensor in record.saved.values())]
+    placed = dict(state.places)
+    own = {name: list(whole_tensors(model, name).values()) for name in names}
+    tensors = [*whole_tensors(model, BASE).values(), *(tensor for each in own.values() for tensor in each)]
+    tensors += [whole_tensor(model, placed, key, owner) for key, owner in placed.items()]
     tensors += [parameter for host in layers for parameter in host.lora.parameters()]
     trainable = {tensor: tensor.requires_grad for tensor in tensors if isinstance(tensor, nn.Parameter)}
     fast_paths: dict[tuple[str, str], object] = {}
     try:
         _put_owned(model, state, {} if by_rows else records)
-        for record in records.values():
-            _set_trainable(record.saved.values(), record.trainable)
+        for name, record in records.items():
+            for tensor in own[name]:
+                _set_trainable(tensor, record.trainable)
         for host in layers:
             host.row_adapters = (len(adapter_names), [(name, rows_of[name]) for name in names])
             for name, update in host.lora.items():
@@ -199,8 +228,8 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
         restore_fast_paths(model, fast_paths)
         for host in layers:
             host.row_adapters = None
-        for key, tensor in placed.items():
-            put_tensor(model, key, tensor)
+        for key, owner in placed.items():
+            put_in_place(model, state.places, key, owner)
         for parameter, flag in trainable.items():
             parameter.requires_grad_(flag)
 
@@ -211,7 +240,7 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
     Raises:
         ValueError: the adapter is unknown or merged; nothing is changed then.
     """
-    state = state_of(model)
+    state = enabled_state_of(model)
     record = record_of(model, adapter_name)
     layers = [host for _, host in hosts(model) if adapter_name in host.lora]
     if any(adapter_name in host.merged_adapters for host in layers):
@@ -224,9 +253,10 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
     del state.adapters[adapter_name]
     still_owned = {key for other in state.adapters.values() for key in other.saved}
     for key in record.saved:
+        remove_waiting(model, key, adapter_name)
         if key not in still_owned:
-            state.base.pop(key)
-    for path in [path for path in state.bridges if not any(key.rpartition(".")[0] == path for key in state.base)]:
+            state.places.pop(key)
+    for path in [path for path in state.bridges if not any(key.rpartition(".")[0] == path for key in state.places)]:
         remove_bridge(state, path)
 
 
@@ -267,39 +297,21 @@ def exchange_frozen(host: LoRALayer) -> None:
         setattr(host, name, waiting)
 
 
-def get_tensor(model: nn.Module, path: str) -> Tensor:
-    """The parameter or buffer at ``path``."""
-    parent, _, leaf = path.rpartition(".")
-    return getattr(model.get_submodule(parent), leaf)
-
-
-def put_tensor(model: nn.Module, path: str, tensor: Tensor) -> None:
-    """Put a parameter or buffer at ``path``, on the device of the one that it replaces."""
-    parent, _, leaf = path.rpartition(".")
-    module = model.get_submodule(parent)
-    old = getattr(module, leaf)
-    if old is tensor:
-        return
-    if old.device != tensor.device and not old.is_meta:
-        tensor.data = tensor.data.to(old.device)
-    slots: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
-    slots[leaf] = tensor
-
-
 def _put_owned(model: nn.Module, state: LoRAState, acting: dict[str, AdapterRecord]) -> None:
     """Put the whole tensors of the acting adapters in place, and the base model's where they own none."""
-    owned = {key: (tensor, record) for record in acting.values() for key, tensor in record.saved.items()}
-    for key, base in state.base.items():
-        tensor, record = owned.get(key, (base, None))
-        _set_trainable([tensor], record is not None and record.trainable)
-        put_tensor(model, key, tensor)
+    owners = {key: name for name, record in acting.items() for key in record.saved}
+    wanted = {key: owners.get(key, BASE) for key in state.places}
+    for key, owner in wanted.items():  # all are there, or nothing is changed
+        whole_tensor(model, state.places, key, owner)
+    for key, owner in wanted.items():
+        _set_trainable(whole_tensor(model, state.places, key, state.places[key]), False)
+        _set_trainable(put_in_place(model, state.places, key, owner), owner != BASE and acting[owner].trainable)
 
 
-def _set_trainable(tensors: Iterable[Tensor], trainable: bool) -> None:
-    """Set requires_grad of the parameters among ``tensors``; the others are buffers."""
-    for tensor in tensors:
-        if isinstance(tensor, nn.Parameter):
-            tensor.requires_grad_(trainable)
+def _set_trainable(tensor: Tensor, trainable: bool) -> None:
+    """Set requires_grad, unless it is a buffer."""
+    if isinstance(tensor, nn.Parameter):
+        tensor.requires_grad_(trainable)
 
 
 def _modules_by_rows(model: nn.Module, records: dict[str, AdapterRecord]) -> list[str]:
@@ -340,7 +352,7 @@ class _ByRows:
         self.forward = self.module.forward
         self.replaced = vars(self.module).get("forward")
         self.hosts = [module for module in self.module.modules() if isinstance(module, LoRALayer)]
-        self.keys = [key for key in state_of(model).base if _lies_in(key, path)]
+        self.keys = [key for key in state_of(model).places if _lies_in(key, path)]
 
     def give_back(self) -> None:
         """Let the module have its forward back."""
@@ -363,28 +375,28 @@ class _ByRows:
         results = []
         for name, rows in self.rows_of.items():
             with self._alone(state, name):
-                own = _rows(args, rows, count)
+                own = _rows((args, kwargs), rows, count)
                 own = in_own_dtype(self.module, own) if self.path in state.bridges else own
-                results.append(self.forward(*own, **_rows(kwargs, rows, count)))
+                results.append(self.forward(*own[0], **own[1]))
         return self._joined(results)
 
     @contextmanager
     def _alone(self, state: LoRAState, name: str | None) -> Iterator[None]:
         """Within the context the module is as the adapter alone makes it."""
-        saved = {} if name is None else state.adapters[name].saved
+        saved = () if name is None else state.adapters[name].saved
         before = [(host, host.active_adapters, host.row_adapters) for host in self.hosts]
         try:
             for host in self.hosts:
                 host.row_adapters = None
                 host.active_adapters = () if name is None or name not in host.lora else (name,)
             for key in self.keys:
-                put_tensor(self.model, key, saved.get(key, state.base[key]))
+                put_in_place(self.model, state.places, key, name if name is not None and key in saved else BASE)
             yield
         finally:
             for host, active, rows in before:
                 host.active_adapters, host.row_adapters = active, rows
             for key in self.keys:
-                put_tensor(self.model, key, state.base[key])
+                put_in_place(self.model, state.places, key, BASE)
 
     def _joined(self, results: list[Any]) -> Any:
         """The results of all adapters as one, the rows in the order of the batch."""

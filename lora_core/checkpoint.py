@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lora_core.adapters import delete_adapter, hosts, record_of, set_adapter, state_of
+from lora_core.adapters import delete_adapter, hosts, record_of, set_adapter, state_of, whole_tensors
 from lora_core.config import CONFIG_FILE, TASK_TYPES, LoRAConfig
 from lora_core.files import make_folder, regular_file, replacing
 from lora_core.inject import add_exactly, eject_lora
@@ -62,14 +62,13 @@ def lora_state_dict(model: nn.Module, adapter_name: str = "default") -> dict[str
 
 def adapter_tensors(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
     """The tensors of ``lora_state_dict`` under their paths in the model, the adapter's name left out."""
-    record = record_of(model, adapter_name)
     tensors = {}
     for path, host in hosts(model):
         if adapter_name in host.lora:
             tensors |= {
                 f"{path}.{name}": tensor for name, tensor in host.update_of(adapter_name).file_tensors().items()
             }
-    return tensors | record.saved
+    return tensors | whole_tensors(model, adapter_name)
 
 
 def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "default") -> Path:
@@ -265,7 +264,7 @@ def _fill(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor], file:
     Raises:
         ValueError: they do not fit; every difference is listed.
     """
-    own = dict(record_of(model, adapter_name).saved)
+    own = whole_tensors(model, adapter_name)
     for path, host in hosts(model):
         if adapter_name in host.lora:
             own |= {f"{path}.{name}": tensor for name, tensor in host.update_of(adapter_name).named_tensors().items()}

@@ -14,9 +14,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lora_core.adapters import STATE, AdapterRecord, LoRAState, get_tensor, hosts, remove_bridge, set_adapter, state_of
+from lora_core.adapters import (
+    STATE,
+    AdapterRecord,
+    LoRAState,
+    enabled_state_of,
+    hosts,
+    remove_bridge,
+    set_adapter,
+    state_of,
+)
 from lora_core.config import LoRAConfig
-from lora_core.half_precision import HALF, bridge, half_modules
 from lora_core.initialise import initialise
 from lora_core.layers import LoRALayer, block_fast_paths, restore_fast_paths
 from lora_core.targets import (
@@ -30,6 +38,17 @@ from lora_core.targets import (
     split_thirds,
 )
 from lora_core.updates import TokenRows, Update
+from lora_core.whole import (
+    BASE,
+    HALF,
+    add_waiting,
+    bridge,
+    get_tensor,
+    half_modules,
+    is_waiting,
+    remove_waiting,
+    whole_tensor,
+)
 
 logger = logging.getLogger("lora_core")
 
@@ -131,7 +150,7 @@ def add_exactly(
     model: nn.Module, adapter_name: str, config: LoRAConfig, *, adapter_dtype: torch.dtype | None, trainable: bool
 ) -> None:
     """``add_adapter`` without its care for the head: modules_to_save is taken as it stands, as a file needs it."""
-    state = getattr(model, STATE, None) or LoRAState()
+    places = enabled_state_of(model).places if hasattr(model, STATE) else {}
     check_new_name(model, adapter_name)
     merged = sorted({name for _, host in hosts(model) for name in host.merged_adapters})
     if merged:
@@ -141,7 +160,7 @@ def add_exactly(
     targets = {path: (path, part) for path, part in thirds.items()}  # where the patterns look the rank up, and thirds
     targets |= {outputs[path]: (path, ()) for path in thirds if path in outputs}
     saved = find_saved(model, config, tuple(targets))
-    base = {key: state.base.get(key, get_tensor(model, key)) for key in saved}
+    base = {key: whole_tensor(model, {key: BASE} | places, key, BASE) for key in saved}
     new = {
         path: _new_update(model.get_submodule(path), named, config, adapter_dtype, part)
         for path, (named, part) in targets.items()
@@ -157,15 +176,22 @@ def add_exactly(
     widened = adapter_dtype or torch.float32
     fresh = {key: _copy(base[key], widened if key.rpartition(".")[0] in half else None) for key in saved}
     config = config.with_alphas()
-    install(model, adapter_name, AdapterRecord(config, tuple(targets), fresh, trainable), new)
+    install(model, adapter_name, AdapterRecord(config, tuple(targets), tuple(saved), trainable), new, fresh)
     if config.initialisation == "eva":
         logger.warning(
             "Adapter %r starts at random until lora_core.initialise_eva(model, batches) is called.", adapter_name
         )
 
 
-def install(model: nn.Module, adapter_name: str, record: AdapterRecord, updates: dict[str, Update]) -> None:
-    """Put the updates of a new adapter, by the path of their layer, into the model, without making them act.
+def install(
+    model: nn.Module,
+    adapter_name: str,
+    record: AdapterRecord,
+    updates: Mapping[str, Update],
+    whole: Mapping[str, Tensor],
+) -> None:
+    """Put the updates of a new adapter, by the path of their layer, and the tensors that it owns in full, by theirs,
+    into the model, without making them act.
 
     Nothing here can fail for a reason that a user could mend, so a refused injection leaves the model as it was.
     """
@@ -180,12 +206,14 @@ def install(model: nn.Module, adapter_name: str, record: AdapterRecord, updates:
         assert kind is not None
         host = layer if isinstance(layer, LoRALayer) else kind.adopt(layer)
         host.lora[adapter_name] = update.train(host.training)
-    for key in record.saved:
-        state.base.setdefault(key, get_tensor(model, key))
-    for path in half_modules(model, record.saved, state.base):
+    for key, tensor in whole.items():
+        state.places.setdefault(key, BASE)
+        add_waiting(model, key, adapter_name, tensor)
+    base = {key: whole_tensor(model, state.places, key, BASE) for key in whole}
+    for path in half_modules(model, record.saved, base):
         if path not in state.bridges:
             first = next(key for key in record.saved if key.rpartition(".")[0] == path)
-            state.bridges[path] = bridge(model.get_submodule(path), state.base[first].dtype)
+            state.bridges[path] = bridge(model.get_submodule(path), base[first].dtype)
     state.adapters[adapter_name] = record
     state.fast_paths |= block_fast_paths(model, {host for _, host in hosts(model)})
     setattr(model, STATE, state)
@@ -198,17 +226,20 @@ def eject_lora(model: nn.Module) -> nn.Module:
     Merged adapters stay in the weights, with their head and biases; otherwise the base model comes back exactly.
     requires_grad is as it was before the injection.
     """
-    state = state_of(model)
+    state = enabled_state_of(model)
     layers = list(hosts(model))
     if not any(host.merged_adapters for _, host in layers):
         set_adapter(model, ())
+    base_types = {key: whole_tensor(model, state.places, key, BASE).dtype for key in state.places}
     for _, host in layers:
         host.release()
     restore_fast_paths(model, state.fast_paths)
-    for key, base in state.base.items():
+    for key, dtype in base_types.items():
+        for owner in (BASE, *state.adapters):
+            remove_waiting(model, key, owner)
         if key.rpartition(".")[0] in state.bridges:  # a head trained in fp32 stays after a merge: round it
             tensor = get_tensor(model, key)
-            tensor.data = tensor.data.to(base.dtype)
+            tensor.data = tensor.data.to(dtype)
     for path in list(state.bridges):
         remove_bridge(state, path)
     delattr(model, STATE)
@@ -218,9 +249,10 @@ def eject_lora(model: nn.Module) -> nn.Module:
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """(trainable, total) numbers of parameters; a shared parameter counts once."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
+    """(trainable, total) numbers of parameters; a shared parameter counts once, a head or bias that waits does not."""
+    named = model.named_parameters(remove_duplicate=False)
+    own = {parameter for path, parameter in named if not is_waiting(path)}
+    return sum(p.numel() for p in own if p.requires_grad), sum(p.numel() for p in own)
 
 
 def check_new_name(model: nn.Module, name: str) -> None:

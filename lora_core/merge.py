@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_core.adapters import exchange_frozen, hosts, record_of, set_adapter, state_of
+from lora_core.layers import LoRALayer
 
 
 def merge_lora(model: nn.Module, adapter_names: str | Sequence[str] | None = None) -> nn.Module:
@@ -37,28 +38,33 @@ def merge_lora(model: nn.Module, adapter_names: str | Sequence[str] | None = Non
         return model
     if any(host.merged_adapters for _, host in layers):
         raise ValueError("Other adapters are merged. Call lora_core.unmerge_lora(model), then merge all at once.")
-    merged = []
-    for path, host in layers:
-        acting = tuple(name for name in names if name in host.lora)
-        if not acting:
-            continue
-        try:
-            parameters = host.merged_parameters(acting)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        for name, tensor in parameters.items():
-            if not torch.isfinite(tensor).all():
-                raise ValueError(
-                    f"Merging adapters {list(acting)} would put NaN or infinity into {path}.{name}; "
-                    "nothing was changed."
-                )
-        merged.append((host, acting, parameters))
-    set_adapter(model, names)
+    before = state_of(model).active
+    set_adapter(model, names)  # first, so that the biases which take the updates are theirs
+    try:
+        merged = [(host, *_merged(path, host, names)) for path, host in layers if set(names) & set(host.lora)]
+    except ValueError:
+        set_adapter(model, before)
+        raise
     for host, acting, parameters in merged:
         host.frozen = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in parameters.items()}
         exchange_frozen(host)
         host.merged_adapters = acting
     return model
+
+
+def _merged(path: str, host: LoRALayer, names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Which of the adapters act on the layer at ``path``, and its parameters with them inside."""
+    acting = tuple(name for name in names if name in host.lora)
+    try:
+        parameters = host.merged_parameters(acting)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for name, tensor in parameters.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"Merging adapters {list(acting)} would put NaN or infinity into {path}.{name}; nothing was changed."
+            )
+    return acting, parameters
 
 
 def unmerge_lora(model: nn.Module) -> nn.Module:

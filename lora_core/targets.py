@@ -23,6 +23,7 @@ from lora_core.layers import (
 )
 from lora_core.patterns import Pattern, ends_of, shown
 from lora_core.updates import THIRDS
+from lora_core.whole import is_waiting
 
 ATTENTION_NAMES = (
     # query, key, value, output projection
@@ -252,7 +253,8 @@ def find_saved(model: nn.Module, config: LoRAConfig, targets: Sequence[str]) -> 
                 "Name the modules inside it."
             )
     inside_updates = tuple(f"{path}.lora." for path, module in model_modules(model) if isinstance(module, LoRALayer))
-    own = [key for key in model.state_dict(keep_vars=True) if not key.startswith(inside_updates)]
+    named = model.state_dict(keep_vars=True)
+    own = [key for key in named if not key.startswith(inside_updates) and not is_waiting(key)]
     keys = [key for key in own if key.startswith(tuple(f"{path}." for path in modules))]
     if config.bias != "none":
         biases = [key for key in own if key == "bias" or key.endswith(".bias")]

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_core.adapters import exchange_frozen, hosts, record_of, state_of
+from lora_core.adapters import exchange_frozen, hosts, record_of, state_of, whole_tensors
 from lora_core.export.onnx_file import sha256_of
 from lora_core.layers import LoRALayer, LoRALinear, model_modules
 from lora_core.models.task_model import TaskModel
 from lora_core.updates import LinearUpdate
+from lora_core.whole import BASE, is_waiting
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Parameters:
 
 def merged_parameters(model: TaskModel) -> Parameters:
     """The weights of ``model`` as it acts now, updates merged in fp32 whatever its dtype; the model is not changed."""
-    tensors = {path: tensor.detach() for path, tensor in (*model.named_parameters(), *model.named_buffers())}
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    tensors = {path: tensor.detach() for path, tensor in named if not is_waiting(path)}
     for path, module in model_modules(model):
         if isinstance(module, LoRALayer):
             for name in [name for name in tensors if name.startswith(f"{path}.")]:
@@ -55,8 +57,9 @@ def base_parameters(model: TaskModel) -> Parameters:
 
 def adapter_parameters(model: TaskModel, adapter_name: str) -> Parameters:
     """What one adapter of ``model`` gives a base: its updates, and the tensors it owns in place of the base's."""
-    record = record_of(model, adapter_name)
-    tensors = _base_tensors(model) | {path: _numpy(tensor) for path, tensor in record.saved.items()}
+    tensors = _base_tensors(model) | {
+        path: _numpy(tensor) for path, tensor in whole_tensors(model, adapter_name).items()
+    }
     factors = {}
     for path in _adapted(model, (adapter_name,)):
         host = model.get_submodule(path)
@@ -97,16 +100,17 @@ def _merged(path: str, host: LoRALayer) -> dict[str, Tensor]:
 
 def _base_tensors(model: TaskModel) -> dict[str, np.ndarray]:
     """Every parameter and buffer of the base model, the adapters' own left out."""
-    state = state_of(model)
     layers = dict(hosts(model))
-    tensors = {}
+    tensors = {path: _numpy(tensor) for path, tensor in whole_tensors(model, BASE).items()}
     for path, module in model_modules(model):
         for name, parameter in module.named_parameters(path, recurse=False):
             leaf = name.rpartition(".")[2]
             frozen = layers[path].frozen.get(leaf, parameter) if path in layers else parameter
-            tensors[name] = _numpy(state.base.get(name, frozen))
+            if name not in tensors and not is_waiting(name):
+                tensors[name] = _numpy(frozen)
         for name, buffer in module.named_buffers(path, recurse=False):
-            tensors[name] = _numpy(state.base.get(name, buffer))
+            if name not in tensors and not is_waiting(name):
+                tensors[name] = _numpy(buffer)
     return tensors
 
 
@@ -145,7 +149,7 @@ def _settable(model: TaskModel, adapter_names: tuple[str, ...]) -> frozenset[str
             if name in host.lora and host.update_of(name).bias is not None:
                 owned.add(f"{path}.bias")
     head = {path for path in model.state_dict() if model.in_head(path)}
-    return frozenset(owned | {path for path in head if ".lora." not in path})
+    return frozenset(owned | {path for path in head if ".lora." not in path and not is_waiting(path)})
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

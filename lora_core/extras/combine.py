@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lora_core.adapters import AdapterRecord, hosts, record_of
+from lora_core.adapters import AdapterRecord, hosts, record_of, whole_tensors
 from lora_core.checkpoint import explicit_config, explicit_targets
 from lora_core.inject import check_new_name, install
 from lora_core.layers import LoRALayer
@@ -55,7 +55,7 @@ def combine_adapters(
     _check(names, weights, combination, density, rank)
     check_new_name(model, new_name)
     records = {name: record_of(model, name) for name in names}
-    saved = _saved_once(records)
+    saved = _saved_once(model, records)
     generator = torch.Generator().manual_seed(seed)
     updates: dict[str, Update] = {}
     for path, host in hosts(model):
@@ -81,7 +81,7 @@ def combine_adapters(
         bias=next((each.bias for each in configs if each.bias != "none"), "none"),
     )
     trainable = all(record.trainable for record in records.values())
-    install(model, new_name, AdapterRecord(config, tuple(updates), saved, trainable), updates)
+    install(model, new_name, AdapterRecord(config, tuple(updates), tuple(saved), trainable), updates, saved)
     return model
 
 
@@ -159,7 +159,7 @@ def _plain_update(host: LoRALayer, a: Tensor, b: Tensor, like: Update) -> Update
     return update
 
 
-def _saved_once(records: dict[str, AdapterRecord]) -> dict[str, Tensor]:
+def _saved_once(model: nn.Module, records: dict[str, AdapterRecord]) -> dict[str, Tensor]:
     """Copies of what the adapters own in full, which only one of them may own."""
     saved: dict[str, Tensor] = {}
     for name, record in records.items():
@@ -169,7 +169,7 @@ def _saved_once(records: dict[str, AdapterRecord]) -> dict[str, Tensor]:
                 f"Adapter {name!r} and another both own {shared[0]!r}: heads and biases have no sum. "
                 "Combine adapters that share none."
             )
-        for key, tensor in record.saved.items():
+        for key, tensor in whole_tensors(model, name).items():
             copied = tensor.detach().clone()
             saved[key] = nn.Parameter(copied) if isinstance(tensor, nn.Parameter) else copied
     return saved

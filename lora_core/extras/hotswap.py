@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lora_core.adapters import hosts, record_of, state_of
+from lora_core.adapters import hosts, record_of, whole_tensors
 from lora_core.checkpoint import explicit_targets, file_keys, read_adapter, refuse_non_finite
 from lora_core.layers import LoRALayer
 from lora_core.targets import attention_outputs
 from lora_core.updates import Conv2dUpdate, ThirdsUpdate, Update
+from lora_core.whole import BASE
 
 
 def prepare_hotswap(model: nn.Module, max_rank: int, adapter_name: str = "default") -> nn.Module:
@@ -72,14 +73,14 @@ def hotswap_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "d
     head = {key: names[key] for key in record.saved}
     present = {key for key, name in head.items() if name in tensors}
     problems += [f"missing: {name}" for key, name in head.items() if present and key not in present]
-    problems += [f"misshapen: {head[key]}" for key in present if tensors[head[key]].shape != record.saved[key].shape]
+    whole, base = whole_tensors(inner, adapter_name), whole_tensors(inner, BASE)
+    problems += [f"misshapen: {head[key]}" for key in present if tensors[head[key]].shape != whole[key].shape]
     if problems:
         raise ValueError(f"{folder} does not fit adapter {adapter_name!r}:\n  " + "\n  ".join(problems[:20]))
 
     for path, slot in slots.items():
         _write(slot, adapter_name, found[path], config.scaling_of(owner.get(path, path)))
-    base = state_of(inner).base
-    for key, tensor in record.saved.items():
+    for key, tensor in whole.items():
         tensor.copy_(tensors[head[key]] if key in present else base[key])
     if not all(found.values()):  # the adapter keeps the layers that the file lacks, with updates of zero
         config = explicit_targets(config, [path for path in record.targets if path not in owner])

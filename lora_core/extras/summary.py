@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from lora_core.adapters import hosts, state_of
+from lora_core.adapters import hosts, state_of, whole_tensors
 from lora_core.inject import parameter_counts
 
 _TITLES = ("layer", "kind", "shape", "adapter", "rank", "scaling", "trainable", "state")
@@ -20,8 +20,8 @@ def summary(model: nn.Module) -> str:
             acts = "merged" if name in host.merged_adapters else "active" if name in host.active_adapters else "waiting"
             kind, scaling = host.original_class.__name__, f"{float(update.scaling):g}"
             rows.append((path, kind, shape, name, update.r, scaling, trainable, acts))
-    for name, record in state.adapters.items():
-        for key, tensor in record.saved.items():
+    for name in state.adapters:
+        for key, tensor in whole_tensors(model, name).items():
             shape = "×".join(str(n) for n in tensor.shape)
             trainable = tensor.numel() if tensor.requires_grad and name in state.active else 0
             acts = "active" if name in state.active else "waiting"

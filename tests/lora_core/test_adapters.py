@@ -15,7 +15,8 @@ from lora_core import (
     parameter_counts,
     set_adapter,
 )
-from lora_core.adapters import hosts
+from lora_core.adapters import hosts, whole_tensors
+from lora_core.whole import BASE
 
 
 @pytest.fixture
@@ -46,9 +47,11 @@ def test_disabled_is_the_base_and_afterwards_the_adapter(fields, make, two, run)
     assert (wanted - base).abs().max() > 0.01
     with disable_adapters(model):
         assert torch.equal(run(model), base)
-        assert not any(p.requires_grad for p in model.classifier.parameters())
+        assert not model.classifier.weight.requires_grad
+        assert not model.classifier.bias.requires_grad
     assert torch.equal(run(model), wanted)
-    assert all(p.requires_grad for p in model.classifier.parameters())
+    assert model.classifier.weight.requires_grad
+    assert model.classifier.bias.requires_grad
 
 
 def test_disabling_nests_and_ends_with_an_exception(make, two, run):
@@ -187,7 +190,7 @@ def test_deleting_leaves_no_trace(bias, make, two, run, state, same):
     assert state(model)["modules"] == state(plain)["modules"]
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert parameter_counts(model) == (0, parameter_counts(plain)[1])
-    assert not model.lora_state.base
+    assert not model.lora_state.places
 
 
 def test_deleting_a_merged_adapter_is_refused_without_change(two, state, same):
@@ -347,8 +350,7 @@ def test_a_mixed_batch_trains_each_adapters_own_head_and_biases(owner, names, tw
         (run(model) * weights)[rows].sum().backward()
         wanted |= {id(p): p.grad.clone() for p in model.parameters() if p.requires_grad and p.grad is not None}
         model.zero_grad()
-    owned = [tensor for record in model.lora_state.adapters.values() for tensor in record.saved.values()]
-    everything = {id(p): p for p in [*model.parameters(), *owned, *model.lora_state.base.values()]}
+    everything = {id(p): p for p in model.parameters()}
     for parameter in everything.values():
         parameter.grad = None
     set_adapter(model, "a")
@@ -366,9 +368,8 @@ def test_a_mixed_batch_does_not_train_an_adapter_that_is_not_to_be_trained(make,
     add_adapter(model, "b", bias="all", trainable=False)
     with mixed_batch(model, ["a", "b", None, "b"]):
         run(model).sum().backward()
-    records = model.lora_state.adapters
-    assert records["a"].saved["classifier.weight"].grad is not None
-    assert all(tensor.grad is None for tensor in records["b"].saved.values())
+    assert whole_tensors(model, "a")["classifier.weight"].grad is not None
+    assert all(tensor.grad is None for tensor in whole_tensors(model, "b").values())
 
 
 def test_batch_norm_keeps_each_adapters_statistics(two, run):
@@ -382,8 +383,7 @@ def test_batch_norm_keeps_each_adapters_statistics(two, run):
         run(alone, rows)
         for key, tensor in lora_state_dict(alone, name).items():
             torch.testing.assert_close(lora_state_dict(mixed, name)[key], tensor)
-    base = mixed.lora_state.base
-    assert torch.equal(base["norm.running_mean"], torch.zeros(8))
+    assert torch.equal(whole_tensors(mixed, BASE)["norm.running_mean"], torch.zeros(8))
 
 
 def test_heads_in_fp32_differ_by_row_in_a_half_precision_model(make, run, randomise):
@@ -486,7 +486,7 @@ def test_disabling_inside_a_mixed_batch(make, two, run):
 
 
 def test_deleting_takes_the_hooks_of_half_precision_away(make, run, state):
-    """A head in fp32 in a half-precision model needs hooks (half_precision.py), and only as long as it is there."""
+    """A head in fp32 in a half-precision model needs hooks (whole.py), and only as long as it is there."""
     model = make("bert").bfloat16()
     before = state(model)["modules"]
     inject_lora(model, adapter_name="a")

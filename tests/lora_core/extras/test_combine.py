@@ -7,7 +7,7 @@ import torch
 
 import lora_core
 from lora_core import add_adapter, combine_adapters, inject_lora, merge_lora, save_adapter, set_adapter
-from lora_core.adapters import hosts
+from lora_core.adapters import hosts, whole_tensors
 
 TARGETS = ["query", "value", "word_embeddings"]
 
@@ -145,7 +145,7 @@ def test_a_head_goes_along_when_one_adapter_owns_it(make, run, randomise):
     combine_adapters(model, ["one", "two"], [1, 1], "both")
     set_adapter(model, "both")
     assert torch.equal(model.classifier.weight, head)
-    assert model.classifier.weight is not model.lora_state.adapters["one"].saved["classifier.weight"]
+    assert model.classifier.weight is not whole_tensors(model, "one")["classifier.weight"]
 
 
 @pytest.mark.parametrize(
