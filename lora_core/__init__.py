@@ -13,8 +13,8 @@ Read the files of this folder in the order of their imports:
     merge            put updates into the weights, take them out again
     checkpoint       adapters on disk, in PEFT's format
 
-What they share: patterns (which modules a name means), dropout, files, vit_names. The rooms beside
-them: extras (what a reader who came for LoRA may skip), models, kernels, export. lora_core knows nothing of data or
+What they share: patterns (which modules a name means), dropout, files. The rooms beside them: formats (of others'
+weights), extras (what a reader who came for LoRA may skip), models, kernels, export. lora_core knows nothing of data or
 training.
 
 Names are imported when they are first used, so that programs which need no torch can use lora_core.files without it.

@@ -6,12 +6,13 @@ their own path, except that the bias of an adapted layer has `base_layer.` befor
 adapter is written in a plain form that needs only the untouched base, whatever it started from.
 
 In reading order: writing an adapter; reading one; PEFT's keys; the config as the file needs it; the names that
-transformers 5 gave to vision transformers (vit_names.py).
+transformers 5 gave to vision transformers (formats/vit_names.py).
 """
 
 import dataclasses
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,9 +25,19 @@ from torch import Tensor, nn
 from lora_core.adapters import delete_adapter, hosts, record_of, set_adapter, state_of, whole_tensors
 from lora_core.config import CONFIG_FILE, TASK_TYPES, LoRAConfig
 from lora_core.files import make_folder, regular_file, replacing
+from lora_core.formats.pickled import read_pickle
+from lora_core.formats.vit_names import (
+    DINOV2_MARK,
+    NEW_MARK,
+    OLD_MARK,
+    any_path,
+    to_dinov2_name,
+    to_new_name,
+    to_old_name,
+)
 from lora_core.inject import add_exactly, eject_lora
-from lora_core.layers import model_modules
-from lora_core.patterns import Pattern
+from lora_core.layers import model_modules, unwrapped
+from lora_core.patterns import Pattern, ends_of
 from lora_core.targets import (
     attention_outputs,
     host_class,
@@ -34,11 +45,11 @@ from lora_core.targets import (
     without_idle_patterns,
 )
 from lora_core.updates import ThirdsUpdate
-from lora_core.vit_names import DINOV2_MARK, NEW_MARK, OLD_MARK, any_path, to_dinov2_name, to_new_name, to_old_name
 
 logger = logging.getLogger("lora_core")
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_WEIGHTS_FILE = "adapter_model.bin"
 
 PREFIX = "base_model.model."
 """Start of every key: the model inside PEFT's two wrappers."""
@@ -75,12 +86,14 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
     """Write one adapter into ``folder``, in PEFT's format, and return the folder.
 
     Its config names the base model if that is known: by the adapter's own config, or by what the model was loaded from.
-    Files of an earlier save are replaced one by one, each as a whole, weights first.
+    Both files are whole before they replace those of an earlier save.
 
     Raises:
         ValueError: no such adapter, or a tensor holds NaN or infinity (named).
     """
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in lora_state_dict(model, adapter_name).items()}
+    tied = Counter(tensor.data_ptr() for tensor in tensors.values())
+    tensors = {key: tensor.clone() if tied[tensor.data_ptr()] > 1 else tensor for key, tensor in tensors.items()}
     refuse_non_finite(tensors, "The adapter was not saved")
     folder = make_folder(folder)
     config = record_of(model, adapter_name).config
@@ -94,9 +107,10 @@ def save_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "defa
         base_model_name_or_path=base,
     )
     tensors, config = for_transformers(model, tensors, config)
-    with replacing(folder / WEIGHTS_FILE, sum(tensor.nbytes for tensor in tensors.values())) as new:
-        save_file(tensors, new, metadata={"format": "pt"})
-    config.save(folder)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with replacing(folder / CONFIG_FILE) as new_config, replacing(folder / WEIGHTS_FILE, size) as new_weights:
+        new_config.write_text(config.to_json(), encoding="utf-8")
+        save_file(tensors, new_weights, metadata={"format": "pt"})
     return folder
 
 
@@ -121,7 +135,7 @@ def load_adapter(
         ValueError: a file is missing or damaged, keys are missing, unknown or misshapen (all listed), or a tensor
             holds NaN or infinity. The model is unchanged then.
     """
-    folder = Path(folder)
+    folder, model_given, model = Path(folder), model, unwrapped(model)
     config, tensors = read_adapter(model, folder)
     _refuse_head_of_another_task(model, config, folder)
     fresh = not hasattr(model, "lora_state")
@@ -150,7 +164,7 @@ def load_adapter(
             ", ".join(at_random),
         )
     set_adapter(model, adapter_name if active else was_active)
-    return model
+    return model_given
 
 
 def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, Tensor]]:
@@ -163,6 +177,7 @@ def read_adapter(model: nn.Module, folder: Path) -> tuple[LoRAConfig, dict[str, 
     modules = dict(model_modules(model))
     tensors, config = in_names_of(modules, tensors, config)
     names = saved_modules(modules, config.modules_to_save or _heads_of_task(modules, config, tensors), tensors)
+    names = (*names, *_whole_embeddings(model, names, tensors))
     tensors = {key: tensor * 2 if counts_twice(key) else tensor for key, tensor in tensors.items()}
     try:
         config, layers = without_idle_patterns(model, modules, dataclasses.replace(config, modules_to_save=names))
@@ -221,18 +236,30 @@ def _heads_of_task(paths: Iterable[str], config: LoRAConfig, tensors: Mapping[st
     return tuple(path for path in ends if any(key.startswith(f"{PREFIX}{path}.") for key in tensors))
 
 
+def _whole_embeddings(model: nn.Module, names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Embeddings, and layers that turn vectors into words again, that a file holds whole without saying so.
+
+    PEFT adds them where a vocabulary was extended before the training.
+    """
+    words = getattr(model, "get_output_embeddings", lambda: None)()
+    saved = Pattern(tuple(names))
+    return [
+        path
+        for path, module in model_modules(model)
+        if (isinstance(module, nn.Embedding) or (words is not None and module is words))
+        and f"{PREFIX}{path}.weight" in tensors
+        and not saved.contains(path)
+    ]
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of adapter_model.safetensors in ``folder``, less the copies of the head of PEFT's bias="all"."""
-    file = folder / WEIGHTS_FILE
-    if not file.exists():
-        remedy = (
-            " Convert adapter_model.bin with PEFT: pickles are not read here."
-            if file.with_suffix(".bin").is_file()
-            else ""
-        )
-        raise ValueError(f"{file} does not exist.{remedy}")
+    """The tensors of adapter_model.safetensors in ``folder``, or of the pickle that older versions of PEFT wrote; less
+    the copies of the head of PEFT's bias="all"."""
+    file, pickled = folder / WEIGHTS_FILE, folder / PICKLED_WEIGHTS_FILE
+    if not file.exists() and not pickled.exists():
+        raise ValueError(f"{file} does not exist.")
     try:
-        tensors = load_file(regular_file(file))
+        tensors = load_file(regular_file(file)) if file.exists() else read_pickle(regular_file(pickled))
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged ({error}). Copy or save it again.") from error
     copies = (".modules_to_save.", ".original_module.")
@@ -369,10 +396,11 @@ def file_config(model: nn.Module, adapter_name: str) -> LoRAConfig:
             sizes[path] = rank, float(update.scaling)
     if any((config.rank_of(path), config.scaling_of(path)) != size for path, size in sizes.items()):
         config = explicit_config(config, sizes)
+    paths = [path for path, _ in model_modules(model)]
     if any(isinstance(update, ThirdsUpdate) for update in updates.values()):
-        config = explicit_targets(config, sizes)
-    elif preset_of(config.target_modules, [path for path, _ in model_modules(model)]) is not None:
-        config = dataclasses.replace(config, target_modules=tuple(sorted(sizes)))
+        config = explicit_targets(config, sizes, paths)
+    elif preset_of(config.target_modules, paths) is not None:
+        config = dataclasses.replace(config, target_modules=_only(sizes, paths))
     if config.initialisation in ("eva", "olora") or config.initialisation.startswith("pissa"):
         # The file holds a plain adapter of the untouched base.
         config = dataclasses.replace(config, init_lora_weights=True)
@@ -400,15 +428,23 @@ def _tidy(alpha: float) -> float:
     return round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha
 
 
-def explicit_targets(config: LoRAConfig, paths: Iterable[str]) -> LoRAConfig:
-    """``config`` that adapts just the layers at ``paths``."""
+def explicit_targets(config: LoRAConfig, paths: Iterable[str], all_paths: Iterable[str]) -> LoRAConfig:
+    """``config`` that adapts just the layers at ``paths``, of a model with modules at ``all_paths``."""
     return dataclasses.replace(
         config,
-        target_modules=tuple(sorted(paths)),
+        target_modules=_only(paths, all_paths),
         exclude_modules=None,
         layers_to_transform=None,
         layers_pattern=None,
     )
+
+
+def _only(paths: Iterable[str], all_paths: Iterable[str]) -> tuple[str, ...] | str:
+    """target_modules that mean these layers and no others: their paths; or a pattern, where one of them is the end of
+    another module's path, which its name would mean, too."""
+    wanted = set(paths)
+    others = {end for path in all_paths if path not in wanted for end in ends_of(path)}
+    return "|".join(map(re.escape, sorted(wanted))) if wanted & others else tuple(sorted(wanted))
 
 
 def in_names_of(
@@ -453,4 +489,4 @@ def _renamed(
     adapted = [key.partition(".lora_")[0] for key in keys if ".lora_" in key]
     sizes = {rename(path): (config.rank_of(path), config.scaling_of(path)) for path in adapted}
     renamed = {PREFIX + rename(key): tensor for key, tensor in zip(keys, tensors.values(), strict=True)}
-    return renamed, explicit_targets(explicit_config(config, sizes), sizes)
+    return renamed, explicit_targets(explicit_config(config, sizes), sizes, sizes)

@@ -247,8 +247,11 @@ class LoRAConfig:
 
     def save(self, folder: Path) -> None:
         """Write adapter_config.json into ``folder``, whole or not at all."""
-        # In ASCII, since PEFT reads it in the encoding of the user's locale.
-        write_text(folder / CONFIG_FILE, json.dumps(self.to_dict(), indent=2) + "\n")
+        write_text(folder / CONFIG_FILE, self.to_json())
+
+    def to_json(self) -> str:
+        """The content of adapter_config.json, in ASCII, since PEFT reads it in the encoding of the user's locale."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def load(cls, folder: Path) -> "LoRAConfig":

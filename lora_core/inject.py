@@ -26,7 +26,7 @@ from lora_core.adapters import (
 )
 from lora_core.config import LoRAConfig
 from lora_core.initialise import initialise
-from lora_core.layers import LoRALayer, block_fast_paths, restore_fast_paths
+from lora_core.layers import LoRALayer, block_fast_paths, model_modules, restore_fast_paths, unwrapped
 from lora_core.targets import (
     attention_outputs,
     find_saved,
@@ -35,6 +35,7 @@ from lora_core.targets import (
     head_names,
     host_class,
     input_embedding,
+    refusal,
     split_thirds,
 )
 from lora_core.updates import TokenRows, Update
@@ -131,7 +132,7 @@ def add_adapter(
     if config is not None and fields:
         raise ValueError(f"Give either config or single fields, not both; the fields are {sorted(fields)}.")
     _refuse_unknown(fields)
-    config = LoRAConfig(**fields) if config is None else config
+    config, model = LoRAConfig(**fields) if config is None else config, unwrapped(model)
     config = dataclasses.replace(config, modules_to_save=_with_head(model, config.modules_to_save))
     add_exactly(model, adapter_name, config, adapter_dtype=adapter_dtype, trainable=trainable)
 
@@ -171,6 +172,15 @@ def add_exactly(
             raise ValueError(f"{path} is in target_modules and has trainable_token_indices too; choose one of them.")
         embedding = model.get_submodule(path)
         assert isinstance(embedding, nn.Embedding)
+        if (reason := refusal(path, embedding)) is not None:
+            raise ValueError(f"trainable_token_indices: {reason.partition(' Leave it')[0]}")
+        tied = [other for other, module in model_modules(model)
+                if module is not embedding and getattr(module, "weight", None) is embedding.weight]  # fmt: skip
+        if tied:
+            raise ValueError(
+                f"trainable_token_indices: {tied[0]} shares its weight with {path} and would have to learn the tokens "
+                "too, which is not supported. Adapt the embedding by target_modules, or train it by modules_to_save."
+            )
         new[path] = TokenRows(embedding, config.trainable_token_indices, _dtype(embedding.weight, adapter_dtype))
     half = half_modules(model, saved, base)
     widened = adapter_dtype or torch.float32
@@ -195,6 +205,7 @@ def install(
 
     Nothing here can fail for a reason that a user could mend, so a refused injection leaves the model as it was.
     """
+    model = unwrapped(model)
     state = getattr(model, STATE, None) or LoRAState(
         was_trainable={n: p.requires_grad for n, p in model.named_parameters()}
     )
@@ -226,6 +237,7 @@ def eject_lora(model: nn.Module) -> nn.Module:
     Merged adapters stay in the weights, with their head and biases; otherwise the base model comes back exactly.
     requires_grad is as it was before the injection.
     """
+    given, model = model, unwrapped(model)
     state = enabled_state_of(model)
     layers = list(hosts(model))
     if not any(host.merged_adapters for _, host in layers):
@@ -245,7 +257,7 @@ def eject_lora(model: nn.Module) -> nn.Module:
     delattr(model, STATE)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(state.was_trainable.get(name, parameter.requires_grad))  # one may be new
-    return model
+    return given
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

@@ -325,10 +325,15 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, -math.inf)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile's wrapper, which has its modules under other paths; another model as it is."""
+    return getattr(model, "_orig_mod", model)
+
+
 def model_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Path and module of everything in ``model`` but what lies in adapters, in the order of ``named_modules``."""
     seen: set[nn.Module] = set()
-    waiting = [("", model)]
+    waiting = [("", unwrapped(model))]
     while waiting:
         path, module = waiting.pop()
         if module in seen:

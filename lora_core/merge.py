@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lora_core.adapters import exchange_frozen, hosts, record_of, set_adapter, state_of
+from lora_core.adapters import enabled_state_of, exchange_frozen, hosts, record_of, set_adapter, state_of
 from lora_core.layers import LoRALayer
 
 
+@torch.inference_mode(False)  # within it the weights would be no more to be trained
 def merge_lora(model: nn.Module, adapter_names: str | Sequence[str] | None = None) -> nn.Module:
     """Put adapters into the weights, in place, so that inference costs nothing extra; returns ``model``.
 
@@ -70,8 +71,8 @@ def _merged(path: str, host: LoRALayer, names: Sequence[str]) -> tuple[tuple[str
 def unmerge_lora(model: nn.Module) -> nn.Module:
     """Take merged adapters out again, in place; the frozen weights come back bit for bit. Returns ``model``."""
     layers = [host for _, host in hosts(model) if host.merged_adapters]
+    enabled_state_of(model)
     if not layers:
-        state_of(model)
         warnings.warn("No adapter is merged; nothing was changed.", stacklevel=2)
     for host in layers:
         exchange_frozen(host)

@@ -337,7 +337,8 @@ def _kind(layer: nn.Module) -> type[nn.Module] | None:
 def _own_forward(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether ``layer`` computes something else than the kind of layer it descends from."""
     changed = type(layer).forward is not kind.forward
-    return changed or "forward" in vars(layer) or "parametrizations" in layer._modules
+    computed = HOSTS[kind].weight_name not in layer._parameters  # by pruning, weight norm or spectral norm
+    return changed or computed or "forward" in vars(layer) or "parametrizations" in layer._modules
 
 
 def is_fused_qkv(path: str, module: nn.Module) -> bool:

@@ -48,8 +48,9 @@ def whole_tensor(model: nn.Module, places: Mapping[str, str], key: str, owner: s
     """
     module, leaf = _module_of(model, key)
     if places[key] == owner:
-        merged = isinstance(module, LoRALayer) and module.merged_adapters
-        return module.frozen.get(leaf, getattr(module, leaf)) if merged else getattr(module, leaf)
+        if isinstance(module, LoRALayer) and module.merged_adapters and leaf in module.frozen:
+            return module.frozen[leaf]
+        return _slots(module, leaf)[leaf]
     waiting = _slots(module, leaf).get(_waiting_name(leaf, owner))
     if waiting is None:
         whose = f"adapter {owner!r}" if owner else "the base model"

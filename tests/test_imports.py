@@ -18,6 +18,7 @@ HEAVY = {"PIL", "onnxruntime", "sklearn", "seqeval", "tokenizers", "transformers
 OPPONENTS = {"transformers", "peft", "optimum", "accelerate", "datasets"}
 
 ORDER = (
+    ("lora_core.formats",),
     ("lora_core",),
     ("lora_core.extras", "lora_core.models"),
     ("lora_core.models.encoders",),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lora_core.files import BLOCK, read_json_object, sha256_of_file
-from lora_core.models.pretrained.pickled import PICKLED_FILE, PICKLED_INDEX
+from lora_core.formats.pickled import PICKLED_FILE, PICKLED_INDEX
 from lora_core.models.pretrained.source import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, resolve
 from trainers.config import RESUME_MAY_CHANGE, RunConfig
 from trainers.data.images.batches import ImageBatches

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lora_core.adapters import AdapterRecord, hosts, record_of, whole_tensors
 from lora_core.checkpoint import explicit_config, explicit_targets
 from lora_core.inject import check_new_name, install
-from lora_core.layers import LoRALayer
+from lora_core.layers import LoRALayer, model_modules
 from lora_core.targets import attention_outputs
 from lora_core.updates import TokenRows, Update
 
@@ -70,8 +70,9 @@ def combine_adapters(
                 raise ValueError(f"{path}: {error}") from error
     first = records[names[0]]
     outputs = set(attention_outputs(model).values())  # adapted with their attention, which is the target
+    paths = [path for path, _ in model_modules(model)]
     sizes = {path: (update.r, 1.0) for path, update in updates.items() if path not in outputs}
-    config = explicit_targets(explicit_config(dataclasses.replace(first.config, use_rslora=False), sizes), sizes)
+    config = explicit_targets(explicit_config(dataclasses.replace(first.config, use_rslora=False), sizes), sizes, paths)
     configs = [record.config for record in records.values()]
     modules = [module for each in configs for module in each.modules_to_save or ()]
     config = dataclasses.replace(

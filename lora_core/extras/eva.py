@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lora_core.adapters import disable_adapters, hosts, record_of, set_adapter, state_of
 from lora_core.checkpoint import explicit_config, explicit_targets
-from lora_core.layers import LoRALayer
+from lora_core.layers import LoRALayer, model_modules
 from lora_core.targets import attention_outputs
 from lora_core.updates import LinearUpdate
 
@@ -72,7 +72,7 @@ def initialise_eva(
     sizes = {path: (left[path].r, float(left[path].scaling)) for path in record.targets if path not in outputs}
     record.config = explicit_config(record.config, sizes)
     if not all(new_ranks.values()):
-        record.config = explicit_targets(record.config, sizes)
+        record.config = explicit_targets(record.config, sizes, [path for path, _ in model_modules(model)])
     set_adapter(model, state_of(model).active)
     return model
 

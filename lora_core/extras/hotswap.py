@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lora_core.adapters import hosts, record_of, whole_tensors
 from lora_core.checkpoint import explicit_targets, file_keys, read_adapter, refuse_non_finite
-from lora_core.layers import LoRALayer
+from lora_core.layers import LoRALayer, model_modules, unwrapped
 from lora_core.targets import attention_outputs
 from lora_core.updates import Conv2dUpdate, ThirdsUpdate, Update
 from lora_core.whole import BASE
@@ -54,7 +54,7 @@ def hotswap_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "d
             is room for, tensors of a wrong shape, or NaN. Nothing is changed then.
     """
     folder = Path(folder)
-    inner: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    inner = unwrapped(model)
     record = record_of(inner, adapter_name)
     slots = _slots(inner, adapter_name)
     config, tensors = read_adapter(inner, folder)
@@ -83,7 +83,9 @@ def hotswap_adapter(model: nn.Module, folder: str | Path, adapter_name: str = "d
     for key, tensor in whole.items():
         tensor.copy_(tensors[head[key]] if key in present else base[key])
     if not all(found.values()):  # the adapter keeps the layers that the file lacks, with updates of zero
-        config = explicit_targets(config, [path for path in record.targets if path not in owner])
+        config = explicit_targets(
+            config, [path for path in record.targets if path not in owner], [path for path, _ in model_modules(inner)]
+        )
     record.config = dataclasses.replace(config, modules_to_save=record.config.modules_to_save)
     return model
 

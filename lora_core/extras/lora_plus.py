@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from lora_core.adapters import state_of
+from lora_core.layers import unwrapped
 from lora_core.patterns import Pattern
 
 
@@ -33,7 +34,7 @@ def lora_plus_groups(
         modules = Pattern(state.adapters[name].config.modules_to_save)
         heads |= {key for key in state.adapters[name].saved if modules.contains(key.rpartition(".")[0])}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for path, parameter in model.named_parameters():
+    for path, parameter in unwrapped(model).named_parameters():
         if parameter.requires_grad:
             groups.setdefault((_kind(path, heads), parameter.dim() > 1), []).append(parameter)
     return [

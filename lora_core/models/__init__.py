@@ -1,8 +1,8 @@
 """Encoders, heads and task models, under the names of their published checkpoints.
 
 Read layers and encoder, then task_model and heads: what every family is made of. Then encoders/, a file for each family
-and build for all, and pretrained/, which reads and writes checkpoints. Needs lora_core's config, dropout, files and
-vit_names alone; lora_core.kernels, lora_core.export and trainers build on it.
+and build for all, and pretrained/, which reads and writes checkpoints. Needs lora_core's formats, config, dropout
+and files alone; lora_core.kernels, lora_core.export and trainers build on it.
 
 Names are imported when they are first used: labels, checks and decoding need no torch.
 """

@@ -460,8 +460,8 @@ def test_other_label_counts_are_refused(saved, make, state, same):
 def test_missing_files_are_named(saved, make, tmp_path):
     with pytest.raises(ValueError, match=r"adapter_config\.json does not exist"):
         load_adapter(make("bert"), tmp_path / "nowhere")
-    (saved[0] / WEIGHTS).rename(saved[0] / "adapter_model.bin")
-    with pytest.raises(ValueError, match=r"adapter_model\.safetensors does not exist.*pickles are not read"):
+    (saved[0] / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors does not exist"):
         load_adapter(make("bert"), saved[0])
 
 
@@ -598,3 +598,71 @@ def test_a_save_is_on_disk_before_it_replaces_the_old_one(make, tmp_path, monkey
     save_adapter(model, tmp_path)
     assert events == ["fsync", "replace", "fsync"] * 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
+
+
+def test_a_failed_save_leaves_the_older_adapter(make, run, randomise, tmp_path, monkeypatch):
+    """Never the weights of the one beside the config of the other."""
+    older = randomise(inject_lora(make("bert"), lora_alpha=8))
+    save_adapter(older, tmp_path)
+    newer = randomise(inject_lora(make("bert"), lora_alpha=64), seed=9)
+    monkeypatch.setattr(LoRAConfig, "to_json", lambda _: (_ for _ in ()).throw(OSError(28, "no room")))
+    with pytest.raises(OSError, match="Make room there"):
+        save_adapter(newer, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
+    assert torch.equal(run(load_adapter(make("bert"), tmp_path)), run(older))
+
+
+def test_a_pickle_of_older_peft_is_read_and_runs_nothing(make, run, saved, tmp_path):
+    wanted = run(load_adapter(make("bert"), saved[0]))
+    torch.save(load_file(saved[0] / WEIGHTS), saved[0] / "adapter_model.bin")
+    (saved[0] / WEIGHTS).unlink()
+    assert torch.equal(run(load_adapter(make("bert"), saved[0])), wanted)
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"key": Evil()}, saved[0] / "adapter_model.bin")
+    with pytest.raises(ValueError, match="could run code"):
+        load_adapter(make("bert"), saved[0])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_embeddings_of_an_extended_vocabulary_come_with_the_adapter(make, peft_model, peft_load, randomise, tmp_path):
+    """PEFT adds them to the file by itself, and says so nowhere in it."""
+
+    def extended(seed):
+        model = make("bert")
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(64)  # new rows at random
+        return model
+
+    theirs = randomise(peft_model(extended(1), r=2, target_modules=["query"], modules_to_save=["classifier"]))
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=True)
+    ids = torch.full((1, 4), 63)
+    model = load_adapter(extended(2), tmp_path / "theirs")
+    assert torch.equal(model(ids).logits, theirs(ids).logits)
+    again = peft_load(extended(3), save_adapter(model, tmp_path / "ours"))
+    assert torch.equal(again(ids).logits, theirs(ids).logits)
+
+
+class Ends(nn.Module):
+    """Where the path of one layer is the end of another's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.proj, self.head = nn.Linear(8, 8), nn.ModuleDict({"proj": nn.Linear(8, 8)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head["proj"](self.proj(x))
+
+
+def test_a_path_that_ends_another_means_itself_alone(randomise, peft_load, tmp_path):
+    model = inject_lora(Ends(), target_modules="all-linear", exclude_modules=["head.proj"], modules_to_save=())
+    randomise(model)
+    save_adapter(model, tmp_path)
+    x = torch.randn(2, 8)
+    assert torch.equal(load_adapter(Ends(), tmp_path)(x), model(x))
+    torch.testing.assert_close(peft_load(Ends(), tmp_path)(x), model(x))

@@ -289,3 +289,13 @@ def test_what_waits_moves_and_casts_with_the_model(trained, run):
     unmerge_lora(model)
     assert {host.weight.dtype for _, host in hosts(model)} == {torch.float64}
     torch.testing.assert_close(run(model).float(), run(unmerge_lora(twin)), **EXACT)
+
+
+def test_what_was_merged_in_inference_mode_can_be_ejected_and_trained(make, run, randomise):
+    model = randomise(inject_lora(make("bert")))
+    wanted = run(model)
+    with torch.inference_mode():
+        merge_lora(model)
+    eject_lora(model)
+    torch.testing.assert_close(run(model), wanted, atol=1e-5, rtol=1e-4)
+    run(model).sum().backward()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 from torch.nn.utils import parametrizations
 from transformers.pytorch_utils import Conv1D
@@ -93,8 +94,22 @@ def wrapped() -> nn.Module:
     return layer
 
 
+def old_weight_norm() -> nn.Module:
+    """Its weight is no parameter, but computed before each forward, as that of pruned layers is."""
+    with pytest.warns(FutureWarning):
+        return torch.nn.utils.weight_norm(nn.Linear(6, 8))
+
+
 @pytest.mark.parametrize(
-    "make_layer", [lambda: Scaled(6, 8), wrapped, lambda: parametrizations.weight_norm(nn.Linear(6, 8))]
+    "make_layer",
+    [
+        lambda: Scaled(6, 8),
+        wrapped,
+        lambda: parametrizations.weight_norm(nn.Linear(6, 8)),
+        old_weight_norm,
+        lambda: torch.nn.utils.spectral_norm(nn.Linear(6, 8)),
+        lambda: torch.nn.utils.prune.random_unstructured(nn.Linear(6, 8), "weight", 0.5),
+    ],
 )
 @pytest.mark.parametrize("targets", [["1"], "all-linear", ["0", "1"], "1"])
 def test_a_computation_of_its_own_is_refused(make_layer, targets, state, same):

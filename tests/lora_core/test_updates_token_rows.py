@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import nn
 
@@ -103,3 +104,17 @@ def test_refusals(make, state, same):
 def test_input_embedding_is_the_model_s_own(make):
     assert input_embedding(make("bert")) == input_embedding(make("ours")) == "bert.embeddings.word_embeddings"
     assert input_embedding(nn.Sequential(nn.Linear(2, 2), nn.Embedding(3, 2))) == "1"
+
+
+def test_embeddings_that_cannot_learn_rows_are_refused(state, same):
+    """One that scales what it looks up, and one whose weight turns vectors into words again, which PEFT trains too."""
+    sizes = {"vocab_size": 40, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+             "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}  # fmt: skip
+    bart = transformers.BartModel(transformers.BartConfig(**sizes))
+    bert = transformers.BertForMaskedLM(transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))  # fmt: skip
+    for model, why in ((bart, "shared is a BartScaledWordEmbedding"), (bert, "decoder shares its weight with bert")):
+        before = state(model)
+        with pytest.raises(ValueError, match=f"trainable_token_indices: .*{why}"):
+            inject_lora(model, target_modules=r".*(query|q_proj)", modules_to_save=(), trainable_token_indices=[3])
+        assert same(before, state(model))

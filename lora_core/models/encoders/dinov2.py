@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lora_core.formats.vit_names import to_dinov2_name
 from lora_core.models.encoder import Encoder
 from lora_core.models.encoders.patches import ImageConfig
 from lora_core.models.encoders.vit import ViTModel, ViTSelfAttention, first_tokens
 from lora_core.models.layers import GatedActivation, GraphBuilder, LayerParts, TransformerLayer, activation
 from lora_core.models.task_model import ImageModel
-from lora_core.vit_names import to_dinov2_name
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ DeiT is ViT with a second special token, which learned from a teacher. DeiT chec
 ViT, in their config.json too.
 
 transformers 5 gives its modules other names in memory, but writes and reads these in checkpoints. Adapters are
-written under the other names, as PEFT needs them there; `lora_core.vit_names` has both sets.
+written under the other names, as PEFT needs them there; `lora_core.formats.vit_names` has both sets.
 
 Shapes: B images, C channels, P patches, S special tokens (the class token; in DeiT the distillation token too),
 T = S + P tokens, H hidden size, F intermediate size, L labels.
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_core.dropout import Dropout
+from lora_core.formats.vit_names import to_new_name, to_old_name
 from lora_core.models.encoder import Encoder
 from lora_core.models.encoders.bert import BertIntermediate
 from lora_core.models.encoders.patches import ImageConfig, ImageEmbeddings, resize_positions
@@ -32,7 +33,6 @@ from lora_core.models.layers import (
     TransformerLayer,
 )
 from lora_core.models.task_model import ImageModel
-from lora_core.vit_names import to_new_name, to_old_name
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lora_core.files import file_inside, read_json_object, regular_file, sha256_of_file
+from lora_core.formats.pickled import PICKLED_FILE, PICKLED_INDEX, read_pickle
 from lora_core.models.encoder import Encoder
-from lora_core.models.pretrained.pickled import PICKLED_FILE, PICKLED_INDEX, read_pickle
 from lora_core.patterns import shown
 
 logger = logging.getLogger("lora_core")
@@ -208,7 +208,7 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
     }
     for name, read in readers.items():
         if (folder / name).exists():
-            return {Encoder.own_name(tensor): value for tensor, value in read(folder / name).items()}
+            return {Encoder.own_name(tensor): value for tensor, value in read(regular_file(folder / name)).items()}
     others = sorted(path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack"})
     if others:
         raise ValueError(

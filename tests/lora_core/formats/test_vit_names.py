@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_core import inject_lora, load_adapter, save_adapter
-from lora_core.vit_names import to_new_name, to_old_name
+from lora_core.formats.vit_names import to_new_name, to_old_name
 
 PAIRS = {
     "vit.encoder.layer.3.attention.attention.query": "vit.layers.3.attention.q_proj",

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch.torch_version import TorchVersion
 
+from lora_core.formats.pickled import read_pickle
 from lora_core.models import load_pretrained
-from lora_core.models.pretrained.pickled import read_pickle
 from lora_core.models.pretrained.source import read_tensors
 
 

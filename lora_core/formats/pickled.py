@@ -14,8 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lora_core.files import regular_file
-
 logger = logging.getLogger("lora_core")
 
 PICKLED_FILE = "pytorch_model.bin"
@@ -42,7 +40,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             SAFE_TORCH,
         )
     try:
-        found = torch.load(regular_file(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(

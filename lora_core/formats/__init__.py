@@ -1,0 +1,1 @@
+"""How others keep weights: as pickles, and under the names that vision transformers had before transformers 5."""
