@@ -5,6 +5,7 @@ WAITS is the list of all places where the host waits for the device, and how oft
 """
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -115,6 +116,8 @@ def on_device(tiny, device_watch, monkeypatch, tmp_path):
                                                                                  **more))  # fmt: skip
     fused_on = importlib.import_module("torch.optim.optimizer")  # the name torch.optim.optimizer is deleted again
     monkeypatch.setattr(fused_on, "_get_fused_kernels_supported_devices", lambda: ["meta"])
+
+    monkeypatch.setattr("trainers.monitor.monitor.REFRESH", math.inf)  # the bar reads the loss once a second
 
     def run(model, task, data=WORDS, *, writes=False, **settings) -> Counts:
         for name in () if writes else FILES:
