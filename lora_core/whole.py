@@ -1,16 +1,15 @@
 """Tensors that adapters train in full: those of a task head (modules_to_save), and biases.
 
 The base model and each adapter have their own of such a tensor, and just one of them is in its place at a time. The
-others wait, registered in the same module under names of their own (`lora_base_weight`, `lora_weight_of_NAME`): so
-they are moved and cast, kept by `state_dict` and seen by an optimiser like all else. What is in place is the truth: it
-may be replaced there, as `load_state_dict(assign=True)` does.
+others wait, registered in the same module under names of their own (the base model's as `waiting_weight`, an adapter's
+as `waiting_weight_of_NAME`): so they are moved and cast, kept by `state_dict` and seen by an optimiser like all else.
+What is in place is the truth: it may be replaced there, as `load_state_dict(assign=True)` does.
 
 In a model in half precision, which would round small steps away, a module of which an adapter owns every parameter is
 trained in fp32: two hooks are its bridge to the model around it and cast its inputs to its own dtype and its outputs
 back.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeGuard
 
@@ -23,12 +22,12 @@ from lora_core.layers import LoRALayer
 BASE = ""
 """The base model among the owners, which are adapters by name otherwise."""
 HALF = (torch.float16, torch.bfloat16)
-_WAITING = re.compile(r"(.*\.)?lora_(base_[^.]+|[^.]+_of_[^.]+)")
+_WAITING = "waiting_"
 
 
 def is_waiting(path: str) -> bool:
     """Whether ``path`` is that of a tensor that waits, and so none of the model's own."""
-    return _WAITING.fullmatch(path) is not None
+    return path.rpartition(".")[2].startswith(_WAITING)
 
 
 def get_tensor(model: nn.Module, path: str) -> Tensor:
@@ -101,7 +100,7 @@ def _slots(module: nn.Module, leaf: str) -> dict[str, Any]:
 
 
 def _waiting_name(leaf: str, owner: str) -> str:
-    return f"lora_{leaf}_of_{owner}" if owner else f"lora_base_{leaf}"
+    return f"{_WAITING}{leaf}_of_{owner}" if owner else f"{_WAITING}{leaf}"
 
 
 def _frozen(tensor: Tensor) -> Tensor:

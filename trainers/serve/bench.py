@@ -23,6 +23,7 @@ from lora_core.export import PointsLost, read_metadata
 from lora_core.export.openvino_engine import core
 from lora_core.export.session import activations_of
 from lora_core.files import read_json_object, write_json
+from lora_core.whole import is_waiting
 from trainers.data.splits import take
 from trainers.finished import FinishedRun
 from trainers.run_folder import RunFolder
@@ -153,7 +154,8 @@ def bench_run(
         threads=threads or torch.get_num_threads(),
         rounds=rounds,
     )
-    weights = sum(tensor.numel() * 4 for name, tensor in finished.model.state_dict().items() if "lora_" not in name)
+    named = finished.model.state_dict().items()
+    weights = sum(tensor.numel() * 4 for name, tensor in named if "lora_" not in name and not is_waiting(name))
     variants = _variants(folder)
     measured: list[Measured] = []
     reference: list[np.ndarray] = []
