@@ -86,6 +86,8 @@ class OnnxSession:
         if backend not in get_args(Backend):
             raise ValueError(f"backend is {backend!r}; an ONNX file runs on one of {', '.join(get_args(Backend))}")
         self.path = Path(path)
+        self.stamp = file_stamp(self.path)
+        """Of the file that was loaded: the one that is there now has another if it was replaced since."""
         self.metadata = read_file(self.path).metadata
         self.activations = activations_of(self.metadata)
         self.task = self.metadata["task"]
@@ -100,15 +102,13 @@ class OnnxSession:
         """Loaded adapters and what they say of themselves, by name."""
         self.acting: onnxruntime.LoraAdapter | None = None
         self.threads = usual_threads() if threads is None else threads
+        self._shared: Path | None = None
         self.engine: OpenVino | None = None
         """What computes in the place of onnxruntime."""
         if backend == "onnx":
-            self.session = _session(
-                self.path if shared is None else shared_file(self.path, shared),
-                self.threads,
-                spinning,
-                providers or self._providers(),
-            )
+            place = self.path if shared is None else shared_file(self.path, shared)
+            self.session = _session(place, self.threads, spinning, providers or self._providers())
+            self._shared = None if place == self.path else place.parent
             self._process = os.getpid()
             self.providers = list(self.session.get_providers())
             self.inputs = {node.name: NUMPY_TYPES.get(node.type) for node in self.session.get_inputs()}
@@ -153,6 +153,11 @@ class OnnxSession:
             check_images(given["pixel_values"], channels, (size[0], size[1]))
         arrays = {name: np.ascontiguousarray(array, dtype=self.inputs[name]) for name, array in given.items()}
         return self._logits(arrays)
+
+    def forget_shared(self) -> None:
+        """Remove the file from which the processes map its weights, which they keep; for when none will load it."""
+        if self._shared is not None:
+            shutil.rmtree(self._shared, ignore_errors=True)
 
     def load_adapter(self: Own, path: str | Path, adapter_name: str) -> Own:
         """Load a file of `save_onnx_adapter`, replacing one of the same name, and return `self.adapter(adapter_name)`.
@@ -245,6 +250,34 @@ class OnnxSession:
 
     def _providers(self) -> list[str]:
         return [CUDA, CPU] if self.metadata["precision"] == "fp32" and CUDA in _available() else [CPU]
+
+
+def real_logits(logits: np.ndarray, attention_mask: np.ndarray | None) -> np.ndarray:
+    """The logits, (B, L) or (B, T or more, L), that are not of padding: (N, L). Rows behind the T tokens are those of a
+    CRF's transitions; of a text that is all padding none count."""
+    if attention_mask is None:
+        return logits
+    mask = attention_mask != 0  # (B, T)
+    if logits.ndim == 2:
+        return logits[mask.any(axis=1)]
+    behind = np.repeat(mask.any(axis=1)[:, None], logits.shape[1] - mask.shape[1], axis=1)
+    return logits[np.concatenate([mask, behind], axis=1)]
+
+
+def file_stamp(path: Path) -> tuple[tuple[int, int, int], ...]:
+    """What changes with a file, and with the weights beside it where it has them there; empty: it is not there, or
+    cannot be looked at now."""
+    found = []
+    for each in (path, path.with_name(f"{path.name}.data")):
+        try:
+            status = each.stat()
+            found.append((status.st_mtime_ns, status.st_ino, status.st_size))
+        except FileNotFoundError:
+            if each == path:
+                return ()
+        except OSError:
+            return ()
+    return tuple(found)
 
 
 def activations_of(metadata: Mapping[str, str]) -> str:

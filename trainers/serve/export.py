@@ -83,7 +83,8 @@ def export_run(
 
     The fp32 file must give the model's logits on validation examples of many lengths, alone and together. The int8
     file must keep the metric on `examples` validation examples, but for `points_lost` (hundredths): with little
-    validation data a single example is worth more than the default. A file that fails is deleted.
+    validation data a single example is worth more than the default. A file that fails is deleted. Those of
+    an earlier export stay until the fp32 file is checked.
 
     Args:
         activations: static sets their scales by `CALIBRATION_INPUTS` training inputs, drawn with the run's seed, so
@@ -98,8 +99,6 @@ def export_run(
     folder = Path(folder)
     finished = FinishedRun.open(folder)
     data = finished.sample("validation", examples)
-    for path in (finished.files.onnx, finished.files.int8_onnx):  # of an earlier export
-        remove(path)
     with TemporaryDirectory(prefix=".export-", dir=folder) as scratch:  # a file has its own name once it is checked
         segments = getattr(data, "token_type_ids", None) is not None
         path = Path(scratch, finished.files.onnx.name)
@@ -108,6 +107,8 @@ def export_run(
         difference = verify_onnx(finished.model, path, batches, atol=LOGITS_WITHIN)
         parity = {"logits_within": difference, "allowed": LOGITS_WITHIN, "batches": len(batches)}
         update_metadata(path, {"parity": json.dumps(parity)})
+        for earlier in (finished.files.onnx, finished.files.int8_onnx):
+            remove(earlier)
         path = move(path, folder)
         files = [_exported(path, finished.guarded_metric, difference=difference)]
         if quantize:

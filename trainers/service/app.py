@@ -225,10 +225,12 @@ def create_app(service: Service) -> FastAPI:
     async def show_page() -> Response:
         return Response(page, media_type="text/html", headers=page_headers)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="The process is alive", tags=["operation"])
     async def health() -> Response:
         return _json({"status": "alive"})
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", summary="The process takes requests", tags=["operation"])
     async def readiness() -> Response:
         return _json({"status": "ready"}) if service.ready else _json({"error": "not ready"}, 503)

@@ -92,6 +92,12 @@ class ServedModel:
         self.reader = RequestReader(self.served.task, settings, self.options, longest)
         self.queue = BatchQueue(settings.batch_tokens, settings.batch_wait_ms / 1000, settings.max_queue)
 
+    def close(self) -> None:
+        """Finish what is asked of it, and take its weights out of the folder that the processes share."""
+        self.queue.close()
+        if isinstance(self.served.model, OnnxSession):
+            self.served.model.forget_shared()
+
     @property
     def onnx_file(self) -> Path | None:
         """Where it was loaded from; None: it is a run or a checkpoint."""
@@ -256,6 +262,18 @@ class Models:
             raise Refusal(404, f"no model {short(model)}; there are {', '.join(self.by_name)}")
         return self.by_name[model], adapter or None
 
+    def stamps(self) -> dict[str, tuple]:
+        """What tells the files that were loaded from others under their names."""
+        return {name: model.served.model.stamp for name, model in self.by_name.items()
+                if isinstance(model.served.model, OnnxSession)}  # fmt: skip
+
+    def exchange(self, new: ServedModel) -> None:
+        """Let a new model take the place of the one of its name. Adapters that came or went while it was loaded, come
+        and go with the next request."""
+        with self._syncing:
+            self.by_name[new.name] = new
+            self._seen = None
+
     def load_anew(self, old: ServedModel) -> ServedModel:
         """The model from the same place, with the adapters that are loaded; it takes no requests yet.
 
@@ -272,9 +290,19 @@ class Models:
         """Whether the adapters are those of the register."""
         return self._stamp() == self._seen
 
-    def _stamp(self) -> tuple[int, int]:
-        status = self.register.stat()
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            status = self.register.stat()
+        except FileNotFoundError:  # swept out of the temporary folder: what is loaded stays
+            return self._seen
         return status.st_mtime_ns, status.st_ino
+
+    def _registered(self) -> dict[str, dict[str, list[Any]]]:
+        """The adapters that every process is to have, by model and name."""
+        if self.register.is_file():
+            return json.loads(self.register.read_text(encoding="utf-8"))
+        return {name: {adapter: each.entry for adapter, each in list(model.adapters.items())}
+                for name, model in self.by_name.items()}  # fmt: skip
 
     def sync(self) -> None:
         """Load and remove adapters until they are those of the register."""
@@ -282,7 +310,7 @@ class Models:
         if stamp == self._seen:
             return
         with self._syncing:
-            wanted = json.loads(self.register.read_text(encoding="utf-8"))
+            wanted = self._registered()
             for name, model in self.by_name.items():
                 entries = wanted.get(name, {})
                 for adapter in set(model.adapters) - set(entries):
@@ -318,7 +346,7 @@ class Models:
 
     def _write(self, model: ServedModel, changes: Mapping[str, list[Any] | None]) -> None:
         with self._locked():
-            wanted = json.loads(self.register.read_text(encoding="utf-8"))
+            wanted = self._registered()
             adapters = {**wanted.get(model.name, {}), **changes}
             wanted[model.name] = {name: entry for name, entry in adapters.items() if entry is not None}
             write_json(self.register, wanted)

@@ -3,16 +3,14 @@
 import logging
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
+from lora_core.export.session import OnnxSession, file_stamp
 from trainers.service.models import Models, ServedModel
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 """How often the files are looked at. One that changes still is left alone until the next time."""
-
-Stamp = tuple[tuple[int, int, int], ...]
 
 
 class Reloader:
@@ -28,14 +26,15 @@ class Reloader:
         """
         self.models = models
         self.adopt = adopt
-        self._served: dict[str, Stamp] = {}
+        self._served: dict[str, tuple] = {}
         """Of the files that were loaded, or found to be unusable."""
-        self._seen: dict[str, Stamp] = {}
+        self._seen: dict[str, tuple] = {}
         for name, model in models.by_name.items():
-            if model.onnx_file is None:
+            session = model.served.model
+            if not isinstance(session, OnnxSession):
                 logger.warning("%s is no ONNX file: it is not loaded anew when it changes", model.source)
             else:
-                self._served[name] = self._seen[name] = _stamp(model.onnx_file)
+                self._served[name] = self._seen[name] = session.stamp
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="reload", daemon=True)
 
@@ -55,7 +54,7 @@ class Reloader:
     def _look(self, name: str) -> None:
         old = self.models.by_name[name]
         assert old.onnx_file is not None
-        stamp = _stamp(old.onnx_file)
+        stamp = file_stamp(old.onnx_file)
         settled, self._seen[name] = stamp == self._seen[name], stamp
         if not stamp or not settled or stamp == self._served[name]:
             return
@@ -67,23 +66,9 @@ class Reloader:
             logger.error("the new %s cannot be used, the old one is served on: %s", old.onnx_file, line)
             return
         self.adopt(new)
-        self.models.by_name[name] = new
+        self.models.exchange(new)
         logger.info("%s is now the new %s", name, old.onnx_file)
         # Nobody who chose the old one asks it for more by then; what it has it finishes.
-        last = threading.Timer(self.models.settings.timeout, old.queue.close)
+        last = threading.Timer(self.models.settings.timeout, old.close)
         last.daemon = True
         last.start()
-
-
-def _stamp(path: Path) -> Stamp:
-    """What changes with a file, and with the weights beside it where it has them there; empty: it is not there."""
-    found = []
-    for each in (path, path.with_name(f"{path.name}.data")):
-        try:
-            status = each.stat()
-        except FileNotFoundError:
-            if each == path:
-                return ()
-        else:
-            found.append((status.st_mtime_ns, status.st_ino, status.st_size))
-    return tuple(found)

@@ -4,6 +4,7 @@ import importlib
 import logging
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -16,10 +17,14 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 
 from trainers.processes.failure import DISK_FULL, OUT_OF_MEMORY, USER_ERROR, USER_ERRORS, exit_status
+from trainers.processes.interrupt import STOP_SIGNALS
+from trainers.processes.parent import end_with_parent
 from trainers.service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 
+MOST_FILES = 65536
+"""Open files, so connections, that a process asks the system for."""
 REFUSING_SECONDS = 0.3
 """How long a process that is to stop still takes connections, to refuse them: those on their way get an answer."""
 IDLE_SECONDS = 0.1
@@ -35,13 +40,16 @@ LONGEST_PAUSE = 30.0
 
 
 def serve(settings: ServiceSettings) -> None:
-    """Serve until SIGTERM or SIGINT; then answer what was accepted and return.
+    """Serve until SIGTERM, SIGINT or another of `STOP_SIGNALS`; then answer what was accepted and return.
 
     Raises:
         ValueError, OSError: the port is taken, or a model is missing or damaged.
         ModuleNotFoundError: the extra `serve` is not installed.
     """
     _check_installed()
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each connection takes one
+    if files < (wanted := MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
     with _listening(settings) as listener, TemporaryDirectory(prefix="lora-core-serve-") as folder:
         if settings.workers == 1:
             run_process(settings, listener, Path(folder))
@@ -56,7 +64,7 @@ def run_process(
     """Load the models and answer until a signal says to stop.
 
     Args:
-        started: is told when requests are taken.
+        started: is told when requests are taken, and of what files.
     """
     os.environ.setdefault("RAYON_NUM_THREADS", str(settings.threads_of_each))  # the tokenizers' threads
     import asyncio
@@ -64,6 +72,7 @@ def run_process(
     import uvicorn
 
     from trainers.service.app import Service, create_app
+    from trainers.service.connection import impatient
 
     service = Service(settings, folder)
 
@@ -91,7 +100,7 @@ def run_process(
                 "%s at http://%s:%d in process %d", names, f"[{host}]" if ":" in host else host, port, os.getpid()
             )
             if started is not None:
-                started.send(True)
+                started.send({} if settings.reload_on_change else service.models.stamps())
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             left = settings.grace - REFUSING_SECONDS - LAST_SECONDS
@@ -103,6 +112,7 @@ def run_process(
 
     config = uvicorn.Config(
         create_app(service),
+        http=impatient(settings.timeout),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -111,7 +121,10 @@ def run_process(
         ws="none",
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    Server(config).run(sockets=[listener])
+    server = Server(config)
+    for number in set(STOP_SIGNALS) - {signal.SIGINT, signal.SIGTERM}:  # which uvicorn sees to
+        signal.signal(number, server.handle_exit)
+    server.run(sockets=[listener])
     logger.info("stopped")
     if any(model.queue.computes for model in service.models.by_name.values()):
         # A batch that nobody waits for any more: the interpreter would come to its end in the middle of it.
@@ -122,7 +135,8 @@ def run_process(
 
 
 def _run_worker(settings: ServiceSettings, listener: socket.socket, folder: Path, started: Connection) -> None:
-    """A process that the supervisor started."""
+    """A process that the supervisor started, and which ends as if asked to when that is gone."""
+    end_with_parent(by=signal.SIGTERM)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
         run_process(settings, listener, folder, started)
@@ -141,6 +155,8 @@ class _Supervisor:
         self.spawn = multiprocessing.get_context("spawn")
         self.processes: list[BaseProcess] = []
         self.starting: dict[Connection, BaseProcess] = {}
+        self.files: dict[str, tuple] | None = None
+        """What the processes have loaded, as far as they do not see to that themselves."""
         self.was_ready = False
         self.failed_starts = 0
         self.next_start = 0.0
@@ -150,21 +166,23 @@ class _Supervisor:
     def run(self) -> None:
         from prometheus_client.multiprocess import mark_process_dead
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._stop)
         status = 0
-        while not self.stopping and not status:
-            while len(self.processes) < self.settings.workers and time.monotonic() >= self.next_start:
-                self._start()
-            wait([*(process.sentinel for process in self.processes), *self.starting], timeout=0.2)
-            self._note_started()
-            for process in [process for process in self.processes if process.exitcode is not None]:
-                self.processes.remove(process)
-                if self.stopping:
-                    continue
-                mark_process_dead(process.pid)
-                status = self._after_death(process)
-        self._end()
+        try:
+            while not self.stopping and not status:
+                while len(self.processes) < self.settings.workers and time.monotonic() >= self.next_start:
+                    self._start()
+                wait([*(process.sentinel for process in self.processes), *self.starting], timeout=0.2)
+                self._note_started()
+                for process in [process for process in self.processes if process.exitcode is not None]:
+                    self.processes.remove(process)
+                    if self.stopping:
+                        continue
+                    mark_process_dead(process.pid)
+                    status = self._after_death(process)
+        finally:
+            self._end()
         if status:
             raise SystemExit(status)
 
@@ -181,10 +199,18 @@ class _Supervisor:
     def _note_started(self) -> None:
         for connection in wait(list(self.starting), timeout=0):
             assert isinstance(connection, Connection)
-            self.starting.pop(connection)
+            process = self.starting.pop(connection)
             try:
-                connection.recv()
-                self.was_ready, self.failed_starts = True, 0
+                files = connection.recv()
+                if self.files not in (None, files):
+                    logger.warning(
+                        "process %s has loaded files that were replaced since the others started: those are started "
+                        "anew", process.pid,
+                    )  # fmt: skip
+                    for other in self.processes:
+                        if other is not process:
+                            other.terminate()
+                self.files, self.was_ready, self.failed_starts = files, True, 0
             except EOFError:  # it died before
                 self.failed_starts += 1
             connection.close()
@@ -236,6 +262,8 @@ def _listening(settings: ServiceSettings) -> socket.socket:
     try:
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
+        if (error.errno or 0) < 0:  # of the resolver
+            raise OSError(f"--host {settings.host} is no address of this machine ({error.strerror})") from error
         raise OSError(
             f"cannot listen on {settings.host} port {settings.port} ({error.strerror}); give another --port"
         ) from error

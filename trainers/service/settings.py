@@ -67,6 +67,8 @@ class ServiceSettings:
                             "threads": 0, "batch_wait_ms": 0, "port": 0}.items():  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least {least}.")
+        if self.port > 65535:
+            raise ValueError(f"--port is {self.port}; expected at most 65535.")
         for name in ("max_body_mb", "timeout", "grace"):
             if not 0 < getattr(self, name) < 1e6:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected more than 0.")

@@ -1,5 +1,6 @@
 """The processes of a service: signals under load, workers that die, starts that fail."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -34,6 +35,57 @@ def test_a_stopped_service_answers_what_it_took(start, exported, workers):
     assert "Traceback" not in service.log
     with pytest.raises(ConnectionRefusedError):
         service.get("/healthz")
+
+
+@pytest.mark.fault("SIGHUP or SIGUSR1 to a service", "stops as by SIGTERM", "nothing")
+@pytest.mark.parametrize(("sig", "workers"), [(signal.SIGHUP, 2), (signal.SIGUSR1, 1)])
+def test_other_signals_stop_it_as_well(start, exported, sig, workers):
+    service = start(f"ner={exported['ner'] / 'model.onnx'}", "--threads", 1, "--workers", workers)
+    service.wait_until_ready(workers)
+    load = service.load(4)
+    service.wait_until(lambda: load.answers.count(200) > 20)
+    assert service.stop(sig) == 0
+    load.end()
+    assert load.unanswered == []
+    assert "Traceback" not in service.log
+
+
+@pytest.mark.fault("SIGKILL to a service's first process", "the others stop and free the port", "nothing")
+def test_without_a_supervisor_the_processes_stop(start, exported):
+    service = start(f"ner={exported['ner'] / 'model.onnx'}", "--threads", 1, "--workers", 2).wait_until_ready(2)
+    service.stop(signal.SIGKILL)
+    service.wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in service.workers), 30)
+    with pytest.raises(ConnectionRefusedError):
+        service.get("/healthz")
+
+
+def test_processes_that_serve_older_files_than_another_are_started_anew(start, exported, tmp_path):
+    path = tmp_path / "model.onnx"
+    shutil.copy(exported["ner"] / "model.onnx", path)
+    service = start(f"ner={path}", "--threads", 1, "--workers", 2).wait_until_ready(2)
+    shutil.copy(path, tmp_path / "new.onnx")
+    (tmp_path / "new.onnx").rename(path)
+    os.kill(service.workers[0], signal.SIGKILL)
+    service.wait_until(lambda: len(service.workers) == 4)
+    assert "files that were replaced since the others started" in service.log
+    assert service.post("/v1/models/ner:predict", {"inputs": TEXTS}).status == 200
+    assert service.stop() == 0
+
+
+def test_a_connection_without_a_request_is_closed(start, exported):
+    service = start(f"ner={exported['ner'] / 'model.onnx'}", "--threads", 1, "--timeout", 1).wait_until_ready()
+    for sent in (b"", b"POST /v1/models/ner:predict HTTP/1.1\r\nHost: x\r\n"):
+        with socket.create_connection(("127.0.0.1", service.port), timeout=20) as waiting:
+            waiting.sendall(sent)
+            assert waiting.recv(1) == b""
+    with contextlib.closing(service.connect()) as kept:  # a second head on a connection that is kept open, too
+        kept.request("GET", "/healthz")
+        assert kept.getresponse().read()
+        kept.sock.sendall(b"GET /healthz HTTP/1.1\r\n")
+        kept.sock.settimeout(20)
+        assert kept.sock.recv(1) == b""
+    assert service.request("HEAD", "/healthz").status == service.request("HEAD", "/readyz").status == 200
+    assert service.stop() == 0
 
 
 def test_a_stopped_service_ends_within_its_grace(start, exported):
@@ -131,6 +183,17 @@ def test_a_port_that_is_taken_ends_the_start_with_a_line(exported):
         port = other.getsockname()[1]
         with pytest.raises(OSError, match=rf"cannot listen on 127.0.0.1 port {port} .*give another --port"):
             serve(ServiceSettings((str(exported["ner"]),), port=port))
+
+
+@pytest.mark.parametrize(
+    ("given", "why"), [("--port=70000", "at most 65535"), ("--host=no.such.host.invalid", "no address of this machine")]
+)
+def test_an_address_that_cannot_be_is_told_in_a_line(exported, given, why):
+    command = [sys.executable, "-m", "trainers", "serve", str(exported["ner"] / "model.onnx"), given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
