@@ -129,7 +129,9 @@ class TrainConfig(Settings):
         super().__post_init__()
         self._at_least(1, "batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens", "group_by_length")
         self._at_least(1, "keep_checkpoints", "checkpoint_steps", "patience", "timeout")
-        self._at_least(0, "epochs", "weight_decay", "max_grad_norm", "workers", "checkpoint_minutes")
+        self._at_least(0, "epochs", "weight_decay", "max_grad_norm", "workers", "checkpoint_minutes", "seed")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed is {self.seed}; expected less than {2**32:,}.")
         self._share("warmup", "ema_decay")
         if self.parallel == "fsdp" and (self.precision == "fp16" or self.adversarial != "none"):
             raise ValueError(

@@ -142,7 +142,7 @@ def fit(
         log.write("epoch", **event)
         monitor.evaluated(event, best=improved)
         ended = state.epoch == plan.epochs or state.out_of_patience(config.patience)
-        peak_rate = float(max(scheduler.base_lrs))
+        peak_rate = config.learning_rate or float(max(scheduler.base_lrs))
         if world.is_main and (warning := warning_of(log.epochs(), config.metric, peak_rate, ended)):
             logger.warning(warning)
         if improved:

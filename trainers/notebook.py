@@ -18,6 +18,7 @@ import numpy as np
 
 from trainers.config import RunConfig
 from trainers.data.images.batches import ImageDataset
+from trainers.data.sources import SPLIT_NAMES, split_in_name
 from trainers.data.splits import HELD_OUT, SPLIT_SEED, hold_out, stratified_split, take
 from trainers.data.table import column_of, rows_of
 from trainers.data.texts.dataset import TextDataset
@@ -94,7 +95,7 @@ def train(data: Any, *, trackers: Sequence[Tracker] = (), **settings: Any) -> Tr
 def _train(data: Any, settings: dict[str, Any], trackers: Sequence[Tracker]) -> TrainedRun:
     config = RunConfig.from_dict(settings, "trainers.train")
     kind_of(config.task)
-    splits = dict(data) if isinstance(data, Mapping) and (not data or "train" in data) else {"train": data}
+    splits = _splits_of(data)
     datasets = {name: _dataset(split, config, f"the {name} split") for name, split in splits.items()}
     if "train" in datasets and "validation" not in datasets:
         datasets["train"], datasets["validation"] = _held_out(datasets["train"])
@@ -166,6 +167,27 @@ def _tagged(table: Any, source: str) -> TokenDataset:
     return TokenDataset.from_lists(
         [row[words] for row in rows], [row[tags] for row in rows], names=names.get(tags), source=source
     )
+
+
+def _splits_of(data: Any) -> dict[str, Any]:
+    """The splits by their names here; a table without such names is the training split.
+
+    Raises:
+        ValueError: a name beside those of splits is none's, two mean the same, or there is nothing to train on.
+    """
+    if not isinstance(data, Mapping):
+        return {"train": data}
+    meant = {name: split_in_name(name) if isinstance(name, str) else None for name in data}
+    if data and "train" not in meant.values() and not all(meant.values()):
+        return {"train": data}  # columns by name
+    for name, split in meant.items():
+        if split is None:
+            raise ValueError(f"{name!r} is no split; there are {', '.join(SPLIT_NAMES)}.")
+        if list(meant.values()).count(split) > 1:
+            raise ValueError(f"several splits mean {split}: {', '.join(n for n, s in meant.items() if s == split)}.")
+    if data and "train" not in meant.values():
+        raise ValueError(f"there is no train split among {', '.join(map(str, data))}.")
+    return {meant[name] or "": split for name, split in data.items()}
 
 
 def _held_out(train: Any) -> tuple[Any, Any]:

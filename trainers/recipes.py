@@ -9,6 +9,7 @@ rather than a higher rank (Schulman et al., "LoRA Without Regret", 2025).
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from lora_core.models import config_from_dict
 from lora_core.models.pretrained.source import read_config, resolve
@@ -79,6 +80,7 @@ def with_recipe(config: RunConfig) -> RunConfig:
     Raises:
         ValueError, OSError: the model's config.json cannot be read.
     """
+    _refuse_run(config.model)
     left_open = _left_open(config)
     if not left_open:
         return config
@@ -103,6 +105,19 @@ def recipe_of(config: RunConfig) -> Recipe:
     width = config_from_dict(read_config(resolve(config.model))).hidden_size  # type: ignore[attr-defined]  # all have it
     rate = recipe.learning_rate * min(1, MEASURED_WIDTH / width)
     return dataclasses.replace(recipe, learning_rate=float(f"{rate:.2g}"))
+
+
+def _refuse_run(model: str) -> None:
+    """Raises ValueError where the model is a run, or an adapter, in whose folder a model of its own lies elsewhere."""
+    folder = Path(model).expanduser()
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        folder = folder.parent
+    run = RunFolder(folder)
+    if model not in SCRATCH and run.settings.is_file() and run.metrics.is_file():
+        whole = folder / "best"
+        remedy = f"give {whole}" if (whole / "config.json").is_file() else (
+            f"make a model of it first: lora-core merge {folder} --output-dir FOLDER, and give that")  # fmt: skip
+        raise ValueError(f"--model {model} is a run, not a model: {remedy}.")
 
 
 def layers_of(config: RunConfig) -> tuple[str, ...]:

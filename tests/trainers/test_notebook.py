@@ -85,6 +85,28 @@ def test_what_is_no_table_is_refused_with_its_columns(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train", "valdation"], "'valdation' is no split; there are train, validation, test"),
+        (["Validation", "test"], "there is no train split among Validation, test"),
+        (["train", "val", "dev"], "several splits mean validation: val, dev"),
+    ],
+)
+def test_names_of_splits_that_mean_none_are_refused(tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        trainers.train(dict.fromkeys(names, TABLES["list of dicts"]), output_dir=str(tmp_path / "run"))
+
+
+def test_splits_may_have_the_names_that_files_have(checkpoint, tmp_path, caplog):
+    trained = trainers.train(
+        dict.fromkeys(("Train", "dev", "testing"), TABLES["list of dicts"]), model=str(checkpoint), epochs=0,
+        output_dir=str(tmp_path / "run"), fresh_head=True, quiet=True,
+    )  # fmt: skip
+    assert "test" in trained.result
+    assert "no validation split" not in caplog.text
+
+
 def test_a_data_set_of_another_task_says_which(tmp_path):
     texts = trainers.TextDataset.from_lists(["a", "b"], ["x", "y"])
     with pytest.raises(ValueError, match=r"is a TextDataset, but task is 'token.*Pass task='text-class"):

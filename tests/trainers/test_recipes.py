@@ -124,3 +124,20 @@ def test_the_help_names_the_rates(capsys):
     rates[1] += f" ({texts.lora_plus_ratio:g} times that for B)"
     assert words.lora_plus_ratio == images.lora_plus_ratio == 1
     assert f"LoRA {', '.join(rates)}; full 1e-4" in shown
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_is_no_model_and_it_is_said_where_its_model_is(method, finished):
+    folder = finished[method]
+    remedy = f"give {folder / 'best'}" if method == "full" else f"lora-core merge {folder}"
+    with pytest.raises(ValueError, match=f"--model {folder} is a run, not a model: .*{remedy}"):
+        with_recipe(RunConfig(model=str(folder)))
+    if method == "lora":
+        with pytest.raises(ValueError, match="is a run, not a model"):
+            with_recipe(RunConfig(model=str(folder / "adapter")))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_no_generator_takes_are_refused_at_once(seed):
+    with pytest.raises(ValueError, match=r"seed (must be|is)"):
+        RunConfig(seed=seed)

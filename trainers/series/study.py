@@ -75,6 +75,10 @@ class Study:
         recipes = {}
         for name, own in named.items():
             where = f"{path}, recipes.{name}"
+            if not name.strip() or set(name) & set("/\\\0") or name in (".", ".."):
+                raise ValueError(
+                    f"{where}: a recipe has a folder of its name, so the name holds no slash. Choose another."
+                )
             taken = [setting for setting in OF_THE_STUDY if setting in own or setting in shared]
             if taken:
                 raise ValueError(f"{where}: {taken[0]} is set by the study. Leave it out.")

@@ -20,7 +20,7 @@ from trainers.training.averaging import WeightAverage
 logger = logging.getLogger("trainers")
 
 COUNTERS = (
-    *("epoch", "batch", "step", "best_score", "best_epoch", "skipped", "skipped_in_row"),
+    *("epoch", "batch", "step", "best_score", "best_loss", "best_epoch", "skipped", "skipped_in_row"),
     *("epoch_labels", "epoch_tokens", "epoch_seconds", "tokens", "seconds"),
 )
 """Fields of TrainState that a checkpoint holds as they are; they are the same on every process."""
@@ -47,6 +47,8 @@ class TrainState:
     skipped_in_row: int = 0
     """Steps that it has skipped since the last that it took."""
     best_score: float | None = None
+    best_loss: float | None = None
+    """The validation loss of the best epoch."""
     best_epoch: int = 0
     epoch_loss: float = 0.0
     """Sum of this process's losses in the current epoch."""
@@ -113,16 +115,20 @@ class TrainState:
         return figures
 
     def record_score(self, scores: dict[str, Any], metric: str) -> bool:
-        """Remember the epoch if its validation score is the best so far; whether it is."""
+        """Remember the epoch if its validation score is the best so far; whether it is. Of equal scores, which few
+        examples give, that with the lower loss is better."""
         if not isinstance(scores.get(metric), (int, float)):
             known = sorted(name for name, value in scores.items() if isinstance(value, (int, float)))
             raise ValueError(f"metric {metric!r} is not among the validation scores: {', '.join(known)}.")
         score = -scores[metric] if metric == "loss" else scores[metric]
         if math.isnan(score):
             raise FloatingPointError(f"The validation score {metric!r} is not a number after epoch {self.epoch}.")
+        loss = scores.get("loss")
         improved = self.best_score is None or score > self.best_score
+        if score == self.best_score and loss is not None and self.best_loss is not None:
+            improved = loss < self.best_loss
         if improved:
-            self.best_score, self.best_epoch = score, self.epoch
+            self.best_score, self.best_loss, self.best_epoch = score, loss, self.epoch
         return improved
 
     def out_of_patience(self, patience: int | None) -> bool:

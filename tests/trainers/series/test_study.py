@@ -175,6 +175,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(study_file, tmp_path)
         ("epochs = 2", "seed = 2", "recipes.full: seed is set by the study"),
         ("[settings]", "[setting]", "unknown entry 'setting'; a study has baseline, recipes, seeds, settings"),
         ("learning_rate = 1e-2", "learning_rate = ", "is not TOML"),
+        ("[recipes.lora]", '[recipes."x/lora"]', "recipes.x/lora: a recipe has a folder of its name"),
+        ("[recipes.lora]", '[recipes.".."]', "recipes...: a recipe has a folder of its name"),
     ],
 )
 def test_a_file_that_is_no_study(study_file, tmp_path, old, new, message):

@@ -85,3 +85,14 @@ def test_checkpoints_of_older_versions_are_read_by_every_process(new_state):
         state = new_state()
         state.restore(tensors, progress, World(rank, 2, CPU))
         assert (state.read_loss(), state.epoch_seconds, state.seconds) == (0.0, 0.0, 12.0)
+
+
+def test_of_equal_scores_that_with_the_lower_loss_is_best(new_state):
+    """Few validation examples give many epochs the same score, the first of which has learnt least."""
+    state, kept = new_state(), []
+    for epoch, (f1, loss) in enumerate([(0.5, 0.9), (1.0, 0.7), (1.0, 0.2), (1.0, 0.3), (0.9, 0.1)], start=1):
+        state.epoch = epoch
+        if state.record_score({"f1": f1, "loss": loss}, "f1"):
+            kept.append(epoch)
+    assert kept == [1, 2, 3]
+    assert (state.best_epoch, state.best_score, state.best_loss) == (3, 1.0, 0.2)

@@ -43,7 +43,7 @@ class Pictures:
         """
         for spelling in (value, value.replace("\\", "/")):
             path = Path(os.path.normpath(self.folder / spelling))
-            if not any(path.is_relative_to(place) for place in self._allowed):
+            if not any(Path(os.path.abspath(path)).is_relative_to(os.path.abspath(place)) for place in self._allowed):
                 remedy = f"Use paths below it, or set {DATA_DIR_VARIABLE} to the pictures' folder"
                 raise ValueError(f"{short(value)}, outside of {self.folder}. {remedy}")
             if path.is_file():

@@ -41,6 +41,13 @@ def test_nothing_outside(folder, value):
         Pictures(folder).find(value)
 
 
+def test_a_whole_path_in_a_folder_that_is_named_from_here(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert Pictures(Path(folder.name)).find(str(folder / "train/1.jpg")).samefile(folder / "train/1.jpg")
+    with pytest.raises(ValueError, match="outside of"):
+        Pictures(Path(folder.name)).find("/etc/hostname")
+
+
 def test_several_fit(folder):
     with pytest.raises(ValueError, match=r"'1', which several pictures are called: test/1\.jpg, train/1\.jpg"):
         Pictures(folder).find("1")
