@@ -27,6 +27,11 @@ def sign_of_failure(epochs: Sequence[dict[str, Any]], metric: str) -> str | None
     if confusion.ndim == 2 and (confusion.sum(0) > 0).sum() == 1 and (confusion.sum(1) > 0).sum() > 1:
         label = list(scores["types"])[int(confusion.sum(0).argmax())]
         return f"all {confusion.sum():,} validation examples are predicted to be {label!r}"
+    if len(epochs) > 1 and scores.get("r2", 0) < 0:
+        return (
+            f"the validation R2 is {scores['r2']:.1%}, worse than the labels' mean for all would be: learn them scaled "
+            "to a mean near 0 and a deviation near 1"
+        )
     first, last = epochs[0]["train_loss"], epochs[-1]["train_loss"]
     if len(epochs) > 1 and last > (1 - LEAST_FALL) * first:
         return f"the training loss has not fallen: {first:.4f} in epoch 1, {last:.4f} in epoch {epochs[-1]['epoch']}"

@@ -25,6 +25,13 @@ GOOD = {"f1": 0.5, "confusion": [[3, 1], [2, 4]], "types": {"no": {}, "yes": {}}
             [epoch(1, 0.7, **GOOD), epoch(2, 0.2, **GOOD), epoch(3, 0.695, **GOOD)],
             "the training loss has not fallen: 0.7000 in epoch 1, 0.6950 in epoch 3",
         ),
+        (
+            [epoch(1, 9.0, pearson=0.2, r2=-5.0), epoch(2, 7.0, pearson=0.2, r2=-4.565)],
+            "the validation R2 is -456.5%, worse than the labels' mean for all would be: learn them scaled to a mean "
+            "near 0 and a deviation near 1",
+        ),
+        ([epoch(1, 9.0, pearson=0.2, r2=-5.0)], None),  # there is more to come
+        ([epoch(1, 9.0, pearson=0.2, r2=-5.0), epoch(2, 1.0, pearson=0.2, r2=0.5)], None),
     ],
 )
 def test_signs(epochs, sign):

@@ -42,6 +42,10 @@ def is_unlabelled(cell: Any, names: Sequence[str] | None) -> bool:
     return names is not None and _is_minus_one(cell) and "-1" not in names
 
 
+MANY_DECIMALS = 10
+"""Different labels with a decimal point from which on they are taken for numbers."""
+
+
 def only_minus_one(cells: Iterable[Any]) -> bool:
     """Whether every label is -1, as in the test splits of GLUE: these have none."""
     return all(map(_is_minus_one, cells))
@@ -72,12 +76,25 @@ def problem_type_of(cells: Sequence[Any], names: Sequence[str] | None = None) ->
             if not all(value.is_integer() for value in decimals):
                 return REGRESSION, f"labels are {len(decimals)} different decimals: regression"
             return SINGLE, ""
+        _refuse_all_but_numbers(cells, numbers)
         if (decimal := _decimal_with_comma(cells)) is not None:
             return REGRESSION, f"labels such as {short(decimal)} are taken for decimals with a comma: regression"
     separator = separator_of(cells, names)
     if separator:
         return MULTI, f"cells hold several labels with {separator!r} between: multi-label"
     return SINGLE, ""
+
+
+def _refuse_all_but_numbers(cells: Sequence[Any], numbers: Sequence[float | None]) -> None:
+    """Raises ValueError where the labels are decimals but for a few, which would make each of them a class."""
+    decimals = {value for value in numbers if value is not None and not value.is_integer()}
+    others = {str(cell) for cell, value in zip(cells, numbers, strict=True) if value is None}
+    if others and len(decimals) >= max(MANY_DECIMALS, 2 * len(others)):
+        raise ValueError(
+            f"{len(decimals)} different labels are decimals, but {short(min(others))} is no number. Correct it; or "
+            "empty its cell and leave such rows out (--on-bad-row skip); or --problem-type single_label_classification "
+            "takes each label as a name"
+        )
 
 
 def _decimal_with_comma(cells: Sequence[Any]) -> str | None:

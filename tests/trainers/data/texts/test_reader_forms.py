@@ -258,6 +258,23 @@ def test_numbers_and_what_the_user_says_of_labels(tmp_path, caplog):
         load_text_datasets(tmp_path, problem_type="regression")
 
 
+@pytest.mark.parametrize("odd", ["nan", "n/a", "1.37 €", "unknown"])
+def test_a_label_among_decimals_that_is_no_number_is_named(tmp_path, odd):
+    """Else each decimal would be a class of its own."""
+    scores = [f"{n}.5" for n in range(20)]
+    path = tmp_path / "test.csv"
+    path.write_text("text,score\n" + "".join(f"t {n},{cell}\n" for n, cell in enumerate([*scores, odd])))
+    with pytest.raises(ValueError, match=f"20 different labels are decimals, but '{odd}' is no number"):
+        load_text_datasets(tmp_path)
+    found = load_text_datasets(tmp_path, problem_type="single_label_classification")["test"]
+    assert len(found.labels) == 21
+    path.write_text(path.read_text().replace(f",{odd}\n", ",\n"))
+    skipping = load_text_datasets(tmp_path, on_bad_row="skip")["test"]
+    assert (len(skipping), skipping.problem_type) == (20, "regression")
+    path.write_text("text,version\n" + "".join(f"t {n},{cell}\n" for n, cell in enumerate(["1.5", "2.5", "other"] * 4)))
+    assert load_text_datasets(tmp_path)["test"].labels == ("1.5", "2.5", "other")
+
+
 def test_several_labels_and_numbers_are_split_too(tmp_path):
     for column in ("labels", "score"):
         cells = [[["x"], ["y"], ["x", "y"]][n % 3] if column == "labels" else n + 0.5 for n in range(60)]
