@@ -25,6 +25,7 @@ from trainers.data.splits import sample
 from trainers.data.texts.encode import TextProcessing, first_windows
 from trainers.data.tokenizer import TOKENIZER_FILE
 from trainers.data.tokens.reader import TokenFile
+from trainers.inputs import say_if_changed
 from trainers.loop import evaluate
 from trainers.model import load_model
 from trainers.processes.devices import usable
@@ -276,4 +277,6 @@ def evaluate_run(folder: str | Path, data: str = "", split: str = "test") -> dic
     with distributed() as world:
         finished = FinishedRun.open_fast(folder, data, world.device)
         encoded = finished.encode(finished.split(split))
+        if not data and world.is_main:
+            say_if_changed(finished.files, split, encoded)
         return evaluate(finished.model, finished.task, encoded, finished.config, world)

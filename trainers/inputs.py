@@ -107,6 +107,18 @@ def check_unchanged(folder: RunFolder, inputs: dict[str, Any]) -> None:
         folder.write_inputs({**inputs, "run": old["run"]})
 
 
+def say_if_changed(folder: RunFolder, split: str, encoded: Any) -> None:
+    """Warn where a split of a run's own data is not what it was when the run began."""
+    old = folder.read_inputs().get("data", {}).get(split)
+    now = _examples(encoded)
+    if old and old != now:
+        logger.warning(
+            "the %s split is not what it was when %s began (%s, now %s): scored is what it holds now%s",
+            split, folder.path, _count(old), _count(now),
+            "" if split == MAY_CHANGE else ", perhaps examples that the run was trained on",
+        )  # fmt: skip
+
+
 def differences(one: dict[str, Any], other: dict[str, Any], first: str, second: str) -> list[str]:
     """In what two runs' inputs differ, in words.
 

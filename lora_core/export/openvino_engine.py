@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from lora_core.export.session import real_logits
+from lora_core.models.decoding import real_logits
 from lora_core.models.layers import MICROSOFT
 
 INSTALL = "pip install 'lora-core[openvino]'"

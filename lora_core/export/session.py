@@ -252,18 +252,6 @@ class OnnxSession:
         return [CUDA, CPU] if self.metadata["precision"] == "fp32" and CUDA in _available() else [CPU]
 
 
-def real_logits(logits: np.ndarray, attention_mask: np.ndarray | None) -> np.ndarray:
-    """The logits, (B, L) or (B, T or more, L), that are not of padding: (N, L). Rows behind the T tokens are those of a
-    CRF's transitions; of a text that is all padding none count."""
-    if attention_mask is None:
-        return logits
-    mask = attention_mask != 0  # (B, T)
-    if logits.ndim == 2:
-        return logits[mask.any(axis=1)]
-    behind = np.repeat(mask.any(axis=1)[:, None], logits.shape[1] - mask.shape[1], axis=1)
-    return logits[np.concatenate([mask, behind], axis=1)]
-
-
 def file_stamp(path: Path) -> tuple[tuple[int, int, int], ...]:
     """What changes with a file, and with the weights beside it where it has them there; empty: it is not there, or
     cannot be looked at now."""

@@ -15,8 +15,8 @@ from lora_core.adapters import set_adapter, state_of
 from lora_core.export.export import check_model
 from lora_core.export.parameters import merged_parameters
 from lora_core.export.runtime import OnnxModel
-from lora_core.export.session import real_logits
 from lora_core.export.write import remove
+from lora_core.models.decoding import real_logits
 from lora_core.models.encoders.build import assemble
 from lora_core.models.task_model import TaskModel
 

@@ -1,4 +1,5 @@
-"""The best sequences of labels and their probabilities under a CRF (crf.py), in numpy: serving needs no torch.
+"""What becomes of logits, in numpy, since serving needs no torch: those that count, and under a CRF (crf.py) the best
+sequences of labels and their probabilities.
 
 Shapes: B texts, T tokens (padded), W chained positions of the longest chain, L labels.
 """
@@ -77,3 +78,15 @@ def _chained(emissions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nd
     width = int(mask.sum(1).max()) if mask.size else 0
     order = np.argsort(~mask, axis=1, kind="stable")[:, :width]  # (B, W)
     return np.take_along_axis(emissions, order[..., None], 1), np.take_along_axis(mask, order, 1)
+
+
+def real_logits(logits: np.ndarray, attention_mask: np.ndarray | None) -> np.ndarray:
+    """The logits, (B, L) or (B, T or more, L), that are not of padding: (N, L). Rows behind the T tokens are those of a
+    CRF's transitions; of a text that is all padding none count."""
+    if attention_mask is None:
+        return logits
+    mask = attention_mask != 0  # (B, T)
+    if logits.ndim == 2:
+        return logits[mask.any(axis=1)]
+    behind = np.repeat(mask.any(axis=1)[:, None], logits.shape[1] - mask.shape[1], axis=1)
+    return logits[np.concatenate([mask, behind], axis=1)]

@@ -73,14 +73,6 @@ def test_weights_that_cannot_be_shared_are_loaded_alone(make, tmp_path, monkeypa
     assert list((tmp_path / "shared").iterdir()) == []
 
 
-def test_logits_of_padding_do_not_count():
-    logits = np.arange(2 * 4 * 3, dtype=np.float32).reshape(2, 4, 3)  # three tokens, and a row behind them
-    mask = np.array([[1, 1, 0], [0, 0, 0]])
-    assert np.array_equal(session.real_logits(logits, mask), logits[0, [0, 1, 3]])
-    assert np.array_equal(session.real_logits(logits[:, 0], mask), logits[:1, 0])
-    assert np.array_equal(session.real_logits(logits, None), logits)
-
-
 def test_a_session_knows_the_file_that_it_loaded(make, tmp_path):
     path = export_onnx(make("roberta", "token-classification"), tmp_path / "model.onnx")
     loaded = OnnxSession(path, threads=1)
