@@ -5,6 +5,7 @@ whose tags are ids, named in the file's metadata; tner's sets are JSON lines who
 Most others are files of columns. A file's name tells its split; its first lines tell everything else.
 """
 
+import contextlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,7 @@ from trainers.data.sources import (
     zip_members,
 )
 from trainers.data.spans.files import find_spans
+from trainers.data.spans.reader import is_json
 from trainers.data.tokens.columns import Columns, find_columns, is_unlabelled, unused
 from trainers.data.tokens.head import ENDINGS, TAG_KEYS, WORD_KEYS, WORDS_OF, Head, TaggedFile, head_of, is_known
 from trainers.data.tokens.names import declared_names, read_names
@@ -70,7 +72,7 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "", reading:
     path = find_source(source, _patterns(), "a file or a folder")
     if found := find_spans(path, reading.encoding):
         spans = [TaggedFile(*place, "spans", encoding=reading.encoding) for place in found]
-        _check_forms(spans, path)
+        _check_forms([*spans, *_tagged_beside(spans, path, reading)], path)
         return TaggedSource(tuple(spans), read_names(Path(label_file)) if label_file else None)
     if path.is_dir():
         folder = path
@@ -99,6 +101,19 @@ def find_tagged_source(source: str | Path, label_file: str | Path = "", reading:
     notations: Counter[Notation] = Counter(file.columns.notation for file in files if file.columns.notation)
     notation: Notation | None = notations.most_common(1)[0][0] if notations else notation_of(tags)
     return TaggedSource(tuple(files), names, notation)
+
+
+def _tagged_beside(spans: Sequence[TaggedFile], path: Path, reading: Reading) -> list[TaggedFile]:
+    """Files of tagged words in a folder of texts with spans, of splits that these lack."""
+    if not path.is_dir() or any(file.path.parent != path for file in spans):
+        return []
+    known = {UNSPLIT, *(file.split for file in spans)}
+    beside = [
+        file for file in sorted(path.glob("*")) if not is_json(file.name) and (split_of(file) or UNSPLIT) not in known
+    ]
+    with contextlib.suppress(ValueError):  # named as a split, and no tagged words
+        return [head.file for head in _find_files(beside, path, reading) if head.file.split not in known]
+    return []
 
 
 def _refuse_xml(path: Path) -> None:

@@ -279,3 +279,13 @@ def test_a_table_of_lists_is_refused_as_such(tmp_path):
     (tmp_path / "ner.csv").write_text(f"Sentence #,Sentence,Tag\n{rows}")
     with pytest.raises(ValueError, match=r"ner.csv has lists in its cells, a sentence a row: .* as JSON lines"):
         find_tagged_source(tmp_path / "ner.csv")
+
+
+@pytest.mark.parametrize("other", ["valid.conll", "test.txt"])
+def test_a_split_beside_labelled_spans_in_another_form_is_not_passed_over(tmp_path, other):
+    (tmp_path / "train.jsonl").write_text('{"text": "IL-2 binds", "label": [[0, 4, "protein"]]}\n' * 4)
+    (tmp_path / other).write_text("IL-2 B-protein\nbinds O\n\n" * 4)
+    with pytest.raises(ValueError, match=f"mixes files of several forms: train.jsonl, {other}. Keep one form"):
+        find_tagged_source(tmp_path)
+    (tmp_path / other).rename(tmp_path / "notes.txt")
+    assert [file.split for file in find_tagged_source(tmp_path).files] == ["train"]
