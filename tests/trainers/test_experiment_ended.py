@@ -51,7 +51,8 @@ def test_finish_keeps_the_best_weights_of_a_run_that_was_stopped(tiny, checkpoin
     *epochs, result = events(folder)
     assert epochs == before[: len(epochs)]
     scores = [epoch["validation"]["f1"] for epoch in epochs]
-    assert result["best_epoch"] == scores.index(max(scores)) + 1
+    better = [(epoch["validation"]["f1"], -epoch["validation"]["loss"]) for epoch in epochs]
+    assert result["best_epoch"] == better.index(max(better)) + 1
     assert result["ended_early"] is True
     assert result["epochs"] == len(epochs)
     kept = load_file(folder / "checkpoints" / f"best-{result['best_epoch']}" / "tensors.safetensors")

@@ -265,7 +265,9 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_names_the_step(tiny, run
 
 def test_weights_of_the_best_epoch_are_left_in_the_model(tiny, run):
     model = tiny.build()
-    task = ScriptedTask(tiny.LABELS, model, [{"f1": 0.1}, {"f1": 0.5}, {"f1": 0.5}, {"f1": 0.2}])
+    task = ScriptedTask(tiny.LABELS, model, [
+        {"f1": 0.1}, {"f1": 0.5, "loss": 0.4}, {"f1": 0.5, "loss": 0.6}, {"f1": 0.2}
+    ])  # fmt: skip
     config = dataclasses.replace(CONFIG, epochs=4, batch_size=64, metric="f1")
     _, state = run(config, model, task)
     assert (state.epoch, state.best_epoch, state.best_score) == (4, 2, 0.5)
@@ -284,7 +286,7 @@ def test_a_lower_loss_is_better(tiny, run):
 @pytest.mark.parametrize(("patience", "last"), [(1, 2), (2, 5), (None, 6)])
 def test_stops_after_epochs_without_a_better_score(tiny, run, patience, last):
     model = tiny.build()
-    task = ScriptedTask(tiny.LABELS, model, [{"f1": score} for score in (0.3, 0.2, 0.4, 0.4, 0.1, 0.9)])
+    task = ScriptedTask(tiny.LABELS, model, [{"f1": f1, "loss": 1.0} for f1 in (0.3, 0.2, 0.4, 0.4, 0.1, 0.9)])
     config = dataclasses.replace(CONFIG, epochs=6, batch_size=80, metric="f1", patience=patience)
     _, state = run(config, model, task)
     assert state.epoch == last
