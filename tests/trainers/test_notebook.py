@@ -88,7 +88,7 @@ def test_what_is_no_table_is_refused_with_its_columns(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train", "valdation"], "'valdation' is no split; there are train, validation, test"),
+        (["train", "heldout"], "'heldout' is no split; there are train, validation, test"),
         (["Validation", "test"], "there is no train split among Validation, test"),
         (["train", "val", "dev"], "several splits mean validation: val, dev"),
     ],
