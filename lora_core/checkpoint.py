@@ -146,7 +146,7 @@ def load_adapter(
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
     try:
-        _fill(model, adapter_name, tensors, folder / WEIGHTS_FILE)
+        _fill(model, adapter_name, tensors, _weights_file(folder))
     except ValueError:
         if fresh:
             eject_lora(model)
@@ -252,14 +252,22 @@ def _whole_embeddings(model: nn.Module, names: Sequence[str], tensors: Mapping[s
     ]
 
 
+def _weights_file(folder: Path) -> Path:
+    """The file of ``folder`` that holds its tensors: the pickle where there is nothing else."""
+    pickled = folder / PICKLED_WEIGHTS_FILE
+    return pickled if pickled.exists() and not (folder / WEIGHTS_FILE).exists() else folder / WEIGHTS_FILE
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of adapter_model.safetensors in ``folder``, or of the pickle that older versions of PEFT wrote; less
     the copies of the head of PEFT's bias="all"."""
-    file, pickled = folder / WEIGHTS_FILE, folder / PICKLED_WEIGHTS_FILE
-    if not file.exists() and not pickled.exists():
-        raise ValueError(f"{file} does not exist.")
+    file = _weights_file(folder)
+    if not file.exists():
+        raise ValueError(
+            f"{file} does not exist, nor does {PICKLED_WEIGHTS_FILE} there. Copy or save the adapter again."
+        )
     try:
-        tensors = load_file(regular_file(file)) if file.exists() else read_pickle(regular_file(pickled))
+        tensors = (load_file if file.name == WEIGHTS_FILE else read_pickle)(regular_file(file))
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged ({error}). Copy or save it again.") from error
     copies = (".modules_to_save.", ".original_module.")

@@ -1,8 +1,8 @@
 """Tensors that adapters train in full: those of a task head (modules_to_save), and biases.
 
 The base model and each adapter have their own of such a tensor, and just one of them is in its place at a time. The
-others wait, registered in the same module under names of their own (the base model's as `waiting_weight`, an adapter's
-as `waiting_weight_of_NAME`): so they are moved and cast, kept by `state_dict` and seen by an optimiser like all else.
+others wait, registered in the same module under names of their own (the base model's as `_waiting_weight`, an adapter's
+as `_waiting_weight_of_NAME`): so they are moved and cast, kept by `state_dict` and seen by an optimiser like all else.
 What is in place is the truth: it may be replaced there, as `load_state_dict(assign=True)` does.
 
 In a model in half precision, which would round small steps away, a module of which an adapter owns every parameter is
@@ -22,7 +22,8 @@ from lora_core.layers import LoRALayer
 BASE = ""
 """The base model among the owners, which are adapters by name otherwise."""
 HALF = (torch.float16, torch.bfloat16)
-_WAITING = "waiting_"
+_WAITING = "_waiting_"
+"""Begins with what no module calls its parameters."""
 
 
 def is_waiting(path: str) -> bool:

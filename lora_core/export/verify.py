@@ -63,8 +63,7 @@ def verify_onnx(
 ) -> float:
     """Return the largest difference between the logits of ``model`` and those of the fp32 file, over all batches.
 
-    Of padding it is only asked that its logits are finite. A model in half precision is compared
-    as it is in fp32.
+    Of padding it is only asked that its logits are finite. A model in half precision is compared as it is in fp32.
 
     Args:
         batches: the model's inputs: `parity_batches` for text, {"pixel_values": (B, C, height, width)} for images.

@@ -70,7 +70,7 @@ def test_a_state_dict_holds_every_adapter(bias, make, two, run):
         assert torch.equal(run(fresh), run(model))
     set_adapter(model, "b")
     set_adapter(fresh, "a")
-    with pytest.raises(RuntimeError, match="waiting_weight_of_a"):  # b's head is not put into a in silence
+    with pytest.raises(RuntimeError, match="_waiting_weight_of_a"):  # b's head is not put into a in silence
         fresh.load_state_dict(model.state_dict())
 
 
@@ -138,7 +138,7 @@ def test_counts_leave_out_what_waits(make):
     base = parameter_counts(model)[1]
     inject_lora(model, bias="all")
     waiting = [path for path, _ in model.named_parameters() if is_waiting(path)]
-    assert "classifier.waiting_weight" in waiting
+    assert "classifier._waiting_weight" in waiting
     lora = sum(p.numel() for path, p in model.named_parameters() if ".lora." in path)
     assert parameter_counts(model)[1] == base + lora
     eject_lora(model)
