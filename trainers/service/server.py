@@ -1,5 +1,6 @@
 """The processes of a service: one that answers, or several on one port and one that replaces those that die."""
 
+import contextlib
 import importlib
 import logging
 import multiprocessing
@@ -49,7 +50,8 @@ def serve(settings: ServiceSettings) -> None:
     _check_installed()
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each connection takes one
     if files < (wanted := MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+        with contextlib.suppress(OSError, ValueError):  # systems with a lower limit of their own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
     with _listening(settings) as listener, TemporaryDirectory(prefix="lora-core-serve-") as folder:
         if settings.workers == 1:
             run_process(settings, listener, Path(folder))
