@@ -126,9 +126,8 @@ def test_a_step_costs_no_reading_and_no_text_until_the_clock_says_so(tiny, alone
     assert len(read) in (4, 5)  # once a second
 
 
-def test_the_time_left_and_the_memory_are_told_once_after_the_first_steps(tiny, alone, capsys):
-    monitor, state = Monitor(TrainConfig(epochs=1), alone), started(tiny)
-    monitor.begin(state, FakePlan(tiny.windows(2000)), tiny.windows(4))
+def forty_steps(monitor, state, after=lambda: None):
+    """Half a second each, by a clock of their own."""
     now = [0.0]
     monitor._forecast._clock, monitor._refreshed = lambda: now[0], 0.0
     with monitor.epoch(1000):
@@ -137,8 +136,15 @@ def test_the_time_left_and_the_memory_are_told_once_after_the_first_steps(tiny, 
             now[0] += 0.5
             state.epoch_seconds = now[0]
             monitor.step()
-            if state.step == 6:
-                assert capsys.readouterr().out == ""  # too little to tell by
+            after()
+
+
+def test_the_time_left_and_the_memory_are_told_once_after_the_first_steps(tiny, alone, capsys):
+    monitor, state = Monitor(TrainConfig(epochs=1), alone), started(tiny)
+    monitor.begin(state, FakePlan(tiny.windows(2000)), tiny.windows(4))
+    seen = []
+    forty_steps(monitor, state, lambda: state.step != 6 or seen.append(capsys.readouterr().out))
+    assert seen == [""]  # too little to tell by
     told = capsys.readouterr().out
     left = int(tiny.windows(2000).lengths.sum() / 40 * 0.5 / 60)
     assert re.fullmatch(
@@ -209,13 +215,6 @@ def test_threads_without_cores_are_told_of(tiny, alone, capsys, monkeypatch, thr
     monitor, state = Monitor(TrainConfig(epochs=1, workers=workers), alone), started(tiny)
     monitor.begin(state, FakePlan(tiny.windows(2000)), tiny.windows(4))
     monkeypatch.setattr(monitor._others, "cores", lambda: others)
-    now = [0.0]
-    monitor._forecast._clock, monitor._refreshed = lambda: now[0], 0.0
-    with monitor.epoch(1000):
-        for _ in range(40):
-            state.end_step(labels=4, tokens=40)
-            now[0] += 0.5
-            state.epoch_seconds = now[0]
-            monitor.step()
+    forty_steps(monitor, state)
     line = f"Other processes keep {others} of the 2 cores busy, and threads wait for the slowest:\n"
     assert capsys.readouterr().out.count(line) == told
